@@ -1,0 +1,33 @@
+"""What every attention function demands of its arguments: one ValueError that names the offending number."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+BACKENDS = ("auto", "reference", "torch")
+
+
+def require(condition: bool, message: str) -> None:
+    if not condition:
+        raise ValueError(message)
+
+
+def check_backend(backend: str) -> None:
+    require(backend in BACKENDS, f"backend {backend!r} is none of {', '.join(BACKENDS)}")
+
+
+def check_pair(x: Tensor, y: Tensor, v: Tensor, names: str) -> None:
+    """x [B, T, H, D] scores against y [B, T, Hkv, D], which carries v [B, T, Hkv, Dv]."""
+    first, second = names
+    for name, tensor in ((first, x), (second, y), ("v", v)):
+        require(tensor.ndim == 4, f"{name} has {tensor.ndim} dimensions {tuple(tensor.shape)}; [B, T, H, D] needs 4")
+    require(x.shape[:2] == y.shape[:2] == v.shape[:2],
+            f"{first}, {second} and v disagree on [B, T]: {list(x.shape[:2])}, {list(y.shape[:2])}, {list(v.shape[:2])}")
+    require(x.shape[3] == y.shape[3], f"{first} has head dimension {x.shape[3]}, {second} has {y.shape[3]}")
+    require(y.shape[2] == v.shape[2], f"{second} has {y.shape[2]} heads, v has {v.shape[2]}")
+    require(x.shape[2] % v.shape[2] == 0, f"{x.shape[2]} query heads are no multiple of {v.shape[2]} key-value heads")
+    require(x.shape[1] > 0, f"{first} has no tokens")
+
+
+def check_degree(degree: int) -> None:
+    require(degree > 0 and degree % 2 == 0, f"degree {degree} is not a positive even number, so weights could be negative")

@@ -1,0 +1,33 @@
+"""Exact polynomial attention, quadratic in time and linear in memory: the baseline that a sketch approximates."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from lcpt_kernels import reference
+from lcpt_kernels.arguments import check_backend, check_degree, check_pair
+from lcpt_kernels.chunked import Plan, Power, block_causal_attention
+
+ROWS = 256  # queries at a time: bounds the memory of a tile of scores to ROWS × T
+
+
+def polynomial_attention(
+    q: Tensor, k: Tensor, v: Tensor, *, degree: int = 4, scale: float = 1.0, offset: float | None = None,
+    backend: str = "auto",
+) -> Tensor:
+    """o_t = Σ_{s ≤ t} w_ts v_s / (offset + Σ_{s ≤ t} w_ts),  w_ts = (scale · q_t·k_s)^degree, degree even.
+
+    q [B, T, H, D]; k [B, T, Hkv, D]; v [B, T, Hkv, Dv]; H a multiple of Hkv; floating point, strides free.
+    offset None: scale^degree, which makes the result independent of how q and k share the scale. 0/0 is 0.
+    backend: "reference", "torch" or "auto". Returns o [B, T, H, Dv] in q's dtype.
+    ValueError names a shape or a number that does not fit. Source: PolySketchFormer (arXiv 2310.01655).
+    """
+    check_backend(backend)
+    check_pair(q, k, v, "qk")
+    check_degree(degree)
+    offset = scale**degree if offset is None else offset
+    k, v = (x.repeat_interleave(q.shape[2] // x.shape[2], dim=2) for x in (k, v))
+    if backend == "reference":
+        return reference.polynomial_attention(q, k, v, degree, scale, offset)
+    plan = Plan(Power(degree), None, scale, offset, block_size=ROWS, local_blocks=-(-q.shape[1] // ROWS))
+    return block_causal_attention(q, k, v, None, None, plan)

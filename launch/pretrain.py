@@ -1,0 +1,55 @@
+"""Pretrain a model.
+
+    deepspeed [--num_accelerators N] launch/pretrain.py --config configs/demo.yaml training.lr=3e-3
+    python launch/pretrain.py --config configs/demo.yaml --dry-run
+
+Anything in the config changes by section.key=value. Exit code 2: bad input, said in one line.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+
+from lcpt.config import ConfigError, load_config, to_yaml
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", required=True, help="a YAML file, see configs/")
+    parser.add_argument("--dry-run", action="store_true", help="print the config and its cost, train nothing")
+    parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # the deepspeed launcher adds it
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value")
+    arguments = parser.parse_intermixed_args()
+    try:
+        config = load_config(arguments.config, arguments.overrides)
+    except ConfigError as error:
+        return refuse(error)
+    if arguments.dry_run:
+        from lcpt.training.dry_run import describe
+
+        print(to_yaml(config) + "\n" + describe(config, int(os.environ.get("WORLD_SIZE", 1))))
+        return 0
+
+    from lcpt.parallel import groups
+    from lcpt.training.loop import train
+
+    groups.join()
+    try:
+        train(config, to_yaml(config))
+    except groups.SetupError as error:
+        return refuse(error)
+    finally:
+        groups.leave()
+    return 0
+
+
+def refuse(error: Exception) -> int:
+    if os.environ.get("RANK", "0") == "0":
+        print(f"error: {error}", file=sys.stderr)
+    return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Long-context pretraining of GPT-style language models with attention of linear cost."""

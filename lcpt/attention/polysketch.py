@@ -1,0 +1,70 @@
+"""polysketch: exact (q·k/d)^4 in the local blocks, a sketch of it in a running state before them, at linear cost.
+
+PolySketchFormer (arXiv 2310.01655): w_ts = (q·k/d)^4 locally, e^γ (S(q)·S(k))² earlier, one normaliser for both.
+γ, learned per head, balances the two parts.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from lcpt.attention.base import Attention
+from lcpt.attention.sketch import GaussianSketch, LearnedSketch
+from lcpt_kernels import squared_attention
+from lcpt_kernels.features import QuadraticFeatures
+
+DEGREE = 4  # a sketch of degree two, squared
+
+
+@dataclass
+class PolysketchConfig:
+    sketch: str = "learned"  # learned | gaussian
+    size: int = 32  # r: the state holds about r²/2 features
+    expansion: int = 2  # hidden width of the learned sketch, in multiples of r
+    local_blocks: int = 1  # blocks seen exactly: this one, and the local_blocks - 1 before it
+
+    def __post_init__(self):
+        if self.sketch not in ("learned", "gaussian"):
+            raise ValueError(f"model.attention.polysketch.sketch is {self.sketch!r}; it is learned or gaussian")
+        if self.size < 1 or self.expansion < 1:
+            raise ValueError(f"model.attention.polysketch: size {self.size} and expansion {self.expansion} must be ≥ 1")
+        if self.local_blocks not in (1, 2):
+            raise ValueError(f"model.attention.polysketch.local_blocks is {self.local_blocks}; it is 1 or 2")
+
+
+class Polysketch(Attention):
+    def __init__(self, d_model, n_heads, n_kv_heads, config):
+        super().__init__(d_model, n_heads, n_kv_heads, config)
+        own: PolysketchConfig = config.polysketch
+        self.block_size, self.local_blocks, self.size = config.block_size, own.local_blocks, own.size
+        self.gamma = nn.Parameter(torch.zeros(n_heads))
+        if own.sketch == "gaussian":
+            self.sketch = GaussianSketch(self.head_dim, own.size)
+        else:
+            self.sketch = LearnedSketch(self.head_dim, own.size, own.expansion)
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        a = self.sketch(q) * torch.exp(self.gamma / 2)[:, None]
+        b = self.sketch(k)
+        o, _ = squared_attention(
+            a, b, v, q=q, k=k, degree=DEGREE, scale=1 / self.head_dim, block_size=self.block_size,
+            local_blocks=self.local_blocks,
+        )
+        return o
+
+    def attend_flops(self, context: int) -> tuple[float, float]:
+        sketches = (self.n_heads + self.n_kv_heads) * self.sketch.flops()
+        product = 2 * self.n_heads * self.head_dim
+        near = product * min(context, self.block_size * self.local_blocks)  # one matrix product over the local tile
+        far = product * self._features() * (context > self.block_size * self.local_blocks)  # one with the state
+        return sketches + 2 * near + 2 * far, 2 * sketches + 5 * near + 5 * far
+
+    def state_bytes(self, context: int) -> int:
+        tail = self.block_size * self.local_blocks * (2 * self.head_dim + self.size)
+        return 4 * self.n_kv_heads * (self._features() * (self.head_dim + 1) + tail)
+
+    def _features(self) -> int:
+        return QuadraticFeatures(self.size, (0, 0, 1)).dimension

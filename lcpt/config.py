@@ -1,0 +1,87 @@
+"""The one configuration of an experiment: composed from the sections, read from YAML, overridden by section.key=value."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from omegaconf import OmegaConf
+from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
+
+from lcpt.checkpoint import CheckpointConfig
+from lcpt.data import DataConfig
+from lcpt.model import ModelConfig
+from lcpt.training.engine import ParallelConfig
+from lcpt.training.loop import TrainingConfig
+from lcpt.training.run_folder import RunConfig
+
+
+class ConfigError(ValueError):
+    """One line that names the key and the remedy."""
+
+
+@dataclass
+class Config:
+    run: RunConfig = field(default_factory=RunConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+
+    def __post_init__(self):
+        tokens, context = self.training.global_batch_tokens, self.data.context
+        if tokens % context:
+            raise ValueError(f"training.global_batch_tokens {tokens} is no multiple of data.context {context}; "
+                             f"take {max(1, round(tokens / context)) * context}")
+        if self.training.valid_tokens < context:
+            raise ValueError(f"training.valid_tokens {self.training.valid_tokens} is less than data.context {context}")
+
+    @property
+    def sequences(self) -> int:
+        """Sequences of one optimizer step, over all ranks."""
+        return self.training.global_batch_tokens // self.data.context
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
+    """The checked Config of a YAML file and of overrides 'section.key=value'. Raises ConfigError."""
+    if not Path(path).is_file():
+        raise ConfigError(f"there is no config file {path}; configs/ holds some to start from")
+    for override in overrides:
+        if "=" not in override:
+            raise ConfigError(f"override {override!r} is not of the form section.key=value")
+    try:
+        given = OmegaConf.merge(OmegaConf.load(path), OmegaConf.from_dotlist(list(overrides)))
+    except Exception as error:  # a YAML parser's errors have no common class
+        raise ConfigError(f"{path} is no readable YAML: {_one_line(error)}") from error
+    try:
+        merged = OmegaConf.merge(OmegaConf.structured(Config), given)
+        if missing := OmegaConf.missing_keys(merged):
+            raise ConfigError(f"{path} does not set {', '.join(sorted(missing))}, which has no default")
+        return OmegaConf.to_object(merged)
+    except ConfigKeyError as error:
+        raise ConfigError(_unknown_key(error.full_key or str(error.key), path)) from error
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"{error.full_key or path}: {_one_line(error)}") from error
+    except ValueError as error:
+        raise ConfigError(_one_line(error)) from error
+
+
+def to_yaml(config: Config) -> str:
+    """Every key with its value, as load_config reads it back."""
+    return OmegaConf.to_yaml(OmegaConf.structured(config))
+
+
+def _unknown_key(key: str, path) -> str:
+    section, _, name = key.rpartition(".")
+    schema = OmegaConf.structured(Config)
+    known = [str(k) for k in (OmegaConf.select(schema, section) if section else schema)]
+    close = difflib.get_close_matches(name, known, n=1)
+    hint = f"did you mean {close[0]}?" if close else f"known are {', '.join(known)}"
+    return f"unknown key {key} in {path} or the overrides; {hint}"
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split("\n    full_key")[0].split())

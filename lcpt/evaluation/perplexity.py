@@ -1,0 +1,93 @@
+"""Loss, perplexity and bits per byte of a model on whole documents."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+import torch
+
+from lcpt.evaluation.windows import Window
+from lcpt.model import GPT
+
+BINS = 32  # of loss_by_position
+RESAMPLES = 2000
+
+
+def score(model: GPT, windows: Iterable[Window], batch: int, device: torch.device) -> Iterator[tuple[Window, np.ndarray]]:
+    """(window, -log p of its labels in nats, fp32 [n], 0 where the label is -1), in order.
+
+    Windows of a batch are padded behind their end, which a causal model cannot see.
+    """
+    pending: list[Window] = []
+    for window in windows:
+        pending.append(window)
+        if len(pending) == batch:
+            yield from _score_batch(model, pending, device)
+            pending = []
+    if pending:
+        yield from _score_batch(model, pending, device)
+
+
+def _score_batch(model, pending, device):
+    length = max(len(window.inputs) for window in pending)
+    inputs, labels = (
+        torch.from_numpy(np.stack([np.pad(x, (0, length - len(x)), constant_values=fill) for x in column])).to(device)
+        for column, fill in (([w.inputs for w in pending], 0), ([w.labels for w in pending], -1))
+    )
+    losses = model.token_losses(inputs, labels).float().cpu().numpy()
+    for window, row in zip(pending, losses, strict=True):
+        yield window, row[: len(window.inputs)]
+
+
+class Tally:
+    """Sums over scored windows, and the report of section 3 of DESIGN.md."""
+
+    def __init__(self, token_bytes: np.ndarray, context: int):
+        self.token_bytes, self.context = token_bytes, context
+        self.nats, self.tokens, self.bytes = [], [], []  # of each window
+        self.position_nats, self.position_tokens = np.zeros(context), np.zeros(context, dtype=np.int64)
+
+    def add(self, window: Window, losses: np.ndarray) -> None:
+        scored = window.labels >= 0
+        self.nats.append(losses[scored].sum(dtype=np.float64))
+        self.tokens.append(int(scored.sum()))
+        self.bytes.append(int(self.token_bytes[window.labels[scored]].sum()))
+        self.position_nats[: len(losses)] += losses * scored
+        self.position_tokens[: len(losses)] += scored
+
+    def report(self) -> dict:
+        """tokens_scored, bytes_scored, loss (nats a token), perplexity, bits_per_byte with its 95 % interval, and
+        loss_by_position: the loss at BINS ranges of the number of tokens that a scored token could look back on."""
+        nats, tokens, n_bytes = sum(self.nats), sum(self.tokens), sum(self.bytes)
+        return {
+            "tokens_scored": tokens,
+            "bytes_scored": n_bytes,
+            "loss": nats / tokens,
+            "perplexity": math.exp(nats / tokens),
+            "bits_per_byte": bits_per_byte(nats, n_bytes),
+            "bits_per_byte_interval": self._interval(),
+            "loss_by_position": self._loss_by_position(),
+        }
+
+    def _interval(self) -> list[float]:
+        """2.5 and 97.5 percentiles over bootstrap samples of the windows: variation within these documents."""
+        nats, n_bytes = np.array(self.nats), np.array(self.bytes)
+        drawn = np.random.default_rng(0).integers(len(nats), size=(RESAMPLES, len(nats)))
+        ratios = nats[drawn].sum(1) / np.maximum(n_bytes[drawn].sum(1), 1) / math.log(2)
+        return np.percentile(ratios, [2.5, 97.5]).tolist()
+
+    def _loss_by_position(self) -> list[dict]:
+        edges = np.unique(np.linspace(0, self.context, BINS + 1).round().astype(int))
+        bins = []
+        for start, end in zip(edges[:-1].tolist(), edges[1:].tolist(), strict=True):
+            tokens = int(self.position_tokens[start:end].sum())
+            if tokens:
+                loss = float(self.position_nats[start:end].sum() / tokens)
+                bins.append({"start": start, "end": end, "tokens": tokens, "loss": loss})
+        return bins
+
+
+def bits_per_byte(nats: float, n_bytes: float) -> float:
+    return nats / n_bytes / math.log(2)

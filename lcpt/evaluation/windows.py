@@ -1,0 +1,33 @@
+"""How a long document is cut for a model of bounded context: every token scored once, with context before it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+
+
+class Window(NamedTuple):
+    """inputs and labels int64 [n ≤ context]; labels are -1 where a token is context only."""
+
+    document: int
+    inputs: np.ndarray
+    labels: np.ndarray
+
+
+def windows(document: int, tokens: np.ndarray, context: int, stride: int) -> Iterator[Window]:
+    """Cut tokens [n + 1], BOS first, into windows that begin `stride` apart; all but BOS are scored.
+
+    stride = context: disjoint windows, each but the first knowing one token before its own. A smaller stride gives
+    every scored token at least context - stride tokens of context, at context/stride times the cost.
+    """
+    end = 0  # labels before this one are scored
+    for begin in range(0, len(tokens) - 1, stride):
+        inputs = tokens[begin : begin + context + 1][:-1]
+        labels = tokens[begin + 1 : begin + context + 1].copy()
+        labels[: max(0, end - begin)] = -1
+        end = begin + len(inputs)
+        yield Window(document, inputs, labels)
+        if end == len(tokens) - 1:
+            return

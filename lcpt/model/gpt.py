@@ -1,0 +1,115 @@
+"""The GPT: pre-norm blocks of attention and GEGLU, rotary positions, one matrix for embedding and head."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from lcpt.attention import ATTENTION, AttentionConfig
+from lcpt.attention.base import rotary_table
+from lcpt.model.loss import cross_entropy, token_losses
+
+
+@dataclass
+class ModelConfig:
+    n_layers: int = 12
+    d_model: int = 768
+    n_heads: int = 12
+    n_kv_heads: int | None = None  # None: n_heads
+    vocab_size: int = 32000
+    d_ff: int | None = None  # width of the GEGLU; None: 8/3 d_model, in multiples of 8
+    rope_base: float = 10000.0
+    activation_checkpointing: bool = False  # keep a block's input only, compute the block again in backward
+    attention: AttentionConfig = field(default_factory=AttentionConfig)
+
+    def __post_init__(self):
+        for name in ("n_layers", "d_model", "n_heads", "kv_heads", "vocab_size", "ff_width"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"model: {name} is {getattr(self, name)}; it must be ≥ 1")
+        if self.d_model % (2 * self.n_heads):
+            raise ValueError(f"model.d_model {self.d_model} over model.n_heads {self.n_heads} is no even head dimension")
+        if self.n_heads % self.kv_heads:
+            raise ValueError(f"model.n_heads {self.n_heads} is no multiple of model.n_kv_heads {self.kv_heads}")
+
+    @property
+    def kv_heads(self) -> int:
+        return self.n_heads if self.n_kv_heads is None else self.n_kv_heads
+
+    @property
+    def ff_width(self) -> int:
+        return self.d_model * 8 // 3 // 8 * 8 if self.d_ff is None else self.d_ff
+
+
+class GPT(nn.Module):
+    """tokens int64 [B, T], any T ≥ 1 -> logits [B, T, V], or with labels the summed loss and its count."""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.config = config
+        self.embedding = nn.Embedding(config.vocab_size, config.d_model)
+        self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.n_layers))
+        self.norm = nn.LayerNorm(config.d_model, bias=False)
+        self._initialise()
+
+    def forward(self, tokens: Tensor, labels: Tensor | None = None):
+        """labels int64 [B, T], already shifted, < 0 where none: -> (loss sum in nats, count of labels ≥ 0)."""
+        hidden = self.hidden(tokens)
+        if labels is None:
+            return hidden @ self.embedding.weight.mT
+        return cross_entropy(hidden, self.embedding.weight, labels)
+
+    @torch.no_grad()
+    def token_losses(self, tokens: Tensor, labels: Tensor) -> Tensor:
+        """-log p(label) of every position in nats, fp32 [B, T], 0 where the label is negative."""
+        return token_losses(self.hidden(tokens), self.embedding.weight, labels)
+
+    def hidden(self, tokens: Tensor) -> Tensor:
+        """The normed output of the last block, [B, T, d_model]."""
+        head_dim = self.config.d_model // self.config.n_heads
+        rotary = rotary_table(tokens.shape[1], head_dim, self.config.rope_base, tokens.device)
+        x = self.embedding(tokens)
+        for block in self.blocks:
+            if self.config.activation_checkpointing and torch.is_grad_enabled():
+                x = checkpoint(block, x, rotary, use_reentrant=False)
+            else:
+                x = block(x, rotary)
+        return self.norm(x)
+
+    def _initialise(self) -> None:
+        """GPT-2's: N(0, 0.02²), and 1/√(2 layers) of it for what is added to the residual stream."""
+        for name, parameter in self.named_parameters():
+            if name.endswith((".out.weight", ".down.weight")):
+                nn.init.normal_(parameter, std=0.02 * (2 * self.config.n_layers) ** -0.5)
+            elif name.endswith(("embedding.weight", ".qkv.weight", ".up.weight")):
+                nn.init.normal_(parameter, std=0.02)
+
+
+class Block(nn.Module):
+    def __init__(self, config: ModelConfig, layer: int):
+        super().__init__()
+        kind = ATTENTION[config.attention.kind_of_layer(layer)]
+        self.attention_norm = nn.LayerNorm(config.d_model, bias=False)
+        self.attention = kind(config.d_model, config.n_heads, config.kv_heads, config.attention)
+        self.feed_forward_norm = nn.LayerNorm(config.d_model, bias=False)
+        self.feed_forward = GEGLU(config.d_model, config.ff_width)
+
+    def forward(self, x: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
+        x = x + self.attention(self.attention_norm(x), rotary)
+        return x + self.feed_forward(self.feed_forward_norm(x))
+
+
+class GEGLU(nn.Module):
+    """W_down (GELU(W_gate x) ∘ W_value x) (arXiv 2002.05202)."""
+
+    def __init__(self, d_model: int, d_ff: int):
+        super().__init__()
+        self.up = nn.Linear(d_model, 2 * d_ff, bias=False)
+        self.down = nn.Linear(d_ff, d_model, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate, value = self.up(x).chunk(2, dim=-1)
+        return self.down(F.gelu(gate) * value)

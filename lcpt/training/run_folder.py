@@ -1,0 +1,67 @@
+"""The folder of one run: what was asked for, on what, and every step's numbers."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from omegaconf import MISSING
+
+from lcpt.checkpoint.files import replace_text
+
+PACKAGES = ("torch", "deepspeed", "triton", "numpy", "sentencepiece", "safetensors")
+
+
+@dataclass
+class RunConfig:
+    dir: str = MISSING
+    seed: int = 0
+
+
+def create_run_folder(folder: Path, config_yaml: str, world: int) -> None:
+    """Write config.yaml and environment.json. Raises ValueError if the folder holds a run already."""
+    if (folder / "metrics.jsonl").exists() or (folder / "checkpoints").exists():
+        raise ValueError(f"{folder} already holds a run; name another run.dir or remove that folder")
+    folder.mkdir(parents=True, exist_ok=True)
+    replace_text(folder / "config.yaml", config_yaml)
+    replace_text(folder / "environment.json", json.dumps(environment(world), indent=2) + "\n")
+
+
+def environment(world: int) -> dict:
+    """Versions, devices and the command: what one needs to repeat a run."""
+    return {
+        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "world_size": world,
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or "cpu",
+        "cpu_count": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "git_commit": git_commit(),
+        "versions": {"python": platform.python_version(), **package_versions()},
+    }
+
+
+def package_versions() -> dict[str, str]:
+    found = {}
+    for package in PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            found[package] = "absent"
+    return found
+
+
+def git_commit() -> str | None:
+    """The commit of lcpt's own checkout, None outside one."""
+    here = Path(__file__).parent
+    try:
+        done = subprocess.run(["git", "-C", here, "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+    except OSError:
+        return None
+    return done.stdout.strip() or None
