@@ -1,0 +1,122 @@
+"""A prepared folder, opened, checked and read."""
+
+from __future__ import annotations
+
+import bisect
+import functools
+import itertools
+from pathlib import Path
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+
+from lcpt.data.errors import DataError, first_line
+from lcpt.data.manifest import TOKENIZER, file_sha256, load_manifest
+
+HASHED_AT_OPEN = 2**30  # bytes of shards up to which opening a corpus also verifies their sha256
+SAFETENSORS_NAME = {"uint16": "U16", "uint32": "U32"}
+REMEDY = "prepare the data again, or restore the file"
+
+
+class Corpus:
+    """A prepared folder; its shards are one stream of tokens, in which every document begins with BOS.
+
+    Opening checks the manifest, the tokenizer and the shape of every shard, and with `hash_shards` also the content
+    of shards of HASHED_AT_OPEN bytes or less in all (one rank of a node is enough). Raises DataError naming the file.
+
+    Attributes: folder, manifest (dict), fingerprint (hex sha256 of the content), vocab_size, bos_id, tokens (length
+    of the stream), tokenizer (path of the model). len(corpus) is the number of documents.
+    """
+
+    def __init__(self, folder: str | Path, hash_shards: bool = True):
+        self.folder = Path(folder)
+        self.manifest = load_manifest(folder)
+        self.fingerprint: str = self.manifest["sha256"]
+        self.vocab_size: int = self.manifest["vocab_size"]
+        self.bos_id: int = self.manifest["bos_id"]
+        self.tokens: int = self.manifest["tokens"]
+        self.tokenizer = self.folder / TOKENIZER
+        check_tokenizer(self.folder, self.manifest)
+        shards = self.manifest["shards"]
+        hashed = hash_shards and sum(shard["size_bytes"] for shard in shards) <= HASHED_AT_OPEN
+        self._files = [open_shard(self.folder, self.manifest, shard, hashed) for shard in shards]
+        self._tokens = [file.get_slice("tokens") for file in self._files]
+        self._token_starts = [0, *itertools.accumulate(shard["tokens"] for shard in shards)]
+        self._document_starts = [0, *itertools.accumulate(shard["documents"] for shard in shards)]
+        self._index = functools.lru_cache(maxsize=4)(self._read_index)  # of the shards last asked for
+
+    def __len__(self) -> int:
+        return self.manifest["documents"]
+
+    def read(self, start: int, stop: int) -> np.ndarray:
+        """int64 [stop - start]: that part of the stream. Raises IndexError outside 0 <= start <= stop <= tokens."""
+        if not 0 <= start <= stop <= self.tokens:
+            raise IndexError(f"tokens {start} to {stop} of a stream of {self.tokens}")
+        out = np.empty(stop - start, dtype=np.int64)
+        shard = bisect.bisect_right(self._token_starts, start) - 1
+        position = start
+        while position < stop:
+            first, end = self._token_starts[shard : shard + 2]
+            upto = min(stop, end)
+            out[position - start : upto - start] = self._tokens[shard][position - first : upto - first]
+            position, shard = upto, shard + 1
+        return out
+
+    def document(self, number: int) -> tuple[str, np.ndarray, int]:
+        """(id, tokens int64 [n] with BOS first, bytes of the original UTF-8 text) of document 0 <= number < len."""
+        if not 0 <= number < len(self):
+            raise IndexError(f"document {number} of {len(self)}")
+        shard = bisect.bisect_right(self._document_starts, number) - 1
+        row = number - self._document_starts[shard]
+        ids, offsets, sizes = self._index(shard)
+        start, stop = (self._token_starts[shard] + int(offset) for offset in offsets[row : row + 2])
+        return ids[row], self.read(start, stop), int(sizes[row])
+
+    def document_ids(self, start: int, stop: int) -> list[str]:
+        """The ids of the documents that have a token in [start, stop) of the stream."""
+        found = []
+        for shard, (first, end) in enumerate(itertools.pairwise(self._token_starts)):
+            if max(start, first) < min(stop, end):
+                ids, offsets, _ = self._index(shard)
+                low = np.searchsorted(offsets, max(start, first) - first, side="right") - 1
+                high = np.searchsorted(offsets, min(stop, end) - first, side="left")
+                found += ids[low:high]
+        return found
+
+    def _read_index(self, shard: int) -> tuple[list[str], np.ndarray, np.ndarray]:
+        """(ids, offsets int64 [documents + 1], bytes int64 [documents]) of a shard."""
+        file = self._files[shard]
+        ids = file.get_tensor("ids").tobytes().decode().split("\n")
+        return ids, file.get_tensor("offsets"), file.get_tensor("bytes")
+
+
+def check_tokenizer(folder: Path, manifest: dict) -> None:
+    """Raises DataError unless the folder's tokenizer is the one that made its tokens."""
+    path = folder / TOKENIZER
+    if not path.is_file():
+        raise DataError(f"{path}: missing; {REMEDY}")
+    if file_sha256(path) != manifest["tokenizer_sha256"]:
+        raise DataError(f"{path}: is not the tokenizer that made these tokens, or is damaged; {REMEDY}")
+
+
+def open_shard(folder: Path, manifest: dict, shard: dict, hashed: bool) -> safe_open:
+    """The shard's safetensors handle (memory-mapped). Raises DataError unless it is the one of the manifest."""
+    path = folder / shard["file"]
+    if not path.is_file():
+        raise DataError(f"{path}: missing; {REMEDY}")
+    size = path.stat().st_size
+    if size < shard["size_bytes"]:
+        raise DataError(f"{path}: cut short, {size:,} of {shard['size_bytes']:,} bytes; {REMEDY}")
+    try:
+        file = safe_open(path, framework="numpy")
+        if (file.metadata() or {}).get("tokenizer_sha256") != manifest["tokenizer_sha256"]:
+            raise DataError(f"{path}: a foreign shard, made with another tokenizer; {REMEDY}")
+        tokens = file.get_slice("tokens")
+        found = (size, tokens.get_dtype(), tokens.get_shape())
+    except (SafetensorError, OSError) as error:
+        raise DataError(f"{path}: damaged ({first_line(error)}); {REMEDY}") from None
+    if found != (shard["size_bytes"], SAFETENSORS_NAME[manifest["dtype"]], [shard["tokens"]]):
+        raise DataError(f"{path}: a foreign shard, its size, dtype or length is not the manifest's; {REMEDY}")
+    if hashed and file_sha256(path) != shard["sha256"]:
+        raise DataError(f"{path}: damaged, its sha256 is not the manifest's; {REMEDY}")
+    return file

@@ -1,0 +1,41 @@
+"""Every file of a prepared folder against its manifest."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tqdm import tqdm
+
+from lcpt.data.errors import DataError
+from lcpt.data.manifest import MANIFEST, TOKENIZER, load_manifest
+from lcpt.data.shards import check_tokenizer, open_shard
+
+
+def verify(folder: str | Path) -> dict[str, str]:
+    """Read the whole folder; returns {file: "" when whole, else one line naming the damage}.
+
+    Without a whole manifest nothing else can be judged, so then it stands alone in the answer. Raises DataError when
+    `folder` is no folder.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise DataError(f"{folder}: no such folder; give the folder that prepare_data.py wrote")
+    try:
+        manifest = load_manifest(folder)
+    except DataError as error:
+        return {MANIFEST: str(error)}
+    found = {MANIFEST: "", TOKENIZER: _damage(check_tokenizer, folder, manifest)}
+    for shard in tqdm(manifest["shards"], desc="verifying", unit="shard"):
+        found[shard["file"]] = _damage(open_shard, folder, manifest, shard, True)
+    for path in sorted(folder.iterdir()):
+        if path.name not in found:
+            found[path.name] = f"{path}: not a file of this corpus; remove it"
+    return found
+
+
+def _damage(check, *arguments) -> str:
+    try:
+        check(*arguments)
+    except DataError as error:
+        return str(error)
+    return ""

@@ -1,0 +1,68 @@
+"""A small corpus of whole-ish documents and its prepared folder, made once."""
+
+import json
+import lzma
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from lcpt.data import Corpus, prepare
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="session")
+def texts() -> list[str]:
+    """Twenty documents of the sample books, of uneven length, with curly quotes, verse and blank lines."""
+    with lzma.open(ROOT / "data/sample/valid.jsonl.xz", "rb") as file:
+        book = json.loads(file.readline())["text"]
+    return [book[start : start + 3000 + 137 * number] for number, start in enumerate(range(0, 400_000, 20_000))]
+
+
+@pytest.fixture(scope="session")
+def jsonl(texts, tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("source") / "books.jsonl"
+    records = (json.dumps({"id": f"book-{n}", "text": text}) for n, text in enumerate(texts))
+    path.write_text("\n".join(records) + "\n")
+    return path
+
+
+@pytest.fixture(scope="session")
+def prepared(jsonl, tmp_path_factory) -> Path:
+    """Several shards, vocabulary 600."""
+    folder = tmp_path_factory.mktemp("prepared") / "data"
+    prepare([jsonl], folder, vocab_size=600, shard_tokens=9000)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def corpus(prepared) -> Corpus:
+    return Corpus(prepared)
+
+
+@pytest.fixture
+def start_tool():
+    """start_tool("prepare_data.py", "--input", …) -> Popen of a real process (group) with piped text output."""
+
+    def start(tool: str, *arguments) -> subprocess.Popen:
+        command = [sys.executable, str(ROOT / "tools" / tool), *map(str, arguments)]
+        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+        pipe = subprocess.PIPE
+        return subprocess.Popen(command, env=environment, stdout=pipe, stderr=pipe, text=True, start_new_session=True)
+
+    return start
+
+
+@pytest.fixture
+def run_tool(start_tool):
+    """The same, run to its end -> CompletedProcess."""
+
+    def run(*arguments) -> subprocess.CompletedProcess:
+        with start_tool(*arguments) as process:
+            out, errors = process.communicate(timeout=60)
+        return subprocess.CompletedProcess(process.args, process.returncode, out, errors)
+
+    return run
