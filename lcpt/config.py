@@ -1,4 +1,4 @@
-"""The one configuration of an experiment: composed from the sections, read from YAML, overridden by section.key=value."""
+"""The configuration of an experiment: composed from its sections, read from YAML, changed by section.key=value."""
 
 from __future__ import annotations
 

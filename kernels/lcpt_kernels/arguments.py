@@ -21,8 +21,8 @@ def check_pair(x: Tensor, y: Tensor, v: Tensor, names: str) -> None:
     first, second = names
     for name, tensor in ((first, x), (second, y), ("v", v)):
         require(tensor.ndim == 4, f"{name} has {tensor.ndim} dimensions {tuple(tensor.shape)}; [B, T, H, D] needs 4")
-    require(x.shape[:2] == y.shape[:2] == v.shape[:2],
-            f"{first}, {second} and v disagree on [B, T]: {list(x.shape[:2])}, {list(y.shape[:2])}, {list(v.shape[:2])}")
+    bt = [list(tensor.shape[:2]) for tensor in (x, y, v)]
+    require(bt[0] == bt[1] == bt[2], f"{first}, {second} and v disagree on [B, T]: {bt[0]}, {bt[1]}, {bt[2]}")
     require(x.shape[3] == y.shape[3], f"{first} has head dimension {x.shape[3]}, {second} has {y.shape[3]}")
     require(y.shape[2] == v.shape[2], f"{second} has {y.shape[2]} heads, v has {v.shape[2]}")
     require(x.shape[2] % v.shape[2] == 0, f"{x.shape[2]} query heads are no multiple of {v.shape[2]} key-value heads")
@@ -30,4 +30,4 @@ def check_pair(x: Tensor, y: Tensor, v: Tensor, names: str) -> None:
 
 
 def check_degree(degree: int) -> None:
-    require(degree > 0 and degree % 2 == 0, f"degree {degree} is not a positive even number, so weights could be negative")
+    require(degree > 0 and degree % 2 == 0, f"degree {degree} is not positive and even: weights could be negative")

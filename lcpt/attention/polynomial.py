@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from lcpt_kernels import polynomial_attention
 from torch import Tensor
 
 from lcpt.attention.base import Attention
-from lcpt_kernels import polynomial_attention
 
 
 @dataclass
@@ -16,7 +16,7 @@ class PolynomialConfig:
 
     def __post_init__(self):
         if self.degree < 2 or self.degree % 2:
-            raise ValueError(f"model.attention.polynomial.degree is {self.degree}; weights stay positive for 2, 4, 6, …")
+            raise ValueError(f"model.attention.polynomial.degree is {self.degree}; it must be even and ≥ 2")
 
 
 class Polynomial(Attention):

@@ -9,12 +9,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+from lcpt_kernels import squared_attention
+from lcpt_kernels.features import QuadraticFeatures
 from torch import Tensor, nn
 
 from lcpt.attention.base import Attention
 from lcpt.attention.sketch import GaussianSketch, LearnedSketch
-from lcpt_kernels import squared_attention
-from lcpt_kernels.features import QuadraticFeatures
 
 DEGREE = 4  # a sketch of degree two, squared
 

@@ -42,7 +42,7 @@ class LearnedSketch(nn.Module):
         self.down = nn.Parameter(torch.randn(2, hidden, size) * hidden**-0.5)
 
     def forward(self, x: Tensor) -> Tensor:
-        first, second = (F.gelu(x @ up) @ down for up, down in zip(self.up, self.down))
+        first, second = (F.gelu(x @ up) @ down for up, down in zip(self.up, self.down, strict=True))
         return torch.tanh(first * second * self.size**-0.5)
 
     def flops(self) -> int:

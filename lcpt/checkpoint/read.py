@@ -23,7 +23,7 @@ def find_checkpoint(path: str | Path) -> Path:
             if (step / "manifest.json").is_file():
                 return step
             raise CheckpointError(f"{latest} names {step.name}, which holds no manifest.json; name another step folder")
-    raise CheckpointError(f"{path} is neither a run folder with checkpoints/latest nor a step folder with manifest.json")
+    raise CheckpointError(f"{path} is no run folder (checkpoints/latest) and no step folder (manifest.json)")
 
 
 def read_manifest(step: Path, *, hashes: bool = True) -> dict:
@@ -36,7 +36,7 @@ def read_manifest(step: Path, *, hashes: bool = True) -> dict:
     if not isinstance(manifest, dict) or manifest.get("sha256") != self_hash(manifest):
         raise CheckpointError(f"{path} does not match its own hash: it was damaged or edited; use another checkpoint")
     if manifest["schema_version"] != SCHEMA_VERSION:
-        raise CheckpointError(f"{path} has schema_version {manifest['schema_version']}, this lcpt reads {SCHEMA_VERSION}")
+        raise CheckpointError(f"{path} is of schema {manifest['schema_version']}, this lcpt reads {SCHEMA_VERSION}")
     for name, expected in manifest["files"].items():
         file = step / name
         if not file.is_file():

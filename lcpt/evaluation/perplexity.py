@@ -15,7 +15,10 @@ BINS = 32  # of loss_by_position
 RESAMPLES = 2000
 
 
-def score(model: GPT, windows: Iterable[Window], batch: int, device: torch.device) -> Iterator[tuple[Window, np.ndarray]]:
+Scored = tuple[Window, np.ndarray]
+
+
+def score(model: GPT, windows: Iterable[Window], batch: int, device: torch.device) -> Iterator[Scored]:
     """(window, -log p of its labels in nats, fp32 [n], 0 where the label is -1), in order.
 
     Windows of a batch are padded behind their end, which a causal model cannot see.
@@ -57,10 +60,12 @@ class Tally:
         self.position_nats[: len(losses)] += losses * scored
         self.position_tokens[: len(losses)] += scored
 
-    def report(self) -> dict:
-        """tokens_scored, bytes_scored, loss (nats a token), perplexity, bits_per_byte with its 95 % interval, and
+    def report(self, text_bytes: int | None = None) -> dict:
+        """The numbers so far; `text_bytes` replaces the bytes of the tokens where the tokenizer is not exact.
+
+        tokens_scored, bytes_scored, loss (nats a token), perplexity, bits_per_byte with its 95 % interval, and
         loss_by_position: the loss at BINS ranges of the number of tokens that a scored token could look back on."""
-        nats, tokens, n_bytes = sum(self.nats), sum(self.tokens), sum(self.bytes)
+        nats, tokens, n_bytes = sum(self.nats), sum(self.tokens), text_bytes or sum(self.bytes)
         return {
             "tokens_scored": tokens,
             "bytes_scored": n_bytes,

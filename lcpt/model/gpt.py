@@ -31,13 +31,18 @@ class ModelConfig:
             if getattr(self, name) < 1:
                 raise ValueError(f"model: {name} is {getattr(self, name)}; it must be ≥ 1")
         if self.d_model % (2 * self.n_heads):
-            raise ValueError(f"model.d_model {self.d_model} over model.n_heads {self.n_heads} is no even head dimension")
+            raise ValueError(f"model.d_model {self.d_model} over n_heads {self.n_heads} is no even head dimension")
         if self.n_heads % self.kv_heads:
             raise ValueError(f"model.n_heads {self.n_heads} is no multiple of model.n_kv_heads {self.kv_heads}")
 
     @property
     def kv_heads(self) -> int:
         return self.n_heads if self.n_kv_heads is None else self.n_kv_heads
+
+    @property
+    def kinds(self) -> list[str]:
+        """The kind of attention of each layer."""
+        return [self.attention.kind_of_layer(layer) for layer in range(self.n_layers)]
 
     @property
     def ff_width(self) -> int:
@@ -80,18 +85,19 @@ class GPT(nn.Module):
         return self.norm(x)
 
     def _initialise(self) -> None:
-        """GPT-2's: N(0, 0.02²), and 1/√(2 layers) of it for what is added to the residual stream."""
+        """N(0, (0.55/√d_model)²), which is GPT-2's 0.02 at its width; 1/√(2 layers) of it where a block adds."""
+        std = 0.55 * self.config.d_model**-0.5
         for name, parameter in self.named_parameters():
             if name.endswith((".out.weight", ".down.weight")):
-                nn.init.normal_(parameter, std=0.02 * (2 * self.config.n_layers) ** -0.5)
+                nn.init.normal_(parameter, std=std * (2 * self.config.n_layers) ** -0.5)
             elif name.endswith(("embedding.weight", ".qkv.weight", ".up.weight")):
-                nn.init.normal_(parameter, std=0.02)
+                nn.init.normal_(parameter, std=std)
 
 
 class Block(nn.Module):
     def __init__(self, config: ModelConfig, layer: int):
         super().__init__()
-        kind = ATTENTION[config.attention.kind_of_layer(layer)]
+        kind = ATTENTION[config.kinds[layer]]
         self.attention_norm = nn.LayerNorm(config.d_model, bias=False)
         self.attention = kind(config.d_model, config.n_heads, config.kv_heads, config.attention)
         self.feed_forward_norm = nn.LayerNorm(config.d_model, bias=False)

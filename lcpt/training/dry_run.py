@@ -19,9 +19,8 @@ def describe(config: Config, world: int) -> str:
         zero_stage=config.parallel.zero_stage, precision=training.precision,
     )
     tokens = training.last_step * training.global_batch_tokens
-    kinds = [model.attention.kind_of_layer(layer) for layer in range(model.n_layers)]
     rows = {
-        "layers": ", ".join(f"{kinds.count(kind)} {kind}" for kind in sorted(set(kinds))),
+        "layers": ", ".join(f"{model.kinds.count(kind)} {kind}" for kind in sorted(set(model.kinds))),
         "parameters": f"{cost.parameters:,}",
         "FLOPs a token": f"{cost.flops_forward / 1e6:,.1f} M forward, {cost.flops_step / 1e6:,.1f} M a training step",
         "FLOPs of the run": f"{cost.flops_step * tokens:.3g} for {tokens:,} tokens in {training.last_step:,} steps",

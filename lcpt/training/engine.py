@@ -44,7 +44,7 @@ def quiet_deepspeed() -> None:
 
 
 def build_engine(model: nn.Module, training: TrainingConfig, parallel: ParallelConfig, accumulation: int):
-    """A DeepSpeed engine around `model` with AdamW; micro-batch and `accumulation` decide the batch, it adds nothing."""
+    """A DeepSpeed engine around `model`, with AdamW and `accumulation` micro-batches a step."""
     quiet_deepspeed()
     import deepspeed
 
@@ -87,7 +87,8 @@ def create_moments(engine) -> None:
         partition for group in base.param_groups for partition in group["params"]
     ]
     for partition in flat:
-        base.state[partition] = {"step": torch.tensor(0.0)} | {moment: torch.zeros_like(partition) for moment in MOMENTS}
+        zeros = {moment: torch.zeros_like(partition) for moment in MOMENTS}
+        base.state[partition] = {"step": torch.tensor(0.0), **zeros}
 
 
 def set_learning_rate(engine, rate: float) -> None:

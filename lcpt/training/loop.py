@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,17 +9,13 @@ from typing import TYPE_CHECKING, Optional
 
 import torch
 
-from lcpt.checkpoint import find_checkpoint, read_manifest, read_tensors, write_checkpoint
-from lcpt.checkpoint.files import replace_text
-from lcpt.data import Corpus, Prefetcher
-from lcpt.evaluation.memory import peak_memory_bytes
-from lcpt.model import GPT
 from lcpt.parallel import groups
-from lcpt.training.engine import MOMENTS, build_engine, named_tensors, set_learning_rate
-from lcpt.training.run_folder import create_run_folder
+from lcpt.training.engine import build_engine, set_learning_rate
+from lcpt.training.run_folder import create_run_folder, write_summary
+from lcpt.training.saving import save
 from lcpt.training.schedule import learning_rate
+from lcpt.training.setup import set_up
 from lcpt.training.telemetry import Telemetry
-from lcpt.training.validation import Validation
 
 if TYPE_CHECKING:
     from lcpt.config import Config
@@ -68,105 +63,48 @@ class TrainingConfig:
 def train(config: Config, config_yaml: str) -> None:
     """Run the experiment on this rank; every rank of the job calls it, after groups.join().
 
-    Raises groups.SetupError, on all ranks, for what a user can mend; before training starts.
+    Raises groups.SetupError, the same on all ranks, for what a user can mend; before training starts.
     """
-    run, training, first = Path(config.run.dir), config.training, groups.rank() == 0
+    run, training, batch_tokens = Path(config.run.dir), config.training, config.training.global_batch_tokens
     device, world, began = groups.device(), groups.world_size(), time.perf_counter()
     with groups.agreed():
-        accumulation = micro_batches(config.sequences, training.micro_batch, world)
-        corpus = open_corpus(config.data.path, config.model.vocab_size, first)
-        valid = config.data.valid_path and open_corpus(config.data.valid_path, config.model.vocab_size, first)
-        if valid and valid.manifest["tokenizer_sha256"] != corpus.manifest["tokenizer_sha256"]:
-            raise ValueError(f"{valid.folder} and {corpus.folder} were made with different tokenizers; "
-                             f"prepare one with --tokenizer of the other")
-        batches = Prefetcher(corpus, config.run.seed, config.sequences, config.data.context, groups.rank(), world)
-        validation = valid and Validation(valid, training.valid_tokens, config.data.context, training.micro_batch)
-        torch.manual_seed(config.run.seed)
-        model = GPT(config.model)
-        if training.init_from:
-            load_weights(model, training.init_from)
-        if first:
-            create_run_folder(run, config_yaml, world)
-
+        model, corpus, batches, validation, accumulation = set_up(config)
+        create_run_folder(run, config_yaml)
     engine = build_engine(model.to(device), training, config.parallel, accumulation)
-    telemetry = Telemetry(run, training.last_step * training.global_batch_tokens, speaks=first)
-    for step in range(training.last_step):
+    telemetry = Telemetry(run, training.last_step * batch_tokens)
+
+    for step in range(1, training.last_step + 1):
         started, waited = time.perf_counter(), batches.waited
-        rows = torch.from_numpy(batches.get(step)).to(device)  # [sequences / world, context + 1]
+        rows = torch.from_numpy(batches.get(step - 1)).to(device)  # [sequences / world, context + 1]
         waited = batches.waited - waited
-        rate = learning_rate(step, training)
+        rate = learning_rate(step - 1, training)
         set_learning_rate(engine, rate)
         nats = 0.0
         for sequences in rows.split(training.micro_batch):
             loss, _ = engine(sequences[:, :-1], labels=sequences[:, 1:])
             # The engine averages over ranks and micro-batches: this makes it the mean over all tokens of the step.
-            engine.backward(loss * (world * accumulation / training.global_batch_tokens))
+            engine.backward(loss * (world * accumulation / batch_tokens))
             engine.step()
             nats += loss.detach()
         [nats] = groups.total(nats, device=device)
         seconds = time.perf_counter() - started
         row = {
-            "step": step + 1,
-            "tokens": (step + 1) * training.global_batch_tokens,
-            "loss": nats / training.global_batch_tokens,
+            "step": step,
+            "tokens": step * batch_tokens,
+            "loss": nats / batch_tokens,
             "learning_rate": rate,
             "grad_norm": float(engine.get_global_grad_norm()),
-            "tokens_per_second": training.global_batch_tokens / seconds,
+            "tokens_per_second": batch_tokens / seconds,
             "step_seconds": seconds,
             "data_wait_fraction": waited / seconds,
         }
-        last = step + 1 == training.last_step
-        if validation and (last or (step + 1) % training.valid_every_steps == 0):
+        last = step == training.last_step
+        if validation and (last or step % training.valid_every_steps == 0):
             row |= validation.run(engine.module, device)
         telemetry.step(row)
-        if last or (step + 1) % config.checkpoint.every_steps == 0:
+        if last or step % config.checkpoint.every_steps == 0:
             save(engine, run, row, corpus, config)
+
     telemetry.close()
     batches.close()
-    if first:
-        summary = row | {"wall_seconds": time.perf_counter() - began, "world_size": world,
-                         "peak_memory_bytes": peak_memory_bytes(device)}
-        replace_text(run / "summary.json", json.dumps(summary, indent=2) + "\n")
-
-
-def micro_batches(sequences: int, micro_batch: int, world: int) -> int:
-    """Micro-batches of a rank in one step; ValueError if they do not come out even."""
-    if sequences % (world * micro_batch):
-        raise ValueError(f"{sequences} sequences a step (training.global_batch_tokens / data.context) do not divide "
-                         f"among {world} ranks in micro-batches of {micro_batch}; change one of them")
-    return sequences // (world * micro_batch)
-
-
-def open_corpus(path: str, vocab_size: int, first: bool) -> Corpus:
-    corpus = Corpus(path, hash_shards=first)
-    if corpus.vocab_size != vocab_size:
-        raise ValueError(f"{path} was tokenised with {corpus.vocab_size} pieces; set model.vocab_size={corpus.vocab_size}")
-    return corpus
-
-
-def load_weights(model: GPT, source: str) -> None:
-    """Start from the weights of another run; ValueError if they are not this model's."""
-    step = find_checkpoint(source)
-    tensors = read_tensors(step, read_manifest(step))
-    missing, unexpected = model.state_dict().keys() - tensors.keys(), tensors.keys() - model.state_dict().keys()
-    if missing or unexpected:
-        name = min(missing or unexpected)
-        raise ValueError(f"{step} holds another model: {name} is {'missing' if missing else 'not in this config'}")
-    for name, tensor in model.state_dict().items():
-        if tensor.shape != tensors[name].shape:
-            raise ValueError(f"{step} holds another model: {name} is {list(tensors[name].shape)} there, "
-                             f"{list(tensor.shape)} in this config")
-    model.load_state_dict(tensors)
-
-
-def save(engine, run: Path, row: dict, corpus: Corpus, config: Config) -> None:
-    """Gather the state from all ranks; rank 0 writes it."""
-    tensors = {group: dict(named_tensors(engine, group)) for group in ("weights", *MOMENTS)}
-    if groups.rank() == 0:
-        state = {
-            "step": row["step"], "tokens": row["tokens"], "seed": config.run.seed,
-            "data_fingerprint": corpus.fingerprint, "sequences": config.sequences, "context": config.data.context,
-        }
-        attachments = {"config.yaml": run / "config.yaml", "tokenizer.model": corpus.tokenizer}
-        write_checkpoint(run / "checkpoints", row["step"], tensors, state, attachments)
-    groups.barrier()
+    write_summary(run, row, time.perf_counter() - began)

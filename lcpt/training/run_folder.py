@@ -15,6 +15,8 @@ import torch
 from omegaconf import MISSING
 
 from lcpt.checkpoint.files import replace_text
+from lcpt.evaluation.memory import peak_memory_bytes
+from lcpt.parallel import groups
 
 PACKAGES = ("torch", "deepspeed", "triton", "numpy", "sentencepiece", "safetensors")
 
@@ -25,20 +27,33 @@ class RunConfig:
     seed: int = 0
 
 
-def create_run_folder(folder: Path, config_yaml: str, world: int) -> None:
-    """Write config.yaml and environment.json. Raises ValueError if the folder holds a run already."""
+def create_run_folder(folder: Path, config_yaml: str) -> None:
+    """Rank 0 writes config.yaml and environment.json. Raises ValueError if the folder holds a run already."""
+    if groups.rank() != 0:
+        return
     if (folder / "metrics.jsonl").exists() or (folder / "checkpoints").exists():
         raise ValueError(f"{folder} already holds a run; name another run.dir or remove that folder")
     folder.mkdir(parents=True, exist_ok=True)
     replace_text(folder / "config.yaml", config_yaml)
-    replace_text(folder / "environment.json", json.dumps(environment(world), indent=2) + "\n")
+    replace_text(folder / "environment.json", json.dumps(environment(), indent=2) + "\n")
 
 
-def environment(world: int) -> dict:
+def write_summary(folder: Path, last_row: dict, wall_seconds: float) -> None:
+    """Rank 0 writes summary.json: the last step's numbers, seconds from start to end, peak memory."""
+    if groups.rank() == 0:
+        summary = last_row | {
+            "wall_seconds": wall_seconds,
+            "world_size": groups.world_size(),
+            "peak_memory_bytes": peak_memory_bytes(groups.device()),
+        }
+        replace_text(folder / "summary.json", json.dumps(summary, indent=2) + "\n")
+
+
+def environment() -> dict:
     """Versions, devices and the command: what one needs to repeat a run."""
     return {
         "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
-        "world_size": world,
+        "world_size": groups.world_size(),
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or "cpu",
         "cpu_count": os.cpu_count(),
         "threads": torch.get_num_threads(),

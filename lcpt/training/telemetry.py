@@ -7,13 +7,15 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from lcpt.parallel import groups
+
 
 class Telemetry:
-    """Open on rank 0, silent elsewhere: `step` takes one row of numbers, floats unrounded."""
+    """Silent on all ranks but 0: `step` takes one row of numbers, floats unrounded."""
 
-    def __init__(self, folder: Path, total_tokens: int, speaks: bool):
-        self.speaks = speaks
-        if speaks:
+    def __init__(self, folder: Path, total_tokens: int):
+        self.speaks = groups.rank() == 0
+        if self.speaks:
             from torch.utils.tensorboard import SummaryWriter
 
             self._metrics = open(folder / "metrics.jsonl", "a", buffering=1)

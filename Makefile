@@ -1,0 +1,33 @@
+# make demo: everything from a fresh clone to a trained and evaluated model.  make test: everything that must hold.
+PYTHON ?= python3
+BIN := .venv/bin
+DATA := data/prepared
+
+.PHONY: demo test setup data clean
+
+demo: data
+	@$(BIN)/python tools/demo.py
+
+test: setup
+	$(BIN)/ruff check .
+	$(BIN)/python -m pytest
+
+setup: .venv/ready
+
+data: $(DATA)/demo-valid/manifest.json
+
+.venv/ready: pyproject.toml constraints.txt
+	@echo "installing into .venv: a few minutes and 2.5 GB the first time"
+	@$(PYTHON) -c 'import sys; sys.exit("lcpt needs Python 3.10 or newer; name one: make PYTHON=python3.11 …" * (sys.version_info < (3, 10)))'
+	@$(PYTHON) -m venv .venv
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test]'
+	@touch $@
+
+$(DATA)/demo-train/manifest.json: data/sample/train.jsonl.xz | setup
+	@rm -rf $(@D) && $(BIN)/python tools/prepare_data.py --input $< --output $(@D) --vocab-size 4096 --workers 2
+
+$(DATA)/demo-valid/manifest.json: data/sample/valid.jsonl.xz $(DATA)/demo-train/manifest.json | setup
+	@rm -rf $(@D) && $(BIN)/python tools/prepare_data.py --input $< --output $(@D) --tokenizer $(DATA)/demo-train/tokenizer.model
+
+clean:
+	rm -rf .venv $(DATA) runs/demo

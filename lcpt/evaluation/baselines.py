@@ -1,0 +1,25 @@
+"""What a language model must beat on the same text: a general-purpose compressor, and token frequencies."""
+
+from __future__ import annotations
+
+import lzma
+import math
+from collections.abc import Iterable
+
+import numpy as np
+
+
+def xz_bits_per_byte(texts: Iterable[str]) -> float:
+    """Bits a byte of `xz -9` on all texts together."""
+    raw = "".join(texts).encode()
+    return 8 * len(lzma.compress(raw, preset=9)) / len(raw)
+
+
+def unigram_bits_per_byte(train: Iterable[np.ndarray], scored: Iterable[np.ndarray], token_bytes: np.ndarray) -> float:
+    """Bits a byte of the token frequencies of `train`, one added to each count, on `scored` but for its BOS."""
+    counts = np.ones(len(token_bytes))
+    for tokens in train:
+        counts += np.bincount(tokens[1:], minlength=len(counts))
+    nats = -np.log(counts / counts.sum())
+    seen = np.concatenate([tokens[1:] for tokens in scored])
+    return float(nats[seen].sum() / token_bytes[seen].sum() / math.log(2))
