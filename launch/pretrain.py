@@ -29,7 +29,8 @@ def main() -> int:
     if arguments.dry_run:
         from lcpt.training.dry_run import describe
 
-        print(to_yaml(config) + "\n" + describe(config, int(os.environ.get("WORLD_SIZE", 1))))
+        if is_first():
+            print(to_yaml(config) + "\n" + describe(config, int(os.environ.get("WORLD_SIZE", 1))))
         return 0
 
     from lcpt.parallel import groups
@@ -45,8 +46,12 @@ def main() -> int:
     return 0
 
 
+def is_first() -> bool:
+    return os.environ.get("RANK", "0") == "0"
+
+
 def refuse(error: Exception) -> int:
-    if os.environ.get("RANK", "0") == "0":
+    if is_first():
         print(f"error: {error}", file=sys.stderr)
     return 2
 

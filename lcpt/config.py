@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
 from lcpt.checkpoint import CheckpointConfig
@@ -56,8 +56,10 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
         given = OmegaConf.merge(OmegaConf.load(path), OmegaConf.from_dotlist(list(overrides)))
     except Exception as error:  # a YAML parser's errors have no common class
         raise ConfigError(f"{path} is no readable YAML: {_one_line(error)}") from error
+    schema = OmegaConf.structured(Config)
     try:
-        merged = OmegaConf.merge(OmegaConf.structured(Config), given)
+        _check_sections(schema, given)
+        merged = OmegaConf.merge(schema, given)
         if missing := OmegaConf.missing_keys(merged):
             raise ConfigError(f"{path} does not set {', '.join(sorted(missing))}, which has no default")
         return OmegaConf.to_object(merged)
@@ -72,6 +74,15 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
 def to_yaml(config: Config) -> str:
     """Every key with its value, as load_config reads it back."""
     return OmegaConf.to_yaml(OmegaConf.structured(config))
+
+
+def _check_sections(schema: DictConfig, given, key: str = "") -> None:
+    """ConfigError where a value stands in the place of a section: OmegaConf would not say where."""
+    if not OmegaConf.is_dict(given):
+        raise ConfigError(f"{key or 'the config'} is a section with {', '.join(map(str, schema))}; set one of them")
+    for name in given:
+        if name in schema and OmegaConf.is_dict(schema._get_node(name)):
+            _check_sections(schema._get_node(name), given[name], f"{key}.{name}".lstrip("."))
 
 
 def _unknown_key(key: str, path) -> str:

@@ -59,7 +59,7 @@ def evaluate_and_time(config, run: Path) -> None:
          "--output", run / "evaluation.json")
     print("\none training step, polysketch and softmax in turn", flush=True)
     call("python", TOOLS / "benchmark_training.py", "--configs", CONFIG, "--kinds", "polysketch,softmax",
-         "--contexts", str(config.data.context), "--repeats", "3", "--output", run / "steps.json")
+         "--contexts", str(config.data.context), "--repeats", "2", "--output", run / "steps.json")
 
 
 def call(program: str, *arguments, env=None) -> None:

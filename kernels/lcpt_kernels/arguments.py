@@ -23,6 +23,7 @@ def check_pair(x: Tensor, y: Tensor, v: Tensor, names: str) -> None:
         require(tensor.ndim == 4, f"{name} has {tensor.ndim} dimensions {tuple(tensor.shape)}; [B, T, H, D] needs 4")
     bt = [list(tensor.shape[:2]) for tensor in (x, y, v)]
     require(bt[0] == bt[1] == bt[2], f"{first}, {second} and v disagree on [B, T]: {bt[0]}, {bt[1]}, {bt[2]}")
+    require(x.dtype == y.dtype == v.dtype, f"{first}, {second} and v differ in dtype: {x.dtype}, {y.dtype}, {v.dtype}")
     require(x.shape[3] == y.shape[3], f"{first} has head dimension {x.shape[3]}, {second} has {y.shape[3]}")
     require(y.shape[2] == v.shape[2], f"{second} has {y.shape[2]} heads, v has {v.shape[2]}")
     require(x.shape[2] % v.shape[2] == 0, f"{x.shape[2]} query heads are no multiple of {v.shape[2]} key-value heads")

@@ -28,7 +28,7 @@ class Power(NamedTuple):
 
     def weight_and_derivative(self, s: Tensor, diagonal: int) -> tuple[Tensor, Tensor]:
         lower = _power(s.tril_(diagonal), self.degree - 1)
-        return lower * s, lower.mul_(self.degree)
+        return lower * s, lower.mul_(self.degree)  # in this order: the second may overwrite s
 
 
 class Quadratic(NamedTuple):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from torch import Tensor
 
 from lcpt_kernels import reference
@@ -29,5 +31,6 @@ def polynomial_attention(
     k, v = (x.repeat_interleave(q.shape[2] // x.shape[2], dim=2) for x in (k, v))
     if backend == "reference":
         return reference.polynomial_attention(q, k, v, degree, scale, offset)
-    plan = Plan(Power(degree), None, scale, offset, block_size=ROWS, local_blocks=-(-q.shape[1] // ROWS))
+    every_block = math.ceil(q.shape[1] / ROWS)  # all blocks are local: nothing is left for a state
+    plan = Plan(Power(degree), None, scale, offset, block_size=ROWS, local_blocks=every_block)
     return block_causal_attention(q, k, v, None, None, plan)

@@ -22,7 +22,7 @@ def squared_attention(
     `block_size` tokens (scale · q·k)^degree; without them those weigh as the earlier ones do.
     offset stands in the denominator; None: scale^degree with q and k, else 0. 0/0 is 0.
     backend: "reference" (quadratic, the definition), "torch" (linear), or "auto".
-    Returns (o [B, T, H, Dv] in a's dtype, None). Accumulates in fp32, in float64 for float64 inputs.
+    Returns (o [B, T, H, Dv] in the queries' dtype, None). Accumulates in fp32, in float64 for float64 inputs.
     ValueError names a shape or a number that does not fit.
     Source: PolySketchFormer (arXiv 2310.01655), block-lower-triangular multiplication with exact local blocks.
     """

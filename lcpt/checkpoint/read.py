@@ -33,7 +33,9 @@ def read_manifest(step: Path, *, hashes: bool = True) -> dict:
         manifest = json.loads(path.read_text())
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path} is no readable JSON ({error}); use another checkpoint") from error
-    if not isinstance(manifest, dict) or manifest.get("sha256") != self_hash(manifest):
+    if not isinstance(manifest, dict) or "tensors" not in manifest:
+        raise CheckpointError(f"{step} is no checkpoint: its manifest.json lists no tensors")
+    if manifest.get("sha256") != self_hash(manifest):
         raise CheckpointError(f"{path} does not match its own hash: it was damaged or edited; use another checkpoint")
     if manifest["schema_version"] != SCHEMA_VERSION:
         raise CheckpointError(f"{path} is of schema {manifest['schema_version']}, this lcpt reads {SCHEMA_VERSION}")
@@ -74,5 +76,5 @@ def _read_slice(file: Path, name: str) -> torch.Tensor:
     try:
         with safe_open(file, framework="pt") as tensors:
             return tensors.get_tensor(name)
-    except SafetensorError as error:
+    except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{file} cannot be read for {name}: {error}") from error

@@ -51,6 +51,7 @@ def write_checkpoint(
     attachments: file name -> file to copy in. Until the final rename nothing carries the final name.
     """
     checkpoints.mkdir(parents=True, exist_ok=True)
+    sync(checkpoints.parent)
     final, partial = checkpoints / step_name(step), checkpoints / f".{step_name(step)}.partial"
     for stale in checkpoints.glob(".step-*.partial"):
         shutil.rmtree(stale)
@@ -66,10 +67,11 @@ def write_checkpoint(
         manifest["files"][path.name] = {"size_bytes": path.stat().st_size, "sha256": sha256_of(path)}
     manifest["sha256"] = self_hash(manifest)
     replace_text(partial / "manifest.json", json.dumps(manifest, indent=1) + "\n")
-    if final.exists():
-        shutil.rmtree(final)
+    if final.exists():  # the same step once more: the old folder goes only when the new one is in its place
+        os.replace(final, checkpoints / f".{final.name}.replaced")
     os.replace(partial, final)
     sync(checkpoints)
+    shutil.rmtree(checkpoints / f".{final.name}.replaced", ignore_errors=True)
     replace_text(checkpoints / "latest", final.name + "\n")
     return final
 

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 import torch
 
-from lcpt.evaluation.windows import Window
+from lcpt.evaluation.windows import Window, stack
 from lcpt.model import GPT
 
 BINS = 32  # of loss_by_position
@@ -34,11 +34,7 @@ def score(model: GPT, windows: Iterable[Window], batch: int, device: torch.devic
 
 
 def _score_batch(model, pending, device):
-    length = max(len(window.inputs) for window in pending)
-    inputs, labels = (
-        torch.from_numpy(np.stack([np.pad(x, (0, length - len(x)), constant_values=fill) for x in column])).to(device)
-        for column, fill in (([w.inputs for w in pending], 0), ([w.labels for w in pending], -1))
-    )
+    inputs, labels = (torch.from_numpy(x).to(device) for x in stack(pending))
     losses = model.token_losses(inputs, labels).float().cpu().numpy()
     for window, row in zip(pending, losses, strict=True):
         yield window, row[: len(window.inputs)]

@@ -16,6 +16,14 @@ class Window(NamedTuple):
     labels: np.ndarray
 
 
+def stack(batch: list[Window]) -> tuple[np.ndarray, np.ndarray]:
+    """inputs and labels int64 [B, longest], padded at the end, where the labels are -1."""
+    length = max(len(window.inputs) for window in batch)
+    inputs = [np.pad(w.inputs, (0, length - len(w.inputs))) for w in batch]
+    labels = [np.pad(w.labels, (0, length - len(w.labels)), constant_values=-1) for w in batch]
+    return np.stack(inputs), np.stack(labels)
+
+
 def windows(document: int, tokens: np.ndarray, context: int, stride: int) -> Iterator[Window]:
     """Cut tokens [n + 1], BOS first, into windows that begin `stride` apart; all but BOS are scored.
 

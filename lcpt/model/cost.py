@@ -5,8 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
-from lcpt.model.gpt import GPT, ModelConfig
+from lcpt.attention.base import rotary_table
+from lcpt.model.gpt import GPT, Block, ModelConfig
+
+SAMPLE = 1024  # tokens on which memory is counted; it grows in proportion
 
 
 @dataclass
@@ -44,18 +48,36 @@ def memory_per_rank(
     """Estimated bytes on one rank that holds `tokens` tokens at a time: model, gradients, optimizer, activations.
 
     ZeRO divides the optimizer's fp32 copy and moments by the world at stage 1, gradients too at 2, weights too at 3.
-    Activations are what autograd keeps of a block: about 14 d_model + 3 d_ff numbers a token, or the block's input
-    alone under activation checkpointing, when one block is in full at a time.
+    Under activation checkpointing a block keeps its input, and one block at a time all the rest. What PyTorch itself
+    takes, buffers of communication and passing temporaries are not counted.
     """
     width = 2 if precision == "bf16" else 4
-    numbers = 14 * config.d_model + 3 * config.ff_width
+    kept = {kind: kept_numbers(config, config.kinds.index(kind)) for kind in set(config.kinds)}
     if config.activation_checkpointing:
-        numbers = numbers + config.n_layers * config.d_model
+        numbers = config.n_layers * config.d_model + max(kept.values())
     else:
-        numbers = numbers * config.n_layers
+        numbers = sum(kept[kind] for kind in config.kinds)
     return {
         "weights": width * parameters / (world if zero_stage >= 3 else 1),
         "gradients": width * parameters / (world if zero_stage >= 2 else 1),
         "optimizer": 12 * parameters / world,
         "activations": width * numbers * tokens,
     }
+
+
+def kept_numbers(config: ModelConfig, layer: int) -> float:
+    """Numbers a token that autograd keeps of one block: counted on the block itself, on tensors without memory."""
+    kept = {}
+
+    def count(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        kept[storage._cdata] = storage  # kept alive, so that no other storage takes its name
+        return tensor
+
+    with FakeTensorMode(), torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+        block = Block(config, layer)
+        x = torch.empty(1, SAMPLE, config.d_model, requires_grad=True)
+        y = block(x, rotary_table(SAMPLE, config.d_model // config.n_heads, config.rope_base, x.device))
+        own = {p.untyped_storage()._cdata for p in block.parameters()}
+        numbers = sum(storage.nbytes() for name, storage in kept.items() if name not in own) / y.itemsize
+    return numbers / SAMPLE

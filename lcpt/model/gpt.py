@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 import torch
@@ -27,11 +28,14 @@ class ModelConfig:
     attention: AttentionConfig = field(default_factory=AttentionConfig)
 
     def __post_init__(self):
-        for name in ("n_layers", "d_model", "n_heads", "kv_heads", "vocab_size", "ff_width"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"model: {name} is {getattr(self, name)}; it must be ≥ 1")
+        for name in ("n_layers", "d_model", "n_heads", "n_kv_heads", "vocab_size", "d_ff"):
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise ValueError(f"model.{name} is {value}; it must be ≥ 1")
+        if not 0 < self.rope_base < math.inf:
+            raise ValueError(f"model.rope_base is {self.rope_base}; it must be > 0 and finite")
         if self.d_model % (2 * self.n_heads):
-            raise ValueError(f"model.d_model {self.d_model} over n_heads {self.n_heads} is no even head dimension")
+            raise ValueError(f"model.d_model {self.d_model} is no multiple of 2 · model.n_heads = {2 * self.n_heads}; "
+                             "a head needs an even dimension")
         if self.n_heads % self.kv_heads:
             raise ValueError(f"model.n_heads {self.n_heads} is no multiple of model.n_kv_heads {self.kv_heads}")
 

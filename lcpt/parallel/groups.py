@@ -63,12 +63,12 @@ def total(*values: torch.Tensor | float, device: torch.device) -> list[float]:
 
 @contextmanager
 def agreed() -> Iterator[None]:
-    """Set-up that may fail on some ranks: a ValueError on any of them becomes the same SetupError on all of them."""
+    """Set-up that may fail on some ranks: a ValueError or OSError on any becomes the same SetupError on all."""
     mine = None
     try:
         yield
-    except ValueError as error:
-        mine = str(error)
+    except (ValueError, OSError) as error:
+        mine = " ".join(str(error).split())
     errors = [mine]
     if dist.is_initialized():
         errors = [None] * world_size()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -45,19 +46,26 @@ class TrainingConfig:
             raise ValueError(f"training.schedule is {self.schedule!r}; it is cosine or wsd")
         if self.precision not in ("fp32", "bf16"):
             raise ValueError(f"training.precision is {self.precision!r}; it is fp32 or bf16")
-        if len(self.betas) != 2:
-            raise ValueError(f"training.betas has {len(self.betas)} numbers; AdamW takes 2")
-        for name in ("max_steps", "global_batch_tokens", "micro_batch", "valid_every_steps", "valid_tokens"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"training.{name} is {getattr(self, name)}; it must be ≥ 1")
+        if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"training.betas is {list(self.betas)}; AdamW takes two numbers in [0, 1)")
+        for name in ("max_steps", "stop_after_steps", "global_batch_tokens", "micro_batch", "valid_every_steps",
+                     "valid_tokens"):
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise ValueError(f"training.{name} is {value}; it must be ≥ 1")
         if not 0 <= self.warmup_steps < self.max_steps:
             raise ValueError(f"training.warmup_steps is {self.warmup_steps}; it must lie in 0 … {self.max_steps - 1}")
-        if self.lr <= 0:
-            raise ValueError(f"training.lr is {self.lr}; it must be > 0")
+        if not 0 < self.lr < math.inf:
+            raise ValueError(f"training.lr is {self.lr}; it must be > 0 and finite")
+        for name in ("weight_decay", "grad_clip"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"training.{name} is {getattr(self, name)}; it must be ≥ 0 and finite")
+        for name in ("final_lr_fraction", "decay_fraction"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"training.{name} is {getattr(self, name)}; it must lie in 0 … 1")
 
     @property
     def last_step(self) -> int:
-        return min(self.max_steps, self.stop_after_steps or self.max_steps)
+        return self.max_steps if self.stop_after_steps is None else min(self.max_steps, self.stop_after_steps)
 
 
 def train(config: Config, config_yaml: str) -> None:
@@ -100,7 +108,7 @@ def train(config: Config, config_yaml: str) -> None:
         }
         last = step == training.last_step
         if validation and (last or step % training.valid_every_steps == 0):
-            row |= validation.run(engine.module, device)
+            row |= validation.run(engine, device)
         telemetry.step(row)
         if last or step % config.checkpoint.every_steps == 0:
             save(engine, run, row, corpus, config)

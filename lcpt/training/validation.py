@@ -6,9 +6,8 @@ import numpy as np
 import torch
 
 from lcpt.data import Corpus, Tokenizer
-from lcpt.evaluation.perplexity import Tally, bits_per_byte, score
-from lcpt.evaluation.windows import Window, windows
-from lcpt.model import GPT
+from lcpt.evaluation.perplexity import bits_per_byte
+from lcpt.evaluation.windows import Window, stack, windows
 from lcpt.parallel import groups
 
 
@@ -17,16 +16,22 @@ class Validation:
 
     def __init__(self, corpus: Corpus, tokens: int, context: int, batch: int):
         chosen = spread_windows(corpus, max(1, tokens // context), context)
-        self.mine = chosen[groups.rank() :: groups.world_size()]
-        self.token_bytes = Tokenizer(corpus.tokenizer).token_bytes()
-        self.context, self.batch = context, batch
+        mine = chosen[groups.rank() :: groups.world_size()]
+        # Every rank makes the same number of forward passes: under ZeRO-3 each of them is a collective.
+        busiest = -(-len(chosen) // groups.world_size())
+        mine += [_unscored(chosen[0])] * (busiest - len(mine))
+        self.batches = [stack(mine[i : i + batch]) for i in range(0, len(mine), batch)]
+        token_bytes = Tokenizer(corpus.tokenizer).token_bytes()
+        self.bytes = sum(int(token_bytes[labels[labels >= 0]].sum()) for _, labels in self.batches)
 
-    def run(self, model: GPT, device: torch.device) -> dict[str, float]:
-        """{"valid_loss": nats a token, "valid_bits_per_byte"} over all ranks' windows."""
-        tally = Tally(self.token_bytes, self.context)
-        for window, losses in score(model, self.mine, self.batch, device):
-            tally.add(window, losses)
-        nats, tokens, n_bytes = groups.total(sum(tally.nats), sum(tally.tokens), sum(tally.bytes), device=device)
+    @torch.no_grad()
+    def run(self, model, device: torch.device) -> dict[str, float]:
+        """{"valid_loss": nats a token, "valid_bits_per_byte"} over all ranks' windows; all ranks call it."""
+        nats, tokens = 0.0, 0
+        for inputs, labels in self.batches:
+            loss, count = model(torch.from_numpy(inputs).to(device), labels=torch.from_numpy(labels).to(device))
+            nats, tokens = nats + float(loss), tokens + int(count)
+        nats, tokens, n_bytes = groups.total(nats, tokens, self.bytes, device=device)
         return {"valid_loss": nats / tokens, "valid_bits_per_byte": bits_per_byte(nats, n_bytes)}
 
 
@@ -35,3 +40,7 @@ def spread_windows(corpus: Corpus, count: int, context: int) -> list[Window]:
     everything = [w for d in range(len(corpus)) for w in windows(d, corpus.document(d)[1], context, context)]
     picks = np.unique(np.linspace(0, len(everything) - 1, min(count, len(everything))).round().astype(int))
     return [everything[i] for i in picks]
+
+
+def _unscored(window: Window) -> Window:
+    return window._replace(labels=np.full_like(window.labels, -1))

@@ -1,0 +1,187 @@
+"""Every kind as a module."""
+
+import inspect
+
+import pytest
+import torch
+
+from lcpt.attention import ATTENTION, Attention, AttentionConfig
+from lcpt.attention.base import rotary_table, rotate
+from lcpt.attention.polysketch import PolysketchConfig
+
+BLOCK, D_MODEL, HEADS, HEAD_DIM = 4, 16, 4, 4
+VARIANTS = {
+    "softmax": ("softmax", {}),
+    "polynomial": ("polynomial", {}),
+    "polysketch": ("polysketch", {}),
+    "polysketch-2-blocks": ("polysketch", {"local_blocks": 2}),
+    "polysketch-gaussian": ("polysketch", {"sketch": "gaussian"}),
+}
+
+
+@pytest.fixture(params=VARIANTS)
+def variant(request):
+    return request.param
+
+
+def build(variant, kv_heads=HEADS) -> Attention:
+    kind, own = VARIANTS[variant]
+    torch.manual_seed(0)
+    config = AttentionConfig(block_size=BLOCK, polysketch=PolysketchConfig(**({"size": 8} | own)))
+    return ATTENTION[kind](D_MODEL, HEADS, kv_heads, config)
+
+
+def rotary(tokens):
+    return rotary_table(tokens, HEAD_DIM, 10_000.0, torch.device("cpu"))
+
+
+def test_every_kind_is_tested():
+    assert {kind for kind, _ in VARIANTS.values()} == set(ATTENTION)
+    assert not any(inspect.isabstract(kind) for kind in ATTENTION.values())
+
+
+@pytest.mark.parametrize("kv_heads", [4, 2, 1])
+@pytest.mark.parametrize("tokens", [1, 3, 4, 5, 18])
+def test_any_length(variant, tokens, kv_heads):
+    x = torch.randn(2, tokens, D_MODEL)
+    o = build(variant, kv_heads)(x, rotary(tokens))
+    assert o.shape == x.shape and o.isfinite().all()
+
+
+@pytest.mark.parametrize("n", [1, 5, 8])
+def test_causality(variant, n):
+    module = build(variant)
+    x = torch.randn(2, 18, D_MODEL)
+    y = torch.cat((x[:, :n], torch.randn(2, 18 - n, D_MODEL)), dim=1).requires_grad_()
+    before, after = module(x, rotary(18)), module(y, rotary(18))
+    torch.testing.assert_close(before[:, :n], after[:, :n], rtol=0, atol=1e-6)
+    assert not torch.allclose(before[:, n:], after[:, n:], atol=1e-3)
+    after[:, :n].sum().backward()
+    assert torch.equal(y.grad[:, n:], torch.zeros_like(y.grad[:, n:]))
+
+
+def test_sees_every_earlier_token(variant):
+    """The last token's output has a gradient to the first: through the state, where there is one."""
+    x = torch.randn(1, 18, D_MODEL, requires_grad=True)
+    build(variant)(x, rotary(18))[:, -1].square().sum().backward()
+    assert (x.grad.norm(dim=-1) > 0).all()
+
+
+def test_gradients_reach_every_parameter(variant):
+    module = build(variant, kv_heads=2)
+    module(torch.randn(2, 18, D_MODEL), rotary(18)).square().sum().backward()
+    for name, parameter in module.named_parameters():
+        assert parameter.grad is not None and parameter.grad.norm() > 1e-6, name
+
+
+def test_bf16_is_near_fp32(variant):
+    module, x = build(variant), torch.randn(2, 18, D_MODEL)
+    exact = module(x, rotary(18))
+    o = module.bfloat16()(x.bfloat16(), rotary(18))
+    assert o.dtype == torch.bfloat16
+    assert (o.float() - exact).norm() / exact.norm() < 0.05
+
+
+def test_polynomial_weighs_by_the_fourth_power_of_the_mean_product():
+    """One head, by hand: w = (q·k/d)⁴, offset (1/d)⁴."""
+    q, k, v = torch.randn(3, 1, 5, HEADS, HEAD_DIM, dtype=torch.float64)
+    o = build("polynomial").attend(q, k, v)
+    weights = ((q[0, :, 1] @ k[0, :, 1].T) / HEAD_DIM).pow(4).tril()
+    expected = weights @ v[0, :, 1] / (weights.sum(1, keepdim=True) + HEAD_DIM**-4)
+    torch.testing.assert_close(o[0, :, 1], expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("variant", ["polysketch", "polysketch-2-blocks", "polysketch-gaussian"])
+def test_polysketch_weighs_as_defined(variant):
+    """Near: (q·k/d)⁴. Far: e^γ (S(q)·S(k))², with the γ of each head and one sketch for both."""
+    module = build(variant).double()
+    torch.nn.init.uniform_(module.gamma, -1, 1)
+    q, k, v = torch.randn(3, 1, 11, HEADS, HEAD_DIM, dtype=torch.float64)
+    o = module.attend(q, k, v)
+    block = torch.arange(11) // BLOCK
+    near = block[None, :] > block[:, None] - VARIANTS[variant][1].get("local_blocks", 1)
+    for head in range(HEADS):
+        a, b = module.sketch(q[0, :, head]), module.sketch(k[0, :, head])
+        exact = (q[0, :, head] @ k[0, :, head].T / HEAD_DIM).pow(4)
+        weights = torch.where(near, exact, module.gamma[head].exp() * (a @ b.T).square()).tril()
+        expected = weights @ v[0, :, head] / (weights.sum(1, keepdim=True) + HEAD_DIM**-4)
+        torch.testing.assert_close(o[0, :, head], expected, rtol=1e-10, atol=1e-10)
+
+
+def test_rope_sees_distances_only():
+    """Queries turned by position m times keys turned by n depend on m - n."""
+    table = rotary(20)
+    q, k = (torch.randn(HEAD_DIM).expand(1, 20, 1, HEAD_DIM) for _ in range(2))
+    scores = (rotate(q, table)[0, :, 0] @ rotate(k, table)[0, :, 0].T).detach()
+    for distance in range(-19, 20):
+        diagonal = scores.diagonal(distance)
+        torch.testing.assert_close(diagonal, diagonal[:1].expand_as(diagonal), rtol=0, atol=1e-5)
+    assert scores[0].std() > 0.1  # and they do depend on it
+
+
+def test_rope_keeps_norms_and_the_first_token():
+    x = torch.randn(2, 9, 3, HEAD_DIM)
+    turned = rotate(x, rotary(9))
+    torch.testing.assert_close(turned.norm(dim=-1), x.norm(dim=-1))
+    assert torch.equal(turned[:, 0], x[:, 0]) and not torch.allclose(turned[:, 1], x[:, 1])
+
+
+def test_cost_of_polysketch_does_not_grow_with_the_context():
+    module = build("polysketch")
+    assert module.attend_flops(1_000) == module.attend_flops(100_000)
+    assert module.state_bytes(1_000) == module.state_bytes(100_000)
+    assert sum(module.attend_flops(BLOCK)) < sum(module.attend_flops(BLOCK + 1))  # no state inside the first block
+
+
+@pytest.mark.parametrize("kind", ["softmax", "polynomial"])
+def test_cost_of_quadratic_kinds_grows_with_the_context(kind):
+    """A token sees half the context on average: 2 products of T·D, 2 FLOPs a multiply-add."""
+    module = build(kind)
+    forward, backward = module.attend_flops(1_000)
+    assert forward == 2 * 2 * D_MODEL * 1_000 / 2 and backward == 2.5 * forward
+    assert module.attend_flops(3_000) == (3 * forward, 3 * backward)
+    assert module.state_bytes(1_000) == 4 * 2 * D_MODEL * 1_000
+
+
+@pytest.mark.parametrize("kind", ["polynomial", "polysketch"])
+def test_stated_flops_are_what_pytorch_counts(kind):
+    """Forward, and forward with backward, within 15 %: the column of ones, and tiles on the diagonal."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    context = 2048
+    config = AttentionConfig(block_size=64, polysketch=PolysketchConfig(size=16))
+    module = ATTENTION[kind](64, 2, 2, config)
+    q, k, v = (torch.randn(1, context, 2, 32, requires_grad=True) for _ in range(3))
+    with FlopCounterMode(display=False) as counter:
+        o = module.attend(q, k, v)
+        forward = counter.get_total_flops() / context
+        o.sum().backward()
+        step = counter.get_total_flops() / context
+    stated = module.attend_flops(context)
+    assert forward == pytest.approx(stated[0], rel=0.15)
+    assert step == pytest.approx(sum(stated), rel=0.15)
+
+
+def test_pattern_cycles_over_the_layers():
+    config = AttentionConfig(kind="polynomial", pattern=["polysketch", "polysketch", "softmax"])
+    assert [config.kind_of_layer(n) for n in range(7)] == [
+        "polysketch", "polysketch", "softmax", "polysketch", "polysketch", "softmax", "polysketch",
+    ]
+    assert AttentionConfig(kind="polynomial").kind_of_layer(5) == "polynomial"
+
+
+@pytest.mark.parametrize("wrong, named", [
+    ({"kind": "flash"}, "'flash'"), ({"pattern": ["softmax", "sofmax"]}, "'sofmax'"), ({"block_size": 0}, "0"),
+])
+def test_wrong_settings_are_named(wrong, named):
+    with pytest.raises(ValueError, match=named):
+        AttentionConfig(**wrong)
+
+
+@pytest.mark.parametrize("wrong, named", [
+    ({"sketch": "srht"}, "'srht'"), ({"size": 0}, "size 0"), ({"expansion": 0}, "expansion 0"),
+    ({"local_blocks": 3}, "local_blocks is 3"),
+])
+def test_wrong_settings_of_polysketch_are_named(wrong, named):
+    with pytest.raises(ValueError, match=named):
+        PolysketchConfig(**wrong)

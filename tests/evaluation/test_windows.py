@@ -1,0 +1,55 @@
+import itertools
+
+import numpy as np
+import pytest
+
+from lcpt.evaluation.windows import windows
+
+CASES = [
+    (n, context, stride)
+    for n, context in itertools.product((1, 2, 5, 7, 8, 9, 16, 17, 40), (1, 4, 8, 64))
+    for stride in (1, 3, context // 2, context)
+    if 1 <= stride <= context
+]
+
+
+@pytest.mark.parametrize("n, context, stride", CASES)
+def test_every_token_but_bos_is_scored_once(n, context, stride):
+    """n labels; each scored one can look back on context - stride tokens at least, or on all that there are."""
+    tokens = np.arange(100, 101 + n)
+    scored = []
+    for window in windows(7, tokens, context, stride):
+        assert window.document == 7
+        assert len(window.inputs) == len(window.labels) <= context
+        for position, (token, label) in enumerate(zip(window.inputs, window.labels, strict=True)):
+            if label >= 0:
+                assert label == token + 1  # the token that follows
+                behind = token - 100
+                assert position >= min(context - stride, behind)
+                scored.append(label)
+    assert scored == list(range(101, 101 + n))
+
+
+def test_no_window_without_a_score():
+    for n, context, stride in CASES:
+        assert all((w.labels >= 0).any() for w in windows(0, np.arange(n + 1), context, stride))
+
+
+def test_a_document_of_bos_alone_has_no_window():
+    assert list(windows(0, np.array([1]), 8, 8)) == []
+
+
+def test_disjoint_windows():
+    found = [(w.inputs.tolist(), w.labels.tolist()) for w in windows(0, np.arange(8), 3, 3)]
+    assert found == [([0, 1, 2], [1, 2, 3]), ([3, 4, 5], [4, 5, 6]), ([6], [7])]
+
+
+def test_overlapping_windows():
+    found = [(w.inputs.tolist(), w.labels.tolist()) for w in windows(0, np.arange(8), 4, 2)]
+    assert found == [([0, 1, 2, 3], [1, 2, 3, 4]), ([2, 3, 4, 5], [-1, -1, 5, 6]), ([4, 5, 6], [-1, -1, 7])]
+
+
+def test_the_document_is_not_changed():
+    tokens = np.arange(20)
+    list(windows(0, tokens, 4, 2))
+    assert np.array_equal(tokens, np.arange(20))

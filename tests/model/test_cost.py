@@ -1,0 +1,93 @@
+import pytest
+import torch
+
+from lcpt.attention import AttentionConfig
+from lcpt.config import Config
+from lcpt.data import DataConfig
+from lcpt.model import GPT, ModelConfig
+from lcpt.model.cost import memory_per_rank, model_cost
+from lcpt.training.dry_run import describe
+from lcpt.training.loop import TrainingConfig
+
+CONFIGS = {
+    "softmax": ModelConfig(n_layers=2, d_model=32, n_heads=4, vocab_size=100, attention=AttentionConfig("softmax")),
+    "hybrid": ModelConfig(
+        n_layers=3, d_model=32, n_heads=4, n_kv_heads=2, vocab_size=100,
+        attention=AttentionConfig(pattern=["polysketch", "polynomial"], block_size=16),
+    ),
+}
+
+
+@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
+def test_parameters_are_the_models(config):
+    assert model_cost(config, 64).parameters == sum(p.numel() for p in GPT(config).parameters())
+
+
+def test_gpt_2_small_has_its_size():
+    softmax = ModelConfig(vocab_size=50_257, attention=AttentionConfig("softmax"))
+    assert model_cost(softmax, 1024).parameters == pytest.approx(124e6, rel=0.01)
+
+
+def test_flops_of_softmax_by_hand():
+    """Matrices at 2 FLOPs a number, the head with them; attention 2·T·d a layer, which is the causal half."""
+    config, context = CONFIGS["softmax"], 64
+    qkv_out, geglu = 4 * 32 * 32, 3 * 32 * config.ff_width
+    forward = 2 * (2 * (qkv_out + geglu) + 100 * 32) + 2 * (2 * 32 * context)
+    cost = model_cost(config, context)
+    assert cost.flops_forward == forward
+    assert cost.flops_step == forward + 4 * (2 * (qkv_out + geglu) + 100 * 32) + 2 * (5 * 32 * context)
+
+
+def test_flops_of_the_matrices_are_what_pytorch_counts():
+    """Its counter does not know SDPA on a CPU: without it only the matrices are left."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    config, context = CONFIGS["softmax"], 64
+    with FlopCounterMode(display=False) as counter:
+        GPT(config)(torch.zeros(1, context, dtype=torch.long))
+    assert counter.get_total_flops() / context == model_cost(config, context).flops_forward - 2 * (2 * 32 * context)
+
+
+def test_recomputation_costs_a_forward_pass_without_the_head():
+    plain = CONFIGS["softmax"]
+    again = ModelConfig(**{**vars(plain), "activation_checkpointing": True})
+    without, with_it = model_cost(plain, 64), model_cost(again, 64)
+    assert with_it.flops_forward == without.flops_forward
+    assert with_it.flops_step - without.flops_step == without.flops_forward - 2 * 100 * 32
+
+
+def test_state_adds_up_over_the_layers():
+    config = CONFIGS["hybrid"]
+    expected = sum(block.attention.state_bytes(64) for block in GPT(config).blocks)
+    assert model_cost(config, 64).state_bytes == expected > 0
+
+
+def test_cost_needs_no_memory():
+    """A model of 100 G parameters."""
+    huge = ModelConfig(n_layers=80, d_model=10_240, n_heads=80)
+    assert model_cost(huge, 8192).parameters > 9e10
+
+
+def test_memory_shrinks_with_the_stage():
+    config, stages = CONFIGS["softmax"], {}
+    for stage in (1, 2, 3):
+        stages[stage] = memory_per_rank(config, 1000, tokens=64, world=4, zero_stage=stage, precision="fp32")
+    assert [stages[n]["optimizer"] for n in (1, 2, 3)] == [3000, 3000, 3000]
+    assert [stages[n]["gradients"] for n in (1, 2, 3)] == [4000, 1000, 1000]
+    assert [stages[n]["weights"] for n in (1, 2, 3)] == [4000, 4000, 1000]
+    half = memory_per_rank(config, 1000, tokens=64, world=4, zero_stage=1, precision="bf16")
+    assert (half["weights"], half["optimizer"]) == (2000, 3000)
+    assert half["activations"] * 2 == stages[1]["activations"]
+
+
+def test_dry_run_shows_the_numbers():
+    config = Config(model=CONFIGS["hybrid"], data=DataConfig(path="-", context=64),
+                    training=TrainingConfig(max_steps=7, warmup_steps=0, global_batch_tokens=128, valid_tokens=64))
+    cost = model_cost(config.model, 64)
+    text = describe(config, world=2)
+    for part in (
+        "1 polynomial, 2 polysketch", f"{cost.parameters:,}", f"{cost.flops_forward / 1e6:,.1f} M forward",
+        f"{cost.flops_step / 1e6:,.1f} M a training step", "896 tokens in 7 steps", "memory a rank of 2",
+        f"{cost.flops_step * 896:.3g}",
+    ):
+        assert part in text

@@ -1,0 +1,106 @@
+"""tools/evaluate.py on a checkpoint that was never trained."""
+
+import json
+import lzma
+import math
+import shutil
+
+import pytest
+
+from lcpt.checkpoint import write_checkpoint
+from lcpt.config import load_config, to_yaml
+from lcpt.data import Corpus, Tokenizer
+from lcpt.model import GPT
+
+
+@pytest.fixture(scope="module")
+def run_folder(tmp_path_factory, train_folder):
+    run = tmp_path_factory.mktemp("run")
+    (run / "tiny.yaml").write_text(
+        f"run: {{dir: {run}}}\n"
+        "model: {n_layers: 2, d_model: 32, n_heads: 2, vocab_size: 330, attention: {block_size: 16}}\n"
+        f"data: {{path: {train_folder}, context: 64}}\n"
+        "training: {global_batch_tokens: 128, valid_tokens: 128}\n"
+    )
+    config = load_config(run / "tiny.yaml")
+    (run / "config.yaml").write_text(to_yaml(config))
+    model = GPT(config.model)
+    attachments = {"config.yaml": run / "config.yaml", "tokenizer.model": train_folder / "tokenizer.model"}
+    write_checkpoint(run / "checkpoints", 7, {"weights": model.state_dict()}, {"step": 7}, attachments)
+    return run
+
+
+@pytest.fixture
+def evaluate(call_tool, run_folder, valid_folder, tmp_path):
+    """evaluate(*arguments) -> (exit code, report or None, what it said on stderr)."""
+
+    def call(*arguments):
+        output = tmp_path / "out.json"
+        code, _, said = call_tool("evaluate", "--checkpoint", run_folder, "--data", valid_folder, "--output", output,
+                                  *arguments)
+        return code, json.loads(output.read_text()) if output.exists() else None, said
+
+    return call
+
+
+def test_scores_every_byte_once(evaluate, valid_folder):
+    code, report, _ = evaluate()
+    assert code == 0
+    manifest = Corpus(valid_folder).manifest
+    assert report["bytes_scored"] == manifest["bytes"]
+    assert report["tokens_scored"] == manifest["tokens"] - manifest["documents"]  # all but each document's BOS
+    assert report["bits_per_byte"] == pytest.approx(
+        report["loss"] * report["tokens_scored"] / report["bytes_scored"] / math.log(2))
+    assert report["perplexity"] == pytest.approx(math.exp(report["loss"]))
+    assert report["loss"] == pytest.approx(math.log(330), rel=0.05)  # an untrained model knows nothing
+    assert report["step"] == 7 and report["window"] == report["stride"] == 64
+    assert sum(part["tokens"] for part in report["loss_by_position"]) == report["tokens_scored"]
+    low, high = report["bits_per_byte_interval"]
+    assert low <= report["bits_per_byte"] <= high
+
+
+def test_the_same_number_at_any_batch_and_from_text(evaluate, valid_folder, tmp_path):
+    corpus = Corpus(valid_folder)
+    tokenizer = Tokenizer(corpus.tokenizer)
+    with lzma.open(tmp_path / "text.jsonl.xz", "wt", encoding="utf-8") as file:
+        for number in range(len(corpus)):
+            text = tokenizer.decode(corpus.document(number)[1][1:].tolist())
+            file.write(json.dumps({"text": text}) + "\n")
+    _, one, _ = evaluate()
+    for arguments in (["--batch", 7], ["--batch", 3, "--data", tmp_path / "text.jsonl.xz"]):
+        _, other, _ = evaluate(*arguments)
+        for key in ("loss", "bits_per_byte", "tokens_scored", "bytes_scored"):
+            assert other[key] == pytest.approx(one[key], rel=1e-6)
+
+
+def test_stride_scores_the_same_tokens_with_more_context(evaluate):
+    _, disjoint, _ = evaluate("--context", 32)
+    _, sliding, _ = evaluate("--context", 32, "--stride", 8)
+    assert sliding["tokens_scored"] == disjoint["tokens_scored"]
+    assert sliding["loss_by_position"][0]["tokens"] < disjoint["loss_by_position"][0]["tokens"]
+
+
+@pytest.mark.parametrize(("arguments", "remark"), [
+    (["--checkpoint", "absent"], "absent is no run folder"),
+    (["--data", "absent.txt"], "absent.txt"),
+    (["--stride", "100"], "stride 100"),
+])
+def test_bad_input_is_one_line(evaluate, arguments, remark):
+    code, report, said = evaluate(*arguments)
+    errors = [line for line in said.splitlines() if "error" in line]
+    assert code == 2 and report is None and len(errors) == 1 and remark in errors[0]
+
+
+def test_foreign_tokenizer_is_named(evaluate, make_corpus):
+    code, report, said = evaluate("--data", make_corpus(seed=9))
+    assert code == 2 and report is None and "another tokenizer" in said
+
+
+def test_damaged_weights_are_named(evaluate, run_folder, tmp_path):
+    shutil.copytree(run_folder, tmp_path / "copy")
+    weights = next((tmp_path / "copy").glob("checkpoints/step-*/weights-*.safetensors"))
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    code, report, said = evaluate("--checkpoint", tmp_path / "copy")
+    assert code == 2 and report is None and weights.name in said and "sha256" in said

@@ -1,0 +1,131 @@
+"""One run of 40 steps on 2 ranks with validation: what it learns and what it leaves behind."""
+
+import json
+import math
+
+import pytest
+import torch
+
+from lcpt.checkpoint import find_checkpoint, read_manifest, read_state
+from lcpt.config import load_config
+from lcpt.data import Corpus, Tokenizer, batch
+from lcpt.model import GPT, load_weights
+
+KEYS = {"step", "tokens", "loss", "learning_rate", "grad_norm", "tokens_per_second", "step_seconds",
+        "data_wait_fraction"}
+VALID = {"valid_loss", "valid_bits_per_byte"}
+STEPS = 40
+
+
+@pytest.fixture(scope="module")
+def run(train_ranks, valid_folder):
+    return train_ranks(2, f"training.max_steps={STEPS}", "training.lr=0.01", "training.valid_every_steps=15",
+                       "checkpoint.every_steps=30", f"data.valid_path={valid_folder}", "training.micro_batch=4")
+
+
+@pytest.fixture
+def trained(run):
+    model = GPT(run.config.model)
+    assert load_weights(model, run.dir) == run.dir / "checkpoints" / f"step-{STEPS:08d}"
+    return model
+
+
+def test_it_learns(run):
+    first, last = run.rows[0], run.rows[-1]
+    assert first["loss"] == pytest.approx(math.log(330), rel=0.1)
+    assert last["loss"] < 0.7 * first["loss"] and last["valid_loss"] < 0.75 * first["loss"]
+
+
+def test_folder(run):
+    assert {path.name for path in run.dir.iterdir()} == {
+        "config.yaml", "environment.json", "metrics.jsonl", "summary.json", "tensorboard", "checkpoints",
+    }
+    assert {path.name for path in (run.dir / "checkpoints").iterdir()} == {"latest", "step-00000030", "step-00000040"}
+    assert (run.dir / "checkpoints/latest").read_text().strip() == "step-00000040"
+    assert load_config(run.dir / "config.yaml") == run.config
+
+
+def test_metrics(run):
+    assert [row["step"] for row in run.rows] == list(range(1, STEPS + 1))
+    assert [row["tokens"] for row in run.rows] == [256 * (n + 1) for n in range(STEPS)]
+    for row in run.rows:
+        assert row.keys() == KEYS | (VALID if row["step"] in (15, 30, 40) else set())
+        assert all(math.isfinite(value) for value in row.values())
+        assert row["tokens_per_second"] == pytest.approx(256 / row["step_seconds"])
+        assert 0 <= row["data_wait_fraction"] <= 1
+    lines = (run.dir / "metrics.jsonl").read_text().splitlines()
+    digits = [len(str(json.loads(line)["loss"])) for line in lines]
+    assert max(digits) > 12  # unrounded
+
+
+def test_tensorboard_holds_the_same(run):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(run.dir / "tensorboard"))
+    events.Reload()
+    assert [event.step for event in events.Scalars("loss")] == list(range(1, STEPS + 1))
+    assert [e.value for e in events.Scalars("loss")] == pytest.approx([row["loss"] for row in run.rows], rel=1e-6)
+    assert [event.step for event in events.Scalars("valid_bits_per_byte")] == [15, 30, 40]
+
+
+def test_summary_and_environment(run):
+    summary = json.loads((run.dir / "summary.json").read_text())
+    assert run.rows[-1].items() <= summary.items()
+    assert summary["world_size"] == 2 and summary["wall_seconds"] > 0 and summary["peak_memory_bytes"] > 10**7
+    environment = json.loads((run.dir / "environment.json").read_text())
+    assert environment["world_size"] == 2 and environment["versions"]["torch"] == torch.__version__
+    assert {"command", "device", "git_commit", "cpu_count"} <= environment.keys()
+
+
+def test_checkpoint(run):
+    step = find_checkpoint(run.dir)
+    manifest = read_manifest(step)
+    assert {"config.yaml", "tokenizer.model", "state.json", "weights-00000.safetensors"} <= manifest["files"].keys()
+    assert (step / "config.yaml").read_bytes() == (run.dir / "config.yaml").read_bytes()
+    corpus = Corpus(run.config.data.path)
+    assert Tokenizer(step / "tokenizer.model").sha256 == corpus.manifest["tokenizer_sha256"]
+    assert read_state(step) == {"step": 40, "tokens": 40 * 256, "seed": 0, "data_fingerprint": corpus.fingerprint,
+                                "sequences": 8, "context": 32}
+
+
+def test_validation_loss_by_hand(run, trained, valid_folder):
+    """8 disjoint windows spread over the documents, on logits; bytes from the tokenizer's pieces."""
+    from lcpt.training.validation import spread_windows
+
+    corpus = Corpus(valid_folder)
+    n_bytes = Tokenizer(corpus.tokenizer).token_bytes()
+    nats = tokens = text = 0
+    for window in spread_windows(corpus, 256 // 32, 32):
+        labels = torch.from_numpy(window.labels)
+        logits = trained(torch.from_numpy(window.inputs)[None])[0]
+        nats += torch.nn.functional.cross_entropy(logits, labels, reduction="sum").item()
+        tokens += len(labels)
+        text += n_bytes[window.labels].sum()
+    assert run.rows[-1]["valid_loss"] == pytest.approx(nats / tokens, rel=1e-5)
+    assert run.rows[-1]["valid_bits_per_byte"] == pytest.approx(nats / text / math.log(2), rel=1e-5)
+
+
+@pytest.mark.parametrize("source", ["run", "step folder"])
+def test_init_from_starts_from_the_given_weights(run, trained, train_ranks, source):
+    """Its first loss is that of the saved model, its moments begin at zero."""
+    path = run.dir if source == "run" else find_checkpoint(run.dir)
+    again = train_ranks(1, f"training.init_from={path}", "training.max_steps=3", "training.micro_batch=8", "run.seed=5")
+    tokens = torch.from_numpy(batch(Corpus(run.config.data.path), 5, 0, 8, 32))
+    total, count = trained(tokens[:, :-1], labels=tokens[:, 1:])
+    assert again.rows[0]["loss"] == pytest.approx(total.item() / count.item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("count", [1, 3, 7, 10**6])
+def test_spread_windows(valid_folder, count):
+    """Evenly over the documents, first and last among them, each once and within its document."""
+    from lcpt.evaluation.windows import windows
+    from lcpt.training.validation import spread_windows
+
+    corpus = Corpus(valid_folder)
+    everything = [w for d in range(len(corpus)) for w in windows(d, corpus.document(d)[1], 32, 32)]
+    names = [(w.document, w.inputs.tolist()) for w in everything]
+    picks = [names.index((w.document, w.inputs.tolist())) for w in spread_windows(corpus, count, 32)]
+    assert len(set(picks)) == len(picks) == min(count, len(everything)) and picks == sorted(picks)
+    if count > 1:
+        gaps = [b - a for a, b in zip(picks[:-1], picks[1:], strict=True)]
+        assert (picks[0], picks[-1]) == (0, len(everything) - 1) and max(gaps) - min(gaps) <= 1

@@ -1,0 +1,111 @@
+"""What keeps a run from starting is one line, the same on both ranks, and leaves no run folder."""
+
+import shutil
+
+import pytest
+import torch
+
+from lcpt.checkpoint import find_checkpoint, read_manifest
+from lcpt.config import load_config, to_yaml
+from lcpt.parallel import groups
+
+CASES = {
+    "vocabulary": (["model.vocab_size=331"], ["330", "model.vocab_size=330"]),
+    "tokenizers": (["data.valid_path={foreign}"], ["{foreign}", "different tokenizers", "--tokenizer"]),
+    "micro-batches": (["training.micro_batch=3"], ["8 sequences", "2 ranks", "micro-batches of 3"]),
+    "odd sequences": (["training.global_batch_tokens=96"], ["3 sequences", "2 ranks"]),
+    "no corpus": (["data.path={nowhere}"], ["{nowhere}"]),
+    "no validation corpus": (["data.valid_path={nowhere}"], ["{nowhere}"]),
+    "short corpus": (["data.context=100000", "training.global_batch_tokens=200000", "training.valid_tokens=100000"],
+                     ["100,000"]),
+    "damaged corpus": (["data.path={damaged}"], ["{damaged}", "shard-00000"]),
+    "no weights": (["training.init_from={nowhere}"], ["{nowhere}"]),
+    "other weights": (["training.init_from={run}", "model.n_layers=3"], ["blocks.2", "another model"]),
+    "other shapes": (["training.init_from={run}", "model.d_ff=8"], ["feed_forward", "another model"]),
+    "damaged weights": (["training.init_from={damaged_run}"], ["weights-00000.safetensors"]),
+    "no folder": (["run.dir={file}/run"], ["{file}"]),
+    "existing run": (["run.dir={run}"], ["{run}", "already holds a run"]),
+}
+
+
+@pytest.fixture(scope="module")
+def places(train_ranks, make_corpus, train_folder, tmp_path_factory):
+    root = tmp_path_factory.mktemp("places")
+    run = train_ranks(1, "training.max_steps=3", "training.micro_batch=8").dir
+    damaged, damaged_run = root / "damaged", root / "damaged_run"
+    shutil.copytree(train_folder, damaged)
+    shutil.copytree(run, damaged_run)
+    [weights] = damaged_run.glob("checkpoints/step-*/weights-00000.safetensors")
+    for file in (damaged / "shard-00000.safetensors", weights):
+        content = bytearray(file.read_bytes())
+        content[-10] ^= 1
+        file.write_bytes(content)
+    (root / "file").write_text("no folder")
+    return {"file": root / "file", "foreign": make_corpus(seed=9), "nowhere": root / "nowhere", "run": run, "damaged": damaged,
+            "damaged_run": damaged_run, "fresh": root / "fresh"}
+
+
+@pytest.fixture(scope="module")
+def errors(run_ranks, places, tiny_yaml):
+    """case -> the message on each rank; all cases in one job, which an error must leave usable."""
+    from lcpt.training.loop import train
+
+    def rank():
+        groups.join()
+        found = {}
+        for case, (overrides, _) in CASES.items():
+            given = [f"run.dir={places['fresh'] / case}", *(text.format(**places) for text in overrides)]
+            config = load_config(tiny_yaml, given)
+            try:
+                train(config, to_yaml(config))
+            except groups.SetupError as error:
+                found[case] = str(error)
+        groups.leave()
+        return found
+
+    return run_ranks(rank, 2)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_setup_error(errors, places, case):
+    messages = [rank.get(case, "") for rank in errors]
+    assert messages[0] and messages[0] == messages[1] and "\n" not in messages[0]
+    for part in CASES[case][1]:
+        assert part.format(**places) in messages[0]
+    assert not (places["fresh"] / case).exists()
+
+
+def test_an_existing_run_stays_as_it_was(errors, places):
+    """Its rows and weights are those of before."""
+    assert len((places["run"] / "metrics.jsonl").read_text().splitlines()) == 3
+    read_manifest(find_checkpoint(places["run"]))
+
+
+def test_an_error_on_one_rank_reaches_all(run_ranks):
+    def rank():
+        groups.join()
+        try:
+            with groups.agreed():
+                if groups.rank() == 1:
+                    raise ValueError("no such thing")
+        except groups.SetupError as error:
+            return str(error)
+        finally:
+            groups.leave()
+
+    assert run_ranks(rank, 2) == ["rank 1: no such thing"] * 2
+
+
+def test_total_is_in_float64(run_ranks):
+    def rank():
+        groups.join()
+        sums = groups.total(1e-12, torch.tensor(groups.rank() + 1.0), 1, device=torch.device("cpu"))
+        groups.leave()
+        return sums
+
+    assert run_ranks(rank, 2) == [pytest.approx([2e-12, 3.0, 2.0], rel=1e-12)] * 2
+
+
+def test_total_on_one_process_without_a_group():
+    assert groups.total(1.5, 2, device=torch.device("cpu")) == [1.5, 2.0]
+    assert (groups.rank(), groups.world_size()) == (0, 1)
