@@ -13,8 +13,8 @@ from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 from lcpt.checkpoint import CheckpointConfig
 from lcpt.data import DataConfig
 from lcpt.model import ModelConfig
+from lcpt.training.config import TrainingConfig
 from lcpt.training.engine import ParallelConfig
-from lcpt.training.loop import TrainingConfig
 from lcpt.training.run_folder import RunConfig
 
 

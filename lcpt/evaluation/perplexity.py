@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterable, Iterator
 
@@ -11,7 +12,6 @@ import torch
 from lcpt.evaluation.windows import Window, stack
 from lcpt.model import GPT
 
-BINS = 32  # of loss_by_position
 RESAMPLES = 2000
 
 
@@ -60,7 +60,7 @@ class Tally:
         """The numbers so far; `text_bytes` replaces the bytes of the tokens where the tokenizer is not exact.
 
         tokens_scored, bytes_scored, loss (nats a token), perplexity, bits_per_byte with its 95 % interval, and
-        loss_by_position: the loss at BINS ranges of the number of tokens that a scored token could look back on."""
+        loss_by_position: the loss where a scored token could look back on start … end - 1 tokens of its window."""
         nats, tokens, n_bytes = sum(self.nats), sum(self.tokens), text_bytes or sum(self.bytes)
         return {
             "tokens_scored": tokens,
@@ -80,14 +80,19 @@ class Tally:
         return np.percentile(ratios, [2.5, 97.5]).tolist()
 
     def _loss_by_position(self) -> list[dict]:
-        edges = np.unique(np.linspace(0, self.context, BINS + 1).round().astype(int))
         bins = []
-        for start, end in zip(edges[:-1].tolist(), edges[1:].tolist(), strict=True):
+        for start, end in itertools.pairwise(position_edges(self.context)):
             tokens = int(self.position_tokens[start:end].sum())
             if tokens:
                 loss = float(self.position_nats[start:end].sum() / tokens)
                 bins.append({"start": start, "end": end, "tokens": tokens, "loss": loss})
         return bins
+
+
+def position_edges(context: int) -> list[int]:
+    """0, 16, 32, 64 … up to an eighth of the context, then its eighths."""
+    doubling = [16 * 2**i for i in range(context.bit_length()) if 16 * 2**i < context / 8]
+    return sorted({0, *doubling, *(max(1, round(context * part / 8)) for part in range(1, 9))})
 
 
 def bits_per_byte(nats: float, n_bytes: float) -> float:

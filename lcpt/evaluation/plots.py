@@ -15,6 +15,7 @@ def loss_curve(metrics: Path, output: Path) -> None:
     """Training and validation loss of a metrics.jsonl over tokens, as PNG."""
     rows = [json.loads(line) for line in metrics.read_text().splitlines()]
     figure, axes = _axes("tokens", "loss (nats a token)")
+    axes.xaxis.set_major_formatter("{x:,.0f}")
     axes.plot([r["tokens"] for r in rows], [r["loss"] for r in rows], color="tab:blue", label="training")
     measured = [r for r in rows if "valid_loss" in r]
     axes.plot([r["tokens"] for r in measured], [r["valid_loss"] for r in measured], "o-", color="tab:orange",
@@ -25,10 +26,12 @@ def loss_curve(metrics: Path, output: Path) -> None:
 
 def loss_by_position(report: dict, output: Path) -> None:
     """The loss_by_position of an evaluation, as PNG: falling as long as more context helps."""
-    figure, axes = _axes("tokens of context before the one that is predicted", "loss (nats a token)")
+    figure, axes = _axes("tokens of context before the predicted one", "loss (nats a token)")
     bins = report["loss_by_position"]
-    edges = [b["start"] for b in bins] + [bins[-1]["end"]]
+    edges = [max(b["start"], bins[0]["end"] / 2) for b in bins] + [bins[-1]["end"]]  # a logarithm has no 0
     axes.stairs([b["loss"] for b in bins], edges, color="tab:blue", baseline=None)
+    axes.set_xscale("log", base=2)
+    axes.xaxis.set_major_formatter("{x:,.0f}")
     axes.axhline(report["loss"], color="gray", linestyle=":", label=f"mean {report['loss']:.3f}")
     axes.legend(frameon=False)
     _save(figure, output)

@@ -10,13 +10,11 @@ import os
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
-if TYPE_CHECKING:
-    from lcpt.training.loop import TrainingConfig
+from lcpt.training.config import TrainingConfig
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from lcpt.training.loop import TrainingConfig
+from lcpt.training.config import TrainingConfig
 
 
 def learning_rate(step: int, training: TrainingConfig) -> float:

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from lcpt.evaluation.perplexity import BINS, Tally, bits_per_byte, score
+from lcpt.evaluation.perplexity import Tally, bits_per_byte, position_edges, score
 from lcpt.evaluation.windows import Window, windows
 from lcpt.model import GPT, ModelConfig
 
@@ -124,6 +124,12 @@ def test_loss_by_position_covers_every_token(context, lengths):
     bins = report["loss_by_position"]
     assert sum(entry["tokens"] for entry in bins) == report["tokens_scored"] == sum(lengths)
     assert sum(e["tokens"] * e["loss"] for e in bins) / sum(lengths) == pytest.approx(report["loss"])
-    assert len(bins) <= BINS and bins[0]["start"] == 0 and bins[-1]["end"] <= context
+    assert bins[0]["start"] == 0 and bins[-1]["end"] <= context
     assert all(first["end"] == second["start"] for first, second in itertools.pairwise(bins))
     assert all(entry["start"] <= entry["loss"] <= entry["end"] - 1 for entry in bins)
+
+
+@pytest.mark.parametrize("context", [1, 5, 64, 100, 8192, 32768])
+def test_position_edges_cover_the_context(context):
+    edges = position_edges(context)
+    assert edges[0] == 0 and edges[-1] == context and edges == sorted(set(edges)) and len(edges) < 20

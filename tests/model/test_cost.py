@@ -6,8 +6,8 @@ from lcpt.config import Config
 from lcpt.data import DataConfig
 from lcpt.model import GPT, ModelConfig
 from lcpt.model.cost import memory_per_rank, model_cost
+from lcpt.training.config import TrainingConfig
 from lcpt.training.dry_run import describe
-from lcpt.training.loop import TrainingConfig
 
 CONFIGS = {
     "softmax": ModelConfig(n_layers=2, d_model=32, n_heads=4, vocab_size=100, attention=AttentionConfig("softmax")),

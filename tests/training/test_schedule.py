@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from lcpt.training.loop import TrainingConfig
+from lcpt.training.config import TrainingConfig
 from lcpt.training.schedule import learning_rate
 
 

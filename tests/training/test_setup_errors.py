@@ -41,8 +41,8 @@ def places(train_ranks, make_corpus, train_folder, tmp_path_factory):
         content[-10] ^= 1
         file.write_bytes(content)
     (root / "file").write_text("no folder")
-    return {"file": root / "file", "foreign": make_corpus(seed=9), "nowhere": root / "nowhere", "run": run, "damaged": damaged,
-            "damaged_run": damaged_run, "fresh": root / "fresh"}
+    return {"file": root / "file", "foreign": make_corpus(seed=9), "nowhere": root / "nowhere", "run": run,
+            "damaged": damaged, "damaged_run": damaged_run, "fresh": root / "fresh"}
 
 
 @pytest.fixture(scope="module")

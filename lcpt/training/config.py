@@ -1,0 +1,53 @@
+"""What a user decides about the training of a model; loop.py, engine.py and schedule.py read it."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Optional
+
+
+@dataclass
+class TrainingConfig:
+    max_steps: int = 10_000  # sets the schedule
+    stop_after_steps: Optional[int] = None  # noqa: UP045  stops early, and changes nothing else
+    global_batch_tokens: int = 2**19  # of one optimizer step, over all ranks
+    micro_batch: int = 1  # sequences a rank holds at one time
+    lr: float = 6e-4
+    schedule: str = "cosine"  # cosine | wsd
+    warmup_steps: int = 100
+    final_lr_fraction: float = 0.1
+    decay_fraction: float = 0.2  # of all steps, wsd only
+    weight_decay: float = 0.1  # of matrices; vectors are not decayed
+    betas: list[float] = field(default_factory=lambda: [0.9, 0.95])
+    grad_clip: float = 1.0  # of the global norm
+    precision: str = "fp32"  # fp32 | bf16
+    init_from: Optional[str] = None  # noqa: UP045  a run or step folder whose weights to start from
+    valid_every_steps: int = 250
+    valid_tokens: int = 2**18  # scored at each validation
+
+    def __post_init__(self):
+        if self.schedule not in ("cosine", "wsd"):
+            raise ValueError(f"training.schedule is {self.schedule!r}; it is cosine or wsd")
+        if self.precision not in ("fp32", "bf16"):
+            raise ValueError(f"training.precision is {self.precision!r}; it is fp32 or bf16")
+        if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"training.betas is {list(self.betas)}; AdamW takes two numbers in [0, 1)")
+        for name in ("max_steps", "stop_after_steps", "global_batch_tokens", "micro_batch", "valid_every_steps",
+                     "valid_tokens"):
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise ValueError(f"training.{name} is {value}; it must be ≥ 1")
+        if not 0 <= self.warmup_steps < self.max_steps:
+            raise ValueError(f"training.warmup_steps is {self.warmup_steps}; it must lie in 0 … {self.max_steps - 1}")
+        if not 0 < self.lr < math.inf:
+            raise ValueError(f"training.lr is {self.lr}; it must be > 0 and finite")
+        for name in ("weight_decay", "grad_clip"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"training.{name} is {getattr(self, name)}; it must be ≥ 0 and finite")
+        for name in ("final_lr_fraction", "decay_fraction"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"training.{name} is {getattr(self, name)}; it must lie in 0 … 1")
+
+    @property
+    def last_step(self) -> int:
+        return self.max_steps if self.stop_after_steps is None else min(self.max_steps, self.stop_after_steps)
