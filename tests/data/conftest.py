@@ -19,7 +19,7 @@ def texts() -> list[str]:
     """Twenty documents of the sample books, of uneven length, with curly quotes, verse and blank lines."""
     with lzma.open(ROOT / "data/sample/valid.jsonl.xz", "rb") as file:
         book = json.loads(file.readline())["text"]
-    return [book[start : start + 3000 + 137 * number] for number, start in enumerate(range(0, 400_000, 20_000))]
+    return [book[start : start + 3000 + 137 * number] for number, start in enumerate(range(0, 200_000, 10_000))]
 
 
 @pytest.fixture(scope="session")
