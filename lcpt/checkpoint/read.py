@@ -26,6 +26,18 @@ def find_checkpoint(path: str | Path) -> Path:
     raise CheckpointError(f"{path} is no run folder (checkpoints/latest) and no step folder (manifest.json)")
 
 
+def newest_checkpoint(checkpoints: Path) -> tuple[Path | None, list[str]]:
+    """The newest whole step folder, None if there is none, and what is wrong with each newer one."""
+    complaints = []
+    for step in sorted(checkpoints.glob("step-*"), reverse=True):
+        try:
+            read_manifest(step)
+            return step, complaints
+        except CheckpointError as error:
+            complaints.append(str(error))
+    return None, complaints
+
+
 def read_manifest(step: Path, *, hashes: bool = True) -> dict:
     """The manifest, after checking it and every file that it lists. Raises CheckpointError naming the damaged file."""
     path = step / "manifest.json"

@@ -61,6 +61,15 @@ def total(*values: torch.Tensor | float, device: torch.device) -> list[float]:
     return sums.tolist()
 
 
+def share(value):
+    """Rank 0's value, on every rank."""
+    if dist.is_initialized():
+        values = [value]
+        dist.broadcast_object_list(values, src=0)
+        return values[0]
+    return value
+
+
 @contextmanager
 def agreed() -> Iterator[None]:
     """Set-up that may fail on some ranks: a ValueError or OSError on any becomes the same SetupError on all."""

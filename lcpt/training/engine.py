@@ -79,11 +79,11 @@ def create_moments(engine) -> None:
     DeepSpeed links parameters to their moments once, after the first *group* has made its first step: with two groups
     the second would never be reachable by name.
     """
-    stage_3 = hasattr(engine.optimizer, "fp32_partitioned_groups_flat")
     base = engine.optimizer.optimizer
-    flat = engine.optimizer.fp32_partitioned_groups_flat if stage_3 else [
-        partition for group in base.param_groups for partition in group["params"]
-    ]
+    if engine.zero_optimization_stage() == 3:
+        flat = engine.optimizer.fp32_partitioned_groups_flat
+    else:
+        flat = [partition for group in base.param_groups for partition in group["params"]]
     for partition in flat:
         zeros = {moment: torch.zeros_like(partition) for moment in MOMENTS}
         base.state[partition] = {"step": torch.tensor(0.0), **zeros}
@@ -92,6 +92,11 @@ def create_moments(engine) -> None:
 def set_learning_rate(engine, rate: float) -> None:
     for group in engine.optimizer.param_groups:
         group["lr"] = rate
+
+
+def adam_step(engine) -> int:
+    """How many updates AdamW has made."""
+    return int(next(iter(engine.optimizer.optimizer.state.values()))["step"])
 
 
 def named_tensors(engine, group: str) -> Iterator[tuple[str, torch.Tensor]]:
@@ -105,3 +110,23 @@ def named_tensors(engine, group: str) -> Iterator[tuple[str, torch.Tensor]]:
             yield name, safe_get_full_optimizer_state(parameter, group).cpu()
     if group == "weights":
         yield from ((name, buffer.float().cpu()) for name, buffer in engine.module.named_buffers())
+
+
+def load_named_tensors(engine, tensors: dict[str, dict[str, torch.Tensor]], adam_step: int) -> None:
+    """Put whole tensors of "weights" and both moments in their places, before the first step; every rank calls it."""
+    import deepspeed
+    from deepspeed.utils import safe_set_full_fp32_param, safe_set_full_optimizer_state
+
+    stage_3 = engine.zero_optimization_stage() == 3
+    if not stage_3:
+        engine.optimizer._lazy_init_hp_params_optimizer_state()  # links the moments, as the first step would
+    for name, parameter in engine.module.named_parameters():
+        weight = tensors["weights"][name].to(parameter.device)
+        safe_set_full_fp32_param(parameter, weight)
+        # That sets the fp32 master copy alone; the next forward pass reads the parameter itself.
+        with deepspeed.zero.GatheredParameters([parameter], modifier_rank=0, enabled=stage_3):
+            parameter.data.copy_(weight)
+        for moment in MOMENTS:
+            safe_set_full_optimizer_state(parameter, tensors[moment][name].to(parameter.device), moment)
+    for state in engine.optimizer.optimizer.state.values():
+        state["step"].fill_(adam_step)

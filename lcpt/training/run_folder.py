@@ -27,13 +27,13 @@ class RunConfig:
     seed: int = 0
 
 
-def create_run_folder(folder: Path, config_yaml: str) -> None:
-    """Rank 0 writes config.yaml and environment.json. Raises ValueError if the folder holds a run already."""
+def open_run_folder(folder: Path, config_yaml: str, done: int) -> None:
+    """Rank 0 writes config.yaml and environment.json, and cuts metrics.jsonl behind the row of step `done`."""
     if groups.rank() != 0:
         return
-    if (folder / "metrics.jsonl").exists() or (folder / "checkpoints").exists():
-        raise ValueError(f"{folder} already holds a run; name another run.dir or remove that folder")
     folder.mkdir(parents=True, exist_ok=True)
+    if (folder / "metrics.jsonl").exists():
+        drop_rows_after(folder / "metrics.jsonl", done)
     replace_text(folder / "config.yaml", config_yaml)
     replace_text(folder / "environment.json", json.dumps(environment(), indent=2) + "\n")
 
@@ -47,6 +47,17 @@ def write_summary(folder: Path, last_row: dict, wall_seconds: float) -> None:
             "peak_memory_bytes": peak_memory_bytes(groups.device()),
         }
         replace_text(folder / "summary.json", json.dumps(summary, indent=2) + "\n")
+
+
+def drop_rows_after(metrics: Path, step: int) -> None:
+    """Cut the rows of later steps and a half-written one; what stays is not touched."""
+    end = 0
+    with open(metrics, "rb+") as file:
+        for line in file:
+            if not line.endswith(b"\n") or json.loads(line)["step"] > step:
+                break
+            end += len(line)
+        file.truncate(end)
 
 
 def environment() -> dict:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -9,16 +10,18 @@ import torch
 from lcpt.data import Corpus, Prefetcher
 from lcpt.model import GPT, load_weights
 from lcpt.parallel import groups
+from lcpt.training.resume import check_same_batches
 from lcpt.training.validation import Validation
 
 if TYPE_CHECKING:
     from lcpt.config import Config
 
 
-def set_up(config: Config) -> tuple[GPT, Corpus, Prefetcher, Validation | None, int]:
+def set_up(config: Config, checkpoint: Path | None) -> tuple[GPT, Corpus, Prefetcher, Validation | None, int]:
     """(model, training corpus, this rank's batches, validation if there is any, micro-batches a step).
 
-    The model's weights depend on run.seed and training.init_from alone. ValueError names what does not fit.
+    The model's weights are those of `checkpoint`, else of training.init_from, else drawn from run.seed. ValueError
+    names what does not fit.
     """
     training, context, vocab_size = config.training, config.data.context, config.model.vocab_size
     accumulation = micro_batches(config.sequences, training.micro_batch, groups.world_size())
@@ -33,8 +36,10 @@ def set_up(config: Config) -> tuple[GPT, Corpus, Prefetcher, Validation | None, 
         validation = Validation(valid, training.valid_tokens, context, training.micro_batch)
     torch.manual_seed(config.run.seed)
     model = GPT(config.model)
-    if training.init_from:
-        load_weights(model, training.init_from)
+    if checkpoint:
+        check_same_batches(checkpoint, config, corpus)
+    if source := checkpoint or training.init_from:
+        load_weights(model, source)
     return model, corpus, batches, validation, accumulation
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 from tqdm import tqdm
@@ -10,17 +11,24 @@ from tqdm import tqdm
 from lcpt.parallel import groups
 
 
-class Telemetry:
-    """Silent on all ranks but 0: `step` takes one row of numbers, floats unrounded."""
+def say(line: str) -> None:
+    """Print a line on rank 0, above a progress bar if there is one."""
+    if groups.rank() == 0:
+        tqdm.write(line, file=sys.stderr)
 
-    def __init__(self, folder: Path, total_tokens: int):
+
+class Telemetry:
+    """Silent on all ranks but 0: `step` takes one row of numbers, floats unrounded; `done` steps came before."""
+
+    def __init__(self, folder: Path, steps: int, tokens_a_step: int, done: int):
         self.speaks = groups.rank() == 0
         if self.speaks:
             from torch.utils.tensorboard import SummaryWriter
 
             self._metrics = open(folder / "metrics.jsonl", "a", buffering=1)
-            self._tensorboard = SummaryWriter(str(folder / "tensorboard"))
-            self._bar = tqdm(total=total_tokens, unit="tok", unit_scale=True, dynamic_ncols=True, smoothing=0.1)
+            self._tensorboard = SummaryWriter(str(folder / "tensorboard"), purge_step=done + 1)
+            self._bar = tqdm(initial=done * tokens_a_step, total=steps * tokens_a_step, unit="tok", unit_scale=True,
+                             dynamic_ncols=True, smoothing=0.1)
             self._valid = ""
 
     def step(self, row: dict[str, float]) -> None:

@@ -12,7 +12,7 @@ os.environ.setdefault("DS_ACCELERATOR", "cpu")
 
 @pytest.fixture(scope="session")
 def train_ranks(run_ranks, tiny_yaml, tmp_path_factory):
-    """train_ranks(world, *overrides) -> what the run of `world` ranks left: config, dir and rows of metrics."""
+    """train_ranks(world, *overrides, dir=None) -> what the run of `world` ranks left: config, dir, rows of metrics."""
     for module in ("deepspeed", "deepspeed.runtime.zero.muon.muon_optimizer", "torch.utils.tensorboard"):
         importlib.import_module(module)  # seconds each: once, before the forks
 
@@ -20,8 +20,8 @@ def train_ranks(run_ranks, tiny_yaml, tmp_path_factory):
     from lcpt.parallel import groups
     from lcpt.training.loop import train
 
-    def run(world, *overrides):
-        folder = tmp_path_factory.mktemp("run") / "run"
+    def run(world, *overrides, dir=None):
+        folder = dir or tmp_path_factory.mktemp("run") / "run"
         config = load_config(tiny_yaml, [f"run.dir={folder}", *overrides])
 
         def rank():

@@ -84,8 +84,10 @@ def test_checkpoint(run):
     assert (step / "config.yaml").read_bytes() == (run.dir / "config.yaml").read_bytes()
     corpus = Corpus(run.config.data.path)
     assert Tokenizer(step / "tokenizer.model").sha256 == corpus.manifest["tokenizer_sha256"]
-    assert read_state(step) == {"step": 40, "tokens": 40 * 256, "seed": 0, "data_fingerprint": corpus.fingerprint,
-                                "sequences": 8, "context": 32}
+    assert read_state(step) == {
+        "step": 40, "tokens": 40 * 256, "adam_step": 40, "run.seed": 0, "data.context": 32,
+        "training.global_batch_tokens": 256, "data fingerprint": corpus.fingerprint,
+    }
 
 
 def test_validation_loss_by_hand(run, trained, valid_folder):

@@ -24,7 +24,7 @@ CASES = {
     "other shapes": (["training.init_from={run}", "model.d_ff=8"], ["feed_forward", "another model"]),
     "damaged weights": (["training.init_from={damaged_run}"], ["weights-00000.safetensors"]),
     "no folder": (["run.dir={file}/run"], ["{file}"]),
-    "existing run": (["run.dir={run}"], ["{run}", "already holds a run"]),
+    "other seed": (["run.dir={run}", "run.seed=5"], ["{run}", "begun with run.seed 0", "this is 5"]),
 }
 
 

@@ -1,0 +1,134 @@
+"""A run that stops and goes on: on the same ranks bit by bit, on others to rounding."""
+
+import json
+import os
+import shutil
+import signal
+
+import pytest
+
+from lcpt.checkpoint import find_checkpoint, read_manifest, read_tensors
+
+STEPS, STOP = 7, 4
+SETTINGS = [f"training.max_steps={STEPS}", "checkpoint.every_steps=2", "training.valid_every_steps=3"]
+
+
+@pytest.fixture(scope="module")
+def settings(valid_folder):
+    return [*SETTINGS, f"data.valid_path={valid_folder}"]
+
+
+@pytest.fixture(scope="module")
+def whole(train_ranks, settings):
+    """What an uninterrupted run on 2 ranks leaves."""
+    return train_ranks(2, *settings)
+
+
+@pytest.fixture(scope="module")
+def stopped(train_ranks, settings):
+    """stopped(stage) -> a run folder of 2 ranks that ended after step 4, by ZeRO stage."""
+    runs = {}
+
+    def run(stage):
+        if stage not in runs:
+            runs[stage] = train_ranks(2, *settings, f"parallel.zero_stage={stage}", f"training.stop_after_steps={STOP}")
+        return runs[stage].dir
+
+    return run
+
+
+@pytest.fixture
+def copy(tmp_path):
+    return lambda folder: shutil.copytree(folder, tmp_path / "run")
+
+
+TIMES = ("tokens_per_second", "step_seconds", "data_wait_fraction")
+
+
+def numbers(rows):
+    return [{name: value for name, value in row.items() if name not in TIMES} for row in rows]
+
+
+def weights(folder):
+    step = find_checkpoint(folder)
+    return read_tensors(step, read_manifest(step))
+
+
+def test_same_ranks_bit_by_bit(train_ranks, settings, whole, stopped, copy):
+    folder = copy(stopped(1))
+    before = (folder / "metrics.jsonl").read_bytes()
+    again = train_ranks(2, *settings, dir=folder)
+    assert numbers(again.rows) == numbers(whole.rows)
+    assert (folder / "metrics.jsonl").read_bytes().startswith(before)
+    for name, tensor in weights(whole.dir).items():
+        assert tensor.equal(weights(folder)[name]), name
+
+
+@pytest.mark.parametrize(("stage", "world", "other_stage"), [
+    (1, 1, 1), (1, 4, 2), (1, 2, 3), (2, 1, 3), (2, 2, 1), (3, 1, 1), (3, 2, 3), (3, 4, 2),
+])
+def test_other_ranks_and_stages_to_rounding(train_ranks, settings, whole, stopped, copy, stage, world, other_stage):
+    again = train_ranks(world, *settings, f"parallel.zero_stage={other_stage}", dir=copy(stopped(stage)))
+    assert [row["step"] for row in again.rows] == list(range(1, STEPS + 1))
+    for row, expected in zip(again.rows, whole.rows, strict=True):
+        for name in {"loss", "grad_norm", "valid_loss"} & expected.keys():
+            assert row[name] == pytest.approx(expected[name], rel=1e-5)
+
+
+def test_bf16_goes_on_from_its_fp32_weights(train_ranks, settings, tmp_path):
+    bf16 = [*settings, "training.precision=bf16"]
+    whole = train_ranks(2, *bf16, dir=tmp_path / "whole")
+    train_ranks(2, *bf16, f"training.stop_after_steps={STOP}", dir=tmp_path / "run")
+    assert numbers(train_ranks(2, *bf16, dir=tmp_path / "run").rows) == numbers(whole.rows)
+
+
+def test_killed_in_the_middle(train_ranks, settings, whole, tmp_path, monkeypatch):
+    from lcpt.training.telemetry import Telemetry
+
+    step = Telemetry.step
+
+    def die(self, row):
+        if row["step"] == 6:  # behind the checkpoint of step 4, with a row half written
+            if self.speaks:
+                self._metrics.write(json.dumps(row)[:20])
+            os.kill(os.getpid(), signal.SIGKILL)
+        step(self, row)
+
+    monkeypatch.setattr(Telemetry, "step", die)
+    with pytest.raises(RuntimeError):
+        train_ranks(2, *settings, dir=tmp_path / "run")
+    monkeypatch.undo()
+    again = train_ranks(2, *settings, dir=tmp_path / "run")
+    assert numbers(again.rows) == numbers(whole.rows)
+
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(tmp_path / "run/tensorboard"))
+    events.Reload()
+    assert [event.step for event in events.Scalars("loss")] == list(range(1, STEPS + 1))
+
+
+def test_goes_back_past_a_damaged_checkpoint(train_ranks, settings, whole, stopped, copy, capfd):
+    folder = copy(stopped(1))
+    damaged = folder / "checkpoints/step-00000004/exp_avg-00000.safetensors"
+    content = bytearray(damaged.read_bytes())
+    content[-1] ^= 1
+    damaged.write_bytes(content)
+    again = train_ranks(2, *settings, dir=folder)
+    assert numbers(again.rows) == numbers(whole.rows)
+    said = capfd.readouterr().err
+    assert said.count("warning: ") == 1 and damaged.name in said and "going back to step-00000002" in said
+
+
+def test_before_the_first_checkpoint_it_begins_anew(train_ranks, settings, whole, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/metrics.jsonl").write_text(json.dumps(whole.rows[0]) + "\n" + '{"step": 2, "lo')
+    assert numbers(train_ranks(2, *settings, dir=tmp_path / "run").rows) == numbers(whole.rows)
+
+
+def test_a_complete_run_stays_as_it_is(train_ranks, settings, whole, copy, capfd):
+    folder = copy(whole.dir)
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    train_ranks(1, *settings, dir=folder)
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+    assert f"complete at step {STEPS}" in capfd.readouterr().err
