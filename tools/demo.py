@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 import time
@@ -30,9 +29,9 @@ def main() -> int:
     run = Path(config.run.dir)
     result = run / "demo.json"
     if not result.exists():
-        shutil.rmtree(run, ignore_errors=True)  # of a demo that was interrupted
         began = time.perf_counter()
-        train(config)
+        if not (run / "summary.json").exists():
+            train(config)  # or goes on with it, where it was interrupted
         evaluate_and_time(config, run)
         loss_curve(run / "metrics.jsonl", run / "loss.png")
         loss_by_position(json.loads((run / "evaluation.json").read_text()), run / "loss_by_position.png")
@@ -59,7 +58,7 @@ def evaluate_and_time(config, run: Path) -> None:
          "--output", run / "evaluation.json")
     print("\none training step, polysketch and softmax in turn", flush=True)
     call("python", TOOLS / "benchmark_training.py", "--configs", CONFIG, "--kinds", "polysketch,softmax",
-         "--contexts", str(config.data.context), "--repeats", "2", "--output", run / "steps.json")
+         "--contexts", str(config.data.context), "--repeats", "1", "--output", run / "steps.json")
 
 
 def call(program: str, *arguments, env=None) -> None:
