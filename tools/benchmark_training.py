@@ -36,8 +36,9 @@ def main() -> int:
     args = parser.parse_args()
     try:
         contexts = [int(context) for context in args.contexts.split(",")]
+        Path(args.output).parent.mkdir(parents=True, exist_ok=True)
         configs = read_configs(args.configs.split(","), args.kinds.split(",") if args.kinds else [])
-    except ConfigError as error:
+    except (ConfigError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except ValueError:

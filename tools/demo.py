@@ -69,15 +69,14 @@ def call(program: str, *arguments, env=None) -> None:
 
 def collect(config, run: Path, seconds: float) -> dict:
     """The numbers of the closing table."""
-    summary, evaluation, steps = (
-        json.loads((run / f"{name}.json").read_text()) for name in ("summary", "evaluation", "steps")
-    )
+    evaluation, steps = (json.loads((run / f"{name}.json").read_text()) for name in ("evaluation", "steps"))
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     train_corpus, valid_corpus = Corpus(config.data.path), Corpus(config.data.valid_path)
     tokenizer = Tokenizer(valid_corpus.tokenizer)
     seen, held_out = ([c.document(n)[1] for n in range(len(c))] for c in (train_corpus, valid_corpus))
     return {
-        "tokens": summary["tokens"],
-        "tokens_per_second": summary["tokens"] / summary["wall_seconds"],
+        "tokens": rows[-1]["tokens"],
+        "tokens_per_second": rows[-1]["tokens"] / sum(row["step_seconds"] for row in rows),
         "bits_per_byte": evaluation["bits_per_byte"],
         "xz_bits_per_byte": xz_bits_per_byte(tokenizer.decode(tokens[1:].tolist()) for tokens in held_out),
         "unigram_bits_per_byte": unigram_bits_per_byte(seen, held_out, tokenizer.token_bytes()),
@@ -96,7 +95,7 @@ def print_table(config, run: Path, numbers: dict) -> None:
         "  token unigram": f"{numbers['unigram_bits_per_byte']:.3f} bits per byte of the same text",
         f"step at {context:,}": f"polysketch {polysketch / 1e3:.2f} s, softmax {softmax / 1e3:.2f} s a sequence "
                               f"({softmax / polysketch:.2f} times polysketch's), on one core or GPU",
-        "the whole demo": f"{numbers['seconds'] / 60:.1f} minutes",
+        "this call took": f"{numbers['seconds'] / 60:.1f} minutes",
         "loss curves": f"{run}/loss.png, {run}/loss_by_position.png",
         "every step": f"{bin_}/tensorboard --logdir {run}",
     }

@@ -41,11 +41,11 @@ def main() -> int:
     parser.add_argument("--output", required=True, metavar="OUT.json")
     args = parser.parse_args()
     try:
+        Path(args.output).parent.mkdir(parents=True, exist_ok=True)
         report = evaluate(args.checkpoint, args.data, args.context, args.stride, args.batch)
     except (CheckpointError, ConfigError, DataError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    Path(args.output).parent.mkdir(parents=True, exist_ok=True)
     replace_text(Path(args.output), json.dumps(report, indent=2) + "\n")
     print_table(report, args.output)
     return 0

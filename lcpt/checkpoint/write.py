@@ -53,7 +53,7 @@ def write_checkpoint(
     checkpoints.mkdir(parents=True, exist_ok=True)
     sync(checkpoints.parent)
     final, partial = checkpoints / step_name(step), checkpoints / f".{step_name(step)}.partial"
-    for stale in checkpoints.glob(".step-*.partial"):
+    for stale in checkpoints.glob(".step-*"):  # of a process that died while it wrote
         shutil.rmtree(stale)
     partial.mkdir()
     tensors = {group: _write_group(partial, group, named) for group, named in groups.items()}

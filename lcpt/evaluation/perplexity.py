@@ -13,8 +13,6 @@ from lcpt.evaluation.windows import Window, stack
 from lcpt.model import GPT
 
 RESAMPLES = 2000
-
-
 Scored = tuple[Window, np.ndarray]
 
 

@@ -28,7 +28,7 @@ def model_cost(config: ModelConfig, context: int) -> Cost:
         model = GPT(config)
     parameters = sum(p.numel() for p in model.parameters())
     # Every matrix of a block, but a sketch's, meets a token once; the embedding does as the head.
-    matrices = sum(p.numel() for name, p in model.named_parameters() if p.ndim == 2)
+    matrices = sum(p.numel() for p in model.parameters() if p.ndim == 2)
     forward, backward = 2.0 * matrices, 4.0 * matrices
     head = 2.0 * config.vocab_size * config.d_model
     recomputed = 0.0

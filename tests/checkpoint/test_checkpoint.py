@@ -294,6 +294,15 @@ def test_writing_a_step_again_replaces_it(write):
     assert torch.equal(read_tensors(step, read_manifest(step))["matrix"], tensors(50)["matrix"])
 
 
+@pytest.mark.parametrize("leftover", [".step-00000007.replaced", ".step-00000007.partial", ".step-00000002.partial"])
+def test_what_a_crash_left_is_no_hindrance(write, leftover):
+    old = write()
+    (old.parent / leftover).mkdir()
+    (old.parent / leftover / "weights-00000.safetensors").write_text("half")
+    read_manifest(write(seed=5))
+    assert {path.name for path in old.parent.iterdir()} == {"latest", "step-00000007"}
+
+
 def test_find_checkpoint(write):
     first, second = write(3), write(20)
     run = first.parents[1]

@@ -91,6 +91,12 @@ def test_bad_input_is_one_line(evaluate, arguments, remark):
     assert code == 2 and report is None and len(errors) == 1 and remark in errors[0]
 
 
+def test_an_output_that_cannot_be_written_is_said_before_the_work(evaluate, tmp_path):
+    (tmp_path / "file").write_text("no folder")
+    code, _, said = evaluate("--output", tmp_path / "file/out.json")
+    assert code == 2 and "file" in said and "scoring" not in said
+
+
 def test_foreign_tokenizer_is_named(evaluate, make_corpus):
     code, report, said = evaluate("--data", make_corpus(seed=9))
     assert code == 2 and report is None and "another tokenizer" in said
