@@ -3,7 +3,11 @@
     deepspeed [--num_accelerators N] launch/pretrain.py --config configs/demo.yaml training.lr=3e-3
     python launch/pretrain.py --config configs/demo.yaml --dry-run
 
-Anything in the config changes by section.key=value. Exit code 2: bad input, said in one line.
+Anything in the config changes by section.key=value. The same command continues a run that was ended or killed. SIGTERM,
+SIGUSR1 and Ctrl-C make it save and leave.
+
+Exit codes: 0 finished; 1 a fault on some rank, start again; 2 bad input, said in one line; 3 a person must look;
+75 asked to leave and saved, start again.
 """
 
 from __future__ import annotations
@@ -33,17 +37,9 @@ def main() -> int:
             print(to_yaml(config) + "\n" + describe(config, int(os.environ.get("WORLD_SIZE", 1))))
         return 0
 
-    from lcpt.parallel import groups
-    from lcpt.training.loop import train
+    from lcpt.training import job
 
-    groups.join()
-    try:
-        train(config, to_yaml(config))
-    except groups.SetupError as error:
-        return refuse(error)
-    finally:
-        groups.leave()
-    return 0
+    return job.run(config, to_yaml(config))
 
 
 def is_first() -> bool:

@@ -38,6 +38,9 @@ class Config:
                              f"take {max(1, round(tokens / context)) * context}")
         if self.training.valid_tokens < context:
             raise ValueError(f"training.valid_tokens {self.training.valid_tokens} is less than data.context {context}")
+        if self.training.precision == "bf16" and self.parallel.zero_stage == 0:
+            raise ValueError("training.precision bf16 needs parallel.zero_stage 1, 2 or 3: at stage 0 nothing keeps an "
+                             "fp32 copy of the weights")
 
     @property
     def sequences(self) -> int:

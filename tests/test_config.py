@@ -90,8 +90,14 @@ def test_wrong_types_are_named(file, override, key):
     ("model.attention.pattern=[softmax,flash]", ["'flash'"]),
     ("model.attention.polynomial.degree=3", ["model.attention.polynomial.degree", "3"]),
     ("model.attention.polysketch.sketch=srht", ["model.attention.polysketch.sketch", "'srht'"]),
-    ("parallel.zero_stage=0", ["parallel.zero_stage", "0"]),
+    ("parallel.zero_stage=4", ["parallel.zero_stage", "4"]),
     ("checkpoint.every_steps=0", ["checkpoint.every_steps", "0"]),
+    ("checkpoint.every_minutes=0", ["checkpoint.every_minutes", "0"]),
+    ("checkpoint.keep_last=0", ["checkpoint.keep_last", "0"]),
+    ("checkpoint.milestone_steps=0", ["checkpoint.milestone_steps", "0"]),
+    ("training.bad_steps.allowed=-1", ["training.bad_steps.allowed", "-1"]),
+    ("training.bad_steps.sigmas=-1", ["training.bad_steps.sigmas", "-1"]),
+    ("training.hang_seconds=-1", ["training.hang_seconds", "-1"]),
 ])
 def test_impossible_values_are_named(file, override, parts):
     text = message(file, override)

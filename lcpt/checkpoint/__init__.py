@@ -1,10 +1,18 @@
 """Checkpoints of named tensors: world-independent, verified, without pickle."""
 
 from lcpt.checkpoint.files import CheckpointError
-from lcpt.checkpoint.read import find_checkpoint, newest_checkpoint, read_manifest, read_state, read_tensors
-from lcpt.checkpoint.write import CheckpointConfig, step_name, write_checkpoint
+from lcpt.checkpoint.read import (
+    TensorReader,
+    find_checkpoint,
+    newest_checkpoint,
+    read_manifest,
+    read_state,
+    read_tensors,
+)
+from lcpt.checkpoint.retention import remove_old
+from lcpt.checkpoint.write import CheckpointConfig, Slice, open_partial, seal, step_name, write_piece
 
 __all__ = [
-    "CheckpointConfig", "CheckpointError", "find_checkpoint", "newest_checkpoint", "read_manifest", "read_state",
-    "read_tensors", "step_name", "write_checkpoint",
+    "CheckpointConfig", "CheckpointError", "Slice", "TensorReader", "find_checkpoint", "newest_checkpoint",
+    "open_partial", "read_manifest", "read_state", "read_tensors", "remove_old", "seal", "step_name", "write_piece",
 ]

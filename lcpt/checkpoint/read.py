@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
@@ -33,8 +35,8 @@ def newest_checkpoint(checkpoints: Path) -> tuple[Path | None, list[str]]:
         try:
             read_manifest(step)
             return step, complaints
-        except CheckpointError as error:
-            complaints.append(str(error))
+        except (CheckpointError, OSError) as error:  # OSError: a disk that cannot read it
+            complaints.append(f"{step}: {error}" if isinstance(error, OSError) else str(error))
     return None, complaints
 
 
@@ -58,35 +60,61 @@ def read_manifest(step: Path, *, hashes: bool = True) -> dict:
         if file.stat().st_size != expected["size_bytes"]:
             raise CheckpointError(f"{file} has {file.stat().st_size} bytes instead of {expected['size_bytes']}; "
                                   "use another checkpoint")
-        if hashes and sha256_of(file) != expected["sha256"]:
-            raise CheckpointError(f"{file} does not match its sha256 in the manifest; use another checkpoint")
+    if hashes:
+        with ThreadPoolExecutor() as threads:
+            found = threads.map(lambda name: sha256_of(step / name), manifest["files"])
+            for (name, expected), sha256 in zip(manifest["files"].items(), found, strict=True):
+                if sha256 != expected["sha256"]:
+                    raise CheckpointError(f"{step / name} does not match its sha256 in the manifest; "
+                                          "use another checkpoint")
     return manifest
 
 
-def read_tensors(step: Path, manifest: dict, group: str = "weights") -> dict[str, torch.Tensor]:
-    """name -> whole fp32 tensor, put together from its slices."""
-    tensors = {}
-    for name, entry in manifest["tensors"][group].items():
-        whole = torch.empty(entry["shape"], dtype=torch.float32)
-        flat, filled = whole.view(-1), 0
-        for piece in sorted(entry["slices"], key=lambda piece: piece["start"]):
-            if piece["start"] != filled:
+class TensorReader:
+    """The tensors of a verified step folder, whole or in part, whoever wrote which slice of them."""
+
+    def __init__(self, step: Path, manifest: dict):
+        self._step, self._tensors, self._files = step, manifest["tensors"], {}
+
+    def names(self, group: str) -> list[str]:
+        return list(self._tensors[group])
+
+    def whole(self, group: str, name: str) -> torch.Tensor:
+        """fp32, in its own shape."""
+        shape = self._tensors[group][name]["shape"]
+        return self.part(group, name, 0, math.prod(shape)).view(shape)
+
+    def part(self, group: str, name: str, start: int, stop: int) -> torch.Tensor:
+        """Numbers start … stop of the tensor laid flat, fp32 [stop - start]."""
+        flat, filled = torch.empty(stop - start, dtype=torch.float32), start
+        for piece in sorted(self._tensors[group][name]["slices"], key=lambda piece: piece["start"]):
+            low, high = max(start, piece["start"]), min(stop, piece["stop"])
+            if low >= high:
+                continue
+            if low != filled:
                 break
-            flat[piece["start"] : piece["stop"]] = _read_slice(step / piece["file"], name)
-            filled = piece["stop"]
-        if filled != flat.numel():
-            raise CheckpointError(f"{step} holds {filled} of the {flat.numel()} numbers of {group} {name}")
-        tensors[name] = whole
-    return tensors
+            flat[low - start : high - start] = self._read(piece, name, low, high)
+            filled = high
+        if filled != stop:
+            raise CheckpointError(f"{self._step} holds {filled - start} of the {stop - start} numbers from {start} on "
+                                  f"of {group} {name}; use another checkpoint")
+        return flat
+
+    def _read(self, piece: dict, name: str, low: int, high: int) -> torch.Tensor:
+        file = self._step / piece["file"]
+        try:
+            if file not in self._files:
+                self._files[file] = safe_open(file, framework="pt")
+            return self._files[file].get_slice(name)[low - piece["start"] : high - piece["start"]]
+        except (SafetensorError, OSError) as error:
+            raise CheckpointError(f"{file} cannot be read for {name}: {error}") from error
+
+
+def read_tensors(step: Path, manifest: dict, group: str = "weights") -> dict[str, torch.Tensor]:
+    """name -> whole fp32 tensor."""
+    reader = TensorReader(step, manifest)
+    return {name: reader.whole(group, name) for name in reader.names(group)}
 
 
 def read_state(step: Path) -> dict:
     return json.loads((step / "state.json").read_text())
-
-
-def _read_slice(file: Path, name: str) -> torch.Tensor:
-    try:
-        with safe_open(file, framework="pt") as tensors:
-            return tensors.get_tensor(name)
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{file} cannot be read for {name}: {error}") from error

@@ -1,14 +1,15 @@
 """Write a checkpoint: named fp32 tensors in slices with global offsets, scalars in JSON, a manifest, then `latest`.
 
-    checkpoints/step-00000100/weights-00000.safetensors    flat slices, keyed by parameter name
-                              exp_avg-00000.safetensors    Adam's first moments, in the same way
-                              exp_avg_sq-00000.safetensors and its second
+    checkpoints/step-00000100/weights-00000.safetensors    rank 0's flat slices, keyed by parameter name
+                              exp_avg-00000.safetensors    its slices of Adam's first moments
+                              exp_avg_sq-00000.safetensors and of its second
+                              weights-00001.safetensors …  rank 1's
                               state.json                   scalars and the position in the data
                               config.yaml, tokenizer.model what else it takes to use the weights
                               manifest.json                shapes, slices, sizes and hashes of all of these
     checkpoints/latest                                     the name of the newest whole folder
 
-Nothing in it depends on the number of processes or on how they divided the state.
+Every rank writes what it holds; a reader needs to know neither how many ranks there were nor how they shared the state.
 """
 
 from __future__ import annotations
@@ -16,11 +17,14 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Mapping
+import uuid
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple, Optional
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from lcpt.checkpoint.files import replace_text, self_hash, sha256_of, sync
@@ -31,40 +35,82 @@ SCHEMA_VERSION = 1
 @dataclass
 class CheckpointConfig:
     every_steps: int = 1000
+    every_minutes: Optional[float] = None  # noqa: UP045  as well, by rank 0's clock
+    keep_last: int = 3  # older ones are removed
+    milestone_steps: Optional[int] = None  # noqa: UP045  steps that are multiples of it are saved and kept for good
 
     def __post_init__(self):
-        if self.every_steps < 1:
-            raise ValueError(f"checkpoint.every_steps is {self.every_steps}; it must be ≥ 1")
+        for name in ("every_steps", "keep_last", "milestone_steps"):
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise ValueError(f"checkpoint.{name} is {value}; it must be ≥ 1")
+        if self.every_minutes is not None and not self.every_minutes > 0:
+            raise ValueError(f"checkpoint.every_minutes is {self.every_minutes}; it must be > 0, or null for never")
+
+    def due(self, step: int) -> bool:
+        return step % self.every_steps == 0 or bool(self.milestone_steps) and step % self.milestone_steps == 0
+
+
+class Slice(NamedTuple):
+    """Numbers start … start + len(data) of a tensor laid flat: `data` is flat, fp32 and on the CPU."""
+
+    name: str
+    shape: tuple[int, ...]
+    start: int
+    data: torch.Tensor
 
 
 def step_name(step: int) -> str:
     return f"step-{step:08d}"
 
 
-def write_checkpoint(
-    checkpoints: Path, step: int, groups: Mapping[str, Mapping[str, torch.Tensor]], state: dict,
-    attachments: Mapping[str, Path],
-) -> Path:
-    """Write checkpoints/step-XXXXXXXX and point `latest` at it; one process calls this.
-
-    groups: "weights", "exp_avg", "exp_avg_sq" -> name -> whole fp32 tensor. state: JSON scalars.
-    attachments: file name -> file to copy in. Until the final rename nothing carries the final name.
-    """
+def open_partial(checkpoints: Path, step: int) -> Path:
+    """A new folder for all ranks to write into; one process calls this. Nothing in it counts before `seal`."""
     checkpoints.mkdir(parents=True, exist_ok=True)
     sync(checkpoints.parent)
-    final, partial = checkpoints / step_name(step), checkpoints / f".{step_name(step)}.partial"
-    for stale in checkpoints.glob(".step-*"):  # of a process that died while it wrote
-        shutil.rmtree(stale)
+    for stale in checkpoints.glob(".step-*"):  # of processes that died
+        shutil.rmtree(stale, ignore_errors=True)
+    # A name of its own: a process of a job that is believed dead may still be writing into the last one.
+    partial = checkpoints / f".{step_name(step)}.{uuid.uuid4().hex[:8]}.partial"
     partial.mkdir()
-    tensors = {group: _write_group(partial, group, named) for group, named in groups.items()}
+    return partial
+
+
+def write_piece(partial: Path, rank: int, groups: Mapping[str, Sequence[Slice]]) -> dict:
+    """Write a rank's slices of "weights", "exp_avg", "exp_avg_sq"; returns its piece of the manifest."""
+    piece = {"tensors": {}, "files": {}}
+    for group, slices in groups.items():
+        path = partial / f"{group}-{rank:05d}.safetensors"
+        try:
+            save_file({part.name: part.data for part in slices}, path)
+        except SafetensorError as error:  # what it makes of the system's errors
+            raise OSError(f"{path}: {error}") from error
+        piece["files"][path.name] = _finish(path)
+        piece["tensors"][group] = {
+            name: {"shape": list(shape), "slices": [{"file": path.name, "start": start, "stop": start + len(data)}]}
+            for name, shape, start, data in slices
+        }
+    return piece
+
+
+def seal(partial: Path, step: int, pieces: Sequence[dict], state: dict, attachments: Mapping[str, Path]) -> Path:
+    """Turn a folder that all ranks have written into checkpoints/step-XXXXXXXX and point `latest` at it.
+
+    pieces: what write_piece returned on each rank. state: JSON scalars. attachments: file name -> file to copy in.
+    One process calls this. Until the rename nothing carries the final name.
+    """
+    checkpoints, final = partial.parent, partial.parent / step_name(step)
+    manifest = {"schema_version": SCHEMA_VERSION, "step": step, "tensors": {}, "files": {}}
     (partial / "state.json").write_text(json.dumps(state, indent=2) + "\n")
     for name, source in attachments.items():
         shutil.copyfile(source, partial / name)
-
-    manifest = {"schema_version": SCHEMA_VERSION, "step": step, "tensors": tensors, "files": {}}
-    for path in sorted(partial.iterdir()):
-        sync(path)
-        manifest["files"][path.name] = {"size_bytes": path.stat().st_size, "sha256": sha256_of(path)}
+    for name in ("state.json", *attachments):
+        manifest["files"][name] = _finish(partial / name)
+    for piece in pieces:
+        manifest["files"] |= piece["files"]
+        for group, named in piece["tensors"].items():
+            known = manifest["tensors"].setdefault(group, {})
+            for name, entry in named.items():
+                known.setdefault(name, {"shape": entry["shape"], "slices": []})["slices"] += entry["slices"]
     manifest["sha256"] = self_hash(manifest)
     replace_text(partial / "manifest.json", json.dumps(manifest, indent=1) + "\n")
     if final.exists():  # the same step once more: the old folder goes only when the new one is in its place
@@ -76,12 +122,7 @@ def write_checkpoint(
     return final
 
 
-def _write_group(folder: Path, group: str, named: Mapping[str, torch.Tensor]) -> dict:
-    """One file of flat tensors; returns what the manifest says of each: its shape and where its slices lie."""
-    file = f"{group}-00000.safetensors"
-    save_file({name: tensor.detach().float().cpu().flatten().contiguous() for name, tensor in named.items()},
-              folder / file)
-    return {
-        name: {"shape": list(tensor.shape), "slices": [{"file": file, "start": 0, "stop": tensor.numel()}]}
-        for name, tensor in named.items()
-    }
+def _finish(path: Path) -> dict:
+    """Bring a written file to the disk; what the manifest says of it."""
+    sync(path)
+    return {"size_bytes": path.stat().st_size, "sha256": sha256_of(path)}

@@ -1,6 +1,6 @@
 """Text to tokens to shards to order to batches."""
 
-from lcpt.data.batches import DataConfig, Prefetcher, batch, rows
+from lcpt.data.batches import DataConfig, Prefetcher, batch, batch_documents, rows
 from lcpt.data.errors import DataError
 from lcpt.data.prepare import prepare
 from lcpt.data.shards import Corpus
@@ -15,6 +15,7 @@ __all__ = [
     "Prefetcher",
     "Tokenizer",
     "batch",
+    "batch_documents",
     "find_sources",
     "prepare",
     "read_documents",

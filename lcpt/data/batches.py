@@ -45,6 +45,15 @@ def batch(corpus: Corpus, seed: int, step: int, sequences: int, context: int) ->
     return rows(corpus, seed, step * sequences, sequences, context)
 
 
+def batch_documents(corpus: Corpus, seed: int, step: int, sequences: int, context: int) -> list[str]:
+    """The ids of the documents in that batch, each once, in the order in which they occur."""
+    starts = [
+        window_start(sample, corpus.tokens, context, seed, corpus.fingerprint)
+        for sample in range(step * sequences, (step + 1) * sequences)
+    ]
+    return list(dict.fromkeys(name for start in starts for name in corpus.document_ids(start, start + context + 1)))
+
+
 class Prefetcher:
     """Gives one rank its rows of each step's global batch, reading the next step's ahead in a thread.
 

@@ -10,10 +10,11 @@ from lcpt.checkpoint import CheckpointError, find_checkpoint, read_manifest, rea
 from lcpt.model.gpt import GPT
 
 
-def load_weights(model: GPT, source: str | Path) -> Path:
-    """Fill `model` from a run or step folder; returns the step folder. CheckpointError if it holds another model."""
+def load_weights(model: GPT, source: str | Path, *, verified: bool = False) -> Path:
+    """Fill `model` from a run or step folder; returns the step folder. CheckpointError if it holds another model, or is
+    damaged; `verified`: its hashes have been checked a moment ago."""
     step = find_checkpoint(source)
-    tensors, wanted = read_tensors(step, read_manifest(step)), model.state_dict()
+    tensors, wanted = read_tensors(step, read_manifest(step, hashes=not verified)), model.state_dict()
     for name in sorted(tensors.keys() | wanted.keys()):
         there, here = (list(x[name].shape) if name in x else "absent" for x in (tensors, wanted))
         if there != here:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
 import torch.distributed as dist
+
+_store: dist.Store | None = None
 
 
 class SetupError(ValueError):
@@ -17,15 +19,30 @@ class SetupError(ValueError):
 def join() -> None:
     """Enter the process group that a launcher describes in the environment, or one of a single process.
 
+    Launchers: deepspeed and torchrun (RANK, WORLD_SIZE, …), srun (SLURM_*; it needs MASTER_ADDR and MASTER_PORT too).
     NCCL for tensors on GPUs, gloo for those elsewhere.
     """
-    if "RANK" not in os.environ:
-        os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", MASTER_ADDR="127.0.0.1", MASTER_PORT="0")
+    global _store
+    os.environ.update(_missing_variables(os.environ))
+    _store, number, world = next(dist.rendezvous("env://"))
+    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     if torch.cuda.is_available():
         torch.cuda.set_device(device())
-        dist.init_process_group("cpu:gloo,cuda:nccl")
-    else:
-        dist.init_process_group("gloo")
+    # A prefix, because the watch keeps its own keys in the same store.
+    dist.init_process_group(backend, store=dist.PrefixStore("group", _store), rank=number, world_size=world)
+
+
+def _missing_variables(environment: Mapping[str, str]) -> dict[str, str]:
+    if "RANK" in environment:
+        return {}
+    if "SLURM_STEP_ID" in environment and int(environment.get("SLURM_STEP_NUM_TASKS", 1)) > 1:
+        missing = [name for name in ("MASTER_ADDR", "MASTER_PORT") if name not in environment]
+        if missing:
+            raise SetupError(f"srun started {environment['SLURM_STEP_NUM_TASKS']} tasks, but {' and '.join(missing)} "
+                             "are not set; start through launch/pretrain.sbatch, which sets them")
+        return {"RANK": environment["SLURM_PROCID"], "WORLD_SIZE": environment["SLURM_STEP_NUM_TASKS"],
+                "LOCAL_RANK": environment["SLURM_LOCALID"]}
+    return {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
 
 
 def leave() -> None:
@@ -33,10 +50,16 @@ def leave() -> None:
         dist.destroy_process_group()
 
 
+def store() -> dist.Store:
+    """The key-value store, held by rank 0, through which the ranks of this job met."""
+    return _store
+
+
 def device() -> torch.device:
     """Where this rank computes."""
     if torch.cuda.is_available():
-        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+        # SLURM may show each task its own GPU alone, which is then number 0.
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())
     return torch.device("cpu")
 
 
@@ -70,6 +93,15 @@ def share(value):
     return value
 
 
+def gather(value, group=None) -> list:
+    """Every rank's value, in the order of ranks."""
+    if not dist.is_initialized():
+        return [value]
+    values = [None] * world_size()
+    dist.all_gather_object(values, value, group=group)
+    return values
+
+
 @contextmanager
 def agreed() -> Iterator[None]:
     """Set-up that may fail on some ranks: a ValueError or OSError on any becomes the same SetupError on all."""
@@ -78,10 +110,6 @@ def agreed() -> Iterator[None]:
         yield
     except (ValueError, OSError) as error:
         mine = " ".join(str(error).split())
-    errors = [mine]
-    if dist.is_initialized():
-        errors = [None] * world_size()
-        dist.all_gather_object(errors, mine)
-    for number, error in enumerate(errors):
+    for number, error in enumerate(gather(mine)):
         if error is not None:
             raise SetupError(error if number == 0 else f"rank {number}: {error}")

@@ -6,6 +6,8 @@ import math
 from dataclasses import dataclass, field
 from typing import Optional
 
+from lcpt.training.bad_steps import BadStepsConfig
+
 
 @dataclass
 class TrainingConfig:
@@ -25,6 +27,8 @@ class TrainingConfig:
     init_from: Optional[str] = None  # noqa: UP045  a run or step folder whose weights to start from
     valid_every_steps: int = 250
     valid_tokens: int = 2**18  # scored at each validation
+    bad_steps: BadStepsConfig = field(default_factory=BadStepsConfig)
+    hang_seconds: float = 30.0  # without progress on a rank, and ten times its longest wait: a hang; 0: never
 
     def __post_init__(self):
         if self.schedule not in ("cosine", "wsd"):
@@ -41,7 +45,7 @@ class TrainingConfig:
             raise ValueError(f"training.warmup_steps is {self.warmup_steps}; it must lie in 0 … {self.max_steps - 1}")
         if not 0 < self.lr < math.inf:
             raise ValueError(f"training.lr is {self.lr}; it must be > 0 and finite")
-        for name in ("weight_decay", "grad_clip"):
+        for name in ("weight_decay", "grad_clip", "hang_seconds"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"training.{name} is {getattr(self, name)}; it must be ≥ 0 and finite")
         for name in ("final_lr_fraction", "decay_fraction"):

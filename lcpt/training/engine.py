@@ -1,4 +1,4 @@
-"""DeepSpeed behind one door: our config in, an engine out, and named fp32 tensors back from any ZeRO stage.
+"""DeepSpeed behind one door: our config in, an engine out, and one function that makes an update.
 
 deepspeed is imported when a run starts, not before: it costs seconds, and reading a config must not need it.
 """
@@ -6,26 +6,29 @@ deepspeed is imported when a run starts, not before: it costs seconds, and readi
 from __future__ import annotations
 
 import logging
+import math
 import os
 import warnings
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import nn
 
+from lcpt.training.bad_steps import SkippableAdamW
 from lcpt.training.config import TrainingConfig
-
-MOMENTS = ("exp_avg", "exp_avg_sq")
+from lcpt.training.fragments import create_moments
 
 
 @dataclass
 class ParallelConfig:
-    zero_stage: int = 1
+    zero_stage: int = 1  # what ranks share: 1 the optimizer's state, 2 gradients too, 3 weights too; 0 nothing
+    offload_optimizer: bool = False  # keep the optimizer's state and work on the host
 
     def __post_init__(self):
-        if self.zero_stage not in (1, 2, 3):
-            raise ValueError(f"parallel.zero_stage is {self.zero_stage}; it is 1, 2 or 3")
+        if self.zero_stage not in (0, 1, 2, 3):
+            raise ValueError(f"parallel.zero_stage is {self.zero_stage}; it is 0, 1, 2 or 3")
+        if self.offload_optimizer and self.zero_stage == 0:
+            raise ValueError("parallel.offload_optimizer needs parallel.zero_stage 1, 2 or 3, not 0")
 
 
 def quiet_deepspeed() -> None:
@@ -46,15 +49,19 @@ def build_engine(model: nn.Module, training: TrainingConfig, parallel: ParallelC
     quiet_deepspeed()
     import deepspeed
 
-    optimizer = torch.optim.AdamW(
+    optimizer = SkippableAdamW(
         parameter_groups(model, training.weight_decay), lr=training.lr, betas=tuple(training.betas), eps=1e-8,
     )
+    zero = {"stage": parallel.zero_stage}
+    if parallel.offload_optimizer:
+        zero["offload_optimizer"] = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
     config = {
         "train_micro_batch_size_per_gpu": training.micro_batch,
         "gradient_accumulation_steps": accumulation,
-        "gradient_clipping": training.grad_clip,
-        "zero_optimization": {"stage": parallel.zero_stage},
+        "gradient_clipping": training.grad_clip if parallel.zero_stage else 0.0,  # at stage 0 `update` clips
+        "zero_optimization": zero,
         "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,  # DeepSpeed's own CPU Adam would need a compiler
         "bf16": {"enabled": training.precision == "bf16"},
         "communication_data_type": "fp32",
         "steps_per_print": 2**62,
@@ -73,60 +80,22 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
     ]
 
 
-def create_moments(engine) -> None:
-    """Give AdamW its zero moments before the first step.
-
-    DeepSpeed links parameters to their moments once, after the first *group* has made its first step: with two groups
-    the second would never be reachable by name.
-    """
-    base = engine.optimizer.optimizer
-    if engine.zero_optimization_stage() == 3:
-        flat = engine.optimizer.fp32_partitioned_groups_flat
-    else:
-        flat = [partition for group in base.param_groups for partition in group["params"]]
-    for partition in flat:
-        zeros = {moment: torch.zeros_like(partition) for moment in MOMENTS}
-        base.state[partition] = {"step": torch.tensor(0.0), **zeros}
-
-
-def set_learning_rate(engine, rate: float) -> None:
+def update(engine, training: TrainingConfig, rate: float, skip: bool) -> float:
+    """After a step's last backward pass: clip and update at this learning rate; nothing changes if `skip`, or if the
+    gradient is not finite. Returns the global norm of the gradient, inf or NaN where it is not finite."""
+    optimizer = engine.basic_optimizer
     for group in engine.optimizer.param_groups:
         group["lr"] = rate
+    optimizer.skip = skip
+    if engine.zero_optimization_stage() > 0:  # where DeepSpeed clips, and itself skips what is not finite
+        engine.step()
+        return float(engine.get_global_grad_norm())
+    norm = float(nn.utils.clip_grad_norm_(engine.module.parameters(), training.grad_clip or math.inf))
+    optimizer.skip = skip or not math.isfinite(norm)
+    engine.step()
+    return norm
 
 
 def adam_step(engine) -> int:
     """How many updates AdamW has made."""
-    return int(next(iter(engine.optimizer.optimizer.state.values()))["step"])
-
-
-def named_tensors(engine, group: str) -> Iterator[tuple[str, torch.Tensor]]:
-    """(name, whole fp32 tensor on the CPU) of "weights" or of an Adam moment; every rank must walk through it."""
-    from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
-
-    for name, parameter in engine.module.named_parameters():
-        if group == "weights":
-            yield name, safe_get_full_fp32_param(parameter).cpu()
-        else:
-            yield name, safe_get_full_optimizer_state(parameter, group).cpu()
-    if group == "weights":
-        yield from ((name, buffer.float().cpu()) for name, buffer in engine.module.named_buffers())
-
-
-def load_named_tensors(engine, tensors: dict[str, dict[str, torch.Tensor]], adam_step: int) -> None:
-    """Put whole tensors of "weights" and both moments in their places, before the first step; every rank calls it."""
-    import deepspeed
-    from deepspeed.utils import safe_set_full_fp32_param, safe_set_full_optimizer_state
-
-    stage_3 = engine.zero_optimization_stage() == 3
-    if not stage_3:
-        engine.optimizer._lazy_init_hp_params_optimizer_state()  # links the moments, as the first step would
-    for name, parameter in engine.module.named_parameters():
-        weight = tensors["weights"][name].to(parameter.device)
-        safe_set_full_fp32_param(parameter, weight)
-        # That sets the fp32 master copy alone; the next forward pass reads the parameter itself.
-        with deepspeed.zero.GatheredParameters([parameter], modifier_rank=0, enabled=stage_3):
-            parameter.data.copy_(weight)
-        for moment in MOMENTS:
-            safe_set_full_optimizer_state(parameter, tensors[moment][name].to(parameter.device), moment)
-    for state in engine.optimizer.optimizer.state.values():
-        state["step"].fill_(adam_step)
+    return int(next(iter(engine.basic_optimizer.state.values()))["step"])

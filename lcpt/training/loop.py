@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -9,70 +10,152 @@ from typing import TYPE_CHECKING
 import torch
 
 from lcpt.checkpoint import read_state
+from lcpt.data import batch_documents
 from lcpt.parallel import groups
-from lcpt.training.engine import build_engine, set_learning_rate
-from lcpt.training.resume import find_start, restore
-from lcpt.training.run_folder import open_run_folder, write_summary
-from lcpt.training.saving import save
+from lcpt.training.bad_steps import BadSteps
+from lcpt.training.endings import GiveUp, Preempted
+from lcpt.training.engine import adam_step, build_engine, update
+from lcpt.training.history import History
+from lcpt.training.preemption import Preemption
+from lcpt.training.resume import data_position, find_start, restore
+from lcpt.training.run_folder import begin, finish, write_marker
+from lcpt.training.saving import Saver
 from lcpt.training.schedule import learning_rate
 from lcpt.training.setup import set_up
 from lcpt.training.telemetry import Telemetry, say
+from lcpt.training.watchdog import STARTING, Watch
 
 if TYPE_CHECKING:
     from lcpt.config import Config
 
 
-def train(config: Config, config_yaml: str) -> None:
+def train(config: Config, config_yaml: str, history: History, preemption: Preemption, watch: Watch) -> None:
     """Run the experiment on this rank, or continue it; every rank of the job calls it, after groups.join().
 
-    Raises groups.SetupError, the same on all ranks, for what a user can mend; before training starts.
+    Raises, the same on all ranks: groups.SetupError for what a user can mend, before training starts; Preempted, GiveUp
+    or saving.SaveError.
     """
-    run, training, batch_tokens = Path(config.run.dir), config.training, config.training.global_batch_tokens
-    device, world, began = groups.device(), groups.world_size(), time.perf_counter()
+    run = Path(config.run.dir)
     checkpoint = find_start(run)
-    done = read_state(checkpoint)["step"] if checkpoint else 0
-    if done >= training.last_step:
-        say(f"{run} is complete at step {done}; for another run name another run.dir")
-        return
-    with groups.agreed():
-        model, corpus, batches, validation, accumulation = set_up(config, checkpoint)
-        open_run_folder(run, config_yaml, done)
-    engine = build_engine(model.to(device), training, config.parallel, accumulation)
-    if checkpoint:
-        restore(engine, checkpoint)
-    telemetry = Telemetry(run, training.last_step, batch_tokens, done)
+    state = read_state(checkpoint) if checkpoint else {"step": 0}
+    if state["step"] >= config.training.last_step and "unvalidated" not in state:
+        say(f"{run} is complete at step {state['step']}; for another run name another run.dir")
+        finish(run, history)
+    else:
+        training = Training(config, config_yaml, checkpoint, state, history, preemption, watch)
+        training.loop()
+        finish(run, history, save_stall_fraction=training.save_stall_fraction)
 
-    for step in range(done + 1, training.last_step + 1):
-        started, waited = time.perf_counter(), batches.waited
-        rows = torch.from_numpy(batches.get(step - 1)).to(device)  # [sequences / world, context + 1]
-        waited = batches.waited - waited
-        rate = learning_rate(step - 1, training)
-        set_learning_rate(engine, rate)
+
+class Training:
+    """What the loop works with, set up; `state` is that of the checkpoint to continue from."""
+
+    def __init__(self, config: Config, config_yaml: str, checkpoint: Path | None, state: dict, history: History,
+                 preemption: Preemption, watch: Watch):
+        self.config, self.state, self.preemption, self.watch = config, state, preemption, watch
+        self.run, self.device, self.began = Path(config.run.dir), groups.device(), time.perf_counter()
+        with groups.agreed():
+            model, self.corpus, self.batches, self.validation, self.accumulation = set_up(config, checkpoint)
+        begin(self.run, config_yaml, history, state)
+        watch.keep_stacks_in(self.run / "stacks")
+        self.engine = build_engine(model.to(self.device), config.training, config.parallel, self.accumulation)
+        if checkpoint:
+            restore(self.engine, checkpoint)
+        attachments = {"config.yaml": self.run / "config.yaml", "tokenizer.model": self.corpus.tokenizer}
+        self.saver = Saver(self.engine, self.run / "checkpoints", config.checkpoint, attachments, watch)
+        self.bad_steps = BadSteps(config.training.bad_steps, state.get("bad_steps"))
+        self.telemetry = Telemetry(self.run, config.training, state["step"])
+
+    def loop(self) -> None:
+        training = self.config.training
+        try:
+            if "unvalidated" in self.state:
+                self.end_step(self.state["unvalidated"], save=True, leave=False)
+            for step in range(self.state["step"] + 1, training.last_step + 1):
+                started, waited = time.perf_counter(), self.batches.waited
+                patience = STARTING if step == self.state["step"] + 1 else None  # the first one compiles and allocates
+                loss, asked, time_to_save = self.forward_and_backward(step, patience)
+                rate, trouble = learning_rate(step - 1, training), self.bad_steps.trouble(loss)
+                self.watch.beat(f"the update of step {step}", patience)
+                grad_norm = update(self.engine, training, rate, skip=trouble is not None)
+                if trouble is None and not math.isfinite(grad_norm):
+                    trouble = f"its gradient's norm is {grad_norm}"
+                seconds = time.perf_counter() - started
+                row = {
+                    "step": step,
+                    "tokens": step * training.global_batch_tokens,
+                    "loss": loss,
+                    "learning_rate": rate,
+                    "grad_norm": grad_norm,
+                    "tokens_per_second": training.global_batch_tokens / seconds,
+                    "step_seconds": seconds,
+                    "data_wait_fraction": (self.batches.waited - waited) / seconds,
+                    "save_stall_fraction": self.save_stall_fraction,
+                }
+                self.bad_steps.record(loss, trouble)
+                if trouble:
+                    self.tell(row, trouble)
+                self.end_step(row, save=time_to_save, leave=asked)
+            self.saver.finish()
+        finally:
+            self.telemetry.close()
+            self.batches.close()
+
+    @property
+    def save_stall_fraction(self) -> float:
+        """Of the time since this start."""
+        return self.saver.stalled / (time.perf_counter() - self.began)
+
+    def forward_and_backward(self, step: int, patience: float | None) -> tuple[float, bool, bool]:
+        """-> (mean loss of the step's tokens in nats, whether a rank was asked to leave, whether a save is due by the
+        clock). The gradients wait for `update`."""
+        tokens, world = self.config.training.global_batch_tokens, groups.world_size()
+        self.watch.beat(f"the data of step {step}", patience)
+        rows = torch.from_numpy(self.batches.get(step - 1)).to(self.device)  # [sequences / world, context + 1]
         nats = 0.0
-        for sequences in rows.split(training.micro_batch):
-            loss, _ = engine(sequences[:, :-1], labels=sequences[:, 1:])
+        for number, sequences in enumerate(rows.split(self.config.training.micro_batch), start=1):
+            self.watch.beat(f"micro-batch {number} of step {step}", patience)
+            loss, _ = self.engine(sequences[:, :-1], labels=sequences[:, 1:])
             # The engine averages over ranks and micro-batches: this makes it the mean over all tokens of the step.
-            engine.backward(loss * (world * accumulation / batch_tokens))
-            engine.step()
+            self.engine.backward(loss * (world * self.accumulation / tokens))
             nats += loss.detach()
-        [nats] = groups.total(nats, device=device)
-        seconds = time.perf_counter() - started
-        row = {
-            "step": step,
-            "tokens": step * batch_tokens,
-            "loss": nats / batch_tokens,
-            "learning_rate": rate,
-            "grad_norm": float(engine.get_global_grad_norm()),
-            "tokens_per_second": batch_tokens / seconds,
-            "step_seconds": seconds,
-            "data_wait_fraction": waited / seconds,
-        }
-        if validation and (step == training.max_steps or step % training.valid_every_steps == 0):
-            row |= validation.run(engine, device)
-        telemetry.step(row)
-        if step == training.last_step or step % config.checkpoint.every_steps == 0:
-            save(engine, run, row, corpus, config)
+            if number < self.accumulation:
+                self.engine.step()  # DeepSpeed counts micro-batches in it; no update
+        due = groups.rank() == 0 and self.saver.minutes_are_up()
+        nats, asked, due = groups.total(nats, bool(self.preemption.asked), due, device=self.device)
+        return nats / tokens, bool(asked), bool(due)
 
-    telemetry.close()
-    batches.close()
-    write_summary(run, row, time.perf_counter() - began)
+    def tell(self, row: dict, trouble: str) -> None:
+        """Note a bad step; raises GiveUp if there are too many."""
+        config, step = self.config, row["step"]
+        documents = batch_documents(self.corpus, config.run.seed, step - 1, config.sequences, config.data.context)
+        self.telemetry.skipped(step, trouble, documents)
+        if self.bad_steps.are_too_many:
+            self.telemetry.step(row)
+            raise GiveUp(f"{self.bad_steps.count} of the last 100 steps were bad, now step {step}: {trouble}; its "
+                         f"batch is of {', '.join(documents)}; mend the data, lower training.lr, or allow more with "
+                         f"training.bad_steps.allowed ({self.run}/skipped.jsonl has all of them)")
+
+    def end_step(self, row: dict, save: bool, leave: bool) -> None:
+        """Validate, write down and save what is due after a step; raises Preempted when asked to leave."""
+        training, step, unvalidated = self.config.training, row["step"], {}
+        if self.validation and (step == training.max_steps or step % training.valid_every_steps == 0):
+            measured = self.validation.run(self.engine, self.device, self.watch, self.preemption)
+            if measured is None:
+                leave, unvalidated = True, {"unvalidated": row}  # the next start begins with this validation
+            else:
+                row |= measured
+        if not unvalidated:
+            self.telemetry.step(row)
+            leave = leave and step < training.last_step
+        if save or leave or step == training.last_step or self.config.checkpoint.due(step):
+            self.telemetry.flush()
+            self.saver.save(step, {
+                "step": step, "tokens": row["tokens"], "adam_step": adam_step(self.engine),
+                **data_position(self.config, self.corpus), "bad_steps": self.bad_steps.state(), **unvalidated,
+            })
+        if leave:
+            self.saver.finish()
+            asked = self.preemption.asked or "another rank's signal"
+            write_marker(self.run, step, asked)
+            raise Preempted(f"{asked} ended the run after step {step}; the same command continues it")

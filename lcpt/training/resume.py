@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lcpt.checkpoint import newest_checkpoint, read_manifest, read_state, read_tensors
+from lcpt.checkpoint import TensorReader, newest_checkpoint, read_manifest, read_state
 from lcpt.data import Corpus
 from lcpt.parallel import groups
-from lcpt.training.engine import MOMENTS, load_named_tensors
+from lcpt.training.fragments import held
 from lcpt.training.telemetry import say
 
 if TYPE_CHECKING:
@@ -46,7 +46,11 @@ def data_position(config: Config, corpus: Corpus) -> dict:
 
 
 def restore(engine, step: Path) -> None:
-    """Weights, moments and Adam's step count from a verified step folder; every rank calls it."""
-    manifest = read_manifest(step, hashes=False)
-    tensors = {group: read_tensors(step, manifest, group) for group in ("weights", *MOMENTS)}
-    load_named_tensors(engine, tensors, read_state(step)["adam_step"])
+    """The fp32 weights, moments and update count of a verified step folder, into an engine whose model has its weights
+    already: each rank reads what it holds. Every rank calls it before the first step."""
+    reader = TensorReader(step, read_manifest(step, hashes=False))
+    for name, _, start, tensors in held(engine):
+        for group, tensor in tensors.items():
+            tensor.copy_(reader.part(group, name, start, start + len(tensor)))
+    for state in engine.basic_optimizer.state.values():
+        state["step"].fill_(read_state(step)["adam_step"])

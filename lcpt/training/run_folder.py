@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import importlib.metadata
 import json
 import os
@@ -9,6 +10,7 @@ import platform
 import subprocess
 import sys
 from dataclasses import dataclass
+from datetime import datetime, timezone
 from pathlib import Path
 
 import torch
@@ -17,6 +19,8 @@ from omegaconf import MISSING
 from lcpt.checkpoint.files import replace_text
 from lcpt.evaluation.memory import peak_memory_bytes
 from lcpt.parallel import groups
+from lcpt.training.endings import GiveUp
+from lcpt.training.history import History
 
 PACKAGES = ("torch", "deepspeed", "triton", "numpy", "sentencepiece", "safetensors")
 
@@ -27,26 +31,66 @@ class RunConfig:
     seed: int = 0
 
 
-def open_run_folder(folder: Path, config_yaml: str, done: int) -> None:
-    """Rank 0 writes config.yaml and environment.json, and cuts metrics.jsonl behind the row of step `done`."""
-    if groups.rank() != 0:
-        return
-    folder.mkdir(parents=True, exist_ok=True)
-    if (folder / "metrics.jsonl").exists():
-        drop_rows_after(folder / "metrics.jsonl", done)
-    replace_text(folder / "config.yaml", config_yaml)
-    replace_text(folder / "environment.json", json.dumps(environment(), indent=2) + "\n")
+def begin(folder: Path, config_yaml: str, history: History, state: dict) -> None:
+    """Rank 0 makes a run folder ready for a start from a checkpoint of this state.
+
+    It writes config.yaml and environment.json, cuts the rows that the checkpoint does not know, and removes what the
+    end of an earlier start left. Raises, the same on all ranks, SetupError, and GiveUp in a crash loop.
+    """
+    step, refusal = state["step"], None
+    with groups.agreed():
+        if groups.rank() == 0:
+            folder.mkdir(parents=True, exist_ok=True)
+            lock(folder)
+            last_sign = None
+            for name in ("metrics.jsonl", "skipped.jsonl"):
+                if (folder / name).exists():
+                    last_sign = last_sign or (folder / name).stat().st_mtime
+                    drop_rows_after(folder / name, step - ("unvalidated" in state))
+            refusal = history.refusal(step)
+            if not refusal:
+                history.begin(step, last_sign)
+                for name in ("summary.json", "preempted.json"):
+                    (folder / name).unlink(missing_ok=True)
+                replace_text(folder / "config.yaml", config_yaml)
+                replace_text(folder / "environment.json", json.dumps(environment(), indent=2) + "\n")
+    if refusal := groups.share(refusal):
+        raise GiveUp(refusal)
 
 
-def write_summary(folder: Path, last_row: dict, wall_seconds: float) -> None:
-    """Rank 0 writes summary.json: the last step's numbers, seconds from start to end, peak memory."""
-    if groups.rank() == 0:
-        summary = last_row | {
-            "wall_seconds": wall_seconds,
-            "world_size": groups.world_size(),
-            "peak_memory_bytes": peak_memory_bytes(groups.device()),
+def lock(folder: Path) -> None:
+    """Keep other jobs out of a run until this process ends, however it ends. ValueError if one is there already."""
+    descriptor = os.open(folder, os.O_RDONLY)  # never closed: the system does, and so frees the lock
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise ValueError(f"another job trains in {folder}; wait for it, or name another run.dir") from None
+    except OSError:  # some network file systems have no locks
+        pass
+
+
+def finish(folder: Path, history: History, **numbers: float) -> None:
+    """Rank 0 writes summary.json, if it is not there: the last row of the metrics, how the time was used, `numbers`."""
+    if groups.rank() == 0 and not (folder / "summary.json").exists():
+        history.end("finished")
+        rows = read_rows(folder / "metrics.jsonl")
+        summary = rows[-1] | history.goodput(sum(row["step_seconds"] for row in rows)) | {
+            "world_size": groups.world_size(), "peak_memory_bytes": peak_memory_bytes(groups.device()),
+            **numbers,
         }
         replace_text(folder / "summary.json", json.dumps(summary, indent=2) + "\n")
+
+
+def write_marker(folder: Path, step: int, asked: str) -> None:
+    """Rank 0 writes preempted.json: for a supervisor to whom the exit code is lost."""
+    if groups.rank() == 0:
+        now = datetime.now(timezone.utc).isoformat(timespec="seconds")
+        marker = {"step": step, "asked_by": asked, "date": now}
+        replace_text(folder / "preempted.json", json.dumps(marker) + "\n")
+
+
+def read_rows(metrics: Path) -> list[dict]:
+    return [json.loads(line) for line in metrics.read_text().splitlines()]
 
 
 def drop_rows_after(metrics: Path, step: int) -> None:

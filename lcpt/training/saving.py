@@ -1,28 +1,130 @@
-"""Gather the state of a run from all ranks and write it as a checkpoint."""
+"""Save a run while it goes on: a quick copy of what each rank holds, then hashing and writing in the background."""
 
 from __future__ import annotations
 
+import shutil
+import time
+from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from lcpt.checkpoint import write_checkpoint
-from lcpt.data import Corpus
+import torch
+import torch.distributed as dist
+
+from lcpt.checkpoint import CheckpointConfig, Slice, open_partial, remove_old, seal, write_piece
 from lcpt.parallel import groups
-from lcpt.training.engine import MOMENTS, adam_step, named_tensors
-from lcpt.training.resume import data_position
+from lcpt.training.fragments import MOMENTS, Fragment, held_once
+from lcpt.training.telemetry import say
+from lcpt.training.watchdog import Watch
 
-if TYPE_CHECKING:
-    from lcpt.config import Config
+PATIENCE = 1800.0  # seconds that a disk may take to write a checkpoint before it counts as a hang
 
 
-def save(engine, run: Path, row: dict, corpus: Corpus, config: Config) -> None:
-    """Every rank calls it after the step that `row` of the metrics describes; rank 0 writes."""
-    tensors = {group: dict(named_tensors(engine, group)) for group in ("weights", *MOMENTS)}
-    if groups.rank() == 0:
-        state = {
-            "step": row["step"], "tokens": row["tokens"], "adam_step": adam_step(engine),
-            **data_position(config, corpus),
-        }
-        attachments = {"config.yaml": run / "config.yaml", "tokenizer.model": corpus.tokenizer}
-        write_checkpoint(run / "checkpoints", row["step"], tensors, state, attachments)
-    groups.barrier()
+class SaveError(OSError):
+    """The last state of a run could not be saved."""
+
+
+class Saver:
+    """Every rank has one and calls `save` after the same steps; each writes its own part.
+
+    `stalled` sums the seconds in which saving kept this rank from training. A save that fails is told and given up: the
+    run goes on, and the next one tries again. Only `finish` insists.
+    """
+
+    def __init__(self, engine, checkpoints: Path, config: CheckpointConfig, attachments: Mapping[str, Path],
+                 watch: Watch):
+        self._engine, self._checkpoints, self._config = engine, checkpoints, config
+        self._attachments, self._watch = attachments, watch
+        self._thread = ThreadPoolExecutor(max_workers=1)
+        # The threads agree through a group of their own: two threads of a process must not share one.
+        self._group = dist.new_group(backend="gloo")
+        self._copies: dict[str, list[Slice]] = {}
+        self._outcome: Future = _finished(None)  # of the last save: None, or what went wrong
+        self._began = time.monotonic()
+        self.stalled = 0.0
+
+    def minutes_are_up(self) -> bool:
+        """Whether checkpoint.every_minutes asks for a save, by this rank's clock."""
+        minutes = self._config.every_minutes
+        return minutes is not None and time.monotonic() - self._began >= 60 * minutes
+
+    def save(self, step: int, state: dict) -> None:
+        """Copy the state of after `step`, and return while it is being written. Waits for the save before this one."""
+        began, self._began = time.perf_counter(), time.monotonic()
+        self._wait()
+        self._copy()
+        opened = None
+        if groups.rank() == 0:
+            try:
+                opened = open_partial(self._checkpoints, step)
+            except OSError as error:
+                opened = error
+        opened = groups.share(opened)
+        if isinstance(opened, OSError):
+            self._outcome = _finished(_complain(step, opened))
+        else:
+            self._outcome = self._thread.submit(self._write, opened, step, state)
+        self.stalled += time.perf_counter() - began
+
+    def finish(self) -> None:
+        """Wait until the last save is on the disk. Raises SaveError, the same on all ranks, if it is not."""
+        began = time.perf_counter()
+        error = self._wait()
+        self._thread.shutdown()
+        self.stalled += time.perf_counter() - began
+        if error:
+            raise SaveError(error)
+
+    def _wait(self) -> str | None:
+        self._watch.beat("waiting for a checkpoint to be written", patience=PATIENCE)
+        return self._outcome.result()
+
+    def _copy(self) -> None:
+        """This rank's fragments into host memory, which the next save uses again."""
+        live = {(group, f.name): (f, tensor) for f in held_once(self._engine) for group, tensor in f.tensors.items()}
+        if groups.rank() == 0:  # buffers are the same everywhere
+            for name, buffer in self._engine.module.named_buffers():
+                live["weights", name] = Fragment(name, tuple(buffer.shape), 0, {}), buffer.flatten()
+        pinned = torch.cuda.is_available()
+        if not self._copies:
+            self._copies = {group: [] for group in ("weights", *MOMENTS)}
+            for (group, name), (fragment, tensor) in live.items():
+                memory = torch.empty(tensor.shape, pin_memory=pinned)
+                self._copies[group].append(Slice(name, fragment.shape, fragment.start, memory))
+        for group, slices in self._copies.items():
+            for part in slices:
+                part.data.copy_(live[group, part.name][1], non_blocking=pinned)
+        if pinned:
+            torch.cuda.synchronize()
+
+    def _write(self, partial: Path, step: int, state: dict) -> str | None:
+        """In the background, on every rank: returns None when the checkpoint is whole, else what went wrong."""
+        piece, error = None, None
+        try:
+            piece = write_piece(partial, groups.rank(), self._copies)
+        except OSError as caught:
+            error = f"rank {groups.rank()}: {caught}"
+        pieces, errors = zip(*groups.gather((piece, error), self._group), strict=True)
+        error = next(filter(None, errors), None)
+        if groups.rank() == 0 and not error:
+            try:
+                seal(partial, step, pieces, state, self._attachments)
+                remove_old(self._checkpoints, step, self._config)
+            except OSError as caught:
+                error = str(caught)
+        error = groups.gather(error, self._group)[0]
+        if error and groups.rank() == 0:
+            shutil.rmtree(partial, ignore_errors=True)
+        return _complain(step, error) if error else None
+
+
+def _complain(step: int, error: object) -> str:
+    line = f"the checkpoint of step {step} could not be written: {' '.join(str(error).split())}"
+    say(f"warning: {line}; the run goes on, and the next save tries again")
+    return line
+
+
+def _finished(result) -> Future:
+    future = Future()
+    future.set_result(result)
+    return future

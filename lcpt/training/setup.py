@@ -38,8 +38,9 @@ def set_up(config: Config, checkpoint: Path | None) -> tuple[GPT, Corpus, Prefet
     model = GPT(config.model)
     if checkpoint:
         check_same_batches(checkpoint, config, corpus)
-    if source := checkpoint or training.init_from:
-        load_weights(model, source)
+        load_weights(model, checkpoint, verified=True)
+    elif training.init_from:
+        load_weights(model, training.init_from)
     return model, corpus, batches, validation, accumulation
 
 

@@ -9,6 +9,8 @@ from lcpt.data import Corpus, Tokenizer
 from lcpt.evaluation.perplexity import bits_per_byte
 from lcpt.evaluation.windows import Window, stack, windows
 from lcpt.parallel import groups
+from lcpt.training.preemption import Preemption
+from lcpt.training.watchdog import Watch
 
 
 class Validation:
@@ -25,10 +27,16 @@ class Validation:
         self.bytes = sum(int(token_bytes[labels[labels >= 0]].sum()) for _, labels in self.batches)
 
     @torch.no_grad()
-    def run(self, model, device: torch.device) -> dict[str, float]:
-        """{"valid_loss": nats a token, "valid_bits_per_byte"} over all ranks' windows; all ranks call it."""
+    def run(self, model, device: torch.device, watch: Watch, preemption: Preemption) -> dict[str, float] | None:
+        """{"valid_loss": nats a token, "valid_bits_per_byte"} over all ranks' windows; all ranks call it.
+
+        None if any rank was asked to leave before the last batch.
+        """
         nats, tokens = 0.0, 0
-        for inputs, labels in self.batches:
+        for number, (inputs, labels) in enumerate(self.batches):
+            watch.beat(f"batch {number} of validation")
+            if any(groups.total(bool(preemption.asked), device=device)):
+                return None
             loss, count = model(torch.from_numpy(inputs).to(device), labels=torch.from_numpy(labels).to(device))
             nats, tokens = nats + float(loss), tokens + int(count)
         nats, tokens, n_bytes = groups.total(nats, tokens, self.bytes, device=device)

@@ -2,6 +2,7 @@ import json
 import os
 import pickle
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,12 +11,15 @@ from safetensors.torch import save_file
 from lcpt.checkpoint import (
     CheckpointConfig,
     CheckpointError,
+    Slice,
     find_checkpoint,
+    open_partial,
     read_manifest,
     read_state,
     read_tensors,
+    seal,
     step_name,
-    write_checkpoint,
+    write_piece,
 )
 from lcpt.checkpoint.files import self_hash, sha256_of
 
@@ -40,8 +44,15 @@ def write(tmp_path):
     config.write_text("run: {dir: x}\n")
 
     def write(step=7, seed=0):
-        groups = {group: tensors(seed + n) for n, group in enumerate(GROUPS)}
-        return write_checkpoint(tmp_path / "run/checkpoints", step, groups, STATE, {"config.yaml": config})
+        groups = {
+            group: [
+                Slice(name, tuple(tensor.shape), 0, tensor.float().flatten())
+                for name, tensor in tensors(seed + n).items()
+            ]
+            for n, group in enumerate(GROUPS)
+        }
+        partial = open_partial(tmp_path / "run/checkpoints", step)
+        return seal(partial, step, [write_piece(partial, 0, groups)], STATE, {"config.yaml": config})
 
     return write
 
@@ -240,8 +251,8 @@ def test_files_are_synced_before_they_get_their_name(write, monkeypatch):
     monkeypatch.setattr(os, "replace", lambda a, b: (events.append(("rename", os.fspath(b))), replace(a, b)))
     step = write()
     renamed = events.index(("rename", str(step)))
-    partial = str(step.parent / f".{step.name}.partial")
     synced = set(events[:renamed])
+    [partial] = {str(Path(event).parent) for event in synced if "state.json" in event}
     for path in step.iterdir():
         name = ".manifest.json.partial" if path.name == "manifest.json" else path.name
         assert f"{partial}/{name}" in synced, path.name

@@ -41,7 +41,8 @@ def test_any_batch_gives_the_same_numbers(model):
         assert [w for w, _ in together] == chosen
         for (window, losses), (_, expected) in zip(together, alone, strict=True):
             assert losses.shape == window.inputs.shape
-            np.testing.assert_allclose(losses, expected, rtol=1e-6, atol=1e-6)
+            # Logits are as large as 25 here, and a matrix product rounds them differently for every batch.
+            np.testing.assert_allclose(losses, expected, rtol=1e-5, atol=1e-4)
 
 
 def test_losses_are_those_of_the_logits(model):

@@ -42,7 +42,7 @@ def copy(tmp_path):
     return lambda folder: shutil.copytree(folder, tmp_path / "run")
 
 
-TIMES = ("tokens_per_second", "step_seconds", "data_wait_fraction")
+TIMES = ("tokens_per_second", "step_seconds", "data_wait_fraction", "save_stall_fraction")
 
 
 def numbers(rows):

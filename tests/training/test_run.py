@@ -12,7 +12,7 @@ from lcpt.data import Corpus, Tokenizer, batch
 from lcpt.model import GPT, load_weights
 
 KEYS = {"step", "tokens", "loss", "learning_rate", "grad_norm", "tokens_per_second", "step_seconds",
-        "data_wait_fraction"}
+        "data_wait_fraction", "save_stall_fraction"}
 VALID = {"valid_loss", "valid_bits_per_byte"}
 STEPS = 40
 
@@ -38,7 +38,7 @@ def test_it_learns(run):
 
 def test_folder(run):
     assert {path.name for path in run.dir.iterdir()} == {
-        "config.yaml", "environment.json", "metrics.jsonl", "summary.json", "tensorboard", "checkpoints",
+        "config.yaml", "environment.json", "metrics.jsonl", "starts.json", "summary.json", "tensorboard", "checkpoints",
     }
     assert {path.name for path in (run.dir / "checkpoints").iterdir()} == {"latest", "step-00000030", "step-00000040"}
     assert (run.dir / "checkpoints/latest").read_text().strip() == "step-00000040"
@@ -70,8 +70,12 @@ def test_tensorboard_holds_the_same(run):
 
 def test_summary_and_environment(run):
     summary = json.loads((run.dir / "summary.json").read_text())
-    assert run.rows[-1].items() <= summary.items()
+    last = {name: value for name, value in run.rows[-1].items() if name != "save_stall_fraction"}
+    assert last.items() <= summary.items()
     assert summary["world_size"] == 2 and summary["wall_seconds"] > 0 and summary["peak_memory_bytes"] > 10**7
+    assert 0 < summary["save_stall_fraction"] < 1
+    useful = sum(row["step_seconds"] for row in run.rows)
+    assert summary["goodput"] == pytest.approx(useful / summary["held_seconds"]) and summary["starts"] == 1
     environment = json.loads((run.dir / "environment.json").read_text())
     assert environment["world_size"] == 2 and environment["versions"]["torch"] == torch.__version__
     assert {"command", "device", "git_commit", "cpu_count"} <= environment.keys()
@@ -84,7 +88,9 @@ def test_checkpoint(run):
     assert (step / "config.yaml").read_bytes() == (run.dir / "config.yaml").read_bytes()
     corpus = Corpus(run.config.data.path)
     assert Tokenizer(step / "tokenizer.model").sha256 == corpus.manifest["tokenizer_sha256"]
-    assert read_state(step) == {
+    state = read_state(step)
+    assert state.pop("bad_steps") == {"losses": [row["loss"] for row in run.rows], "bad": [False] * STEPS}
+    assert state == {
         "step": 40, "tokens": 40 * 256, "adam_step": 40, "run.seed": 0, "data.context": 32,
         "training.global_batch_tokens": 256, "data fingerprint": corpus.fingerprint,
     }

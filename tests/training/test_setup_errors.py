@@ -1,6 +1,7 @@
 """What keeps a run from starting is one line, the same on both ranks, and leaves no run folder."""
 
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -48,18 +49,22 @@ def places(train_ranks, make_corpus, train_folder, tmp_path_factory):
 @pytest.fixture(scope="module")
 def errors(run_ranks, places, tiny_yaml):
     """case -> the message on each rank; all cases in one job, which an error must leave usable."""
+    from lcpt.training.history import History
     from lcpt.training.loop import train
+    from lcpt.training.preemption import Preemption
+    from lcpt.training.watchdog import Watch
 
     def rank():
         groups.join()
-        found = {}
+        preemption, watch, found = Preemption(), Watch(30, record=print), {}
         for case, (overrides, _) in CASES.items():
             given = [f"run.dir={places['fresh'] / case}", *(text.format(**places) for text in overrides)]
             config = load_config(tiny_yaml, given)
             try:
-                train(config, to_yaml(config))
+                train(config, to_yaml(config), History(Path(config.run.dir)), preemption, watch)
             except groups.SetupError as error:
                 found[case] = str(error)
+        watch.stop()
         groups.leave()
         return found
 

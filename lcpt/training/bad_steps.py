@@ -1,0 +1,78 @@
+"""Steps whose loss is not finite or leaps up are skipped, on all ranks alike; too many of them end the run.
+
+The loss and the norm judged here are sums over all ranks, so every rank comes to the same verdict on its own. A skipped
+step leaves weights and moments as they were, and the next one takes the next batch.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from dataclasses import dataclass
+
+import torch
+
+NORMAL_STEPS = 128  # whose losses a leap is measured against
+ENOUGH_STEPS = 32  # before any loss counts as a leap
+LEAST_LEAP = 0.25  # nats a token
+REMEMBERED = 100  # steps among which bad ones are counted
+
+
+@dataclass
+class BadStepsConfig:
+    allowed: int = 10  # of any 100 steps in a row
+    sigmas: float = 8.0  # a loss so many standard deviations above the recent mean is skipped; 0: only NaN and Inf are
+
+    def __post_init__(self):
+        if self.allowed < 0:
+            raise ValueError(f"training.bad_steps.allowed is {self.allowed}; it must be ≥ 0")
+        if not 0 <= self.sigmas < math.inf:
+            raise ValueError(f"training.bad_steps.sigmas is {self.sigmas}; it must be ≥ 0 and finite")
+
+
+class SkippableAdamW(torch.optim.AdamW):
+    """AdamW that leaves everything as it is while `skip` is set. ZeRO wraps it and clears the gradients either way."""
+
+    skip = False
+
+    def step(self, closure=None):
+        if not self.skip:
+            super().step(closure)
+
+
+class BadSteps:
+    """Judges each step before its update. `state()` goes into a checkpoint and into the next BadSteps."""
+
+    def __init__(self, config: BadStepsConfig, state: dict | None = None):
+        state = state or {"losses": [], "bad": []}
+        self._config = config
+        self._losses = deque(state["losses"], maxlen=NORMAL_STEPS)
+        self._bad = deque(state["bad"], maxlen=REMEMBERED)
+
+    def trouble(self, loss: float) -> str | None:
+        """Why a step with this loss must not update the weights, None if it may."""
+        if not math.isfinite(loss):
+            return f"its loss is {loss}"
+        if self._config.sigmas and len(self._losses) >= ENOUGH_STEPS:
+            mean = sum(self._losses) / len(self._losses)
+            deviation = math.sqrt(sum((x - mean) ** 2 for x in self._losses) / len(self._losses))
+            if loss > mean + max(self._config.sigmas * deviation, LEAST_LEAP):
+                return f"its loss {loss:.3f} leaps up from a mean of {mean:.3f} (standard deviation {deviation:.3f})"
+        return None
+
+    def record(self, loss: float, trouble: str | None) -> None:
+        self._bad.append(trouble is not None)
+        if trouble is None:
+            self._losses.append(loss)
+
+    @property
+    def count(self) -> int:
+        """Bad steps among the last 100."""
+        return sum(self._bad)
+
+    @property
+    def are_too_many(self) -> bool:
+        return self.count > self._config.allowed
+
+    def state(self) -> dict:
+        return {"losses": list(self._losses), "bad": list(self._bad)}

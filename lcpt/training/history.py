@@ -1,0 +1,73 @@
+"""A run's starts and ends over its whole life, in starts.json: for goodput, and to notice a crash loop."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+
+from lcpt.checkpoint.files import replace_text
+from lcpt.parallel import groups
+from lcpt.training.telemetry import say
+
+CRASHES = 3  # starts in a row from one step, each without an orderly end or a new checkpoint: then no further one
+
+ORDERLY = ("finished", "preempted", "refused")
+
+
+class History:
+    """`begin` a start, `end` it. Rank 0 keeps the file; each entry: started, ended (seconds since 1970), from_step,
+    world_size, end ("finished", "preempted", or what went wrong; None where it died without a word)."""
+
+    def __init__(self, run: Path):
+        self._file = run / "starts.json"
+        self._starts, self._begun = [], False
+        if self._file.exists():
+            try:
+                self._starts = json.loads(self._file.read_text())
+            except ValueError:
+                say(f"warning: {self._file} is damaged; goodput counts from this start on")
+
+    def refusal(self, from_step: int) -> str | None:
+        """Why there must be no further start from this step, None if there may be one: a line for a person."""
+        crashed = []
+        for start in reversed(self._starts):
+            if start["from_step"] != from_step or start["end"] in ORDERLY:
+                break
+            crashed.append(start["end"] or "died without a word")
+        if len(crashed) < CRASHES:
+            return None
+        self._starts.append(self._entry(from_step) | {"ended": time.time(), "end": "refused"})
+        self._write()
+        return (f"{self._file.parent} has crashed {len(crashed)} times from step {from_step} on without a new "
+                f"checkpoint, the last time: {crashed[0]}; mend that, then start again")
+
+    def begin(self, from_step: int, last_sign: float | None) -> None:
+        """last_sign: when the start before this one was last seen alive, for one that could not say that it ended."""
+        if self._starts and self._starts[-1]["ended"] is None:
+            before = self._starts[-1]
+            before["ended"] = max(before["started"], last_sign or 0)
+        self._starts.append(self._entry(from_step))
+        self._write()
+        self._begun = True
+
+    def end(self, how: str) -> None:
+        """Nothing, where this start had not begun."""
+        if not self._begun:
+            return
+        self._starts[-1] |= {"ended": time.time(), "end": how}
+        self._write()
+
+    def goodput(self, useful_seconds: float) -> dict[str, float]:
+        """Which part of the time that the job held its machines, over all starts, went into steps that count."""
+        now = time.time()
+        held = sum((start["ended"] or now) - start["started"] for start in self._starts)
+        return {"goodput": useful_seconds / held, "held_seconds": held, "starts": len(self._starts),
+                "wall_seconds": now - self._starts[0]["started"]}
+
+    def _entry(self, from_step: int) -> dict:
+        return {"started": time.time(), "ended": None, "from_step": from_step, "world_size": groups.world_size(),
+                "end": None}
+
+    def _write(self) -> None:
+        replace_text(self._file, json.dumps(self._starts, indent=1) + "\n")

@@ -1,0 +1,57 @@
+"""The life of one rank: it meets the others, trains under watch, and ends with an exit code that tells why."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lcpt.parallel import groups
+from lcpt.training.endings import BAD_INPUT, FAULT, FINISHED, GIVE_UP, PREEMPTED, GiveUp, Preempted
+from lcpt.training.history import History
+from lcpt.training.loop import train
+from lcpt.training.preemption import Preemption
+from lcpt.training.saving import SaveError
+from lcpt.training.watchdog import Watch
+
+if TYPE_CHECKING:
+    from lcpt.config import Config
+
+
+def run(config: Config, config_yaml: str) -> int:
+    """Train on this rank; returns the exit code (endings.py). What goes wrong on one rank alone ends the process."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # until the ranks have met, there is nothing to save: die at once
+    try:
+        groups.join()
+    except groups.SetupError as error:
+        return end(BAD_INPUT, error)
+    preemption = Preemption()
+    history = History(Path(config.run.dir))
+    watch = Watch(config.training.hang_seconds, record=history.end)
+    try:
+        train(config, config_yaml, history, preemption, watch)
+        code = FINISHED
+    except groups.SetupError as error:
+        code = end(BAD_INPUT, error)
+    except Preempted as left:
+        code = end(PREEMPTED, left, history)
+    except GiveUp as error:
+        code = end(GIVE_UP, error, history)
+    except SaveError as error:
+        code = end(FAULT, error, history)
+    except BaseException as error:
+        watch.fail(error)
+    watch.stop()
+    groups.barrier()  # rank 0 holds the store: it leaves last
+    groups.leave()
+    return code
+
+
+def end(code: int, why: Exception, history: History | None = None) -> int:
+    """Say on rank 0 why the job ends, which is the same on all ranks."""
+    if groups.rank() == 0:
+        print(f"{'note' if code == PREEMPTED else 'error'}: {why}", file=sys.stderr, flush=True)
+        if history:
+            history.end("preempted" if code == PREEMPTED else str(why))
+    return code

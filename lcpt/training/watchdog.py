@@ -1,0 +1,211 @@
+"""A rank that hangs, dies or raises ends the whole job, soon, and by name.
+
+Every rank gives a sign of life once a second through the store at which the ranks met. A thread of rank 0 looks at all
+of them and passes a verdict, which every rank obeys. Collectives alone would not do: NCCL waits for a dead rank, gloo
+does not say which one died, and neither notices a rank that is busy with something else.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import faulthandler
+import json
+import os
+import re
+import socket
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import NoReturn
+
+import torch.distributed as dist
+
+from lcpt.parallel import groups
+from lcpt.training.endings import FAULT
+
+TICK = 1.0  # seconds between two signs of life
+SILENT = 15.0  # seconds without one after which a rank counts as dead
+STARTING = 900.0  # seconds that each phase before the first step may take
+SLOWEST = 10  # a hang is this many times longer than the longest wait so far
+
+
+class Watch:
+    """`beat` before every piece of work; `fail` when this rank cannot go on; `stop` when it is done.
+
+    hang_seconds: a rank that stays in one place for longer hangs, unless it has waited a SLOWEST-th of that before;
+    0 means never. record(line) is called on rank 0 when the job ends by a verdict.
+    """
+
+    def __init__(self, hang_seconds: float, record: Callable[[str], None]):
+        self._hang_seconds, self._record = hang_seconds, record
+        self._store = dist.PrefixStore("watch", groups.store().clone())  # a connection for this thread alone
+        self._lock, self._stopped = threading.Lock(), threading.Event()
+        self._beats, self._place, self._since, self._patience = 0, "the start", time.monotonic(), STARTING
+        self._longest = 0.0
+        self._seen: dict[int, tuple[bytes, float]] = {}
+        self._stacks = Stacks()
+        self._ticked = time.monotonic()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+        threading.Thread(target=self._run_without_store, daemon=True).start()
+
+    def beat(self, place: str, patience: float | None = None) -> None:
+        """This rank begins `place`, words such as "step 7"; patience: seconds it may take, else what is usual."""
+        with self._lock:
+            now = time.monotonic()
+            if self._patience is None:
+                self._longest = max(self._longest, now - self._since)
+            self._beats, self._place, self._since, self._patience = self._beats + 1, place, now, patience
+
+    def keep_stacks_in(self, folder: Path) -> None:
+        """Where stack traces go from now on; before, to stderr."""
+        self._stacks = Stacks(folder)
+
+    def fail(self, error: BaseException) -> NoReturn:
+        """End this process, and with it the job. An error that comes of another rank's end waits for its name."""
+        line = f"rank {groups.rank()} failed at {self._place}: {type(error).__name__}: {' '.join(str(error).split())}"
+        if is_lost_connection(error) and groups.world_size() > 1:
+            time.sleep(SILENT + 5 * TICK)  # within it the thread learns whose fault it is, and ends this process
+        traceback.print_exception(error)
+        with contextlib.suppress(RuntimeError):  # rank 0 and its store are gone: nobody to tell
+            self._store.compare_set("verdict", "", json.dumps({"line": line, "speaker": groups.rank()}))
+        self._end(line, speaks=True)
+
+    def stop(self) -> None:
+        """This rank is done and not missed any more."""
+        self._stopped.set()
+        self._thread.join(SILENT)
+        with contextlib.suppress(RuntimeError):
+            self._store.set(str(groups.rank()), "left")
+        self._stacks.close()
+
+    def _run(self) -> None:
+        while not self._stopped.wait(TICK):
+            self._ticked, ticked = time.monotonic(), self._ticked
+            if self._ticked - ticked > 5 * TICK:  # this process or the whole machine was suspended: no hang
+                self._since += self._ticked - ticked
+                self._seen.clear()
+            self._stacks.dump_unless_called_within(SILENT)
+            try:
+                self._store.set(str(groups.rank()), json.dumps(self._sign_of_life()))
+                if groups.rank() == 0 and (verdict := self._judge()):
+                    self._store.compare_set("verdict", "", json.dumps(verdict))
+                if self._store.check(["verdict"]):
+                    self._obey(**json.loads(self._store.get("verdict")))
+            except RuntimeError:
+                if not self._stopped.is_set():
+                    self._obey("rank 0 died: it held the store at which the ranks meet", speaker=1)
+
+    def _run_without_store(self) -> None:
+        """Where rank 0 is alive but stopped, every call to its store waits for ever, whatever its timeout."""
+        known, waited = self._ticked, 0
+        while not self._stopped.wait(TICK):  # counted in ticks of its own: none pass while this process is suspended
+            known, waited = self._ticked, waited + 1 if self._ticked == known else 0
+            if waited * TICK > SILENT:
+                self._obey("rank 0 does not answer: its process is stopped or its machine is gone", 1, stacks=True)
+
+    def _sign_of_life(self) -> dict:
+        with self._lock:
+            waited = time.monotonic() - self._since
+            limit = max(self._hang_seconds, SLOWEST * self._longest) if self._patience is None else self._patience
+            return {"beats": self._beats, "place": self._place, "waited": waited, "pid": os.getpid(),
+                    "host": socket.gethostname(), "hangs": bool(self._hang_seconds) and waited > limit}
+
+    def _judge(self) -> dict | None:
+        """On rank 0: which rank is dead or hangs, None if none is."""
+        now, signs = time.monotonic(), {}
+        for rank in range(groups.world_size()):
+            raw = self._store.get(str(rank)) if self._store.check([str(rank)]) else b""
+            if raw == b"left":
+                continue
+            if self._seen.get(rank, (None, 0))[0] != raw:
+                self._seen[rank] = raw, now
+            sign = signs[rank] = json.loads(raw) if raw else {}
+            if sign and sign["host"] == socket.gethostname() and not is_alive(sign["pid"]):
+                return {"line": f"rank {rank} died at {sign['place']}: its process {sign['pid']} is gone", "speaker": 0}
+            if now - self._seen[rank][1] > SILENT:
+                return {"line": f"rank {rank} does not answer at {sign.get('place', 'the start')}: no sign of life for "
+                                f"{SILENT:.0f} s, so its process is stopped or its machine is gone",
+                        "speaker": 0, "stacks": True, "culprits": [rank]}
+        if any(sign.get("hangs") for sign in signs.values()):
+            fewest = min(sign.get("beats", 0) for sign in signs.values())
+            culprits = [rank for rank, sign in signs.items() if sign.get("beats", 0) == fewest]
+            names, sign = ", ".join(map(str, culprits)), signs[culprits[0]]
+            line = f"rank {names} hangs at {sign['place']}: no progress for {sign['waited']:.0f} s"
+            return {"line": line, "speaker": 0, "stacks": True, "culprits": culprits}
+        return None
+
+    def _obey(self, line: str, speaker: int, stacks: bool = False, culprits: tuple[int, ...] = ()) -> NoReturn:
+        if stacks:
+            self._stacks.dump()
+            line += f"; stack traces of all ranks are in {self._stacks.place}"
+        if groups.rank() == 0:
+            time.sleep(3 * TICK)  # rank 0 holds the store: the others must have time to read the verdict
+        for rank in culprits if speaker == groups.rank() else ():
+            print(f"rank {rank} was here:\n{self._stacks.of(rank)}", file=sys.stderr)
+        self._end(line, speaks=speaker == groups.rank())
+
+    def _end(self, line: str, speaks: bool) -> NoReturn:
+        if speaks:
+            print(f"error: {line}; start again to continue from the newest checkpoint", file=sys.stderr, flush=True)
+        if groups.rank() == 0:
+            with contextlib.suppress(OSError):
+                self._record(line)
+        os._exit(FAULT)  # not sys.exit: another thread may hang for ever
+
+
+class Stacks:
+    """Stack traces of this rank's threads: in a file of the run folder, which goes again if it stayed empty."""
+
+    def __init__(self, folder: Path | None = None):
+        self._folder, self._file = folder, sys.__stderr__
+        if folder:
+            folder.mkdir(exist_ok=True)
+            self._file = open(self._path(groups.rank()), "w")
+
+    @property
+    def place(self) -> str:
+        return str(self._folder or "stderr")
+
+    def dump(self) -> None:
+        faulthandler.cancel_dump_traceback_later()
+        faulthandler.dump_traceback(self._file)
+
+    def dump_unless_called_within(self, seconds: float) -> None:
+        """For a thread that holds Python's lock and lets no other run: this one needs no lock."""
+        faulthandler.dump_traceback_later(seconds, file=self._file)
+
+    def of(self, rank: int) -> str:
+        """Another rank's, as far as it could write them."""
+        try:
+            return self._path(rank).read_text() or "(its process could not say)"
+        except (OSError, TypeError):
+            return "(not written)"
+
+    def close(self) -> None:
+        faulthandler.cancel_dump_traceback_later()
+        if self._folder:
+            self._file.close()
+            with contextlib.suppress(OSError):
+                if not self._path(groups.rank()).stat().st_size:
+                    self._path(groups.rank()).unlink()
+                self._folder.rmdir()  # the last rank to leave finds it empty
+
+    def _path(self, rank: int) -> Path:
+        return self._folder / f"rank-{rank:05d}.txt"
+
+
+def is_alive(pid: int) -> bool:
+    """Whether that process of this machine runs; a zombie does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return not Path("/proc/self/stat").exists()  # without /proc: who knows
+
+
+def is_lost_connection(error: BaseException) -> bool:
+    """What a collective raises when another rank is gone."""
+    return isinstance(error, RuntimeError) and bool(re.search("gloo|nccl|connection|socket", str(error), re.IGNORECASE))
