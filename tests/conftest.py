@@ -73,7 +73,8 @@ def _run_ranks(function, world, timeout=60):
                 ok, value = pickle.loads(reader.recv_bytes())
             except EOFError:
                 ranks[n].join()
-                ok, value = False, f"died of signal {-ranks[n].exitcode}"
+                code = ranks[n].exitcode
+                ok, value = False, f"died of signal {-code}" if code < 0 else f"ended with exit code {code}"
             if ok:
                 results[n] = value
             else:

@@ -48,6 +48,7 @@ class Watch:
         self._seen: dict[int, tuple[bytes, float]] = {}
         self._stacks = Stacks()
         self._ticked = time.monotonic()
+        self._store.set(str(groups.rank()), json.dumps(self._sign_of_life()))
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
         threading.Thread(target=self._run_without_store, daemon=True).start()
@@ -63,12 +64,14 @@ class Watch:
     def keep_stacks_in(self, folder: Path) -> None:
         """Where stack traces go from now on; before, to stderr."""
         self._stacks = Stacks(folder)
+        self._stacks.dump_unless_called_within(SILENT - 3 * TICK)
 
     def fail(self, error: BaseException) -> NoReturn:
         """End this process, and with it the job. An error that comes of another rank's end waits for its name."""
         line = f"rank {groups.rank()} failed at {self._place}: {type(error).__name__}: {' '.join(str(error).split())}"
         if is_lost_connection(error) and groups.world_size() > 1:
             time.sleep(SILENT + 5 * TICK)  # within it the thread learns whose fault it is, and ends this process
+        self._stopped.set()
         traceback.print_exception(error)
         with contextlib.suppress(RuntimeError):  # rank 0 and its store are gone: nobody to tell
             self._store.compare_set("verdict", "", json.dumps({"line": line, "speaker": groups.rank()}))
@@ -88,7 +91,7 @@ class Watch:
             if self._ticked - ticked > 5 * TICK:  # this process or the whole machine was suspended: no hang
                 self._since += self._ticked - ticked
                 self._seen.clear()
-            self._stacks.dump_unless_called_within(SILENT)
+            self._stacks.dump_unless_called_within(SILENT - 3 * TICK)
             try:
                 self._store.set(str(groups.rank()), json.dumps(self._sign_of_life()))
                 if groups.rank() == 0 and (verdict := self._judge()):
@@ -116,34 +119,41 @@ class Watch:
 
     def _judge(self) -> dict | None:
         """On rank 0: which rank is dead or hangs, None if none is."""
-        now, signs = time.monotonic(), {}
-        for rank in range(groups.world_size()):
-            raw = self._store.get(str(rank)) if self._store.check([str(rank)]) else b""
-            if raw == b"left":
-                continue
-            if self._seen.get(rank, (None, 0))[0] != raw:
-                self._seen[rank] = raw, now
-            sign = signs[rank] = json.loads(raw) if raw else {}
-            if sign and sign["host"] == socket.gethostname() and not is_alive(sign["pid"]):
-                return {"line": f"rank {rank} died at {sign['place']}: its process {sign['pid']} is gone", "speaker": 0}
-            if now - self._seen[rank][1] > SILENT:
-                return {"line": f"rank {rank} does not answer at {sign.get('place', 'the start')}: no sign of life for "
-                                f"{SILENT:.0f} s, so its process is stopped or its machine is gone",
-                        "speaker": 0, "stacks": True, "culprits": [rank]}
-        if any(sign.get("hangs") for sign in signs.values()):
-            fewest = min(sign.get("beats", 0) for sign in signs.values())
-            culprits = [rank for rank, sign in signs.items() if sign.get("beats", 0) == fewest]
-            names, sign = ", ".join(map(str, culprits)), signs[culprits[0]]
-            line = f"rank {names} hangs at {sign['place']}: no progress for {sign['waited']:.0f} s"
-            return {"line": line, "speaker": 0, "stacks": True, "culprits": culprits}
+        signs = self._signs()
+        for rank, (sign, _) in signs.items():
+            if sign["host"] == socket.gethostname() and not is_alive(sign["pid"]):
+                line = f"rank {rank} died: its process {sign['pid']} is gone, last seen at {sign['place']}"
+                return {"line": line, "speaker": 0}
+        hang = any(sign["hangs"] for sign, _ in signs.values())
+        silent = [rank for rank, (_, seconds) in signs.items() if seconds > (3 * TICK if hang else SILENT)]
+        if silent:
+            sign, seconds = signs[silent[0]]
+            line = (f"rank {ranks(silent)} does not answer, so its process is stopped or its machine is gone: "
+                    f"last seen {seconds:.0f} s ago at {sign['place']}")
+            return {"line": line, "speaker": 0, "stacks": True, "culprits": silent}
+        if hang:
+            fewest = min(sign["beats"] for sign, _ in signs.values())
+            behind = [rank for rank, (sign, _) in signs.items() if sign["beats"] == fewest]  # others wait for it
+            sign = signs[behind[0]][0]
+            line = f"rank {ranks(behind)} hangs at {sign['place']}: no progress for {sign['waited']:.0f} s"
+            return {"line": line, "speaker": 0, "stacks": True, "culprits": behind}
         return None
+
+    def _signs(self) -> dict[int, tuple[dict, float]]:
+        """On rank 0: each rank's last sign of life, and how many seconds ago it came. None of those that have left."""
+        now = time.monotonic()
+        for rank in range(groups.world_size()):
+            if self._store.check([str(rank)]):
+                sign = self._store.get(str(rank))
+                if self._seen.get(rank, (None, 0))[0] != sign:
+                    self._seen[rank] = sign, now
+        return {rank: (json.loads(sign), now - at) for rank, (sign, at) in self._seen.items() if sign != b"left"}
 
     def _obey(self, line: str, speaker: int, stacks: bool = False, culprits: tuple[int, ...] = ()) -> NoReturn:
         if stacks:
             self._stacks.dump()
             line += f"; stack traces of all ranks are in {self._stacks.place}"
-        if groups.rank() == 0:
-            time.sleep(3 * TICK)  # rank 0 holds the store: the others must have time to read the verdict
+            time.sleep(TICK)  # for the others to do the same
         for rank in culprits if speaker == groups.rank() else ():
             print(f"rank {rank} was here:\n{self._stacks.of(rank)}", file=sys.stderr)
         self._end(line, speaks=speaker == groups.rank())
@@ -154,6 +164,7 @@ class Watch:
         if groups.rank() == 0:
             with contextlib.suppress(OSError):
                 self._record(line)
+            time.sleep(3 * TICK)  # it holds the store: the others must have time to read the verdict
         os._exit(FAULT)  # not sys.exit: another thread may hang for ever
 
 
@@ -196,6 +207,10 @@ class Stacks:
 
     def _path(self, rank: int) -> Path:
         return self._folder / f"rank-{rank:05d}.txt"
+
+
+def ranks(numbers: list[int]) -> str:
+    return ", ".join(map(str, numbers))
 
 
 def is_alive(pid: int) -> bool:

@@ -42,19 +42,12 @@ def copy(tmp_path):
     return lambda folder: shutil.copytree(folder, tmp_path / "run")
 
 
-TIMES = ("tokens_per_second", "step_seconds", "data_wait_fraction", "save_stall_fraction")
-
-
-def numbers(rows):
-    return [{name: value for name, value in row.items() if name not in TIMES} for row in rows]
-
-
 def weights(folder):
     step = find_checkpoint(folder)
     return read_tensors(step, read_manifest(step))
 
 
-def test_same_ranks_bit_by_bit(train_ranks, settings, whole, stopped, copy):
+def test_same_ranks_bit_by_bit(train_ranks, numbers, settings, whole, stopped, copy):
     folder = copy(stopped(1))
     before = (folder / "metrics.jsonl").read_bytes()
     again = train_ranks(2, *settings, dir=folder)
@@ -75,14 +68,14 @@ def test_other_ranks_and_stages_to_rounding(train_ranks, settings, whole, stoppe
             assert row[name] == pytest.approx(expected[name], rel=1e-5)
 
 
-def test_bf16_goes_on_from_its_fp32_weights(train_ranks, settings, tmp_path):
+def test_bf16_goes_on_from_its_fp32_weights(train_ranks, numbers, settings, tmp_path):
     bf16 = [*settings, "training.precision=bf16"]
     whole = train_ranks(2, *bf16, dir=tmp_path / "whole")
     train_ranks(2, *bf16, f"training.stop_after_steps={STOP}", dir=tmp_path / "run")
     assert numbers(train_ranks(2, *bf16, dir=tmp_path / "run").rows) == numbers(whole.rows)
 
 
-def test_killed_in_the_middle(train_ranks, settings, whole, tmp_path, monkeypatch):
+def test_killed_in_the_middle(train_ranks, numbers, settings, whole, tmp_path, monkeypatch):
     from lcpt.training.telemetry import Telemetry
 
     step = Telemetry.step
@@ -108,7 +101,7 @@ def test_killed_in_the_middle(train_ranks, settings, whole, tmp_path, monkeypatc
     assert [event.step for event in events.Scalars("loss")] == list(range(1, STEPS + 1))
 
 
-def test_goes_back_past_a_damaged_checkpoint(train_ranks, settings, whole, stopped, copy, capfd):
+def test_goes_back_past_a_damaged_checkpoint(train_ranks, numbers, settings, whole, stopped, copy, capfd):
     folder = copy(stopped(1))
     damaged = folder / "checkpoints/step-00000004/exp_avg-00000.safetensors"
     content = bytearray(damaged.read_bytes())
@@ -120,7 +113,7 @@ def test_goes_back_past_a_damaged_checkpoint(train_ranks, settings, whole, stopp
     assert said.count("warning: ") == 1 and damaged.name in said and "going back to step-00000002" in said
 
 
-def test_before_the_first_checkpoint_it_begins_anew(train_ranks, settings, whole, tmp_path):
+def test_before_the_first_checkpoint_it_begins_anew(train_ranks, numbers, settings, whole, tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run/metrics.jsonl").write_text(json.dumps(whole.rows[0]) + "\n" + '{"step": 2, "lo')
     assert numbers(train_ranks(2, *settings, dir=tmp_path / "run").rows) == numbers(whole.rows)

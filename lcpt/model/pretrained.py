@@ -1,0 +1,185 @@
+"""A trained model to use: opened from a run, a step or an export, and written as an export.
+
+    export/model.safetensors    every parameter and buffer by name, whole, fp32
+           config.json          the model's config, its training in three numbers, hashes of all three files
+           tokenizer.model      SentencePiece
+
+A checkpoint serves to train on: in slices, with Adam's moments. An export serves to use the model, and to pass it on.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from lcpt.checkpoint import CheckpointError, find_checkpoint, read_manifest, read_state, read_tensors
+from lcpt.checkpoint.files import self_hash, sha256_of
+from lcpt.data.errors import first_line
+from lcpt.data.folder import new_folder
+from lcpt.model.gpt import GPT, ModelConfig
+
+SCHEMA_VERSION = 1
+WEIGHTS, CONFIG, TOKENIZER = "model.safetensors", "config.json", "tokenizer.model"
+KEYS = {"schema_version", "lcpt_version", "step", "tokens", "context", "parameters", "model", "files", "sha256"}
+REMEDY = "export the checkpoint again with tools/export.py"
+
+
+class Pretrained(NamedTuple):
+    folder: Path  # the step or export that it comes from
+    model: GPT  # fp32, on the CPU, in eval mode
+    tokenizer: Path  # its SentencePiece model
+    context: int  # tokens of a sequence in training
+    step: int
+    tokens: int  # that it was trained on
+
+
+def load_pretrained(export_dir: str | Path) -> GPT:
+    """The model of an export: fp32, on the CPU, in eval mode; its `.config` is a ModelConfig.
+
+    Raises CheckpointError naming the file that is missing, damaged or not understood.
+    """
+    return _open_export(Path(export_dir)).model
+
+
+def open_pretrained(source: str | Path) -> Pretrained:
+    """What a run folder (its newest step), a step folder or an export holds, after checking every file of it.
+
+    Raises CheckpointError naming the file that is missing, damaged or not understood.
+    """
+    folder = Path(source)
+    if any((folder / name).exists() for name in (CONFIG, WEIGHTS)):
+        return _open_export(folder)
+    return _open_step(find_checkpoint(folder))
+
+
+def write_export(source: str | Path, output: str | Path) -> dict:
+    """Export what `source` holds (see open_pretrained) to a new folder that appears whole or not at all; returns its
+    config.json. Raises CheckpointError if `output` exists and is no empty folder, and DataError if it is being written.
+    """
+    output = Path(output)
+    if output.exists() and not (output.is_dir() and not any(output.iterdir())):
+        raise CheckpointError(f"{output} exists and is no empty folder; choose another --output")
+    trained = open_pretrained(source)
+    with new_folder(output) as folder:
+        shutil.copyfile(trained.tokenizer, folder / TOKENIZER)
+        try:
+            save_file(trained.model.state_dict(), folder / WEIGHTS, metadata={"format": "pt"})
+        except SafetensorError as error:  # what it makes of the system's errors
+            raise OSError(f"{folder / WEIGHTS}: {error}") from error
+        shutil.copymode(folder / TOKENIZER, folder / WEIGHTS)  # save_file lets nobody else read it
+        content = {
+            "schema_version": SCHEMA_VERSION,
+            "lcpt_version": _lcpt_version(),
+            "step": trained.step,
+            "tokens": trained.tokens,
+            "context": trained.context,
+            "parameters": sum(p.numel() for p in trained.model.parameters()),
+            "model": asdict(trained.model.config),
+            "files": {name: _seal(folder / name) for name in (WEIGHTS, TOKENIZER)},
+        }
+        content["sha256"] = self_hash(content)
+        (folder / CONFIG).write_text(json.dumps(content, indent=2) + "\n")
+    return content
+
+
+def _open_export(folder: Path) -> Pretrained:
+    content = _read_config(folder / CONFIG)
+    for name in (WEIGHTS, TOKENIZER):
+        file = folder / name
+        if not file.is_file():
+            raise CheckpointError(f"{file} is missing; {REMEDY}")
+        if content["files"].get(name) != _seal(file):
+            raise CheckpointError(f"{file} is damaged, or of another export: {CONFIG} states another size or sha256; "
+                                  f"{REMEDY}")
+    config = _model_config(content["model"], folder / CONFIG)
+    model = _build(config, _read_weights(folder / WEIGHTS), folder / WEIGHTS)
+    return Pretrained(folder, model, folder / TOKENIZER, content["context"], content["step"], content["tokens"])
+
+
+def _open_step(step: Path) -> Pretrained:
+    tensors, state = read_tensors(step, read_manifest(step)), read_state(step)
+    path = step / "config.yaml"
+    try:
+        given = OmegaConf.to_container(OmegaConf.load(path))
+        section, context = given["model"], given["data"]["context"]
+    except Exception as error:  # a YAML parser's errors have no common class
+        raise CheckpointError(f"{path} is no config of a run ({first_line(error)}); use another checkpoint") from error
+    model = _build(_model_config(section, path), tensors, step)
+    return Pretrained(step, model, step / "tokenizer.model", context, state["step"], state["tokens"])
+
+
+def _read_config(path: Path) -> dict:
+    """config.json, after checking all that can be wrong with it alone."""
+    if not path.is_file():
+        raise CheckpointError(f"{path} is missing; name a folder that tools/export.py wrote")
+    try:
+        content = json.loads(path.read_text())
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path} is no readable JSON ({first_line(error)}); {REMEDY}") from error
+    if not isinstance(content, dict) or "schema_version" not in content:
+        raise CheckpointError(f"{path} is not the one of an lcpt export: it states no schema_version; {REMEDY}")
+    if content["schema_version"] != SCHEMA_VERSION:
+        raise CheckpointError(f"{path} is of schema {content['schema_version']}, this lcpt reads {SCHEMA_VERSION}; "
+                              "use the lcpt that wrote it")
+    if content.get("sha256") != self_hash(content):
+        raise CheckpointError(f"{path} does not match its own hash: it was damaged or edited; {REMEDY}")
+    if differing := content.keys() ^ KEYS:
+        raise CheckpointError(f"{path} has keys too many or too few for schema {SCHEMA_VERSION}: "
+                              f"{', '.join(sorted(differing))}; use the lcpt that wrote it")
+    return content
+
+
+def _model_config(section: Mapping, path: Path) -> ModelConfig:
+    """The checked ModelConfig of a section `model`; one that it does not set has its default."""
+    try:
+        return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(ModelConfig), section))
+    except (OmegaConfBaseException, TypeError, ValueError) as error:
+        key = f"model.{error.full_key}: " if isinstance(error, OmegaConfBaseException) else ""
+        raise CheckpointError(f"{path} describes no model of this lcpt: {key}{first_line(error)}; "
+                              "use the lcpt that wrote it") from error
+
+
+def _read_weights(path: Path) -> dict[str, Tensor]:
+    """name -> fp32 tensor, copied out of the file's mapping: sums may differ in the last bit with its alignment."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name).to(torch.float32, copy=True) for name in file.keys()}
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path} is no readable safetensors file ({first_line(error)}); {REMEDY}") from error
+
+
+def _build(config: ModelConfig, tensors: Mapping[str, Tensor], source: Path) -> GPT:
+    """The model that these tensors are, without drawing random weights first."""
+    with torch.device("meta"):
+        model = GPT(config)
+    wanted = model.state_dict()
+    for name in sorted(tensors.keys() | wanted.keys()):
+        there, here = (list(x[name].shape) if name in x else "absent" for x in (tensors, wanted))
+        if there != here:
+            raise CheckpointError(f"{source} holds another model: {name} is {there} there and {here} in this config")
+    model.load_state_dict(tensors, assign=True)
+    return model.eval()
+
+
+def _seal(file: Path) -> dict:
+    """What config.json says of a file beside it."""
+    return {"size_bytes": file.stat().st_size, "sha256": sha256_of(file)}
+
+
+def _lcpt_version() -> str:
+    try:
+        return importlib.metadata.version("lcpt")
+    except importlib.metadata.PackageNotFoundError:  # run from a checkout that was never installed
+        return "unknown"
