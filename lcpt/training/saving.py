@@ -73,7 +73,7 @@ class Saver:
         self._thread.shutdown()
         self.stalled += time.perf_counter() - began
         if error:
-            raise SaveError(error)
+            raise SaveError(f"{error}; make room, then start again: the run continues from its newest whole checkpoint")
 
     def _wait(self) -> str | None:
         self._watch.beat("waiting for a checkpoint to be written", patience=PATIENCE)
@@ -120,7 +120,7 @@ class Saver:
 
 def _complain(step: int, error: object) -> str:
     line = f"the checkpoint of step {step} could not be written: {' '.join(str(error).split())}"
-    say(f"warning: {line}; the run goes on, and the next save tries again")
+    say(f"warning: {line}")
     return line
 
 

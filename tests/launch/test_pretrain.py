@@ -1,44 +1,27 @@
 """The command as users type it, in real processes."""
 
 import json
-import os
-import socket
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
-SCRIPT = str(ROOT / "launch/pretrain.py")
 
-
-def run(*command, cwd, timeout=120):
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT}:{ROOT}/kernels"}
-    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_PORT", "DS_ACCELERATOR"):
-        environment.pop(name, None)
-    environment["PATH"] = f"{Path(sys.executable).parent}:{environment['PATH']}"
-    if "PYTHONPATH" in os.environ:
-        environment["PYTHONPATH"] = os.environ["PYTHONPATH"]
-    return subprocess.run(list(map(str, command)), cwd=cwd, env=environment, capture_output=True, text=True,
-                          timeout=timeout)
-
-
-def launcher():
-    """deepspeed on 2 ranks, at a port that no other job has."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return "deepspeed", "--num_accelerators", 2, "--master_port", probe.getsockname()[1]
+@pytest.fixture
+def run(environment):
+    """run(*command, cwd) -> the finished process."""
+    return lambda *command, cwd: subprocess.run(list(map(str, command)), cwd=cwd, env=environment, capture_output=True,
+                                                text=True, timeout=120)
 
 
 @pytest.fixture
-def pretrain(tiny_yaml, tmp_path):
+def pretrain(run, script, tiny_yaml, tmp_path):
     """pretrain(*arguments) -> the finished process of `python launch/pretrain.py --config tiny.yaml …`."""
-    return lambda *arguments: run(sys.executable, SCRIPT, "--config", tiny_yaml, *arguments, cwd=tmp_path)
+    return lambda *arguments: run(sys.executable, script, "--config", tiny_yaml, *arguments, cwd=tmp_path)
 
 
-def test_deepspeed_on_two_ranks(tiny_yaml, valid_folder, tmp_path):
-    done = run(*launcher(), SCRIPT, "--config", tiny_yaml, f"run.dir={tmp_path / 'run'}", "training.max_steps=4",
+def test_deepspeed_on_two_ranks(run, launcher, script, tiny_yaml, valid_folder, tmp_path):
+    done = run(*launcher, script, "--config", tiny_yaml, f"run.dir={tmp_path / 'run'}", "training.max_steps=4",
                f"data.valid_path={valid_folder}", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     rows = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
@@ -81,14 +64,14 @@ def test_bad_input_is_one_line(pretrain, tmp_path, arguments, parts):
     assert not (tmp_path / "mine").exists()
 
 
-def test_bad_input_under_the_launcher(tiny_yaml, tmp_path):
+def test_bad_input_under_the_launcher(run, launcher, script, tiny_yaml, tmp_path):
     """One error line from two ranks, no traceback, and an exit code that is not 0."""
-    done = run(*launcher(), SCRIPT, "--config", tiny_yaml, "run.dir=mine", "model.vocab_size=12", cwd=tmp_path)
+    done = run(*launcher, script, "--config", tiny_yaml, "run.dir=mine", "model.vocab_size=12", cwd=tmp_path)
     assert done.returncode != 0 and "Traceback" not in done.stderr + done.stdout
     errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert len(errors) == 1 and "model.vocab_size=330" in errors[0]
 
 
-def test_help_shows_an_example():
-    done = run(sys.executable, SCRIPT, "--help", cwd=ROOT)
+def test_help_shows_an_example(run, script, tmp_path):
+    done = run(sys.executable, script, "--help", cwd=tmp_path)
     assert done.returncode == 0 and "deepspeed" in done.stdout and "section.key=value" in done.stdout

@@ -68,6 +68,12 @@ def relative(found, expected):
     (2, 1, ["training.micro_batch=1", "model.activation_checkpointing=true"]),
     (2, 2, ["training.micro_batch=2"]),
     (2, 3, ["training.micro_batch=2"]),
+    (1, 0, ["training.micro_batch=2"]),
+    (2, 0, ["training.micro_batch=2"]),
+    (2, 1, ["training.micro_batch=2", "parallel.offload_optimizer=true"]),
+    (2, 2, ["training.micro_batch=2", "parallel.offload_optimizer=true"]),
+    (2, 3, ["training.micro_batch=2", "parallel.offload_optimizer=true"]),
+    (4, 2, ["training.micro_batch=1", "model.activation_checkpointing=true"]),
 ], ids=lambda x: ", ".join(x) if isinstance(x, list) else str(x))
 def test_equals_adamw_on_one_process(train_ranks, expected, grad_clip, world, stage, overrides):
     """Losses, gradient norms, rates, weights and moments, whatever divides the work."""
@@ -118,3 +124,14 @@ def test_seeds_differ(train_ranks, expected):
     run = train_ranks(1, "run.seed=1", "training.micro_batch=8", "training.max_steps=3")
     assert abs(run.rows[0]["loss"] - expected[0][0]) > 1e-4
     assert np.isfinite(run.rows[0]["loss"])
+
+
+def test_start_weights_are_the_same_everywhere(train_ranks):
+    """Bit by bit, at every stage and on any number of ranks: three steps that move nothing."""
+    def start(world, stage):
+        run = train_ranks(world, f"parallel.zero_stage={stage}", "training.max_steps=3", "training.lr=1e-30")
+        return read_tensors(step := find_checkpoint(run.dir), read_manifest(step))
+
+    first = start(1, 1)
+    for world, stage in ((2, 0), (2, 1), (2, 2), (2, 3), (4, 3)):
+        assert all(tensor.equal(first[name]) for name, tensor in start(world, stage).items())

@@ -1,0 +1,185 @@
+"""NaN, Inf and leaping losses: skipped by all ranks alike, and too many of them end the run."""
+
+import json
+import math
+
+import pytest
+import torch
+
+from lcpt.checkpoint import read_manifest, read_state, read_tensors
+from lcpt.training.bad_steps import BadSteps, BadStepsConfig, SkippableAdamW
+
+GIVE_UP = 3
+SETTINGS = ["training.micro_batch=4", "checkpoint.every_steps=1", "checkpoint.keep_last=100"]
+
+
+def steady(config=None, steps=64, state=None):
+    """Losses of 3.9 and 4.1 in turn: mean 4, standard deviation 0.1."""
+    judge = BadSteps(config or BadStepsConfig(), state)
+    for step in range(steps):
+        judge.record(3.9 + 0.2 * (step % 2), None)
+    return judge
+
+
+@pytest.mark.parametrize("loss", [math.nan, math.inf, -math.inf])
+def test_what_is_not_finite(loss):
+    assert str(loss) in BadSteps(BadStepsConfig()).trouble(loss)
+    assert str(loss) in BadSteps(BadStepsConfig(sigmas=0)).trouble(loss)
+
+
+def test_a_leap_is_measured_in_standard_deviations():
+    judge = steady()  # 8 sigmas: 4.8
+    assert judge.trouble(4.79) is None and "mean of 4.000" in judge.trouble(4.81)
+    assert judge.trouble(0.0) is None  # downwards is welcome
+    assert steady(BadStepsConfig(sigmas=0)).trouble(1e9) is None
+    assert steady(steps=31).trouble(1e9) is None and steady(steps=32).trouble(1e9)
+
+
+def test_a_small_leap_of_a_very_steady_loss_is_none():
+    judge = BadSteps(BadStepsConfig())
+    for _ in range(64):
+        judge.record(4.0, None)
+    assert judge.trouble(4.2) is None and judge.trouble(4.3)
+
+
+def test_bad_losses_do_not_raise_the_mean():
+    judge = steady()
+    for _ in range(5):
+        judge.record(1e6, "it leaps")
+    assert judge.trouble(4.81)
+
+
+def test_only_recent_losses_count():
+    judge = BadSteps(BadStepsConfig())
+    for _ in range(128):
+        judge.record(50.0, None)
+    for _ in range(128):
+        judge.record(4.0, None)
+    assert judge.trouble(5.0)
+
+
+def test_too_many_of_the_last_100():
+    judge = BadSteps(BadStepsConfig(allowed=2))
+    for _ in range(2):
+        judge.record(math.nan, "nan")
+    assert not judge.are_too_many
+    for _ in range(98):
+        judge.record(4.0, None)
+    assert judge.count == 2
+    judge.record(math.nan, "nan")  # the first of them is forgotten by now
+    assert judge.count == 2 and not judge.are_too_many
+    judge.record(math.nan, "nan")
+    assert judge.count == 2 and not judge.are_too_many
+    judge.record(math.nan, "nan")
+    assert judge.count == 3 and judge.are_too_many
+
+
+def test_the_state_is_everything():
+    judge = steady()
+    judge.record(math.nan, "nan")
+    again = BadSteps(BadStepsConfig(), json.loads(json.dumps(judge.state())))
+    assert again.state() == judge.state() and again.count == 1 and again.trouble(4.81) == judge.trouble(4.81)
+
+
+def test_a_skipped_update_changes_nothing():
+    parameter = torch.nn.Parameter(torch.ones(3))
+    optimizer = SkippableAdamW([parameter], lr=0.1)
+    parameter.grad = torch.ones(3)
+    optimizer.step()
+    before, state = parameter.detach().clone(), {k: v.clone() for k, v in optimizer.state[parameter].items()}
+    optimizer.skip = True
+    optimizer.step()
+    assert parameter.equal(before) and all(v.equal(state[k]) for k, v in optimizer.state[parameter].items())
+    optimizer.skip = False
+    optimizer.step()
+    assert not parameter.equal(before)
+
+
+def spoil(factor, rank=None, steps=()):
+    """A sabotage: in these steps (one micro-batch each), the loss of that rank or of all is multiplied."""
+    def install(number):
+        from lcpt.model import GPT
+
+        forward, calls = GPT.forward, iter(range(1, 10**9))
+
+        def spoiled(self, tokens, labels=None):
+            nats, count = forward(self, tokens, labels)
+            return nats * (factor if next(calls) in steps else 1.0), count
+
+        if rank in (None, number):
+            GPT.forward = spoiled
+
+    return install
+
+
+def spoil_gradient(factor, step):
+    """A sabotage: the loss is as it should be, one parameter's gradient is not; on rank 1 alone."""
+    def install(number):
+        import lcpt.training.loop as module
+
+        build = module.build_engine
+
+        def built(model, *arguments):
+            calls = iter(range(1, 10**9))
+            model.norm.weight.register_hook(lambda g: g * (factor if next(calls) == step else 1.0))
+            return build(model, *arguments)
+
+        if number == 1:
+            module.build_engine = built
+
+    return install
+
+
+def weights(run, step):
+    folder = run / f"checkpoints/step-{step:08d}"
+    return read_tensors(folder, read_manifest(folder))
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+@pytest.mark.parametrize("sabotage", [spoil(math.nan, 1, [3]), spoil(math.inf, 0, [3]), spoil_gradient(math.nan, 3),
+                                      spoil_gradient(math.inf, 3)], ids=["nan", "inf", "nan gradient", "inf gradient"])
+def test_a_step_that_is_not_finite_on_one_rank_is_skipped_by_all(start_job, stage, sabotage):
+    job = start_job(2, *SETTINGS, "training.max_steps=4", f"parallel.zero_stage={stage}", sabotage=sabotage)
+    assert job.wait() == [0, 0], job.text
+    before, after, end = (weights(job.dir, step) for step in (2, 3, 4))
+    assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
+    assert any(not torch.equal(end[name], tensor) for name, tensor in before.items())
+    assert all(tensor.isfinite().all() for tensor in end.values())
+    assert [read_state(job.dir / f"checkpoints/step-{s:08d}")["adam_step"] for s in (2, 3, 4)] == [2, 2, 3]
+    row = json.loads((job.dir / "metrics.jsonl").read_text().splitlines()[2], parse_constant=pytest.fail)
+    assert row["loss"] is None or row["grad_norm"] is None  # and no NaN, which is no JSON
+    [note] = [json.loads(line) for line in (job.dir / "skipped.jsonl").read_text().splitlines()]
+    assert note["step"] == 3 and note["documents"] and "step 3 is skipped" in job.text
+
+
+def test_a_leap_is_skipped(start_job):
+    job = start_job(1, "training.micro_batch=8", "training.max_steps=40", "training.warmup_steps=30",
+                    "training.lr=1e-4", "checkpoint.every_steps=1", "checkpoint.keep_last=100",
+                    sabotage=spoil(10.0, 0, [38]))
+    assert job.wait() == [0], job.text
+    assert [json.loads(line)["step"] for line in (job.dir / "skipped.jsonl").read_text().splitlines()] == [38]
+    before, after, end = (weights(job.dir, step) for step in (37, 38, 39))
+    assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
+    assert any(not torch.equal(end[name], tensor) for name, tensor in before.items())
+
+
+def test_too_many_end_the_run_with_the_documents(start_job, train_folder):
+    from lcpt.data import Corpus
+
+    job = start_job(2, *SETTINGS, "training.max_steps=50", "training.bad_steps.allowed=2",
+                    sabotage=spoil(math.nan, 1, [2, 4, 6]))
+    assert job.wait() == [GIVE_UP, GIVE_UP], job.text
+    assert [row["step"] for row in job.rows] == [1, 2, 3, 4, 5, 6]
+    [line] = [line for line in job.text.splitlines() if line.startswith("error: ")]
+    assert "3 of the last 100 steps were bad, now step 6: its loss is nan" in line and "allowed" in line
+    corpus = Corpus(train_folder)
+    assert any(corpus.document(n)[0] in line for n in range(len(corpus)))
+    assert "Traceback" not in job.text
+
+
+def test_bad_steps_are_counted_over_restarts(start_job):
+    settings = ["training.max_steps=50", "training.bad_steps.allowed=2", "training.micro_batch=8"]
+    job = start_job(1, *settings, "training.stop_after_steps=4", sabotage=spoil(math.nan, 0, [2, 3]))
+    assert job.wait() == [0], job.text
+    job = start_job(1, *settings, sabotage=spoil(math.nan, 0, [1]))
+    assert job.wait() == [GIVE_UP], job.text

@@ -1,0 +1,130 @@
+"""Saving while training goes on: what is kept, what a full disk does, and what it costs."""
+
+import subprocess
+import time
+
+import pytest
+
+from lcpt.checkpoint import read_manifest, read_state
+
+FAULT = 1
+
+
+def steps(job):
+    return [int(path.name[5:]) for path in sorted((job.dir / "checkpoints").glob("step-*"))]
+
+
+def test_the_last_few_and_milestones_are_kept(start_job):
+    job = start_job(2, "training.max_steps=17", "training.micro_batch=2", "checkpoint.every_steps=2",
+                    "checkpoint.keep_last=2", "checkpoint.milestone_steps=5")
+    assert job.wait() == [0, 0], job.text
+    assert steps(job) == [5, 10, 15, 16, 17]
+    names = {path.name for path in (job.dir / "checkpoints").iterdir()}
+    assert names == {"latest", *(f"step-{step:08d}" for step in steps(job))}
+    for step in steps(job):
+        read_manifest(job.dir / f"checkpoints/step-{step:08d}")
+
+
+def test_every_rank_writes_its_part(start_job):
+    job = start_job(2, "training.max_steps=3", "training.micro_batch=2")
+    assert job.wait() == [0, 0], job.text
+    manifest = read_manifest(job.dir / "checkpoints/step-00000003")
+    sizes = [sum(entry["size_bytes"] for name, entry in manifest["files"].items() if f"-{rank:05d}.s" in name)
+             for rank in (0, 1)]
+    assert min(sizes) > 0.8 * max(sizes)
+    for group in ("weights", "exp_avg", "exp_avg_sq"):
+        for entry in manifest["tensors"][group].values():
+            covered = sorted((piece["start"], piece["stop"]) for piece in entry["slices"])
+            ends = [0, *(stop for _, stop in covered)]
+            assert [start for start, _ in covered] == ends[:-1]  # each number once
+
+
+def test_minutes_by_the_clock_of_rank_0(start_job, at_place):
+    """A rank 1 whose clock is wrong changes nothing; the clock starts again at every save."""
+    def sabotage(number):
+        from lcpt.training.saving import Saver
+
+        if number == 1:
+            Saver.minutes_are_up = lambda self: True
+        at_place("the update of", lambda: time.sleep(0.3))(number)
+
+    job = start_job(2, "training.max_steps=10", "training.micro_batch=4", "checkpoint.every_minutes=0.02",
+                    "checkpoint.keep_last=100", sabotage=sabotage)
+    assert job.wait() == [0, 0], job.text
+    assert 2 <= len(steps(job)) <= 4 and steps(job)[-1] == 10  # every fourth step or so, and the last
+
+
+def slow_disk(seconds):
+    def install(number):
+        import lcpt.training.saving as module
+
+        write = module.write_piece
+
+        def slowly(*arguments):
+            time.sleep(seconds)
+            return write(*arguments)
+
+        module.write_piece = slowly
+
+    return install
+
+
+def test_training_goes_on_while_a_checkpoint_is_written(start_job):
+    job = start_job(2, "training.max_steps=30", "training.micro_batch=4", "checkpoint.every_steps=10",
+                    sabotage=slow_disk(2))
+    job.wait_for(lambda: (job.dir / "metrics.jsonl").exists() and len(job.rows) >= 15)
+    assert steps(job) == []  # step 10 is still being written
+    assert job.wait() == [0, 0], job.text
+    assert steps(job) == [10, 20, 30]
+    # What is written is the state of its own step, not of a later one.
+    assert [read_state(job.dir / f"checkpoints/step-{step:08d}")["adam_step"] for step in steps(job)] == [10, 20, 30]
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 4 MB in memory."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(folder)], capture_output=True)
+    if mounted.returncode:
+        pytest.skip("needs the right to mount a file system")
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def test_a_full_disk(start_job, small_disk, train_ranks, numbers, tmp_path):
+    """The run goes on without that checkpoint; at its end the failure is an error, and nothing half-done stays behind.
+    With room again it continues, from the last one that had room, as if nothing had been."""
+    settings = ["training.max_steps=9", "training.micro_batch=2", "checkpoint.every_steps=2"]
+    blocker = small_disk / "blocker"
+
+    def sabotage(number):
+        from lcpt.training.watchdog import Watch
+
+        beat = Watch.beat
+
+        def fill(self, place, patience=None):
+            if place == "the data of step 4" and number == 0:
+                while not (small_disk / "run/checkpoints/latest").exists():
+                    time.sleep(0.01)
+                try:
+                    blocker.write_bytes(b"x" * (1 << 22))
+                except OSError:
+                    pass
+                with open(blocker, "r+b") as file:  # leave room for rows, not for a checkpoint
+                    file.truncate(blocker.stat().st_size - 60_000)
+            beat(self, place, patience)
+
+        Watch.beat = fill
+
+    job = start_job(2, *settings, "checkpoint.every_steps=3", dir=small_disk / "run", sabotage=sabotage)
+    assert job.wait() == [FAULT, FAULT], job.text
+    assert steps(job) == [3] and not list((job.dir / "checkpoints").glob(".step-*"))
+    read_manifest(job.dir / "checkpoints/step-00000003")
+    assert job.text.count("warning: the checkpoint of step") == 2 and "No space left on device" in job.text
+    [line] = [line for line in job.text.splitlines() if line.startswith("error: ")]
+    assert "step 9" in line and "make room" in line and "Traceback" not in job.text
+    blocker.unlink()
+    again = start_job(2, *settings, "checkpoint.every_steps=3", dir=small_disk / "run")
+    assert again.wait() == [0, 0], again.text
+    assert numbers(again.rows) == numbers(train_ranks(2, *settings, dir=tmp_path / "whole").rows)
