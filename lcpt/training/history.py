@@ -58,10 +58,10 @@ class History:
         self._starts[-1] |= {"ended": time.time(), "end": how}
         self._write()
 
-    def goodput(self, useful_seconds: float) -> dict[str, float]:
+    def goodput(self, useful_seconds: float, last_sign: float) -> dict[str, float]:
         """Which part of the time that the job held its machines, over all starts, went into steps that count."""
         now = time.time()
-        held = sum((start["ended"] or now) - start["started"] for start in self._starts)
+        held = sum((start["ended"] or last_sign) - start["started"] for start in self._starts)
         return {"goodput": useful_seconds / held, "held_seconds": held, "starts": len(self._starts),
                 "wall_seconds": now - self._starts[0]["started"]}
 

@@ -42,9 +42,13 @@ def train(config: Config, config_yaml: str, history: History, preemption: Preemp
         say(f"{run} is complete at step {state['step']}; for another run name another run.dir")
         finish(run, history)
     else:
+        if checkpoint:
+            say(f"{run} continues from {checkpoint.name}")
         training = Training(config, config_yaml, checkpoint, state, history, preemption, watch)
         training.loop()
-        finish(run, history, save_stall_fraction=training.save_stall_fraction)
+        saver = training.saver
+        finish(run, history, save_stall_fraction=training.save_stall_fraction, saves=saver.saves,
+               save_stall_seconds=saver.stalled / saver.saves, save_seconds=saver.writing / saver.saves)
 
 
 class Training:
@@ -132,9 +136,10 @@ class Training:
         self.telemetry.skipped(step, trouble, documents)
         if self.bad_steps.are_too_many:
             self.telemetry.step(row)
+            some = ", ".join(documents[:5]) + (f" and {len(documents) - 5} more" if documents[5:] else "")
             raise GiveUp(f"{self.bad_steps.count} of the last 100 steps were bad, now step {step}: {trouble}; its "
-                         f"batch is of {', '.join(documents)}; mend the data, lower training.lr, or allow more with "
-                         f"training.bad_steps.allowed ({self.run}/skipped.jsonl has all of them)")
+                         f"batch is of {some} ({self.run}/skipped.jsonl has all of them); mend the data, lower "
+                         "training.lr, or allow more with training.bad_steps.allowed")
 
     def end_step(self, row: dict, save: bool, leave: bool) -> None:
         """Validate, write down and save what is due after a step; raises Preempted when asked to leave."""

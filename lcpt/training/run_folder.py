@@ -73,10 +73,10 @@ def finish(folder: Path, history: History, **numbers: float) -> None:
     """Rank 0 writes summary.json, if it is not there: the last row of the metrics, how the time was used, `numbers`."""
     if groups.rank() == 0 and not (folder / "summary.json").exists():
         history.end("finished")
-        rows = read_rows(folder / "metrics.jsonl")
-        summary = rows[-1] | history.goodput(sum(row["step_seconds"] for row in rows)) | {
-            "world_size": groups.world_size(), "peak_memory_bytes": peak_memory_bytes(groups.device()),
-            **numbers,
+        metrics = folder / "metrics.jsonl"
+        rows = read_rows(metrics)
+        summary = rows[-1] | history.goodput(sum(row["step_seconds"] for row in rows), metrics.stat().st_mtime) | {
+            "world_size": groups.world_size(), "peak_memory_bytes": peak_memory_bytes(groups.device()), **numbers,
         }
         replace_text(folder / "summary.json", json.dumps(summary, indent=2) + "\n")
 

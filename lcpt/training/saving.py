@@ -27,8 +27,9 @@ class SaveError(OSError):
 class Saver:
     """Every rank has one and calls `save` after the same steps; each writes its own part.
 
-    `stalled` sums the seconds in which saving kept this rank from training. A save that fails is told and given up: the
-    run goes on, and the next one tries again. Only `finish` insists.
+    `stalled` sums the seconds in which saving kept this rank from training, `writing` those that the thread behind it
+    worked, `saves` counts. A save that fails is told and given up: the run goes on, and the next one tries again. Only
+    `finish` insists.
     """
 
     def __init__(self, engine, checkpoints: Path, config: CheckpointConfig, attachments: Mapping[str, Path],
@@ -41,7 +42,7 @@ class Saver:
         self._copies: dict[str, list[Slice]] = {}
         self._outcome: Future = _finished(None)  # of the last save: None, or what went wrong
         self._began = time.monotonic()
-        self.stalled = 0.0
+        self.saves, self.stalled, self.writing = 0, 0.0, 0.0
 
     def minutes_are_up(self) -> bool:
         """Whether checkpoint.every_minutes asks for a save, by this rank's clock."""
@@ -50,7 +51,7 @@ class Saver:
 
     def save(self, step: int, state: dict) -> None:
         """Copy the state of after `step`, and return while it is being written. Waits for the save before this one."""
-        began, self._began = time.perf_counter(), time.monotonic()
+        began, self._began, self.saves = time.perf_counter(), time.monotonic(), self.saves + 1
         self._wait()
         self._copy()
         opened = None
@@ -99,7 +100,7 @@ class Saver:
 
     def _write(self, partial: Path, step: int, state: dict) -> str | None:
         """In the background, on every rank: returns None when the checkpoint is whole, else what went wrong."""
-        piece, error = None, None
+        began, piece, error = time.perf_counter(), None, None
         try:
             piece = write_piece(partial, groups.rank(), self._copies)
         except OSError as caught:
@@ -115,6 +116,7 @@ class Saver:
         error = groups.gather(error, self._group)[0]
         if error and groups.rank() == 0:
             shutil.rmtree(partial, ignore_errors=True)
+        self.writing += time.perf_counter() - began
         return _complain(step, error) if error else None
 
 

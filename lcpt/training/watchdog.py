@@ -27,8 +27,9 @@ from lcpt.parallel import groups
 from lcpt.training.endings import FAULT
 
 TICK = 1.0  # seconds between two signs of life
-SILENT = 15.0  # seconds without one after which a rank counts as dead
-STARTING = 900.0  # seconds that each phase before the first step may take
+SILENT = 20.0  # seconds without one after which a rank counts as dead
+BUSY = 120.0  # the same at the start and in the first step, where compilers and loaders may keep Python's lock for long
+STARTING = 900.0  # seconds that each phase of those may take
 SLOWEST = 10  # a hang is this many times longer than the longest wait so far
 
 
@@ -64,7 +65,7 @@ class Watch:
     def keep_stacks_in(self, folder: Path) -> None:
         """Where stack traces go from now on; before, to stderr."""
         self._stacks = Stacks(folder)
-        self._stacks.dump_unless_called_within(SILENT - 3 * TICK)
+        self._stacks.dump_unless_called_within(self._may_be_silent - 3 * TICK)
 
     def fail(self, error: BaseException) -> NoReturn:
         """End this process, and with it the job. An error that comes of another rank's end waits for its name."""
@@ -91,7 +92,7 @@ class Watch:
             if self._ticked - ticked > 5 * TICK:  # this process or the whole machine was suspended: no hang
                 self._since += self._ticked - ticked
                 self._seen.clear()
-            self._stacks.dump_unless_called_within(SILENT - 3 * TICK)
+            self._stacks.dump_unless_called_within(self._may_be_silent - 3 * TICK)
             try:
                 self._store.set(str(groups.rank()), json.dumps(self._sign_of_life()))
                 if groups.rank() == 0 and (verdict := self._judge()):
@@ -110,12 +111,17 @@ class Watch:
             if waited * TICK > SILENT:
                 self._obey("rank 0 does not answer: its process is stopped or its machine is gone", 1, stacks=True)
 
+    @property
+    def _may_be_silent(self) -> float:
+        return SILENT if self._patience is None else BUSY
+
     def _sign_of_life(self) -> dict:
         with self._lock:
             waited = time.monotonic() - self._since
             limit = max(self._hang_seconds, SLOWEST * self._longest) if self._patience is None else self._patience
             return {"beats": self._beats, "place": self._place, "waited": waited, "pid": os.getpid(),
-                    "host": socket.gethostname(), "hangs": bool(self._hang_seconds) and waited > limit}
+                    "host": socket.gethostname(), "hangs": bool(self._hang_seconds) and waited > limit,
+                    "may_be_silent": self._may_be_silent}
 
     def _judge(self) -> dict | None:
         """On rank 0: which rank is dead or hangs, None if none is."""
@@ -125,7 +131,9 @@ class Watch:
                 line = f"rank {rank} died: its process {sign['pid']} is gone, last seen at {sign['place']}"
                 return {"line": line, "speaker": 0}
         hang = any(sign["hangs"] for sign, _ in signs.values())
-        silent = [rank for rank, (_, seconds) in signs.items() if seconds > (3 * TICK if hang else SILENT)]
+        silent = [
+            rank for rank, (sign, seconds) in signs.items() if seconds > (3 * TICK if hang else sign["may_be_silent"])
+        ]
         if silent:
             sign, seconds = signs[silent[0]]
             line = (f"rank {ranks(silent)} does not answer, so its process is stopped or its machine is gone: "

@@ -20,11 +20,11 @@ def errors(job):
 
 
 def faster(monkey):
-    """A sabotage, after making silence count sooner."""
+    """A sabotage, where silence counts sooner."""
     def install(number):
         import lcpt.training.watchdog as module
 
-        module.SILENT = 4.0
+        module.SILENT = module.BUSY = 4.0
         monkey(number)
 
     return install
