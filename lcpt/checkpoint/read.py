@@ -11,7 +11,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from lcpt.checkpoint.files import CheckpointError, self_hash, sha256_of
-from lcpt.checkpoint.write import SCHEMA_VERSION
+from lcpt.checkpoint.write import SCHEMA_VERSION, step_folders
 
 
 def find_checkpoint(path: str | Path) -> Path:
@@ -31,7 +31,7 @@ def find_checkpoint(path: str | Path) -> Path:
 def newest_checkpoint(checkpoints: Path) -> tuple[Path | None, list[str]]:
     """The newest whole step folder, None if there is none, and what is wrong with each newer one."""
     complaints = []
-    for step in sorted(checkpoints.glob("step-*"), reverse=True):
+    for step in reversed(step_folders(checkpoints).values()):
         try:
             read_manifest(step)
             return step, complaints

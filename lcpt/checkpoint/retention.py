@@ -6,7 +6,7 @@ import os
 import shutil
 from pathlib import Path
 
-from lcpt.checkpoint.write import CheckpointConfig, step_name
+from lcpt.checkpoint.write import CheckpointConfig, step_folders
 
 
 def remove_old(checkpoints: Path, newest: int, config: CheckpointConfig) -> None:
@@ -14,10 +14,9 @@ def remove_old(checkpoints: Path, newest: int, config: CheckpointConfig) -> None
 
     A later folder is a damaged one that the run went back past: it does not count as one to fall back to.
     """
-    steps = sorted(int(folder.name.removeprefix("step-")) for folder in checkpoints.glob("step-*"))
-    steps = [step for step in steps if step <= newest]
-    for step in steps[: -config.keep_last]:
+    steps = [(step, folder) for step, folder in step_folders(checkpoints).items() if step <= newest]
+    for step, folder in steps[: -config.keep_last]:
         if not config.milestone_steps or step % config.milestone_steps:
-            doomed = checkpoints / f".{step_name(step)}.removed"  # so that no half of it carries a step's name
-            os.replace(checkpoints / step_name(step), doomed)
+            doomed = checkpoints / f".{folder.name}.removed"  # so that no half of it carries a step's name
+            os.replace(folder, doomed)
             shutil.rmtree(doomed, ignore_errors=True)

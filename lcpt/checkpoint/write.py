@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import uuid
 from collections.abc import Mapping, Sequence
@@ -61,6 +62,12 @@ class Slice(NamedTuple):
 
 def step_name(step: int) -> str:
     return f"step-{step:08d}"
+
+
+def step_folders(checkpoints: Path) -> dict[int, Path]:
+    """step -> its folder, the oldest first; what a user may have put beside them is not among them."""
+    found = ((re.fullmatch(r"step-(\d{8,})", path.name), path) for path in checkpoints.glob("step-*"))
+    return dict(sorted((int(match[1]), path) for match, path in found if match))
 
 
 def open_partial(checkpoints: Path, step: int) -> Path:

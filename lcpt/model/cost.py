@@ -48,6 +48,7 @@ def memory_per_rank(
     """Estimated bytes on one rank that holds `tokens` tokens at a time: model, gradients, optimizer, activations.
 
     ZeRO divides the optimizer's fp32 copy and moments by the world at stage 1, gradients too at 2, weights too at 3.
+    Stage 0 divides nothing and has no copy of its fp32 weights.
     Under activation checkpointing a block keeps its input, and one block at a time all the rest. What PyTorch itself
     takes, buffers of communication and passing temporaries are not counted.
     """
@@ -60,7 +61,7 @@ def memory_per_rank(
     return {
         "weights": width * parameters / (world if zero_stage >= 3 else 1),
         "gradients": width * parameters / (world if zero_stage >= 2 else 1),
-        "optimizer": 12 * parameters / world,
+        "optimizer": 12 * parameters / world if zero_stage else 8 * parameters,
         "activations": width * numbers * tokens,
     }
 

@@ -70,11 +70,11 @@ def test_cost_needs_no_memory():
 
 def test_memory_shrinks_with_the_stage():
     config, stages = CONFIGS["softmax"], {}
-    for stage in (1, 2, 3):
+    for stage in (0, 1, 2, 3):
         stages[stage] = memory_per_rank(config, 1000, tokens=64, world=4, zero_stage=stage, precision="fp32")
-    assert [stages[n]["optimizer"] for n in (1, 2, 3)] == [3000, 3000, 3000]
-    assert [stages[n]["gradients"] for n in (1, 2, 3)] == [4000, 1000, 1000]
-    assert [stages[n]["weights"] for n in (1, 2, 3)] == [4000, 4000, 1000]
+    assert [stages[n]["optimizer"] for n in range(4)] == [8000, 3000, 3000, 3000]
+    assert [stages[n]["gradients"] for n in range(4)] == [4000, 4000, 1000, 1000]
+    assert [stages[n]["weights"] for n in range(4)] == [4000, 4000, 4000, 1000]
     half = memory_per_rank(config, 1000, tokens=64, world=4, zero_stage=1, precision="bf16")
     assert (half["weights"], half["optimizer"]) == (2000, 3000)
     assert half["activations"] * 2 == stages[1]["activations"]
@@ -91,3 +91,6 @@ def test_dry_run_shows_the_numbers():
         f"{cost.flops_step * 896:.3g}",
     ):
         assert part in text
+    config.parallel.offload_optimizer = True
+    on_device, on_host = describe(config, world=2).splitlines()[-2:]
+    assert "optimizer" not in on_device and "optimizer" in on_host

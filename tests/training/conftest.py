@@ -8,6 +8,8 @@ import signal
 import socket
 import sys
 import time
+from datetime import date
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -151,6 +153,24 @@ def at_place():
 def send():
     """send(name) -> an action that sends this process the signal SIG<name>."""
     return lambda name: lambda: os.kill(os.getpid(), signal.Signals[f"SIG{name}"])
+
+
+@pytest.fixture(scope="session")
+def record():
+    """record(table, row): where TABLES=FOLDER is in the environment, the rows come to stand in FOLDER/<table>.json."""
+    tables = {}
+    yield lambda table, row: tables.setdefault(table, []).append(row)
+    if folder := os.environ.get("TABLES"):
+        from lcpt.training.run_folder import environment
+
+        now = environment()
+        for table, rows in tables.items():
+            report = {
+                "schema_version": 1, "date": date.today().isoformat(), "git_commit": now["git_commit"],
+                "device": now["device"], "versions": now["versions"], "command": "pytest " + " ".join(sys.argv[1:]),
+                "rows": rows,
+            }
+            Path(folder, f"{table}.json").write_text(json.dumps(report, indent=1) + "\n")
 
 
 TIMES = ("tokens_per_second", "step_seconds", "data_wait_fraction", "save_stall_fraction")

@@ -1,12 +1,7 @@
 """Killed at any moment, by any signal, on any rank: the next start ends as an uninterrupted run does, bit by bit.
 
-The whole matrix is slow; a part of it runs every time. With KILL_MATRIX=FILE.json in the environment the rows are
-written there: moment, who, signal, seconds to the end, exit codes, whether the continued run was bit-equal.
+The whole matrix is slow (pytest -m "slow or not slow"); a part of it runs every time.
 """
-
-import json
-import os
-from pathlib import Path
 
 import pytest
 
@@ -51,14 +46,6 @@ def whole(train_ranks, settings):
     return train_ranks(2, *settings)
 
 
-@pytest.fixture(scope="module")
-def matrix():
-    rows = []
-    yield rows
-    if path := os.environ.get("KILL_MATRIX"):
-        Path(path).write_text(json.dumps({"schema_version": 1, "rows": rows}, indent=1) + "\n")
-
-
 def at(moment, ranks, action, at_place):
     """A sabotage: action() when one of the ranks comes to that moment for the first time."""
     place = MOMENTS[moment]
@@ -87,7 +74,7 @@ def at(moment, ranks, action, at_place):
 
 
 @pytest.mark.parametrize("moment, who, signal_name", CASES)
-def test_killed(start_job, at_place, send, numbers, settings, whole, matrix, moment, who, signal_name):
+def test_killed(start_job, at_place, send, numbers, settings, whole, record, moment, who, signal_name):
     job = start_job(2, *settings, sabotage=at(moment, WHO[who], send(signal_name), at_place))
     codes = job.wait(60)
     if signal_name == "KILL":
@@ -101,7 +88,7 @@ def test_killed(start_job, at_place, send, numbers, settings, whole, matrix, mom
     again = start_job(2, *settings)
     assert again.wait() == [0, 0], again.text
     equal = numbers(again.rows) == numbers(whole.rows) and same_tensors(job.dir, whole.dir)
-    matrix.append({
+    record("kill-matrix", {
         "moment": moment, "who": who, "signal": signal_name, "exit_codes": codes, "seconds_to_end": job.seconds,
         "continued_from": saved.name if saved else None, "survived": True, "bit_equal": equal,
     })

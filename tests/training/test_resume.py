@@ -5,7 +5,6 @@ import json
 import os
 import shutil
 import signal
-from pathlib import Path
 
 import pytest
 
@@ -40,15 +39,6 @@ def stopped(train_ranks, settings):
     return run
 
 
-@pytest.fixture(scope="module")
-def matrix():
-    """Rows that RESUME_MATRIX=FILE.json in the environment has written there."""
-    rows = []
-    yield rows
-    if path := os.environ.get("RESUME_MATRIX"):
-        Path(path).write_text(json.dumps({"schema_version": 1, "rows": rows}, indent=1) + "\n")
-
-
 @pytest.fixture
 def copy(tmp_path):
     return lambda folder: shutil.copytree(folder, tmp_path / "run")
@@ -78,7 +68,7 @@ PAIRS = [
 
 
 @pytest.mark.parametrize("world, stage, other_world, other_stage", PAIRS)
-def test_other_ranks_and_stages_to_rounding(train_ranks, settings, whole, stopped, copy, matrix, world, stage,
+def test_other_ranks_and_stages_to_rounding(train_ranks, settings, whole, stopped, copy, record, world, stage,
                                             other_world, other_stage):
     source = stopped(world, stage)
     before = {path: path.read_bytes() for path in source.rglob("*") if path.is_file()}
@@ -89,7 +79,7 @@ def test_other_ranks_and_stages_to_rounding(train_ranks, settings, whole, stoppe
         for row, expected in zip(again.rows, whole.rows, strict=True)
         for name in {"loss", "grad_norm", "valid_loss"} & expected.keys()
     ]
-    matrix.append({
+    record("resume-matrix", {
         "world": world, "zero_stage": stage, "other_world": other_world, "other_zero_stage": other_stage,
         "largest_relative_difference": max(differences),
     })

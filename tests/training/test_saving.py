@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from lcpt.checkpoint import read_manifest, read_state
+from lcpt.checkpoint import read_manifest, read_state, read_tensors
 
 FAULT = 1
 
@@ -25,8 +25,9 @@ def test_the_last_few_and_milestones_are_kept(start_job):
         read_manifest(job.dir / f"checkpoints/step-{step:08d}")
 
 
-def test_every_rank_writes_its_part(start_job):
-    job = start_job(2, "training.max_steps=3", "training.micro_batch=2")
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_every_rank_writes_its_part(start_job, stage):
+    job = start_job(2, "training.max_steps=3", "training.micro_batch=2", f"parallel.zero_stage={stage}")
     assert job.wait() == [0, 0], job.text
     manifest = read_manifest(job.dir / "checkpoints/step-00000003")
     sizes = [sum(entry["size_bytes"] for name, entry in manifest["files"].items() if f"-{rank:05d}.s" in name)
@@ -69,15 +70,21 @@ def slow_disk(seconds):
     return install
 
 
-def test_training_goes_on_while_a_checkpoint_is_written(start_job):
-    job = start_job(2, "training.max_steps=30", "training.micro_batch=4", "checkpoint.every_steps=10",
-                    sabotage=slow_disk(2))
+def test_training_goes_on_while_a_checkpoint_is_written(start_job, train_ranks):
+    settings = ["training.max_steps=30", "training.micro_batch=4", "checkpoint.every_steps=10"]
+    job = start_job(2, *settings, sabotage=slow_disk(2))
     job.wait_for(lambda: (job.dir / "metrics.jsonl").exists() and len(job.rows) >= 15)
     assert steps(job) == []  # step 10 is still being written
     assert job.wait() == [0, 0], job.text
     assert steps(job) == [10, 20, 30]
     # What is written is the state of its own step, not of a later one.
-    assert [read_state(job.dir / f"checkpoints/step-{step:08d}")["adam_step"] for step in steps(job)] == [10, 20, 30]
+    quick = train_ranks(2, *settings)
+    for step in ("step-00000010", "step-00000020", "step-00000030"):
+        slowly, quickly = job.dir / "checkpoints" / step, quick.dir / "checkpoints" / step
+        assert read_state(slowly)["adam_step"] == int(step[5:])
+        for group in ("weights", "exp_avg", "exp_avg_sq"):
+            found, expected = (read_tensors(path, read_manifest(path), group) for path in (slowly, quickly))
+            assert all(tensor.equal(expected[name]) for name, tensor in found.items())
 
 
 @pytest.fixture

@@ -30,6 +30,10 @@ def faster(monkey):
     return install
 
 
+def broken():
+    raise KeyError("no such\nthing")
+
+
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_rank_that_dies(start_job, at_place, send, settings, rank):
     job = start_job(2, *settings, sabotage=at_place("micro-batch 2 of step 3", send("KILL"), rank))
@@ -42,9 +46,6 @@ def test_a_rank_that_dies(start_job, at_place, send, settings, rank):
 
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_rank_that_raises(start_job, at_place, settings, rank):
-    def broken():
-        raise KeyError("no such\nthing")
-
     job = start_job(2, *settings, sabotage=at_place("the update of step 2", broken, rank))
     assert job.wait(30) == [FAULT, FAULT]
     [line] = errors(job)
@@ -62,6 +63,23 @@ def test_a_rank_that_hangs(start_job, at_place, settings, rank):
         stacks = (job.dir / f"stacks/rank-{number:05d}.txt").read_text()
         assert "forward_and_backward" in stacks and ("in hit" in stacks) == (number == rank)
     assert f"rank {rank} was here:" in job.text and "in hit" in job.text
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rank", [0, 1, 3])
+@pytest.mark.parametrize("fault", ["dies", "raises", "hangs", "is stopped"])
+def test_with_the_limits_that_users_have(start_job, at_place, send, record, fault, rank):
+    """On 4 ranks, within a minute; the last rank of all is one that nobody talks to often."""
+    action = {"dies": send("KILL"), "raises": broken, "hangs": lambda: time.sleep(1000), "is stopped": send("STOP")}
+    job = start_job(4, "training.max_steps=500", sabotage=at_place("the update of step 3", action[fault], rank))
+    job.wait_for(lambda: (job.dir / "metrics.jsonl").exists() and len(job.rows) == 2)
+    began = time.monotonic()
+    while any(process.is_alive() for n, process in enumerate(job.processes) if n != rank or fault != "is stopped"):
+        assert time.monotonic() - began < 60, job.text
+        time.sleep(0.05)
+    [line] = errors(job)
+    record("faults", {"fault": fault, "rank": rank, "seconds": time.monotonic() - began, "message": line})
+    assert f"rank {rank} " in line
 
 
 @pytest.mark.parametrize("rank", [0, 1])
