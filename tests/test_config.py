@@ -72,6 +72,15 @@ def test_wrong_types_are_named(file, override, key):
     assert key in message(file, override)
 
 
+@pytest.mark.parametrize("overrides, parts", [
+    (["training.precision=bf16", "parallel.zero_stage=0"], ["training.precision bf16", "parallel.zero_stage"]),
+    (["parallel.offload_optimizer=true", "parallel.zero_stage=0"], ["parallel.offload_optimizer"]),
+])
+def test_impossible_combinations_are_named(file, overrides, parts):
+    text = message(file, *overrides)
+    assert all(part in text for part in parts)
+
+
 @pytest.mark.parametrize("override, parts", [
     ("training.schedule=linear", ["training.schedule", "'linear'"]),
     ("training.precision=fp16", ["training.precision", "'fp16'"]),
