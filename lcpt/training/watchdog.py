@@ -8,15 +8,14 @@ does not say which one died, and neither notices a rank that is busy with someth
 from __future__ import annotations
 
 import contextlib
-import faulthandler
 import json
 import os
 import re
-import socket
 import sys
 import threading
 import time
 import traceback
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
@@ -25,6 +24,7 @@ import torch.distributed as dist
 
 from lcpt.parallel import groups
 from lcpt.training.endings import FAULT
+from lcpt.training.stacks import Stacks
 
 TICK = 1.0  # seconds between two signs of life
 SILENT = 20.0  # seconds without one after which a rank counts as dead
@@ -43,12 +43,12 @@ class Watch:
     def __init__(self, hang_seconds: float, record: Callable[[str], None]):
         self._hang_seconds, self._record = hang_seconds, record
         self._store = dist.PrefixStore("watch", groups.store().clone())  # a connection for this thread alone
-        self._lock, self._stopped = threading.Lock(), threading.Event()
+        self._lock, self._stopped, self._left = threading.Lock(), threading.Event(), threading.Event()
         self._beats, self._place, self._since, self._patience = 0, "the start", time.monotonic(), STARTING
         self._longest = 0.0
         self._seen: dict[int, tuple[bytes, float]] = {}
         self._stacks = Stacks()
-        self._ticked = time.monotonic()
+        self._ticked, self._machine = time.monotonic(), this_machine()
         self._store.set(str(groups.rank()), json.dumps(self._sign_of_life()))
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
@@ -81,6 +81,7 @@ class Watch:
     def stop(self) -> None:
         """This rank is done and not missed any more."""
         self._stopped.set()
+        self._left.set()
         self._thread.join(SILENT)
         with contextlib.suppress(RuntimeError):
             self._store.set(str(groups.rank()), "left")
@@ -106,7 +107,7 @@ class Watch:
     def _run_without_store(self) -> None:
         """Where rank 0 is alive but stopped, every call to its store waits for ever, whatever its timeout."""
         known, waited = self._ticked, 0
-        while not self._stopped.wait(TICK):  # counted in ticks of its own: none pass while this process is suspended
+        while not self._left.wait(TICK):  # counted in ticks of its own: none pass while this process is suspended
             known, waited = self._ticked, waited + 1 if self._ticked == known else 0
             if waited * TICK > SILENT:
                 self._obey("rank 0 does not answer: its process is stopped or its machine is gone", 1, stacks=True)
@@ -120,14 +121,14 @@ class Watch:
             waited = time.monotonic() - self._since
             limit = max(self._hang_seconds, SLOWEST * self._longest) if self._patience is None else self._patience
             return {"beats": self._beats, "place": self._place, "waited": waited, "pid": os.getpid(),
-                    "host": socket.gethostname(), "hangs": bool(self._hang_seconds) and waited > limit,
+                    "machine": self._machine, "hangs": bool(self._hang_seconds) and waited > limit,
                     "may_be_silent": self._may_be_silent}
 
     def _judge(self) -> dict | None:
         """On rank 0: which rank is dead or hangs, None if none is."""
         signs = self._signs()
         for rank, (sign, _) in signs.items():
-            if sign["host"] == socket.gethostname() and not is_alive(sign["pid"]):
+            if sign["machine"] == self._machine and not is_alive(sign["pid"]):
                 line = f"rank {rank} died: its process {sign['pid']} is gone, last seen at {sign['place']}"
                 return {"line": line, "speaker": 0}
         hang = any(sign["hangs"] for sign, _ in signs.values())
@@ -177,49 +178,16 @@ class Watch:
         os._exit(FAULT)  # not sys.exit: another thread may hang for ever
 
 
-class Stacks:
-    """Stack traces of this rank's threads: in a file of the run folder, which goes again if it stayed empty."""
-
-    def __init__(self, folder: Path | None = None):
-        self._folder, self._file = folder, sys.__stderr__
-        if folder:
-            folder.mkdir(exist_ok=True)
-            self._file = open(self._path(groups.rank()), "w")
-
-    @property
-    def place(self) -> str:
-        return str(self._folder or "stderr")
-
-    def dump(self) -> None:
-        faulthandler.cancel_dump_traceback_later()
-        faulthandler.dump_traceback(self._file)
-
-    def dump_unless_called_within(self, seconds: float) -> None:
-        """For a thread that holds Python's lock and lets no other run: this one needs no lock."""
-        faulthandler.dump_traceback_later(seconds, file=self._file)
-
-    def of(self, rank: int) -> str:
-        """Another rank's, as far as it could write them."""
-        try:
-            return self._path(rank).read_text() or "(its process could not say)"
-        except (OSError, TypeError):
-            return "(not written)"
-
-    def close(self) -> None:
-        faulthandler.cancel_dump_traceback_later()
-        if self._folder:
-            self._file.close()
-            with contextlib.suppress(OSError):
-                if not self._path(groups.rank()).stat().st_size:
-                    self._path(groups.rank()).unlink()
-                self._folder.rmdir()  # the last rank to leave finds it empty
-
-    def _path(self, rank: int) -> Path:
-        return self._folder / f"rank-{rank:05d}.txt"
-
-
 def ranks(numbers: list[int]) -> str:
     return ", ".join(map(str, numbers))
+
+
+def this_machine() -> str:
+    """Equal for two processes that can see each other by their pids, which equal host names do not promise."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text() + os.readlink("/proc/self/ns/pid")
+    except OSError:
+        return str(uuid.uuid4())
 
 
 def is_alive(pid: int) -> bool:
@@ -227,7 +195,7 @@ def is_alive(pid: int) -> bool:
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except OSError:
-        return not Path("/proc/self/stat").exists()  # without /proc: who knows
+        return False
 
 
 def is_lost_connection(error: BaseException) -> bool:

@@ -1,7 +1,9 @@
 """Saving while training goes on: what is kept, what a full disk does, and what it costs."""
 
+import os
 import subprocess
 import time
+from pathlib import Path
 
 import pytest
 
@@ -85,6 +87,57 @@ def test_training_goes_on_while_a_checkpoint_is_written(start_job, train_ranks):
         for group in ("weights", "exp_avg", "exp_avg_sq"):
             found, expected = (read_tensors(path, read_manifest(path), group) for path in (slowly, quickly))
             assert all(tensor.equal(expected[name]) for name, tensor in found.items())
+
+
+def test_rows_reach_the_disk_before_the_checkpoint_does(start_job):
+    """Else a machine that loses its power would come back with a checkpoint and without the rows before it."""
+    def sabotage(number):
+        import lcpt.training.saving as module
+
+        seal, fsync, synced = module.seal, os.fsync, []
+
+        def note(descriptor):
+            synced.append(Path(os.readlink(f"/proc/self/fd/{descriptor}")).name)
+            fsync(descriptor)
+
+        def checked(partial, step, *arguments):
+            from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+            assert "metrics.jsonl" in synced
+            synced.clear()
+            events = EventAccumulator(str(partial.parents[1] / "tensorboard"))
+            events.Reload()
+            assert [event.step for event in events.Scalars("loss")] == list(range(1, step + 1))
+            return seal(partial, step, *arguments)
+
+        os.fsync, module.seal = note, checked
+
+    job = start_job(1, "training.max_steps=4", "training.micro_batch=8", "checkpoint.every_steps=1", sabotage=sabotage)
+    assert job.wait() == [0], job.text
+
+
+@pytest.mark.parametrize("function, rank", [("write_piece", 0), ("write_piece", 1), ("seal", 0), ("open_partial", 0)])
+def test_a_save_that_fails_on_one_rank_fails_as_a_whole(start_job, function, rank):
+    """Once, in the middle: it is told, leaves nothing, and the next one succeeds."""
+    def sabotage(number):
+        import lcpt.training.saving as module
+
+        original, calls = getattr(module, function), []
+
+        def fails_once(*arguments):
+            calls.append(1)
+            if number == rank and len(calls) == 2:
+                raise OSError(5, "Input/output error")
+            return original(*arguments)
+
+        setattr(module, function, fails_once)
+
+    job = start_job(2, "training.max_steps=6", "training.micro_batch=2", "checkpoint.every_steps=2", sabotage=sabotage)
+    assert job.wait() == [0, 0], job.text
+    assert steps(job) == [2, 6] and not list((job.dir / "checkpoints").glob(".step-*"))
+    [line] = [line for line in job.text.splitlines() if "warning: " in line]
+    assert "the checkpoint of step 4 could not be written" in line and "Input/output error" in line
+    assert function != "write_piece" or f"rank {rank}" in line
 
 
 @pytest.fixture
