@@ -51,6 +51,21 @@ def test_a_signal_in_validation(start_job, at_place, send, settings, whole, numb
     assert "unvalidated" not in read_state(job.dir / "checkpoints/step-00000006")
 
 
+def test_killed_after_the_validation_that_was_made_anew(start_job, at_place, send, settings, whole, numbers):
+    """Its row is there by then, and the checkpoint still wants it: it comes to stand there once."""
+    job = start_job(2, *settings, sabotage=at_place("batch 0 of validation", send("TERM"), 1))
+    assert job.wait() == [PREEMPTED, PREEMPTED], job.text
+
+    def die_while_saving(number):
+        import lcpt.training.saving as module
+
+        module.seal = lambda *arguments: send("KILL")()
+
+    killed = start_job(2, *settings, sabotage=die_while_saving)
+    assert killed.wait()[0] == -9 and [row["step"] for row in killed.rows][:3] == [1, 2, 3], killed.text
+    continues(start_job, settings, whole, numbers)
+
+
 def test_a_signal_in_the_last_validation(start_job, at_place, send, settings, whole, numbers):
     def sabotage(number):
         at_place("the update of step 6", lambda: at_place("batch 0", send("USR1"))(number))(number)
