@@ -102,6 +102,7 @@ class Training:
                 self.end_step(row, save=time_to_save, leave=asked)
             self.saver.finish()
         finally:
+            self.saver.settle()
             self.telemetry.close()
             self.batches.close()
 

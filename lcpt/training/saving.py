@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import shutil
 import time
 from collections.abc import Mapping
@@ -18,6 +19,8 @@ from lcpt.training.telemetry import say
 from lcpt.training.watchdog import Watch
 
 PATIENCE = 1800.0  # seconds that a disk may take to write a checkpoint before it counts as a hang
+
+SETTLE_SECONDS = 10.0
 
 
 class SaveError(OSError):
@@ -75,6 +78,10 @@ class Saver:
         self.stalled += time.perf_counter() - began
         if error:
             raise SaveError(f"{error}; make room, then start again: the run continues from its newest whole checkpoint")
+
+    def settle(self) -> None:
+        """Give a save that is being written the time to end, before this process does; not for long."""
+        concurrent.futures.wait([self._outcome], timeout=SETTLE_SECONDS)
 
     def _wait(self) -> str | None:
         self._watch.beat("waiting for a checkpoint to be written", patience=PATIENCE)

@@ -314,6 +314,15 @@ def test_what_a_crash_left_is_no_hindrance(write, leftover):
     assert {path.name for path in old.parent.iterdir()} == {"latest", "step-00000007"}
 
 
+def test_a_process_of_a_dead_job_cannot_write_into_a_new_save(tmp_path):
+    """It may not have noticed yet: each attempt has a folder of its own, and the next one removes the last."""
+    stale = open_partial(tmp_path / "checkpoints", 5)
+    fresh = open_partial(tmp_path / "checkpoints", 5)
+    assert fresh != stale and fresh.is_dir() and not stale.exists()
+    with pytest.raises(OSError):
+        write_piece(stale, 1, {"weights": [Slice("x", (2,), 0, torch.ones(2))]})
+
+
 def test_find_checkpoint(write):
     first, second = write(3), write(20)
     run = first.parents[1]

@@ -44,13 +44,14 @@ def test_progress_ends_a_crash_loop(start_job, crash):
     assert start_job(1, *SETTINGS).wait() == [0]
 
 
-def test_an_orderly_end_is_no_crash(start_job, crash, at_place, send):
-    for _ in range(2):
-        assert crash("the update of step 1").wait() == [1]
-    job = start_job(1, *SETTINGS, "data.valid_path=null", sabotage=at_place("the data of step 1", send("TERM")))
-    assert job.wait() == [75], job.text
-    assert crash("the update of step 2").wait() == [1]
-    assert start_job(1, *SETTINGS).wait() == [0]
+def test_an_orderly_end_is_no_crash(start_job, at_place, send, valid_folder):
+    """Asked to leave in one and the same validation again and again: that is nobody's fault."""
+    settings = [*SETTINGS, f"data.valid_path={valid_folder}", "training.valid_every_steps=3"]
+    for _ in range(5):
+        job = start_job(1, *settings, sabotage=at_place("batch 0 of validation", send("TERM")))
+        assert job.wait() == [75], job.text
+    assert [(start["from_step"], start["end"]) for start in starts(job)] == [(0, "preempted")] + [(3, "preempted")] * 4
+    assert start_job(1, *settings).wait() == [0]
 
 
 def test_death_without_a_word_counts_too(start_job, at_place, send):
