@@ -32,3 +32,14 @@ def check_pair(x: Tensor, y: Tensor, v: Tensor, names: str) -> None:
 
 def check_degree(degree: int) -> None:
     require(degree > 0 and degree % 2 == 0, f"degree {degree} is not positive and even: weights could be negative")
+
+
+def check_stream(v: Tensor, log_gate: Tensor | None, block_size: int, local_blocks: int, states: bool, packed: bool,
+                 backend: str) -> None:
+    """What the families of linear cost have in common. `states`: one is given or asked for; `packed`: cu_seqlens is."""
+    require(block_size > 0, f"block_size {block_size} is not positive")
+    require(local_blocks in (1, 2), f"local_blocks {local_blocks} is neither 1 nor 2")
+    if log_gate is not None:
+        require(log_gate.shape == v.shape[:3], f"log_gate is {list(log_gate.shape)}; it must be {list(v.shape[:3])}")
+    require(not (states and packed), "states are of one sequence: give no cu_seqlens with them")
+    require(not (states and backend == "reference"), "backend reference keeps no state; take torch or auto")

@@ -1,4 +1,4 @@
-"""Explicit features of a polynomial of degree two: c₀ + c₁ (a·b) + c₂ (a·b)² = query(a) · key(b).
+"""Features of a polynomial of degree two: c₀ + c₁ (a·b) + c₂ (a·b)² = query(a) · key(b).
 
 a⊗a is symmetric, so with the coordinates in groups I of GROUP it is enough to keep, for every I, the products of I
 with itself and with what follows it:  (a·b)² = Σ_I (a_I ⊗ a_I)·(b_I ⊗ b_I) + 2 Σ_{J > I} (a_I ⊗ a_J)·(b_I ⊗ b_J).
@@ -12,6 +12,23 @@ import torch
 from torch import Tensor
 
 GROUP = 8  # r = 32 gives 640 features instead of 1,024; finer groups save little more and need many small products
+
+
+class Explicit:
+    """Features that are given: query(x) = key(x) = x, columns [..., m, c]."""
+
+    def __init__(self, size: int):
+        self.dimension = size
+
+    def query(self, x: Tensor) -> Tensor:
+        return x
+
+    key = query
+
+    def query_backward(self, x: Tensor, dphi: Tensor) -> Tensor:
+        return dphi
+
+    key_backward = query_backward
 
 
 class QuadraticFeatures:

@@ -9,28 +9,34 @@ from torch import Tensor
 from lcpt_kernels import reference
 from lcpt_kernels.arguments import check_backend, check_degree, check_pair
 from lcpt_kernels.chunked import Plan, Power, block_causal_attention
+from lcpt_kernels.streaming import each_document
 
 ROWS = 256  # queries at a time: bounds the memory of a tile of scores to ROWS × T
 
 
 def polynomial_attention(
     q: Tensor, k: Tensor, v: Tensor, *, degree: int = 4, scale: float = 1.0, offset: float | None = None,
-    backend: str = "auto",
+    cu_seqlens: Tensor | None = None, backend: str = "auto",
 ) -> Tensor:
     """o_t = Σ_{s ≤ t} w_ts v_s / (offset + Σ_{s ≤ t} w_ts),  w_ts = (scale · q_t·k_s)^degree, degree even.
 
     q [B, T, H, D]; k [B, T, Hkv, D]; v [B, T, Hkv, Dv]; H a multiple of Hkv; floating point, strides free.
     offset None: scale^degree, which makes the result independent of how q and k share the scale. 0/0 is 0.
-    backend: "reference", "torch" or "auto". Returns o [B, T, H, Dv] in q's dtype.
-    ValueError names a shape or a number that does not fit. Source: PolySketchFormer (arXiv 2310.01655).
+    cu_seqlens [N + 1]: packed documents, B = 1. backend: "reference", "torch" or "auto".
+    Returns o [B, T, H, Dv] in q's dtype. ValueError names a shape or a number that does not fit.
+    Source: PolySketchFormer (arXiv 2310.01655).
     """
     check_backend(backend)
     check_pair(q, k, v, "qk")
     check_degree(degree)
     offset = scale**degree if offset is None else offset
-    k, v = (x.repeat_interleave(q.shape[2] // x.shape[2], dim=2) for x in (k, v))
-    if backend == "reference":
-        return reference.polynomial_attention(q, k, v, degree, scale, offset)
-    every_block = math.ceil(q.shape[1] / ROWS)  # all blocks are local: nothing is left for a state
-    plan = Plan(Power(degree), None, scale, offset, block_size=ROWS, local_blocks=every_block)
-    return block_causal_attention(q, k, v, None, None, plan)
+
+    def one(q, k, v):
+        k, v = reference.per_query_head(q.shape[2], k, v)
+        if backend == "reference":
+            return reference.polynomial_attention(q, k, v, degree, scale, offset)
+        every_block = math.ceil(q.shape[1] / ROWS)  # all blocks are local: nothing is left for a state
+        plan = Plan(Power(degree), None, scale, offset, block_size=ROWS, local_blocks=every_block)
+        return block_causal_attention(q, k, v, None, None, plan)[0]
+
+    return each_document(one, cu_seqlens, {"q": q, "k": k, "v": v})

@@ -24,7 +24,7 @@ def agree():
     """agree(function, inputs, tolerance, do=None, **options): backend "torch" against the float64 definition."""
 
     def check(function, inputs, tolerance, do=None, **options):
-        v, queries = inputs["v"], inputs["q"] if "q" in inputs else inputs["a"]
+        v, queries = inputs["v"], next(inputs[name] for name in ("q", "a", "phi_q") if name in inputs)
         if do is None:
             do = torch.randn(*queries.shape[:3], v.shape[3], dtype=torch.float64).to(v.dtype)
         found = results(function, inputs, do, options | {"backend": "torch"})

@@ -1,0 +1,41 @@
+"""Feature attention: weights φ(q)·φ(k) of features that are given, the same near and far."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from lcpt_kernels import reference
+from lcpt_kernels.arguments import check_backend, check_pair, check_stream
+from lcpt_kernels.chunked import Linear, Plan
+from lcpt_kernels.features import Explicit
+from lcpt_kernels.streaming import State, attend, each_document
+
+
+def feature_attention(
+    phi_q: Tensor, phi_k: Tensor, v: Tensor, *, offset: float = 0.0, block_size: int = 256, local_blocks: int = 1,
+    log_gate: Tensor | None = None, initial_state: State | None = None, output_final_state: bool = False,
+    cu_seqlens: Tensor | None = None, backend: str = "auto",
+) -> tuple[Tensor, State | None]:
+    """o_t = Σ_{s ≤ t} (φ(q_t)·φ(k_s)) v_s / (offset + Σ_{s ≤ t} φ(q_t)·φ(k_s)), at linear cost.
+
+    phi_q [B, T, H, m]; phi_k [B, T, Hkv, m]; v [B, T, Hkv, Dv]; H a multiple of Hkv; floating point, strides free.
+    Features should not be negative: the denominator could be 0. 0/0 is 0. block_size and local_blocks change the
+    order of the sums alone. The other arguments, the result and the errors are those of squared_attention.
+    Source: Transformers are RNNs (arXiv 2006.16236).
+    """
+    check_backend(backend)
+    check_pair(phi_q, phi_k, v, ("phi_q", "phi_k"))
+    states = output_final_state or initial_state is not None
+    check_stream(v, log_gate, block_size, local_blocks, states, cu_seqlens is not None, backend)
+    plan = Plan(Linear(), Explicit(phi_q.shape[-1]), 1.0, offset, block_size, local_blocks)
+
+    def one(phi_q, phi_k, v, log_gate):
+        if backend == "reference":
+            phi_k, v, log_gate = reference.per_query_head(phi_q.shape[2], phi_k, v, log_gate)
+            return reference.feature_attention(phi_q, phi_k, v, log_gate, offset)
+        return attend(plan, phi_q, phi_q, {"b": phi_k, "v": v, "log_gate": log_gate}, None, False)[0]
+
+    if states:
+        keys = {"b": phi_k, "v": v, "log_gate": log_gate}
+        return attend(plan, phi_q, phi_q, keys, initial_state, output_final_state)
+    return each_document(one, cu_seqlens, {"phi_q": phi_q, "phi_k": phi_k, "v": v, "log_gate": log_gate}), None

@@ -1,0 +1,181 @@
+"""Gates, states and packed documents, the same for every family of linear cost."""
+
+import pytest
+import torch
+from lcpt_kernels import feature_attention, polynomial_attention, squared_attention
+
+C = 6  # block size
+
+
+def gate(b, t, h, strength=0.3):
+    return -strength * torch.rand(b, t, h, dtype=torch.float64)
+
+
+def squared(t, *, b=2, h=4, hkv=2, near=True, gated=True):
+    torch.manual_seed(0)
+    made = {"a": torch.randn(b, t, h, 5), "b": torch.randn(b, t, hkv, 5), "v": torch.randn(b, t, hkv, 3)}
+    if near:
+        made |= {"q": torch.randn(b, t, h, 4), "k": torch.randn(b, t, hkv, 4)}
+    made = {name: x.double() for name, x in made.items()}
+    return made | ({"log_gate": gate(b, t, hkv)} if gated else {})
+
+
+def features(t, *, b=2, h=4, hkv=2, gated=True, near=None):
+    torch.manual_seed(0)
+    made = {"phi_q": torch.rand(b, t, h, 7), "phi_k": torch.rand(b, t, hkv, 7), "v": torch.randn(b, t, hkv, 3)}
+    made = {name: x.double() for name, x in made.items()}
+    return made | ({"log_gate": gate(b, t, hkv)} if gated else {})
+
+
+FAMILIES = [
+    pytest.param(squared_attention, squared, {"near": True}, id="squared"),
+    pytest.param(squared_attention, squared, {"near": False}, id="squared without q, k"),
+    pytest.param(feature_attention, features, {}, id="feature"),
+]
+OFFSET = {"offset": 0.5}  # without one, the gradient of the first token's only weight is a rounding error
+
+
+@pytest.mark.parametrize("function, inputs, shape", FAMILIES)
+@pytest.mark.parametrize("local_blocks", [1, 2])
+@pytest.mark.parametrize("t", [1, C, C + 1, 4 * C, 5 * C + 1])
+def test_gates(agree, function, inputs, shape, local_blocks, t):
+    agree(function, inputs(t, **shape), 1e-10, block_size=C, local_blocks=local_blocks, **OFFSET)
+
+
+@pytest.mark.parametrize("function, inputs, shape", FAMILIES)
+def test_a_gate_of_zeros_is_none(function, inputs, shape):
+    arguments = inputs(4 * C + 1, gated=False, **shape)
+    none, _ = function(**arguments, block_size=C, **OFFSET)
+    zeros, _ = function(**arguments, log_gate=torch.zeros_like(arguments["v"][..., 0]), block_size=C, **OFFSET)
+    torch.testing.assert_close(zeros, none, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("function, inputs, shape", FAMILIES)
+def test_a_gate_that_shuts_leaves_nothing_behind(function, inputs, shape):
+    """log g = −10⁴ in the middle: what follows is as if the sequence began there, and nothing is NaN."""
+    arguments, start = inputs(5 * C, **shape), 2 * C
+    shut = arguments["log_gate"].clone()
+    shut[:, start] = -1e4
+    whole, _ = function(**(arguments | {"log_gate": shut}), block_size=C, **OFFSET)
+    alone, _ = function(**{name: x[:, start:] for name, x in arguments.items()}, block_size=C, **OFFSET)
+    torch.testing.assert_close(whole[:, start:], alone, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("function, inputs, shape", FAMILIES)
+def test_gate_precision(agree, function, inputs, shape):
+    """fp32, 300 tokens, gates strong enough that e^{-G} would overflow."""
+    arguments = inputs(300, **shape) | {"log_gate": gate(2, 300, 2, strength=2.0)}
+    agree(function, {name: x.float() for name, x in arguments.items()}, 1e-5, block_size=32, **OFFSET)
+
+
+def with_gradients(arguments, run):
+    leaves = {name: x.clone().requires_grad_() for name, x in arguments.items()}
+    o = run(leaves)
+    torch.manual_seed(1)
+    gradients = torch.autograd.grad(o, list(leaves.values()), torch.randn(o.shape, dtype=o.dtype))
+    return {"o": o.detach()} | dict(zip(leaves, gradients, strict=True))
+
+
+def in_pieces(function, cuts, **options):
+    def run(arguments):
+        outputs, state = [], None
+        for start, stop in zip(cuts[:-1], cuts[1:], strict=True):
+            piece = {name: x[:, start:stop] for name, x in arguments.items()}
+            o, state = function(**piece, initial_state=state, output_final_state=True, **options)
+            outputs.append(o)
+        return torch.cat(outputs, dim=1)
+
+    return run
+
+
+T = 4 * C + 2
+
+
+@pytest.mark.parametrize("function, inputs, shape", FAMILIES)
+@pytest.mark.parametrize("local_blocks", [1, 2])
+@pytest.mark.parametrize("gated", [True, False])
+@pytest.mark.parametrize("cuts", [
+    *([0, n, T] for n in (1, C - 1, C, C + 1, 2 * C, 2 * C + 1, 3 * C - 1, T - 1)), [0, 3, 4, C, 3 * C, T],
+    list(range(T + 1)),
+], ids=str)
+def test_pieces_make_the_whole(function, inputs, shape, local_blocks, gated, cuts):
+    """Output and every gradient, which flows back through the states."""
+    options = {"block_size": C, "local_blocks": local_blocks, **OFFSET}
+    arguments = inputs(T, gated=gated, **shape)
+    whole = with_gradients(arguments, lambda leaves: function(**leaves, **options)[0])
+    pieces = with_gradients(arguments, in_pieces(function, cuts, **options))
+    for name, expected in whole.items():
+        torch.testing.assert_close(pieces[name], expected, rtol=1e-9, atol=1e-10, msg=lambda m, n=name: f"{n}: {m}")
+
+
+@pytest.mark.parametrize("function, inputs, shape", FAMILIES)
+@pytest.mark.parametrize("local_blocks", [1, 2])
+def test_a_state_does_not_grow(function, inputs, shape, local_blocks):
+    for t in (1, C, 3 * C + 1, 7 * C, 9 * C - 1):
+        _, state = function(**inputs(t, **shape), output_final_state=True, block_size=C, local_blocks=local_blocks)
+        assert state.S.dtype == torch.float64 and state.tail["v"].shape[1] < C * local_blocks
+        _, single = function(**{n: x.float() for n, x in inputs(t, **shape).items()}, output_final_state=True)
+        assert single.S.dtype == torch.float32
+        assert state.S.shape[1] == 2  # a state for each key-value head, not for each query head
+
+
+@pytest.mark.parametrize("function, inputs, shape", [
+    *FAMILIES, pytest.param(polynomial_attention, squared, {"near": True, "gated": False}, id="polynomial"),
+])
+@pytest.mark.parametrize("backend", ["reference", "torch"])
+@pytest.mark.parametrize("lengths", [[C, 1, 2 * C + 1, 3], [T], [1, 1, 1], [5, 0, 7]], ids=str)
+def test_packed_documents_are_documents_alone(function, inputs, shape, backend, lengths):
+    arguments = inputs(sum(lengths), b=1, **shape)
+    options = OFFSET | {"backend": backend}
+    if function is polynomial_attention:
+        arguments = {name: arguments[name] for name in "qkv"}
+    else:
+        options |= {"block_size": C}
+    ends = torch.tensor([0, *torch.tensor(lengths).cumsum(0)])
+
+    def output(result):
+        return result[0] if isinstance(result, tuple) else result
+
+    def alone(leaves):
+        documents = [{name: x[:, i:j] for name, x in leaves.items()}
+                     for i, j in zip(ends[:-1].tolist(), ends[1:].tolist(), strict=True) if i < j]
+        return torch.cat([output(function(**document, **options)) for document in documents], dim=1)
+
+    packed = with_gradients(arguments, lambda leaves: output(function(**leaves, cu_seqlens=ends, **options)))
+    for name, expected in with_gradients(arguments, alone).items():
+        torch.testing.assert_close(packed[name], expected, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("change, parts", [
+    ({"cu_seqlens": [0, 5]}, ["T = 13", "5"]),
+    ({"cu_seqlens": [0, 9, 5, 13]}, ["rise", "9, 5"]),
+    ({"cu_seqlens": [1, 13]}, ["from 0"]),
+    ({"cu_seqlens": [0, 13], "output_final_state": True}, ["cu_seqlens"]),
+    ({"output_final_state": True, "backend": "reference"}, ["reference"]),
+    ({"log_gate": torch.zeros(1, 13, 3)}, ["log_gate", "[1, 13, 3]", "[1, 13, 2]"]),
+    ({"block_size": 0}, ["block_size 0"]),
+    ({"local_blocks": 3}, ["local_blocks 3"]),
+], ids=lambda x: str(x)[:40])
+@pytest.mark.parametrize("function, inputs, shape", FAMILIES)
+def test_what_does_not_fit_is_named(function, inputs, shape, change, parts):
+    change = {name: torch.tensor(x) if name == "cu_seqlens" else x for name, x in change.items()}
+    with pytest.raises(ValueError) as caught:
+        function(**(inputs(13, b=1, **shape) | change))
+    assert all(part in str(caught.value) for part in parts), caught.value
+
+
+@pytest.mark.parametrize("function, inputs, shape", FAMILIES)
+def test_a_state_of_another_kind_is_refused(function, inputs, shape):
+    _, state = function(**inputs(13, **shape), output_final_state=True, block_size=100)
+    for changed, options, part in (
+        (inputs(3, gated=False, **shape), {"block_size": 100}, "log_gate"),
+        (inputs(3, **shape), {"block_size": C}, "13 tokens"),
+        (inputs(3, b=1, **shape), {"block_size": 100}, "initial_state.S"),
+    ):
+        with pytest.raises(ValueError, match=part):
+            function(**changed, initial_state=state, **options)
+
+
+@pytest.mark.parametrize("function, inputs, shape", FAMILIES)
+def test_poisoned_memory(agree, poisoned, function, inputs, shape):
+    agree(function, inputs(3 * C + 2, **shape), 1e-10, block_size=C, local_blocks=2, **OFFSET)
