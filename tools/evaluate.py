@@ -13,15 +13,14 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from lcpt.checkpoint import CheckpointError, find_checkpoint, read_state
+from lcpt.checkpoint import CheckpointError
 from lcpt.checkpoint.files import replace_text
-from lcpt.config import ConfigError, load_config
 from lcpt.data import DataError, Tokenizer
 from lcpt.evaluation.documents import documents
 from lcpt.evaluation.memory import peak_memory_bytes
 from lcpt.evaluation.perplexity import Tally, score
 from lcpt.evaluation.windows import windows
-from lcpt.model import GPT, load_weights
+from lcpt.model.pretrained import open_pretrained
 from lcpt.parallel import groups
 
 EXAMPLE = """example:
@@ -33,7 +32,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--checkpoint", required=True, metavar="RUN|STEP", help="a run folder, or one of its steps")
+    parser.add_argument(
+        "--checkpoint", required=True, metavar="RUN|STEP|EXPORT",
+        help="a run folder, one of its steps, or what export.py wrote",
+    )
     parser.add_argument("--data", required=True, metavar="FILE|DIR", help="text, or a prepared folder")
     parser.add_argument("--context", type=int, metavar="N", help="tokens a window (the context of training)")
     parser.add_argument("--stride", type=int, metavar="N", help="tokens between windows (the context: disjoint ones)")
@@ -43,7 +45,7 @@ def main() -> int:
     try:
         Path(args.output).parent.mkdir(parents=True, exist_ok=True)
         report = evaluate(args.checkpoint, args.data, args.context, args.stride, args.batch)
-    except (CheckpointError, ConfigError, DataError, OSError) as error:
+    except (CheckpointError, DataError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     replace_text(Path(args.output), json.dumps(report, indent=2) + "\n")
@@ -52,16 +54,12 @@ def main() -> int:
 
 
 def evaluate(checkpoint: str, data: str, context: int | None, stride: int | None, batch: int) -> dict:
-    step = find_checkpoint(checkpoint)
-    config = load_config(step / "config.yaml")
-    context = context or config.data.context
+    trained, device = open_pretrained(checkpoint), groups.device()
+    context = context or trained.context
     stride = stride or context
     if not (0 < stride <= context and batch > 0):
         raise DataError(f"stride {stride} must lie in 1 … {context} (the context), and batch {batch} be ≥ 1")
-    model, device = GPT(config.model), groups.device()
-    load_weights(model, step)
-    model.to(device).eval()
-    tokenizer = Tokenizer(step / "tokenizer.model")
+    model, tokenizer = trained.model.to(device), Tokenizer(trained.tokenizer)
 
     tally, began = Tally(tokenizer.token_bytes(), context), time.perf_counter()
     text_bytes = 0
@@ -80,8 +78,8 @@ def evaluate(checkpoint: str, data: str, context: int | None, stride: int | None
         raise DataError(f"{data} holds no text to score")
     return {
         "schema_version": 1,
-        "checkpoint": str(step),
-        "step": read_state(step)["step"],
+        "checkpoint": str(trained.folder),
+        "step": trained.step,
         "data": str(data),
         **tally.report(text_bytes),
         "window": context,

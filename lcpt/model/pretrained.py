@@ -20,8 +20,8 @@ from typing import NamedTuple
 import torch
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from lcpt.checkpoint import CheckpointError, find_checkpoint, read_manifest, read_state, read_tensors
@@ -103,8 +103,11 @@ def _open_export(folder: Path) -> Pretrained:
         if content["files"].get(name) != _seal(file):
             raise CheckpointError(f"{file} is damaged, or of another export: {CONFIG} states another size or sha256; "
                                   f"{REMEDY}")
-    config = _model_config(content["model"], folder / CONFIG)
-    model = _build(config, _read_weights(folder / WEIGHTS), folder / WEIGHTS)
+    try:
+        tensors = load_file(folder / WEIGHTS)
+    except SafetensorError as error:
+        raise CheckpointError(f"{folder / WEIGHTS} is no safetensors file ({first_line(error)}); {REMEDY}") from error
+    model = _build(_model_config(content["model"], folder / CONFIG), tensors, folder / WEIGHTS)
     return Pretrained(folder, model, folder / TOKENIZER, content["context"], content["step"], content["tokens"])
 
 
@@ -151,25 +154,16 @@ def _model_config(section: Mapping, path: Path) -> ModelConfig:
                               "use the lcpt that wrote it") from error
 
 
-def _read_weights(path: Path) -> dict[str, Tensor]:
-    """name -> fp32 tensor, copied out of the file's mapping: sums may differ in the last bit with its alignment."""
-    try:
-        with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name).to(torch.float32, copy=True) for name in file.keys()}
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path} is no readable safetensors file ({first_line(error)}); {REMEDY}") from error
-
-
 def _build(config: ModelConfig, tensors: Mapping[str, Tensor], source: Path) -> GPT:
-    """The model that these tensors are, without drawing random weights first."""
-    with torch.device("meta"):
+    with torch.random.fork_rng(devices=[]):  # the weights that it begins with are drawn
         model = GPT(config)
     wanted = model.state_dict()
     for name in sorted(tensors.keys() | wanted.keys()):
         there, here = (list(x[name].shape) if name in x else "absent" for x in (tensors, wanted))
         if there != here:
-            raise CheckpointError(f"{source} holds another model: {name} is {there} there and {here} in this config")
-    model.load_state_dict(tensors, assign=True)
+            raise CheckpointError(f"{source} holds another model: {name} is {there} there and {here} in its config; "
+                                  "use the lcpt that wrote it")
+    model.load_state_dict(tensors)
     return model.eval()
 
 

@@ -7,10 +7,11 @@ import shutil
 
 import pytest
 
-from lcpt.checkpoint import write_checkpoint
+from lcpt.checkpoint import Slice, open_partial, seal, write_piece
 from lcpt.config import load_config, to_yaml
 from lcpt.data import Corpus, Tokenizer
 from lcpt.model import GPT
+from lcpt.model.pretrained import write_export
 
 
 @pytest.fixture(scope="module")
@@ -26,8 +27,16 @@ def run_folder(tmp_path_factory, train_folder):
     (run / "config.yaml").write_text(to_yaml(config))
     model = GPT(config.model)
     attachments = {"config.yaml": run / "config.yaml", "tokenizer.model": train_folder / "tokenizer.model"}
-    write_checkpoint(run / "checkpoints", 7, {"weights": model.state_dict()}, {"step": 7}, attachments)
+    weights = [Slice(name, tuple(x.shape), 0, x.flatten()) for name, x in model.state_dict().items()]
+    partial = open_partial(run / "checkpoints", 7)
+    seal(partial, 7, [write_piece(partial, 0, {"weights": weights})], {"step": 7, "tokens": 700}, attachments)
     return run
+
+
+@pytest.fixture
+def export(run_folder, tmp_path):
+    write_export(run_folder, tmp_path / "export")
+    return tmp_path / "export"
 
 
 @pytest.fixture
@@ -43,7 +52,7 @@ def evaluate(call_tool, run_folder, valid_folder, tmp_path):
     return call
 
 
-def test_scores_every_byte_once(evaluate, valid_folder):
+def test_scores_every_byte_once(evaluate, run_folder, valid_folder):
     code, report, _ = evaluate()
     assert code == 0
     manifest = Corpus(valid_folder).manifest
@@ -53,6 +62,7 @@ def test_scores_every_byte_once(evaluate, valid_folder):
         report["loss"] * report["tokens_scored"] / report["bytes_scored"] / math.log(2))
     assert report["perplexity"] == pytest.approx(math.exp(report["loss"]))
     assert report["loss"] == pytest.approx(math.log(330), rel=0.05)  # an untrained model knows nothing
+    assert report["checkpoint"] == str(run_folder / "checkpoints/step-00000007")
     assert report["step"] == 7 and report["window"] == report["stride"] == 64
     assert sum(part["tokens"] for part in report["loss_by_position"]) == report["tokens_scored"]
     low, high = report["bits_per_byte_interval"]
@@ -100,6 +110,25 @@ def test_an_output_that_cannot_be_written_is_said_before_the_work(evaluate, tmp_
 def test_foreign_tokenizer_is_named(evaluate, make_corpus):
     code, report, said = evaluate("--data", make_corpus(seed=9))
     assert code == 2 and report is None and "another tokenizer" in said
+
+
+def test_an_export_gives_the_numbers_of_its_step(evaluate, run_folder, export):
+    step = run_folder / "checkpoints/step-00000007"
+    reports = []
+    for folder in (step, export):
+        code, report, _ = evaluate("--checkpoint", folder)
+        assert code == 0 and report.pop("checkpoint") == str(folder) and report["step"] == 7
+        del report["tokens_per_second"], report["peak_memory_bytes"]
+        reports.append(report)
+    assert reports[0] == reports[1] and reports[1]["window"] == 64
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", "config.json", "tokenizer.model"])
+def test_a_damaged_export_is_named(evaluate, export, file):
+    (export / file).unlink()
+    code, report, said = evaluate("--checkpoint", export)
+    assert code == 2 and report is None and said.startswith("error: ") and len(said.splitlines()) == 1
+    assert str(export / file) in said
 
 
 def test_damaged_weights_are_named(evaluate, run_folder, tmp_path):

@@ -1,0 +1,127 @@
+"""tools/export.py on a checkpoint that was never trained."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from lcpt.attention import AttentionConfig
+from lcpt.checkpoint import Slice, open_partial, seal, write_piece
+from lcpt.config import Config, to_yaml
+from lcpt.data import DataConfig
+from lcpt.model import GPT, ModelConfig, load_pretrained
+from lcpt.training.run_folder import RunConfig
+
+TOOL = Path(__file__).parents[2] / "tools/export.py"
+MODEL = ModelConfig(n_layers=2, d_model=32, n_heads=2, vocab_size=330, attention=AttentionConfig(block_size=16))
+
+
+@pytest.fixture
+def model():
+    return GPT(MODEL)
+
+
+@pytest.fixture
+def run_folder(model, train_folder, tmp_path):
+    """A run with the steps 3 and 7, alike."""
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "config.yaml").write_text(to_yaml(Config(
+        run=RunConfig("unused"), model=MODEL, data=DataConfig(path="unused", context=64))))
+    attachments = {"config.yaml": run / "config.yaml", "tokenizer.model": train_folder / "tokenizer.model"}
+    weights = [Slice(name, tuple(x.shape), 0, x.flatten()) for name, x in model.state_dict().items()]
+    for step in (3, 7):
+        partial, state = open_partial(run / "checkpoints", step), {"step": step, "tokens": 128 * step}
+        seal(partial, step, [write_piece(partial, 0, {"weights": weights})], state, attachments)
+    return run
+
+
+@pytest.fixture
+def export(call_tool, run_folder, tmp_path):
+    """export(*arguments) -> (exit code, stdout, stderr), of run_folder to tmp_path / "export" unless they say else."""
+    return lambda *arguments: call_tool(
+        "export", "--checkpoint", run_folder, "--output", tmp_path / "export", *arguments)
+
+
+def test_as_a_user_types_it(run_folder, model, train_folder, tmp_path):
+    """In a folder of its own, without deepspeed and triton."""
+    without = "import runpy, sys; sys.modules |= dict.fromkeys(('deepspeed', 'triton')); "
+    program = without + f"sys.argv[0] = {str(TOOL)!r}; runpy.run_path(sys.argv[0], run_name='__main__')"
+    done = subprocess.run([sys.executable, "-c", program, "--checkpoint", "run", "--output", "exports/mine"],
+                          cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0 and done.stderr == ""
+    folder = tmp_path / "exports/mine"
+    loaded, tokens = load_pretrained(folder), torch.arange(40)[None]
+    assert loaded.config == MODEL and torch.equal(loaded(tokens), model(tokens))
+    assert (folder / "tokenizer.model").read_bytes() == (train_folder / "tokenizer.model").read_bytes()
+    parameters = sum(p.numel() for p in model.parameters())
+    rows = [line.split(maxsplit=1) for line in done.stdout.splitlines()]
+    assert rows[:2] == [["parameters", f"{parameters:,}"], ["trained", "7 steps, 896 tokens, 64 a sequence"]]
+    assert done.stdout.splitlines()[2].endswith(" exports/mine")
+    assert dict(rows[3:]) == {file.name: f"{file.stat().st_size:,} bytes" for file in folder.iterdir()}
+
+
+def test_a_run_is_its_newest_step_and_a_step_is_itself(export, run_folder, tmp_path):
+    steps = []
+    for n, source in enumerate((run_folder, run_folder / "checkpoints/step-00000003")):
+        code, _, _ = export("--checkpoint", source, "--output", tmp_path / str(n))
+        content = json.loads((tmp_path / str(n) / "config.json").read_text())
+        steps.append((code, content["step"], content["tokens"]))
+    assert steps == [(0, 7, 896), (0, 3, 384)]
+
+
+@pytest.mark.parametrize("arguments, named", [
+    (["--checkpoint", "absent"], "absent is no run folder"),
+    (["--checkpoint", TOOL.parent], "tools is no run folder"),
+    (["--output", TOOL.parent], "tools exists and is no empty folder; choose another --output"),
+    (["--output", TOOL], "export.py exists and is no empty folder; choose another --output"),
+    (["--output", TOOL / "below"], "export.py"),
+], ids=str)
+def test_bad_input_is_one_line(export, tmp_path, arguments, named):
+    code, out, said = export(*arguments)
+    assert code == 2 and out == "" and said.startswith("error: ") and len(said.splitlines()) == 1 and named in said
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+@pytest.mark.parametrize("file", ["weights-00000.safetensors", "config.yaml", "tokenizer.model", "state.json"])
+def test_a_damaged_checkpoint_is_named(export, run_folder, tmp_path, file):
+    path = run_folder / "checkpoints/step-00000007" / file
+    content = path.read_bytes()
+    path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    code, out, said = export()
+    assert code == 2 and out == "" and said.startswith(f"error: {path} ") and len(said.splitlines()) == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+def test_a_second_export_leaves_the_first(export, tmp_path):
+    assert export()[0] == 0
+    before = {path.name: path.read_bytes() for path in (tmp_path / "export").iterdir()}
+    code, _, said = export()
+    assert code == 2 and "choose another --output" in said
+    assert {path.name: path.read_bytes() for path in (tmp_path / "export").iterdir()} == before
+
+
+def test_while_another_process_writes_there(export, tmp_path):
+    from lcpt.data.folder import new_folder
+
+    with new_folder(tmp_path / "export"):
+        code, _, said = export()
+    assert code == 2 and "another process writes there" in said and len(said.splitlines()) == 1
+
+
+def test_ctrl_c_in_the_middle(export, tmp_path, monkeypatch):
+    def interrupted(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("lcpt.model.pretrained.save_file", interrupted)
+    code, out, said = export()
+    assert code == 130 and out == "" and said == "error: interrupted; nothing was left behind\n"
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+def test_help_has_an_example():
+    done = subprocess.run([sys.executable, TOOL, "--help"], capture_output=True, text=True)
+    assert done.returncode == 0 and "python tools/export.py --checkpoint" in done.stdout
