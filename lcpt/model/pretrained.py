@@ -29,6 +29,7 @@ from lcpt.checkpoint.files import self_hash, sha256_of
 from lcpt.data.errors import first_line
 from lcpt.data.folder import new_folder
 from lcpt.model.gpt import GPT, ModelConfig
+from lcpt.model.weights import fill
 
 SCHEMA_VERSION = 1
 WEIGHTS, CONFIG, TOKENIZER = "model.safetensors", "config.json", "tokenizer.model"
@@ -157,13 +158,7 @@ def _model_config(section: Mapping, path: Path) -> ModelConfig:
 def _build(config: ModelConfig, tensors: Mapping[str, Tensor], source: Path) -> GPT:
     with torch.random.fork_rng(devices=[]):  # the weights that it begins with are drawn
         model = GPT(config)
-    wanted = model.state_dict()
-    for name in sorted(tensors.keys() | wanted.keys()):
-        there, here = (list(x[name].shape) if name in x else "absent" for x in (tensors, wanted))
-        if there != here:
-            raise CheckpointError(f"{source} holds another model: {name} is {there} there and {here} in its config; "
-                                  "use the lcpt that wrote it")
-    model.load_state_dict(tensors)
+    fill(model, tensors, source)
     return model.eval()
 
 

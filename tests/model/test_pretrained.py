@@ -302,9 +302,9 @@ def test_a_key_that_is_newer_than_the_export_has_its_default(export):
 
 
 @pytest.mark.parametrize("changes, named", [
-    ({"n_layers": 3}, "blocks.2.attention.gamma is absent there and [2] in its config"),
-    ({"n_layers": 1}, "blocks.1.attention.gamma is [2] there and absent in its config"),
-    ({"d_ff": 24}, "blocks.0.feed_forward.down.weight is [16, 40] there and [16, 24] in its config"),
+    ({"n_layers": 3}, "blocks.2.attention.gamma is absent there and [2] in the config"),
+    ({"n_layers": 1}, "blocks.1.attention.gamma is [2] there and absent in the config"),
+    ({"d_ff": 24}, "blocks.0.feed_forward.down.weight is [16, 40] there and [16, 24] in the config"),
 ], ids=str)
 def test_weights_of_another_model_are_named(export, changes, named):
     rewrite(export, model=asdict(config(**changes)))
