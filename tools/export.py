@@ -15,8 +15,8 @@ from lcpt.model.pretrained import write_export
 EXAMPLE = """example:
   python tools/export.py --checkpoint runs/demo --output runs/demo/export
 
-In Python, lcpt.model.load_pretrained("runs/demo/export") is the model; the other tools take the folder as a
---checkpoint."""
+In Python, lcpt.model.load_pretrained("runs/demo/export") is the model. tools/evaluate.py takes the folder as its
+--checkpoint, too."""
 
 
 def main() -> int:
