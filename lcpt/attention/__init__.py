@@ -4,12 +4,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from lcpt.attention.base import Attention
+from lcpt.attention.base import GATES, Attention, LinearCost
+from lcpt.attention.fastmax import Fastmax, FastmaxConfig
+from lcpt.attention.feedforward import Feedforward, FeedforwardConfig
+from lcpt.attention.kernel import Kernel, KernelConfig
 from lcpt.attention.polynomial import Polynomial, PolynomialConfig
 from lcpt.attention.polysketch import Polysketch, PolysketchConfig
 from lcpt.attention.softmax import Softmax
 
-ATTENTION: dict[str, type[Attention]] = {"softmax": Softmax, "polynomial": Polynomial, "polysketch": Polysketch}
+ATTENTION: dict[str, type[Attention]] = {
+    "softmax": Softmax, "polynomial": Polynomial, "polysketch": Polysketch, "kernel": Kernel, "fastmax": Fastmax,
+    "feedforward": Feedforward,
+}
 
 
 @dataclass
@@ -17,13 +23,23 @@ class AttentionConfig:
     kind: str = "polysketch"
     pattern: list[str] = field(default_factory=list)  # kinds repeated over the layers; overrides kind
     block_size: int = 256  # tokens a block, for the kinds that have blocks
+    gate: str = "none"  # none | scalar | data: how much a token weighs less for each later one, in kinds with a state
     polynomial: PolynomialConfig = field(default_factory=PolynomialConfig)
     polysketch: PolysketchConfig = field(default_factory=PolysketchConfig)
+    kernel: KernelConfig = field(default_factory=KernelConfig)
+    fastmax: FastmaxConfig = field(default_factory=FastmaxConfig)
+    feedforward: FeedforwardConfig = field(default_factory=FeedforwardConfig)
 
     def __post_init__(self):
         for kind in (self.kind, *self.pattern):
             if kind not in ATTENTION:
                 raise ValueError(f"model.attention knows no kind {kind!r}; it knows {', '.join(sorted(ATTENTION))}")
+        if self.gate not in ("none", *GATES):
+            raise ValueError(f"model.attention.gate is {self.gate!r}; it is none, {' or '.join(GATES)}")
+        kinds = self.pattern or [self.kind]
+        if self.gate != "none" and not any(issubclass(ATTENTION[kind], LinearCost) for kind in kinds):
+            raise ValueError(f"model.attention.gate is {self.gate}, and {', '.join(kinds)} have no state to gate; "
+                             "take none, or a kind of linear cost")
         if self.block_size < 1:
             raise ValueError(f"model.attention.block_size is {self.block_size}; it must be ≥ 1")
 

@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
@@ -31,11 +32,15 @@ class Attention(nn.Module, ABC):
         heads = self.qkv(x).unflatten(-1, (-1, self.head_dim))  # [B, T, H + 2 Hkv, D]
         q, k, v = heads.split((self.n_heads, self.n_kv_heads, self.n_kv_heads), dim=2)
         q, k = rotate(self.q_norm(q), rotary), rotate(self.k_norm(k), rotary)
-        return self.out(self.attend(q, k, v).flatten(2))
+        return self.out(self.attend(q, k, v, self.gate(x)).flatten(2))
+
+    def gate(self, x: Tensor) -> Tensor | None:
+        """x [B, T, d_model] -> log gate, fp32 [B, T, Hkv], ≤ 0; None in kinds that have none."""
+        return None
 
     @abstractmethod
-    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """q [B, T, H, D]; k, v [B, T, Hkv, D]; normed and rotated -> o [B, T, H, D]."""
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, log_gate: Tensor | None = None) -> Tensor:
+        """q [B, T, H, D]; k, v [B, T, Hkv, D], normed and rotated; log_gate [B, T, Hkv] -> o [B, T, H, D]."""
 
     @abstractmethod
     def attend_flops(self, context: int) -> tuple[float, float]:
@@ -44,6 +49,77 @@ class Attention(nn.Module, ABC):
     @abstractmethod
     def state_bytes(self, context: int) -> int:
         """Bytes that a sequence of `context` tokens leaves behind for decoding the next one, fp32."""
+
+
+class LinearCost(Attention):
+    """A kind with exact weights in the last blocks and a state of features before them; it may have a gate."""
+
+    local_blocks = 1
+
+    def __init__(self, d_model: int, n_heads: int, n_kv_heads: int, config: AttentionConfig):
+        super().__init__(d_model, n_heads, n_kv_heads, config)
+        self.block_size = config.block_size
+        self.gate_module = GATES[config.gate](d_model, n_kv_heads) if config.gate in GATES else None
+
+    def gate(self, x: Tensor) -> Tensor | None:
+        return None if self.gate_module is None else self.gate_module(x)
+
+    @abstractmethod
+    def features(self) -> int:
+        """F: rows of the state of a head."""
+
+    @abstractmethod
+    def score_size(self) -> int:
+        """Length of the vectors whose product is a weight inside the last blocks."""
+
+    @abstractmethod
+    def map_flops(self) -> float:
+        """FLOPs that make features of one query or key of one head, before attention begins."""
+
+    @abstractmethod
+    def tail_numbers(self) -> int:
+        """Numbers that a key-value head keeps of a token which has not yet gone over into the state."""
+
+    def attend_flops(self, context: int) -> tuple[float, float]:
+        reach = self.block_size * self.local_blocks
+        maps = (self.n_heads + self.n_kv_heads) * self.map_flops()
+        scores = 2.0 * self.n_heads * self.score_size() * min(context, reach)  # tiles are computed whole
+        values = 2.0 * self.n_heads * self.head_dim * min(context, reach)
+        state = 2.0 * self.n_heads * self.head_dim * self.features() * (context > reach)
+        forward = maps + scores + values + 2 * state  # keys into the state, queries out of it
+        return forward, 2 * maps + 3 * scores + 2 * values + 5 * state  # backward makes scores and state anew
+
+    def state_bytes(self, context: int) -> int:
+        tail = self.block_size * self.local_blocks * self.tail_numbers()
+        return 4 * self.n_kv_heads * (self.features() * (self.head_dim + 1) + tail)
+
+
+class ScalarGate(nn.Module):
+    """log g = log σ(b), learned per key-value head, e^−0.001 at first: [B, T, d_model] -> fp32 [B, T, Hkv]."""
+
+    def __init__(self, d_model: int, n_kv_heads: int):
+        super().__init__()
+        self.bias = nn.Parameter(torch.full((n_kv_heads,), GATE_BIAS))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.logsigmoid(self.bias.float()).expand(*x.shape[:2], -1)
+
+
+class DataGate(nn.Module):
+    """log g_t = log σ(W x_t + b), e^−0.001 at first (power attention, arXiv 2507.04239)."""
+
+    def __init__(self, d_model: int, n_kv_heads: int):
+        super().__init__()
+        self.projection = nn.Linear(d_model, n_kv_heads)
+        nn.init.zeros_(self.projection.weight)
+        nn.init.constant_(self.projection.bias, GATE_BIAS)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.logsigmoid(self.projection(x).float())
+
+
+GATE_BIAS = 6.906768  # σ of it is 0.999: a memory of a thousand tokens
+GATES = {"scalar": ScalarGate, "data": DataGate}
 
 
 def rotary_table(tokens: int, head_dim: int, base: float, device: torch.device) -> tuple[Tensor, Tensor]:

@@ -24,7 +24,7 @@ class Polynomial(Attention):
         super().__init__(d_model, n_heads, n_kv_heads, config)
         self.degree = config.polynomial.degree
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, log_gate: Tensor | None = None) -> Tensor:
         return polynomial_attention(q, k, v, degree=self.degree, scale=1 / self.head_dim)
 
     def attend_flops(self, context: int) -> tuple[float, float]:

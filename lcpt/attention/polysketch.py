@@ -13,7 +13,7 @@ from lcpt_kernels import squared_attention
 from lcpt_kernels.features import QuadraticFeatures
 from torch import Tensor, nn
 
-from lcpt.attention.base import Attention
+from lcpt.attention.base import LinearCost
 from lcpt.attention.sketch import GaussianSketch, LearnedSketch
 
 DEGREE = 4  # a sketch of degree two, squared
@@ -35,36 +35,34 @@ class PolysketchConfig:
             raise ValueError(f"model.attention.polysketch.local_blocks is {self.local_blocks}; it is 1 or 2")
 
 
-class Polysketch(Attention):
+class Polysketch(LinearCost):
     def __init__(self, d_model, n_heads, n_kv_heads, config):
         super().__init__(d_model, n_heads, n_kv_heads, config)
         own: PolysketchConfig = config.polysketch
-        self.block_size, self.local_blocks, self.size = config.block_size, own.local_blocks, own.size
+        self.local_blocks, self.size = own.local_blocks, own.size
         self.gamma = nn.Parameter(torch.zeros(n_heads))
         if own.sketch == "gaussian":
             self.sketch = GaussianSketch(self.head_dim, own.size)
         else:
             self.sketch = LearnedSketch(self.head_dim, own.size, own.expansion)
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, log_gate: Tensor | None = None) -> Tensor:
         a = self.sketch(q) * torch.exp(self.gamma / 2)[:, None]
         b = self.sketch(k)
         o, _ = squared_attention(
             a, b, v, q=q, k=k, degree=DEGREE, scale=1 / self.head_dim, block_size=self.block_size,
-            local_blocks=self.local_blocks,
+            local_blocks=self.local_blocks, log_gate=log_gate,
         )
         return o
 
-    def attend_flops(self, context: int) -> tuple[float, float]:
-        sketches = (self.n_heads + self.n_kv_heads) * self.sketch.flops()
-        product = 2 * self.n_heads * self.head_dim
-        near = product * min(context, self.block_size * self.local_blocks)  # one matrix product over the local tile
-        far = product * self._features() * (context > self.block_size * self.local_blocks)  # one with the state
-        return sketches + 2 * near + 2 * far, 2 * sketches + 5 * near + 5 * far
-
-    def state_bytes(self, context: int) -> int:
-        tail = self.block_size * self.local_blocks * (2 * self.head_dim + self.size)
-        return 4 * self.n_kv_heads * (self._features() * (self.head_dim + 1) + tail)
-
-    def _features(self) -> int:
+    def features(self) -> int:
         return QuadraticFeatures(self.size, (0, 0, 1)).dimension
+
+    def score_size(self) -> int:
+        return self.head_dim
+
+    def map_flops(self) -> float:
+        return self.sketch.flops()
+
+    def tail_numbers(self) -> int:
+        return 2 * self.head_dim + self.size

@@ -87,10 +87,13 @@ def write_piece(partial: Path, rank: int, groups: Mapping[str, Sequence[Slice]])
     piece = {"tensors": {}, "files": {}}
     for group, slices in groups.items():
         path = partial / f"{group}-{rank:05d}.safetensors"
+        path.touch()
+        mode = path.stat().st_mode
         try:
             save_file({part.name: part.data for part in slices}, path)
         except SafetensorError as error:  # what it makes of the system's errors
             raise OSError(f"{path}: {error}") from error
+        path.chmod(mode)  # save_file lets nobody else read it
         piece["files"][path.name] = _finish(path)
         piece["tensors"][group] = {
             name: {"shape": list(shape), "slices": [{"file": path.name, "start": start, "stop": start + len(data)}]}

@@ -6,17 +6,30 @@ import pytest
 import torch
 
 from lcpt.attention import ATTENTION, Attention, AttentionConfig
-from lcpt.attention.base import rotary_table, rotate
+from lcpt.attention.base import LinearCost, rotary_table, rotate
+from lcpt.attention.fastmax import FastmaxConfig
+from lcpt.attention.feedforward import FeedforwardConfig
+from lcpt.attention.kernel import KernelConfig
 from lcpt.attention.polysketch import PolysketchConfig
 
 BLOCK, D_MODEL, HEADS, HEAD_DIM = 4, 16, 4, 4
 VARIANTS = {
     "softmax": ("softmax", {}),
     "polynomial": ("polynomial", {}),
-    "polysketch": ("polysketch", {}),
-    "polysketch-2-blocks": ("polysketch", {"local_blocks": 2}),
-    "polysketch-gaussian": ("polysketch", {"sketch": "gaussian"}),
+    "polysketch": ("polysketch", {"size": 8}),
+    "polysketch-2-blocks": ("polysketch", {"size": 8, "local_blocks": 2}),
+    "polysketch-gaussian": ("polysketch", {"size": 8, "sketch": "gaussian"}),
+    "kernel-elu1": ("kernel", {"feature_map": "elu1"}),
+    "kernel-relu": ("kernel", {"feature_map": "relu", "size": 6}),
+    "kernel-favor": ("kernel", {"feature_map": "favor"}),
+    "kernel-hedgehog": ("kernel", {"feature_map": "hedgehog"}),
+    "fastmax-1": ("fastmax", {"order": 1}),
+    "fastmax-2": ("fastmax", {"order": 2}),
+    "feedforward-ffn": ("feedforward", {"map": "ffn"}),
+    "feedforward-oglu": ("feedforward", {"map": "oglu", "layers": 2}),
+    "feedforward-aoglu": ("feedforward", {"map": "aoglu"}),
 }
+LINEAR = [name for name, (kind, _) in VARIANTS.items() if issubclass(ATTENTION[kind], LinearCost)]
 
 
 @pytest.fixture(params=VARIANTS)
@@ -24,10 +37,12 @@ def variant(request):
     return request.param
 
 
-def build(variant, kv_heads=HEADS) -> Attention:
+def build(variant, kv_heads=HEADS, gate="none") -> Attention:
     kind, own = VARIANTS[variant]
     torch.manual_seed(0)
-    config = AttentionConfig(block_size=BLOCK, polysketch=PolysketchConfig(**({"size": 8} | own)))
+    config = AttentionConfig(kind=kind, block_size=BLOCK, gate=gate)
+    for name, value in own.items():
+        setattr(getattr(config, kind), name, value)
     return ATTENTION[kind](D_MODEL, HEADS, kv_heads, config)
 
 
@@ -126,8 +141,9 @@ def test_rope_keeps_norms_and_the_first_token():
     assert torch.equal(turned[:, 0], x[:, 0]) and not torch.allclose(turned[:, 1], x[:, 1])
 
 
-def test_cost_of_polysketch_does_not_grow_with_the_context():
-    module = build("polysketch")
+@pytest.mark.parametrize("variant", LINEAR)
+def test_linear_cost_does_not_grow_with_the_context(variant):
+    module = build(variant)
     assert module.attend_flops(1_000) == module.attend_flops(100_000)
     assert module.state_bytes(1_000) == module.state_bytes(100_000)
     assert sum(module.attend_flops(BLOCK)) < sum(module.attend_flops(BLOCK + 1))  # no state inside the first block
@@ -143,7 +159,7 @@ def test_cost_of_quadratic_kinds_grows_with_the_context(kind):
     assert module.state_bytes(1_000) == 4 * 2 * D_MODEL * 1_000
 
 
-@pytest.mark.parametrize("kind", ["polynomial", "polysketch"])
+@pytest.mark.parametrize("kind", ["polynomial", "polysketch", "kernel", "fastmax", "feedforward"])
 def test_stated_flops_are_what_pytorch_counts(kind):
     """Forward, and forward with backward, within 15 %: the column of ones, and tiles on the diagonal."""
     from torch.utils.flop_counter import FlopCounterMode
@@ -178,6 +194,16 @@ def test_wrong_settings_are_named(wrong, named):
         AttentionConfig(**wrong)
 
 
+@pytest.mark.parametrize("config, wrong, named", [
+    (KernelConfig, {"feature_map": "cosine"}, "'cosine'"), (KernelConfig, {"size": 0}, "size is 0"),
+    (FastmaxConfig, {"order": 3}, "order is 3"), (FeedforwardConfig, {"map": "mlp"}, "'mlp'"),
+    (FeedforwardConfig, {"layers": 0}, "layers is 0"),
+])
+def test_wrong_settings_of_kernels_are_named(config, wrong, named):
+    with pytest.raises(ValueError, match=named):
+        config(**wrong)
+
+
 @pytest.mark.parametrize("wrong, named", [
     ({"sketch": "srht"}, "'srht'"), ({"size": 0}, "size 0"), ({"expansion": 0}, "expansion 0"),
     ({"local_blocks": 3}, "local_blocks is 3"),
@@ -185,3 +211,70 @@ def test_wrong_settings_are_named(wrong, named):
 def test_wrong_settings_of_polysketch_are_named(wrong, named):
     with pytest.raises(ValueError, match=named):
         PolysketchConfig(**wrong)
+
+
+@pytest.mark.parametrize("variant", LINEAR)
+@pytest.mark.parametrize("gate", ["scalar", "data"])
+@pytest.mark.parametrize("kv_heads", [4, 2])
+def test_gates(variant, gate, kv_heads):
+    """Causal, of the length of the input, nearly open at first; shut, a token sees itself alone; it learns."""
+    module, x = build(variant, kv_heads, gate), torch.randn(2, 18, D_MODEL)
+    ungated = build(variant, kv_heads)
+    ungated.load_state_dict({n: w for n, w in module.state_dict().items() if not n.startswith("gate")})
+    nearly, without = module(x, rotary(18)), ungated(x, rotary(18))
+    assert (nearly - without).norm() / without.norm() < 0.02 and not torch.equal(nearly, without)
+    y = torch.cat((x[:, :7], torch.randn(2, 11, D_MODEL)), dim=1)
+    torch.testing.assert_close(module(y, rotary(18))[:, :7], nearly[:, :7], rtol=0, atol=1e-6)
+    nearly.square().sum().backward()
+    assert all(p.grad.norm() > 0 for p in module.gate_module.parameters() if p.ndim == 1)
+    with torch.no_grad():
+        for parameter in module.gate_module.parameters():
+            parameter.fill_(-1e4 if parameter.ndim == 1 else 0)
+    shut = module(x, rotary(18))
+    for t in (0, 5, 17):
+        alone = module(x[:, t : t + 1], tuple(table[t : t + 1] for table in rotary(18)))
+        torch.testing.assert_close(shut[:, t : t + 1], alone, rtol=1e-4, atol=1e-5)
+
+
+def test_a_gate_without_a_state_is_refused():
+    with pytest.raises(ValueError, match="no state to gate"):
+        AttentionConfig(kind="softmax", gate="data")
+    with pytest.raises(ValueError, match="'open'"):
+        AttentionConfig(gate="open")
+    AttentionConfig(pattern=["polysketch", "softmax"], gate="data")
+
+
+@pytest.mark.parametrize("variant", [name for name in LINEAR if not name.startswith("polysketch")])
+def test_kernels_weigh_as_defined(variant):
+    """Head by head, with weights made from the map alone and one normaliser; blocks change nothing."""
+    module = build(variant).double()
+    q, k, v = torch.randn(3, 1, 11, HEADS, HEAD_DIM, dtype=torch.float64)
+    o = module.attend(q, k, v)
+    for head in range(HEADS):
+        if variant.startswith("fastmax"):
+            s = torch.cosine_similarity(q[0, :, None, head], k[0, None, :, head], dim=-1)
+            weights = 1 + s + (s.square() / 2 if variant.endswith("2") else 0)
+        elif variant.startswith("feedforward"):
+            weights = module.phi(q)[0, :, head] @ module.phi(k)[0, :, head].T
+        else:
+            weights = module.feature_map(q, True)[0, :, head] @ module.feature_map(k, False)[0, :, head].T
+        weights = weights.tril()
+        assert (weights >= 0).all()
+        torch.testing.assert_close(o[0, :, head], weights @ v[0, :, head] / weights.sum(1, keepdim=True), rtol=1e-6,
+                                   atol=1e-6)
+
+
+def test_normalisation_over_the_sequence_would_leak():
+    """What the published fastmax does, and this one does not: a later, longer key changes earlier weights."""
+    q, k, v = torch.randn(3, 1, 9, HEADS, HEAD_DIM)
+    longer = torch.cat((k[:, :-1], 100 * k[:, -1:]), dim=1)
+    module = build("fastmax-2")
+    assert torch.equal(module.attend(q, k, v)[:, :-1], module.attend(q, longer, v)[:, :-1])
+
+    def published(k):
+        k = k / k.norm(dim=-1).amax(dim=1, keepdim=True)[..., None]
+        s = torch.einsum("bthd,bshd->bhts", q, k)
+        weights = (1 + s + s.square() / 2).tril()
+        return (weights @ v.transpose(1, 2) / weights.sum(-1, keepdim=True)).transpose(1, 2)
+
+    assert not torch.allclose(published(k)[:, :-1], published(longer)[:, :-1], atol=1e-2)

@@ -89,6 +89,15 @@ def test_the_same_state_gives_the_same_bytes(write, tmp_path):
     assert {path.name: path.read_bytes() for path in write().iterdir()} == first
 
 
+@pytest.mark.parametrize("umask, mode", [(0o022, 0o644), (0o027, 0o640)])
+def test_whoever_may_read_one_file_may_read_all(write, umask, mode):
+    before = os.umask(umask)
+    try:
+        assert {path.stat().st_mode & 0o777 for path in write().iterdir()} == {mode}
+    finally:
+        os.umask(before)
+
+
 def with_slices(step, slices):
     """The weights' matrix in slices (start, stop), each in a file of its own."""
     manifest = json.loads((step / "manifest.json").read_text())

@@ -1,0 +1,92 @@
+"""Feature maps φ: R^d -> R^m with φ ≥ 0, so that φ(q)·φ(k) is a weight; matrices are those of a key-value head.
+
+Arguments are [B, T, H, d] with H query or key heads, results [B, T, H, m]. `size` is m, `flops` those of one vector.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+TINY = 1e-6  # keeps a feature, and so a normaliser, above zero
+
+
+def per_head(x: Tensor, matrices: Tensor) -> Tensor:
+    """x [B, T, H, d] times the matrix of each head's key-value head, [Hkv, d, m] -> [B, T, H, m]."""
+    grouped = x.unflatten(2, (matrices.shape[0], -1))
+    return torch.einsum("bthgd,hdm->bthgm", grouped, matrices.to(x.dtype)).flatten(2, 3)
+
+
+class Elu1(nn.Module):
+    """φ(x) = elu(x) + 1 (arXiv 2006.16236). m = d, nothing to learn."""
+
+    def __init__(self, n_kv_heads: int, head_dim: int, size: int | None):
+        super().__init__()
+        self.size, self.flops = head_dim, 0.0
+
+    def forward(self, x: Tensor, is_query: bool) -> Tensor:
+        return F.elu(x) + 1
+
+
+class Relu(nn.Module):
+    """φ(x) = relu(W x + b): the learned map of T2R (arXiv 2103.13076). m = `size`, else d."""
+
+    def __init__(self, n_kv_heads: int, head_dim: int, size: int | None):
+        super().__init__()
+        self.size = size or head_dim
+        self.flops = 2.0 * head_dim * self.size
+        self.W = nn.Parameter(torch.randn(n_kv_heads, head_dim, self.size) * head_dim**-0.5)
+        self.b = nn.Parameter(torch.zeros(n_kv_heads, 1, self.size))
+
+    def forward(self, x: Tensor, is_query: bool) -> Tensor:
+        bias = self.b.repeat_interleave(x.shape[2] // self.b.shape[0], dim=0)[:, 0]  # [H, m]
+        return F.relu(per_head(x, self.W) + bias.to(x.dtype)) + TINY
+
+
+class Favor(nn.Module):
+    """φ(x) = exp(ω·x' − |x'|²/2) / √m with x' = x / d^¼: FAVOR+ (arXiv 2009.14794), E[φ(q)·φ(k)] = exp(q·k/√d).
+
+    The rows ω are orthogonal within blocks of d, with the norms of Gaussian vectors; drawn once, they travel with the
+    weights. Exponents are taken in fp32. A query's greatest is subtracted, which cancels against the normaliser; that
+    of the keys must not be, since it would look into the future, but the LayerNorm before this map bounds them.
+    m = `size`, else 2 d.
+    """
+
+    def __init__(self, n_kv_heads: int, head_dim: int, size: int | None):
+        super().__init__()
+        self.size = size or 2 * head_dim
+        self.flops = 2.0 * head_dim * self.size
+        self.register_buffer("omega", torch.stack([orthogonal_rows(self.size, head_dim) for _ in range(n_kv_heads)]))
+
+    def forward(self, x: Tensor, is_query: bool) -> Tensor:
+        scaled = x.float() * x.shape[-1] ** -0.25
+        exponents = per_head(scaled, self.omega.float().mT) - scaled.square().sum(-1, keepdim=True) / 2
+        if is_query:
+            exponents = exponents - exponents.detach().amax(-1, keepdim=True)
+        return ((exponents.exp() + TINY) * self.size**-0.5).to(x.dtype)
+
+
+class Hedgehog(nn.Module):
+    """φ(x) = [softmax(W x), softmax(−W x)] (arXiv 2402.04347), W the identity at first. m = 2 d."""
+
+    def __init__(self, n_kv_heads: int, head_dim: int, size: int | None):
+        super().__init__()
+        self.size, self.flops = 2 * head_dim, 2.0 * head_dim**2
+        self.W = nn.Parameter(torch.eye(head_dim).repeat(n_kv_heads, 1, 1))
+
+    def forward(self, x: Tensor, is_query: bool) -> Tensor:
+        y = per_head(x, self.W)
+        return torch.cat((y.softmax(-1), (-y).softmax(-1)), dim=-1)
+
+
+FEATURE_MAPS = {"elu1": Elu1, "relu": Relu, "favor": Favor, "hedgehog": Hedgehog}
+
+
+def orthogonal_rows(rows: int, dimension: int) -> Tensor:
+    """[rows, dimension]: Gaussian in every row, orthogonal within each `dimension` rows."""
+    blocks = []
+    for _ in range(-(-rows // dimension)):
+        Q, R = torch.linalg.qr(torch.randn(dimension, dimension))
+        blocks.append((Q * R.diagonal().sign()).T)  # without the signs, some directions would be likelier than others
+    return torch.cat(blocks)[:rows] * torch.randn(rows, dimension).norm(dim=1, keepdim=True)

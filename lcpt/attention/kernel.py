@@ -1,0 +1,48 @@
+"""kernel: φ(q)·φ(k) of one feature map, near and far, at linear cost: linear attention, FLuRKA's kernel constituent."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Optional
+
+from lcpt_kernels import feature_attention
+from torch import Tensor
+
+from lcpt.attention.base import LinearCost
+from lcpt.attention.feature_maps import FEATURE_MAPS
+
+
+@dataclass
+class KernelConfig:
+    feature_map: str = "hedgehog"  # elu1 | relu | favor | hedgehog
+    size: Optional[int] = None  # noqa: UP045  features of relu and favor; None: their own default
+
+    def __post_init__(self):
+        if self.feature_map not in FEATURE_MAPS:
+            raise ValueError(f"model.attention.kernel.feature_map is {self.feature_map!r}; it is one of "
+                             f"{', '.join(FEATURE_MAPS)}")
+        if self.size is not None and self.size < 1:
+            raise ValueError(f"model.attention.kernel.size is {self.size}; it must be ≥ 1")
+
+
+class Kernel(LinearCost):
+    def __init__(self, d_model, n_heads, n_kv_heads, config):
+        super().__init__(d_model, n_heads, n_kv_heads, config)
+        own: KernelConfig = config.kernel
+        self.feature_map = FEATURE_MAPS[own.feature_map](n_kv_heads, self.head_dim, own.size)
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, log_gate: Tensor | None = None) -> Tensor:
+        phi_q, phi_k = self.feature_map(q, is_query=True), self.feature_map(k, is_query=False)
+        return feature_attention(phi_q, phi_k, v, log_gate=log_gate, block_size=self.block_size)[0]
+
+    def map_flops(self) -> float:
+        return self.feature_map.flops
+
+    def tail_numbers(self) -> int:
+        return self.feature_map.size + self.head_dim
+
+    def features(self) -> int:
+        return self.feature_map.size
+
+    def score_size(self) -> int:
+        return self.feature_map.size
