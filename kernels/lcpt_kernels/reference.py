@@ -13,9 +13,10 @@ from torch import Tensor
 def normalised_sum(weights: Tensor, v: Tensor, offset: float, log_gate: Tensor | None = None) -> Tensor:
     """o_t = Σ_{s ≤ t} w_ts e^{G_t − G_s} v_s / (offset + Σ_{s ≤ t} w_ts e^{G_t − G_s}), and 0/0 is 0.
 
-    weights [B, H, T, T], v [B, T, H, Dv], log_gate [B, T, H] with the running sum G -> o [B, T, H, Dv].
+    weights [B, H, T, T], v [B, T, H, Dv], log_gate [B, T, H] with the running sum G -> o [B, T, H, Dv]. With more keys
+    than queries, the last ones are of the same tokens.
     """
-    weights = weights.tril()
+    weights = weights.tril(weights.shape[3] - weights.shape[2])
     if log_gate is not None:
         G = log_gate.transpose(1, 2).cumsum(-1)
         weights = weights * (G[..., :, None] - G[..., None, :]).tril().exp()

@@ -1,4 +1,4 @@
-"""What every kind of attention shares: projections, norms of queries and keys, rotary positions."""
+"""What every kind of attention shares: projections, norms of queries and keys, rotary positions, gates."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class Attention(nn.Module, ABC):
-    """Multi-head causal self-attention, [B, T, d_model] -> [B, T, d_model]; a kind adds `attend`.
+    """Multi-head causal self-attention, [B, T, d_model] -> [B, T, d_model]; a kind adds `attend_from`.
 
     Queries and keys pass a LayerNorm over the head dimension before RoPE: softmax gains most from it at a high
     learning rate, and the polynomial kinds need bounded scores.
@@ -29,18 +29,30 @@ class Attention(nn.Module, ABC):
         self.out = nn.Linear(d_model, d_model, bias=False)
 
     def forward(self, x: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
+        return self.out(self.attend(*self.project(x, rotary)).flatten(2))
+
+    def extend(self, x: Tensor, rotary: tuple[Tensor, Tensor], state) -> tuple[Tensor, object]:
+        """The same for the continuation of a sequence that left `state`, None at its start; and the state after it."""
+        o, state = self.attend_from(state, *self.project(x, rotary), keep=True)
+        return self.out(o.flatten(2)), state
+
+    def project(self, x: Tensor, rotary: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        """q [B, T, H, D], k, v [B, T, Hkv, D], and the log gate."""
         heads = self.qkv(x).unflatten(-1, (-1, self.head_dim))  # [B, T, H + 2 Hkv, D]
         q, k, v = heads.split((self.n_heads, self.n_kv_heads, self.n_kv_heads), dim=2)
-        q, k = rotate(self.q_norm(q), rotary), rotate(self.k_norm(k), rotary)
-        return self.out(self.attend(q, k, v, self.gate(x)).flatten(2))
+        return rotate(self.q_norm(q), rotary), rotate(self.k_norm(k), rotary), v, self.gate(x)
 
     def gate(self, x: Tensor) -> Tensor | None:
         """x [B, T, d_model] -> log gate, fp32 [B, T, Hkv], ≤ 0; None in kinds that have none."""
         return None
 
-    @abstractmethod
     def attend(self, q: Tensor, k: Tensor, v: Tensor, log_gate: Tensor | None = None) -> Tensor:
         """q [B, T, H, D]; k, v [B, T, Hkv, D], normed and rotated; log_gate [B, T, Hkv] -> o [B, T, H, D]."""
+        return self.attend_from(None, q, k, v, log_gate, keep=False)[0]
+
+    @abstractmethod
+    def attend_from(self, state, q: Tensor, k: Tensor, v: Tensor, log_gate: Tensor | None, keep: bool):
+        """-> (o, the state after these tokens if `keep`): the continuation of what left `state`, None at the start."""
 
     @abstractmethod
     def attend_flops(self, context: int) -> tuple[float, float]:
@@ -49,6 +61,22 @@ class Attention(nn.Module, ABC):
     @abstractmethod
     def state_bytes(self, context: int) -> int:
         """Bytes that a sequence of `context` tokens leaves behind for decoding the next one, fp32."""
+
+
+class KeyValueCache(Attention):
+    """A kind whose state is every key and value so far: [B, P, Hkv, D] each."""
+
+    @abstractmethod
+    def attend_to(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """q [B, T, H, D] against k, v [B, P + T, Hkv, D], whose last T are of the same tokens."""
+
+    def attend_from(self, state, q: Tensor, k: Tensor, v: Tensor, log_gate: Tensor | None, keep: bool):
+        if state is not None:
+            k, v = (torch.cat((before, x), dim=1) for before, x in zip(state, (k, v), strict=True))
+        return self.attend_to(q, k, v), (k, v) if keep else None
+
+    def state_bytes(self, context: int) -> int:
+        return 4 * 2 * self.n_kv_heads * self.head_dim * context
 
 
 class LinearCost(Attention):
@@ -122,10 +150,12 @@ GATE_BIAS = 6.906768  # σ of it is 0.999: a memory of a thousand tokens
 GATES = {"scalar": ScalarGate, "data": DataGate}
 
 
-def rotary_table(tokens: int, head_dim: int, base: float, device: torch.device) -> tuple[Tensor, Tensor]:
-    """cos and sin of RoPE (arXiv 2104.09864), each fp32 [T, 1, D/2]."""
+def rotary_table(
+    tokens: int, head_dim: int, base: float, device: torch.device, first: int = 0
+) -> tuple[Tensor, Tensor]:
+    """cos and sin of RoPE (arXiv 2104.09864) for positions first, first + 1, …, each fp32 [T, 1, D/2]."""
     frequencies = base ** (-torch.arange(0, head_dim, 2, device=device, dtype=torch.float32) / head_dim)
-    angles = torch.arange(tokens, device=device, dtype=torch.float32)[:, None] * frequencies
+    angles = torch.arange(first, first + tokens, device=device, dtype=torch.float32)[:, None] * frequencies
     return angles.cos()[:, None, :], angles.sin()[:, None, :]
 
 

@@ -32,11 +32,11 @@ class Fastmax(LinearCost):
         super().__init__(d_model, n_heads, n_kv_heads, config)
         self.coefficients = COEFFICIENTS[config.fastmax.order]
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, log_gate: Tensor | None = None) -> Tensor:
-        a, b = F.normalize(q, dim=-1), F.normalize(k, dim=-1)
+    def attend_from(self, state, q: Tensor, k: Tensor, v: Tensor, log_gate: Tensor | None, keep: bool):
         return squared_attention(
-            a, b, v, coefficients=self.coefficients, block_size=self.block_size, log_gate=log_gate,
-        )[0]
+            F.normalize(q, dim=-1), F.normalize(k, dim=-1), v, coefficients=self.coefficients,
+            block_size=self.block_size, log_gate=log_gate, initial_state=state, output_final_state=keep,
+        )
 
     def features(self) -> int:
         return QuadraticFeatures(self.head_dim, self.coefficients).dimension

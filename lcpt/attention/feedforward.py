@@ -67,8 +67,11 @@ class Feedforward(LinearCost):
             for layer in range(own.layers)
         ))
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, log_gate: Tensor | None = None) -> Tensor:
-        return feature_attention(self.phi(q), self.phi(k), v, log_gate=log_gate, block_size=self.block_size)[0]
+    def attend_from(self, state, q: Tensor, k: Tensor, v: Tensor, log_gate: Tensor | None, keep: bool):
+        return feature_attention(
+            self.phi(q), self.phi(k), v, block_size=self.block_size, log_gate=log_gate, initial_state=state,
+            output_final_state=keep,
+        )
 
     def features(self) -> int:
         return self.head_dim

@@ -31,9 +31,11 @@ class Kernel(LinearCost):
         own: KernelConfig = config.kernel
         self.feature_map = FEATURE_MAPS[own.feature_map](n_kv_heads, self.head_dim, own.size)
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, log_gate: Tensor | None = None) -> Tensor:
-        phi_q, phi_k = self.feature_map(q, is_query=True), self.feature_map(k, is_query=False)
-        return feature_attention(phi_q, phi_k, v, log_gate=log_gate, block_size=self.block_size)[0]
+    def attend_from(self, state, q: Tensor, k: Tensor, v: Tensor, log_gate: Tensor | None, keep: bool):
+        return feature_attention(
+            self.feature_map(q, is_query=True), self.feature_map(k, is_query=False), v, block_size=self.block_size,
+            log_gate=log_gate, initial_state=state, output_final_state=keep,
+        )
 
     def map_flops(self) -> float:
         return self.feature_map.flops

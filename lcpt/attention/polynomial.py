@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from lcpt_kernels import polynomial_attention
 from torch import Tensor
 
-from lcpt.attention.base import Attention
+from lcpt.attention.base import KeyValueCache
 
 
 @dataclass
@@ -19,17 +19,14 @@ class PolynomialConfig:
             raise ValueError(f"model.attention.polynomial.degree is {self.degree}; it must be even and ≥ 2")
 
 
-class Polynomial(Attention):
+class Polynomial(KeyValueCache):
     def __init__(self, d_model, n_heads, n_kv_heads, config):
         super().__init__(d_model, n_heads, n_kv_heads, config)
         self.degree = config.polynomial.degree
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, log_gate: Tensor | None = None) -> Tensor:
+    def attend_to(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         return polynomial_attention(q, k, v, degree=self.degree, scale=1 / self.head_dim)
 
     def attend_flops(self, context: int) -> tuple[float, float]:
         product = self.n_heads * self.head_dim * context  # tiles beyond the diagonal are skipped: the causal half
         return 2 * product, 5 * product
-
-    def state_bytes(self, context: int) -> int:
-        return 4 * 2 * self.n_kv_heads * self.head_dim * context

@@ -46,14 +46,13 @@ class Polysketch(LinearCost):
         else:
             self.sketch = LearnedSketch(self.head_dim, own.size, own.expansion)
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, log_gate: Tensor | None = None) -> Tensor:
+    def attend_from(self, state, q: Tensor, k: Tensor, v: Tensor, log_gate: Tensor | None, keep: bool):
         a = self.sketch(q) * torch.exp(self.gamma / 2)[:, None]
         b = self.sketch(k)
-        o, _ = squared_attention(
+        return squared_attention(
             a, b, v, q=q, k=k, degree=DEGREE, scale=1 / self.head_dim, block_size=self.block_size,
-            local_blocks=self.local_blocks, log_gate=log_gate,
+            local_blocks=self.local_blocks, log_gate=log_gate, initial_state=state, output_final_state=keep,
         )
-        return o
 
     def features(self) -> int:
         return QuadraticFeatures(self.size, (0, 0, 1)).dimension

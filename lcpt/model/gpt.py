@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -53,6 +54,13 @@ class ModelConfig:
         return self.d_model * 8 // 3 // 8 * 8 if self.d_ff is None else self.d_ff
 
 
+class Cache(NamedTuple):
+    """What decoding needs of the tokens so far: how many there were, and what each layer keeps of them."""
+
+    position: int
+    states: tuple
+
+
 class GPT(nn.Module):
     """tokens int64 [B, T], any T ≥ 1 -> logits [B, T, V], or with labels the summed loss and its count."""
 
@@ -76,17 +84,37 @@ class GPT(nn.Module):
         """-log p(label) of every position in nats, fp32 [B, T], 0 where the label is negative."""
         return token_losses(self.hidden(tokens), self.embedding.weight, labels)
 
+    @torch.no_grad()
+    def prefill(self, tokens: Tensor, cache: Cache | None = None) -> tuple[Tensor, Cache]:
+        """tokens int64 [B, T], the beginning of sequences or the continuation of what left `cache`.
+
+        -> (logits [B, T, V], the cache after them). In layers of linear cost a cache does not grow with the sequence.
+        """
+        position, states = cache or Cache(0, (None,) * len(self.blocks))
+        rotary, x, after = self._rotary(tokens, position), self.embedding(tokens), []
+        for block, state in zip(self.blocks, states, strict=True):
+            x, state = block.extend(x, rotary, state)
+            after.append(state)
+        return self.norm(x) @ self.embedding.weight.mT, Cache(position + tokens.shape[1], tuple(after))
+
+    def decode(self, token: Tensor, cache: Cache) -> tuple[Tensor, Cache]:
+        """token int64 [B] or [B, 1], the next of each sequence -> (logits [B, V], the cache after it)."""
+        logits, cache = self.prefill(token.reshape(-1, 1), cache)
+        return logits[:, 0], cache
+
     def hidden(self, tokens: Tensor) -> Tensor:
         """The normed output of the last block, [B, T, d_model]."""
-        head_dim = self.config.d_model // self.config.n_heads
-        rotary = rotary_table(tokens.shape[1], head_dim, self.config.rope_base, tokens.device)
-        x = self.embedding(tokens)
+        rotary, x = self._rotary(tokens, 0), self.embedding(tokens)
         for block in self.blocks:
             if self.config.activation_checkpointing and torch.is_grad_enabled():
                 x = checkpoint(block, x, rotary, use_reentrant=False)
             else:
                 x = block(x, rotary)
         return self.norm(x)
+
+    def _rotary(self, tokens: Tensor, first: int) -> tuple[Tensor, Tensor]:
+        head_dim = self.config.d_model // self.config.n_heads
+        return rotary_table(tokens.shape[1], head_dim, self.config.rope_base, tokens.device, first)
 
     def _initialise(self) -> None:
         """N(0, (0.55/√d_model)²), which is GPT-2's 0.02 at its width; 1/√(2 layers) of it where a block adds."""
@@ -110,6 +138,11 @@ class Block(nn.Module):
     def forward(self, x: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
         x = x + self.attention(self.attention_norm(x), rotary)
         return x + self.feed_forward(self.feed_forward_norm(x))
+
+    def extend(self, x: Tensor, rotary: tuple[Tensor, Tensor], state) -> tuple[Tensor, object]:
+        attended, state = self.attention.extend(self.attention_norm(x), rotary, state)
+        x = x + attended
+        return x + self.feed_forward(self.feed_forward_norm(x)), state
 
 
 class GEGLU(nn.Module):

@@ -4,7 +4,17 @@ from pathlib import Path
 
 import pytest
 
+from lcpt.attention import AttentionConfig
+from lcpt.checkpoint import Slice, open_partial, seal, write_piece
+from lcpt.config import Config, to_yaml
+from lcpt.data import DataConfig
+from lcpt.model import GPT, ModelConfig
+from lcpt.training.run_folder import RunConfig
+
 TOOLS = Path(__file__).parents[2] / "tools"
+MODEL = ModelConfig(n_layers=2, d_model=32, n_heads=2, vocab_size=330, attention=AttentionConfig(block_size=16))
+
+
 
 
 @pytest.fixture
@@ -21,3 +31,23 @@ def call_tool(monkeypatch, capsys):
         return code, said.out, said.err
 
     return call
+
+
+@pytest.fixture
+def model():
+    return GPT(MODEL)
+
+
+@pytest.fixture
+def run_folder(model, train_folder, tmp_path):
+    """A run with the steps 3 and 7, alike."""
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "config.yaml").write_text(to_yaml(Config(
+        run=RunConfig("unused"), model=MODEL, data=DataConfig(path="unused", context=64))))
+    attachments = {"config.yaml": run / "config.yaml", "tokenizer.model": train_folder / "tokenizer.model"}
+    weights = [Slice(name, tuple(x.shape), 0, x.flatten()) for name, x in model.state_dict().items()]
+    for step in (3, 7):
+        partial, state = open_partial(run / "checkpoints", step), {"step": step, "tokens": 128 * step}
+        seal(partial, step, [write_piece(partial, 0, {"weights": weights})], state, attachments)
+    return run

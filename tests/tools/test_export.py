@@ -8,35 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from lcpt.attention import AttentionConfig
-from lcpt.checkpoint import Slice, open_partial, seal, write_piece
-from lcpt.config import Config, to_yaml
-from lcpt.data import DataConfig
-from lcpt.model import GPT, ModelConfig, load_pretrained
-from lcpt.training.run_folder import RunConfig
+from lcpt.model import load_pretrained
 
 TOOL = Path(__file__).parents[2] / "tools/export.py"
-MODEL = ModelConfig(n_layers=2, d_model=32, n_heads=2, vocab_size=330, attention=AttentionConfig(block_size=16))
-
-
-@pytest.fixture
-def model():
-    return GPT(MODEL)
-
-
-@pytest.fixture
-def run_folder(model, train_folder, tmp_path):
-    """A run with the steps 3 and 7, alike."""
-    run = tmp_path / "run"
-    run.mkdir()
-    (run / "config.yaml").write_text(to_yaml(Config(
-        run=RunConfig("unused"), model=MODEL, data=DataConfig(path="unused", context=64))))
-    attachments = {"config.yaml": run / "config.yaml", "tokenizer.model": train_folder / "tokenizer.model"}
-    weights = [Slice(name, tuple(x.shape), 0, x.flatten()) for name, x in model.state_dict().items()]
-    for step in (3, 7):
-        partial, state = open_partial(run / "checkpoints", step), {"step": step, "tokens": 128 * step}
-        seal(partial, step, [write_piece(partial, 0, {"weights": weights})], state, attachments)
-    return run
 
 
 @pytest.fixture
@@ -55,7 +29,7 @@ def test_as_a_user_types_it(run_folder, model, train_folder, tmp_path):
     assert done.returncode == 0 and done.stderr == ""
     folder = tmp_path / "exports/mine"
     loaded, tokens = load_pretrained(folder), torch.arange(40)[None]
-    assert loaded.config == MODEL and torch.equal(loaded(tokens), model(tokens))
+    assert loaded.config == model.config and torch.equal(loaded(tokens), model(tokens))
     assert (folder / "tokenizer.model").read_bytes() == (train_folder / "tokenizer.model").read_bytes()
     parameters = sum(p.numel() for p in model.parameters())
     rows = [line.split(maxsplit=1) for line in done.stdout.splitlines()]

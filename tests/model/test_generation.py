@@ -1,0 +1,101 @@
+"""Decoding gives what training sees, in every kind, at every cut; and text is drawn from it."""
+
+import itertools
+
+import pytest
+import torch
+
+from lcpt.attention import ATTENTION, AttentionConfig
+from lcpt.model import GPT, ModelConfig
+from lcpt.model.generation import choose, generate
+
+T = 23
+PATTERNS = [[kind] for kind in ATTENTION] + [["polysketch", "softmax", "kernel"]]
+
+
+def build(pattern, gate="none"):
+    torch.manual_seed(0)
+    attention = AttentionConfig(pattern=pattern, block_size=4, gate=gate)
+    attention.polysketch.size = 8
+    config = ModelConfig(n_layers=3, d_model=32, n_heads=4, n_kv_heads=2, vocab_size=50, attention=attention)
+    return GPT(config).double()
+
+
+@pytest.mark.parametrize("cuts", [[0, T], [0, 1, T], [0, 4, 8, T], [0, 7, 13, T], list(range(T + 1))], ids=str)
+@pytest.mark.parametrize("pattern", PATTERNS, ids=",".join)
+def test_pieces_give_the_logits_of_the_whole(pattern, cuts):
+    model, tokens = build(pattern), torch.randint(50, (2, T))
+    expected, found, cache = model(tokens), [], None
+    for start, stop in itertools.pairwise(cuts):
+        logits, cache = model.prefill(tokens[:, start:stop], cache)
+        found.append(logits)
+    assert cache.position == T
+    torch.testing.assert_close(torch.cat(found, dim=1), expected, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("shape", [(2,), (2, 1)])
+@pytest.mark.parametrize("pattern", PATTERNS, ids=",".join)
+def test_decode_is_the_next_position(pattern, shape):
+    model, tokens = build(pattern), torch.randint(50, (2, T))
+    expected = model(tokens)
+    _, cache = model.prefill(tokens[:, :9])
+    for position in range(9, T):
+        logits, cache = model.decode(tokens[:, position].reshape(shape), cache)
+        assert logits.shape == (2, 50)
+        torch.testing.assert_close(logits, expected[:, position], rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("gate", ["scalar", "data"])
+def test_gates_go_on(gate):
+    model, tokens = build(["polysketch", "kernel", "fastmax"], gate), torch.randint(50, (2, T))
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "gate_module" in name:
+                parameter.uniform_(-1, 1)  # far from open
+    _, cache = model.prefill(tokens[:, :6])
+    logits, _ = model.prefill(tokens[:, 6:], cache)
+    torch.testing.assert_close(logits, model(tokens)[:, 6:], rtol=1e-9, atol=1e-9)
+
+
+def numbers(state):
+    if isinstance(state, torch.Tensor):
+        return state.numel()
+    if isinstance(state, dict):
+        return sum(map(numbers, state.values()))
+    return sum(map(numbers, state)) if isinstance(state, tuple) else 0
+
+
+@pytest.mark.parametrize("kind", ATTENTION)
+def test_what_decoding_keeps(kind):
+    """Of linear kinds it does not grow, and is never more than the cost model states; of the others it does."""
+    model = build([kind]).float()
+    sizes = {t: numbers(model.prefill(torch.randint(50, (1, t)))[1].states) for t in (8, 23, 40, 120)}
+    stated = {t: sum(4 * block.attention.state_bytes(t) / 16 for block in model.blocks) for t in sizes}
+    assert all(sizes[t] <= stated[t] for t in sizes)
+    assert (sizes[120] == sizes[40] == sizes[8]) == (kind not in ("softmax", "polynomial"))
+
+
+def test_the_likeliest():
+    model, prompt = build(["polysketch", "softmax"]), torch.randint(50, (5,))
+    tokens = list(itertools.islice(generate(model, prompt, 0, torch.Generator()), 8))
+    whole = prompt
+    for token in tokens:
+        assert token == int(model(whole[None])[0, -1].argmax())
+        whole = torch.cat((whole, torch.tensor([token])))
+
+
+def test_draws_follow_the_temperature():
+    logits, generator = torch.tensor([0.0, 1.0, 2.0]), torch.Generator().manual_seed(0)
+    for temperature in (0.5, 1.0, 3.0):
+        draws = torch.stack([choose(logits, temperature, generator) for _ in range(4000)])
+        shares = torch.bincount(draws, minlength=3) / 4000
+        torch.testing.assert_close(shares, (logits / temperature).softmax(0), rtol=0, atol=0.03)
+
+
+def test_a_seed_gives_its_text():
+    model, prompt = build(["kernel"]), torch.randint(50, (5,))
+
+    def text(seed):
+        return list(itertools.islice(generate(model, prompt, 1.0, torch.Generator().manual_seed(seed)), 12))
+
+    assert text(1) == text(1) != text(2)
