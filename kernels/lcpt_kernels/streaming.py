@@ -37,7 +37,8 @@ def attend(
     if not output_final_state:
         return o, None
     first = max(0, v.shape[1] // plan.block_size - plan.local_blocks + 1) * plan.block_size
-    return o, State(S[:, ::group], {name: x[:, first:] for name, x in present.items()})
+    # Copies: views would keep all of the sequence in memory.
+    return o, State(S[:, ::group].contiguous(), {name: x[:, first:].clone() for name, x in present.items()})
 
 
 def check_state(state: State, plan: Plan, keys: dict[str, Tensor]) -> None:

@@ -114,6 +114,8 @@ def test_a_state_does_not_grow(function, inputs, shape, local_blocks):
     for t in (1, C, 3 * C + 1, 7 * C, 9 * C - 1):
         _, state = function(**inputs(t, **shape), output_final_state=True, block_size=C, local_blocks=local_blocks)
         assert state.S.dtype == torch.float64 and state.tail["v"].shape[1] < C * local_blocks
+        for x in (state.S, *state.tail.values()):
+            assert x.untyped_storage().nbytes() == x.numel() * x.element_size()  # not a view of the whole
         _, single = function(**{n: x.float() for n, x in inputs(t, **shape).items()}, output_final_state=True)
         assert single.S.dtype == torch.float32
         assert state.S.shape[1] == 2  # a state for each key-value head, not for each query head
