@@ -14,9 +14,12 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
 
-from lcpt.config import ConfigError, load_config, to_yaml
+signal.signal(signal.SIGINT, signal.SIG_DFL)  # until training begins there is nothing to save: Ctrl-C just ends it
+
+from lcpt.config import ConfigError, load_config, to_yaml  # noqa: E402
 
 
 def main() -> int:
@@ -43,7 +46,7 @@ def main() -> int:
 
 
 def is_first() -> bool:
-    return os.environ.get("RANK", "0") == "0"
+    return os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) == "0"
 
 
 def refuse(error: Exception) -> int:

@@ -32,9 +32,13 @@ def sync(path: Path) -> None:
 def replace_text(path: Path, text: str) -> None:
     """Write a small file atomically."""
     temporary = path.with_name(f".{path.name}.partial")
-    temporary.write_text(text)
-    sync(temporary)
-    os.replace(temporary, path)
+    try:
+        temporary.write_text(text)
+        sync(temporary)
+        os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise OSError(error.errno, error.strerror, str(path)) from error
     sync(path.parent)
 
 

@@ -14,6 +14,10 @@ from lcpt.checkpoint.files import CheckpointError, self_hash, sha256_of
 from lcpt.checkpoint.write import SCHEMA_VERSION, step_folders
 
 
+class SchemaError(CheckpointError):
+    """A checkpoint of another version of the format."""
+
+
 def find_checkpoint(path: str | Path) -> Path:
     """The step folder that a run folder's `latest` names, or the step folder itself."""
     path = Path(path)
@@ -21,22 +25,28 @@ def find_checkpoint(path: str | Path) -> Path:
         return path
     for latest in (path / "checkpoints" / "latest", path / "latest"):
         if latest.is_file():
-            step = latest.parent / latest.read_text().strip()
-            if (step / "manifest.json").is_file():
+            name = latest.read_text(errors="replace").strip()
+            step = latest.parent / name
+            if name and (step / "manifest.json").is_file():
                 return step
-            raise CheckpointError(f"{latest} names {step.name}, which holds no manifest.json; name another step folder")
+            raise CheckpointError(f"{latest} names {name!r}, which holds no manifest.json; name another step folder")
     raise CheckpointError(f"{path} is no run folder (checkpoints/latest) and no step folder (manifest.json)")
 
 
-def newest_checkpoint(checkpoints: Path) -> tuple[Path | None, list[str]]:
-    """The newest whole step folder, None if there is none, and what is wrong with each newer one."""
-    complaints = []
+def newest_checkpoint(checkpoints: Path) -> tuple[Path | None, dict[Path, str]]:
+    """The newest whole step folder, None if there is none, and what is wrong with each newer one.
+
+    Raises CheckpointError for one of another schema: it is not damaged, but this lcpt cannot tell what it is worth.
+    """
+    complaints = {}
     for step in reversed(step_folders(checkpoints).values()):
         try:
             read_manifest(step)
             return step, complaints
+        except SchemaError:
+            raise
         except (CheckpointError, OSError) as error:  # OSError: a disk that cannot read it
-            complaints.append(f"{step}: {error}" if isinstance(error, OSError) else str(error))
+            complaints[step] = f"{step}: {error}" if isinstance(error, OSError) else str(error)
     return None, complaints
 
 
@@ -52,7 +62,8 @@ def read_manifest(step: Path, *, hashes: bool = True) -> dict:
     if manifest.get("sha256") != self_hash(manifest):
         raise CheckpointError(f"{path} does not match its own hash: it was damaged or edited; use another checkpoint")
     if manifest["schema_version"] != SCHEMA_VERSION:
-        raise CheckpointError(f"{path} is of schema {manifest['schema_version']}, this lcpt reads {SCHEMA_VERSION}")
+        raise SchemaError(f"{path} is of schema {manifest['schema_version']}, this lcpt reads {SCHEMA_VERSION}; "
+                          "take the lcpt that wrote it")
     for name, expected in manifest["files"].items():
         file = step / name
         if not file.is_file():

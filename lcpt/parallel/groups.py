@@ -24,7 +24,12 @@ def join() -> None:
     """
     global _store
     os.environ.update(_missing_variables(os.environ))
-    _store, number, world = next(dist.rendezvous("env://"))
+    try:
+        _store, number, world = next(dist.rendezvous("env://"))
+    except dist.DistNetworkError as error:
+        place = f"{os.environ['MASTER_ADDR']}, port {os.environ['MASTER_PORT']}"
+        raise SetupError(f"the ranks cannot meet at {place} ({first_line(error)}): another job may have that port; "
+                         "take one of your own with deepspeed --master_port N") from error
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     if torch.cuda.is_available():
         torch.cuda.set_device(device())
@@ -43,6 +48,10 @@ def _missing_variables(environment: Mapping[str, str]) -> dict[str, str]:
         return {"RANK": environment["SLURM_PROCID"], "WORLD_SIZE": environment["SLURM_STEP_NUM_TASKS"],
                 "LOCAL_RANK": environment["SLURM_LOCALID"]}
     return {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
+
+
+def first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0]
 
 
 def leave() -> None:

@@ -71,6 +71,11 @@ class BadSteps:
         return sum(self._bad)
 
     @property
+    def streak(self) -> int:
+        """Bad steps up to the last one without a good one between."""
+        return next((n for n, bad in enumerate(reversed(self._bad)) if not bad), len(self._bad))
+
+    @property
     def are_too_many(self) -> bool:
         return self.count > self._config.allowed
 

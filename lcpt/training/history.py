@@ -12,6 +12,7 @@ from lcpt.training.telemetry import say
 
 CRASHES = 3  # starts in a row from one step, each without an orderly end or a new checkpoint: then no further one
 
+KEYS = ("started", "ended", "from_step", "world_size", "end")
 ORDERLY = ("finished", "preempted", "refused")
 
 
@@ -22,10 +23,13 @@ class History:
     def __init__(self, run: Path):
         self._file = run / "starts.json"
         self._starts, self._begun = [], False
+
+    def read(self) -> None:
+        """What earlier starts left; only when no other job can be writing there."""
         if self._file.exists():
             try:
-                self._starts = json.loads(self._file.read_text())
-            except ValueError:
+                self._starts = [{key: start[key] for key in KEYS} for start in json.loads(self._file.read_text())]
+            except (ValueError, TypeError, KeyError):
                 say(f"warning: {self._file} is damaged; goodput counts from this start on")
 
     def refusal(self, from_step: int) -> str | None:
@@ -62,8 +66,8 @@ class History:
         """Which part of the time that the job held its machines, over all starts, went into steps that count."""
         now = time.time()
         held = sum((start["ended"] or last_sign) - start["started"] for start in self._starts)
-        return {"goodput": useful_seconds / held, "held_seconds": held, "starts": len(self._starts),
-                "wall_seconds": now - self._starts[0]["started"]}
+        return {"goodput": useful_seconds / held if held else None, "held_seconds": held, "starts": len(self._starts),
+                "wall_seconds": now - self._starts[0]["started"] if self._starts else None}
 
     def _entry(self, from_step: int) -> dict:
         return {"started": time.time(), "ended": None, "from_step": from_step, "world_size": groups.world_size(),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import signal
+import contextlib
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 
 def run(config: Config, config_yaml: str) -> int:
     """Train on this rank; returns the exit code (endings.py). What goes wrong on one rank alone ends the process."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # until the ranks have met, there is nothing to save: die at once
     try:
         groups.join()
     except groups.SetupError as error:
@@ -51,7 +50,9 @@ def run(config: Config, config_yaml: str) -> int:
 def end(code: int, why: Exception, history: History | None = None) -> int:
     """Say on rank 0 why the job ends, which is the same on all ranks."""
     if groups.rank() == 0:
-        print(f"{'note' if code == PREEMPTED else 'error'}: {why}", file=sys.stderr, flush=True)
-        if history:
-            history.end("preempted" if code == PREEMPTED else str(why))
+        with contextlib.suppress(OSError):  # a full disk or a terminal that is gone
+            print(f"{'note' if code == PREEMPTED else 'error'}: {why}", file=sys.stderr, flush=True)
+        with contextlib.suppress(OSError):
+            if history:
+                history.end("preempted" if code == PREEMPTED else str(why))
     return code

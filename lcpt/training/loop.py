@@ -18,7 +18,7 @@ from lcpt.training.engine import adam_step, build_engine, update
 from lcpt.training.history import History
 from lcpt.training.preemption import Preemption
 from lcpt.training.resume import data_position, find_start, restore
-from lcpt.training.run_folder import begin, finish, write_marker
+from lcpt.training.run_folder import begin, finish, lock, write_marker
 from lcpt.training.saving import Saver
 from lcpt.training.schedule import learning_rate
 from lcpt.training.setup import set_up
@@ -36,6 +36,10 @@ def train(config: Config, config_yaml: str, history: History, preemption: Preemp
     or saving.SaveError.
     """
     run = Path(config.run.dir)
+    with groups.agreed():
+        if groups.rank() == 0 and run.exists():
+            lock(run)
+            history.read()
     checkpoint = find_start(run)
     state = read_state(checkpoint) if checkpoint else {"step": 0}
     if state["step"] >= config.training.last_step and "unvalidated" not in state:
@@ -137,6 +141,11 @@ class Training:
         self.telemetry.skipped(step, trouble, documents)
         if self.bad_steps.are_too_many:
             self.telemetry.step(row)
+            if self.bad_steps.streak == self.bad_steps.count:
+                first = step - self.bad_steps.streak + 1
+                raise GiveUp(f"every step since {first} was bad, now step {step}: {trouble}; the weights broke there, "
+                             f"not the data: remove what {self.run}/checkpoints holds of step {first - 1} and later, "
+                             "lower training.lr, and start again")
             some = ", ".join(documents[:5]) + (f" and {len(documents) - 5} more" if documents[5:] else "")
             raise GiveUp(f"{self.bad_steps.count} of the last 100 steps were bad, now step {step}: {trouble}; its "
                          f"batch is of {some} ({self.run}/skipped.jsonl has all of them); mend the data, lower "
@@ -154,12 +163,13 @@ class Training:
         if not unvalidated:
             self.telemetry.step(row)
             leave = leave and step < training.last_step
-        if save or leave or step == training.last_step or self.config.checkpoint.due(step):
-            self.telemetry.flush()
+        # A bad step may mean broken weights: those must not push out the checkpoints from before.
+        due = (save or self.config.checkpoint.due(step)) and not self.bad_steps.streak
+        if due or leave or step == training.last_step:
             self.saver.save(step, {
                 "step": step, "tokens": row["tokens"], "adam_step": adam_step(self.engine),
                 **data_position(self.config, self.corpus), "bad_steps": self.bad_steps.state(), **unvalidated,
-            })
+            }, blocked=self.telemetry.flush())
         if leave:
             self.saver.finish()
             asked = self.preemption.asked or "another rank's signal"

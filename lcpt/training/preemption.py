@@ -1,4 +1,4 @@
-"""Signals that ask a run to save and leave: SIGTERM, SIGUSR1 (SLURM's warning), Ctrl-C, and a launcher that is gone.
+"""What asks a run to save and leave: SIGTERM, SIGUSR1 (SLURM's warning), Ctrl-C, a terminal or launcher that is gone.
 
 A signal only raises a flag on the rank that it reached; the loop has all ranks agree on it at the end of a step.
 """
@@ -11,7 +11,7 @@ import threading
 import time
 from pathlib import Path
 
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP)
 POLL_SECONDS = 1.0
 
 
@@ -20,16 +20,18 @@ class Preemption:
 
     def __init__(self):
         self.asked: str | None = None
+        self._interrupts = 0
         for number in SIGNALS:
-            signal.signal(number, self._note)
+            if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # nohup is a wish to stay
+                signal.signal(number, self._note)
         if launcher := deepspeed_launcher():
             threading.Thread(target=self._watch_launcher, args=launcher, daemon=True).start()
 
     def _note(self, number: int, frame) -> None:
-        name = signal.Signals(number).name
-        if name == self.asked == "SIGINT":
+        self._interrupts += number == signal.SIGINT
+        if self._interrupts > 1:
             os._exit(128 + number)
-        self.asked = name
+        self.asked = self.asked or signal.Signals(number).name
 
     def _watch_launcher(self, launcher: int, runner: int) -> None:
         """The `deepspeed` command dies of a signal without passing it on, and its children would train on unseen."""

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from omegaconf import OmegaConf
 
 from lcpt.checkpoint import TensorReader, newest_checkpoint, read_manifest, read_state
 from lcpt.data import Corpus
@@ -14,6 +18,8 @@ from lcpt.training.telemetry import say
 if TYPE_CHECKING:
     from lcpt.config import Config
 
+CHANGEABLE = ("model.activation_checkpointing",)  # what a model computes does not depend on it
+
 
 def find_start(run: Path) -> Path | None:
     """The step folder to continue from, None at the beginning; rank 0 looks, and all ranks hear of it."""
@@ -21,18 +27,31 @@ def find_start(run: Path) -> Path | None:
     with groups.agreed():
         if groups.rank() == 0:
             step, complaints = newest_checkpoint(run / "checkpoints")
-            for complaint in complaints:
-                say(f"warning: {complaint}; going back to {step.name if step else 'the beginning'}")
+            if complaints and step is None:
+                raise ValueError(f"none of the checkpoints of {run} can be used ({'; '.join(complaints.values())}): "
+                                 f"restore one, or move {run} away to begin again")
+            for damaged, complaint in complaints.items():
+                say(f"warning: {complaint}; going back to {step.name}")
+                os.replace(damaged, damaged.with_name(f"{damaged.name}.damaged"))  # it must not count again later
     return groups.share(step)
 
 
-def check_same_batches(step: Path, config: Config, corpus: Corpus) -> None:
-    """ValueError if the run was begun with other data, batches or seed."""
-    then = read_state(step)
-    for name, now in data_position(config, corpus).items():
-        if then[name] != now:
-            raise ValueError(f"{step.parents[1]} was begun with {name} {then[name]}, this is {now}; "
+def check_same_run(step: Path, config: Config, corpus: Corpus) -> None:
+    """ValueError if the run was begun with another model, data, batches or seed."""
+    model = OmegaConf.merge(OmegaConf.structured(type(config.model)), OmegaConf.load(step / "config.yaml").model)
+    then = read_state(step) | flat(OmegaConf.to_container(model), "model")
+    for name, now in (data_position(config, corpus) | flat(asdict(config.model), "model")).items():
+        if then.get(name) != now and name not in CHANGEABLE:
+            raise ValueError(f"{step.parents[1]} was begun with {name} {then.get(name)}, this is {now}; "
                              "name another run.dir")
+
+
+def flat(section: dict, name: str) -> dict:
+    """{"a": {"b": 1}} -> {"name.a.b": 1}"""
+    items = {}
+    for key, value in section.items():
+        items |= flat(value, f"{name}.{key}") if isinstance(value, dict) else {f"{name}.{key}": value}
+    return items
 
 
 def data_position(config: Config, corpus: Corpus) -> dict:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import importlib.metadata
 import json
@@ -9,6 +10,7 @@ import os
 import platform
 import subprocess
 import sys
+import time
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -21,7 +23,10 @@ from lcpt.evaluation.memory import peak_memory_bytes
 from lcpt.parallel import groups
 from lcpt.training.endings import GiveUp
 from lcpt.training.history import History
+from lcpt.training.telemetry import say
 
+LOCK_SECONDS = 30.0  # that the last job in a run folder may need to end, or a file server to notice that it has
+_locks: dict[Path, int] = {}  # descriptors, which the system closes when the process ends
 PACKAGES = ("torch", "deepspeed", "triton", "numpy", "sentencepiece", "safetensors")
 
 
@@ -40,7 +45,7 @@ def begin(folder: Path, config_yaml: str, history: History, state: dict) -> None
     step, refusal = state["step"], None
     with groups.agreed():
         if groups.rank() == 0:
-            folder.mkdir(parents=True, exist_ok=True)
+            (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
             lock(folder)
             last_sign = None
             for name in ("metrics.jsonl", "skipped.jsonl"):
@@ -59,14 +64,22 @@ def begin(folder: Path, config_yaml: str, history: History, state: dict) -> None
 
 
 def lock(folder: Path) -> None:
-    """Keep other jobs out of a run until this process ends, however it ends. ValueError if one is there already."""
-    descriptor = os.open(folder, os.O_RDONLY)  # never closed: the system does, and so frees the lock
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise ValueError(f"another job trains in {folder}; wait for it, or name another run.dir") from None
-    except OSError:  # some network file systems have no locks
-        pass
+    """Keep other jobs out of a run until this process ends, however it ends. ValueError if one is there and stays."""
+    if folder.resolve() in _locks:
+        return
+    descriptor = _locks[folder.resolve()] = os.open(folder, os.O_RDONLY)
+    deadline = time.monotonic() + LOCK_SECONDS
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                os.close(_locks.pop(folder.resolve()))
+                raise ValueError(f"another job trains in {folder}; wait for it, or name another run.dir") from None
+            time.sleep(0.5)
+        except OSError:  # some network file systems have no locks
+            return
 
 
 def finish(folder: Path, history: History, **numbers: float) -> None:
@@ -74,8 +87,8 @@ def finish(folder: Path, history: History, **numbers: float) -> None:
     if groups.rank() == 0 and not (folder / "summary.json").exists():
         history.end("finished")
         metrics = folder / "metrics.jsonl"
-        rows = read_rows(metrics)
-        summary = rows[-1] | history.goodput(sum(row["step_seconds"] for row in rows), metrics.stat().st_mtime) | {
+        rows, last_sign = (read_rows(metrics), metrics.stat().st_mtime) if metrics.exists() else ([{}], time.time())
+        summary = rows[-1] | history.goodput(sum(row.get("step_seconds", 0) for row in rows), last_sign) | {
             "world_size": groups.world_size(), "peak_memory_bytes": peak_memory_bytes(groups.device()), **numbers,
         }
         replace_text(folder / "summary.json", json.dumps(summary, indent=2) + "\n")
@@ -86,7 +99,8 @@ def write_marker(folder: Path, step: int, asked: str) -> None:
     if groups.rank() == 0:
         now = datetime.now(timezone.utc).isoformat(timespec="seconds")
         marker = {"step": step, "asked_by": asked, "date": now}
-        replace_text(folder / "preempted.json", json.dumps(marker) + "\n")
+        with contextlib.suppress(OSError):  # a full disk: the exit code says it too
+            replace_text(folder / "preempted.json", json.dumps(marker) + "\n")
 
 
 def read_rows(metrics: Path) -> list[dict]:
@@ -94,14 +108,22 @@ def read_rows(metrics: Path) -> list[dict]:
 
 
 def drop_rows_after(metrics: Path, step: int) -> None:
-    """Cut the rows of later steps and a half-written one; what stays is not touched."""
-    end = 0
-    with open(metrics, "rb+") as file:
-        for line in file:
-            if not line.endswith(b"\n") or json.loads(line)["step"] > step:
-                break
-            end += len(line)
-        file.truncate(end)
+    """Cut the rows of later steps and a half-written one, and lines that are no rows; what stays is not touched."""
+    lines = metrics.read_bytes().splitlines(keepends=True)
+    steps = [_step_of(line) for line in lines]
+    kept = [line for line, at in zip(lines, steps, strict=True) if at is not None and at <= step]
+    if damaged := sum(at is None for at, line in zip(steps, lines, strict=True) if line.endswith(b"\n")):
+        say(f"warning: {damaged} lines of {metrics} are damaged, and dropped")
+        replace_text(metrics, b"".join(kept).decode())
+    else:
+        os.truncate(metrics, sum(map(len, kept)))
+
+
+def _step_of(line: bytes) -> int | None:
+    try:
+        return int(json.loads(line)["step"]) if line.endswith(b"\n") else None
+    except (ValueError, TypeError, KeyError):
+        return None
 
 
 def environment() -> dict:

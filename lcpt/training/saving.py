@@ -52,13 +52,16 @@ class Saver:
         minutes = self._config.every_minutes
         return minutes is not None and time.monotonic() - self._began >= 60 * minutes
 
-    def save(self, step: int, state: dict) -> None:
-        """Copy the state of after `step`, and return while it is being written. Waits for the save before this one."""
+    def save(self, step: int, state: dict, blocked: OSError | None) -> None:
+        """Copy the state of after `step`, and return while it is being written. Waits for the save before this one.
+
+        blocked: why there must be none, by rank 0's word.
+        """
         began, self._began, self.saves = time.perf_counter(), time.monotonic(), self.saves + 1
         self._wait()
         self._copy()
-        opened = None
-        if groups.rank() == 0:
+        opened = blocked
+        if groups.rank() == 0 and not blocked:
             try:
                 opened = open_partial(self._checkpoints, step)
             except OSError as error:
@@ -77,7 +80,7 @@ class Saver:
         self._thread.shutdown()
         self.stalled += time.perf_counter() - began
         if error:
-            raise SaveError(f"{error}; make room, then start again: the run continues from its newest whole checkpoint")
+            raise SaveError(f"{error}; mend that, then start again: the run continues from its newest whole checkpoint")
 
     def settle(self) -> None:
         """Give a save that is being written the time to end, before this process does; not for long."""

@@ -10,7 +10,8 @@ import torch
 from lcpt.data import Corpus, Prefetcher
 from lcpt.model import GPT, load_weights
 from lcpt.parallel import groups
-from lcpt.training.resume import check_same_batches
+from lcpt.training.resume import check_same_run
+from lcpt.training.telemetry import say
 from lcpt.training.validation import Validation
 
 if TYPE_CHECKING:
@@ -37,7 +38,9 @@ def set_up(config: Config, checkpoint: Path | None) -> tuple[GPT, Corpus, Prefet
     torch.manual_seed(config.run.seed)
     model = GPT(config.model)
     if checkpoint:
-        check_same_batches(checkpoint, config, corpus)
+        check_same_run(checkpoint, config, corpus)
+        if training.init_from:
+            say("note: training.init_from is passed over, since the run goes on from its own checkpoint")
         load_weights(model, checkpoint, verified=True)
     elif training.init_from:
         load_weights(model, training.init_from)

@@ -1,11 +1,13 @@
-"""What a run says while it runs: metrics.jsonl, TensorBoard and a progress bar. Only rank 0 speaks."""
+"""What a run says while it runs: metrics.jsonl, TensorBoard, and a progress bar or a log. Only rank 0 speaks."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
 import sys
+import time
 from pathlib import Path
 
 from tqdm import tqdm
@@ -13,11 +15,14 @@ from tqdm import tqdm
 from lcpt.parallel import groups
 from lcpt.training.config import TrainingConfig
 
+LOG_SECONDS = 30.0  # between two lines of a log, where a bar on a terminal would move
+
 
 def say(line: str) -> None:
     """Print a line on rank 0, above a progress bar if there is one."""
     if groups.rank() == 0:
-        tqdm.write(line, file=sys.stderr)
+        with contextlib.suppress(OSError):  # the terminal is gone; the run is not
+            tqdm.write(line, file=sys.stderr)
 
 
 class Telemetry:
@@ -28,42 +33,85 @@ class Telemetry:
         if self.speaks:
             from torch.utils.tensorboard import SummaryWriter
 
-            self._metrics = open(folder / "metrics.jsonl", "a", buffering=1)
-            self._tensorboard = SummaryWriter(str(folder / "tensorboard"), purge_step=done + 1)
-            total, so_far = (steps * training.global_batch_tokens for steps in (training.last_step, done))
-            self._bar = tqdm(initial=so_far, total=total, unit="tok", unit_scale=True, dynamic_ncols=True,
-                             smoothing=0.1)
-            self._valid = ""
+            self._metrics = open(folder / "metrics.jsonl", "ab", buffering=0)
+            self._unwritten: list[str] = []
+            self._tensorboard: SummaryWriter | None = SummaryWriter(str(folder / "tensorboard"), purge_step=done + 1)
+            self._total, so_far = (steps * training.global_batch_tokens for steps in (training.last_step, done))
+            self._bar = tqdm(initial=so_far, total=self._total, unit="tok", unit_scale=True, dynamic_ncols=True,
+                             smoothing=0.1, disable=None)  # None: on a terminal only
+            self._last_step, self._said, self._valid = training.last_step, -LOG_SECONDS, ""
 
     def step(self, row: dict[str, float]) -> None:
         if not self.speaks:
             return
         written = {name: value if math.isfinite(value) else None for name, value in row.items()}  # JSON has no NaN
-        self._metrics.write(json.dumps(written) + "\n")
-        for name, value in row.items():
-            if name != "step":
-                self._tensorboard.add_scalar(name, value, row["step"])
+        self._unwritten.append(json.dumps(written) + "\n")
+        if error := self._write():
+            say(f"warning: {self._folder}/metrics.jsonl cannot be written ({error}); its rows wait for room")
+        self._draw(row)
         if "valid_bits_per_byte" in row:
             self._valid = f", valid {row['valid_bits_per_byte']:.3f} bits/byte"
-        self._bar.set_description_str(f"step {row['step']}: loss {row['loss']:.3f}{self._valid}", refresh=False)
-        self._bar.update(row["tokens"] - self._bar.n)
+        self._show(row, f"step {row['step']}: loss {row['loss']:.3f}{self._valid}")
 
     def skipped(self, step: int, reason: str, documents: list[str]) -> None:
         """Note a step that did not update the weights: in skipped.jsonl, and above the bar."""
         if self.speaks:
-            row = {"step": step, "reason": reason, "documents": documents}
-            with open(self._folder / "skipped.jsonl", "a") as file:
+            row, path = {"step": step, "reason": reason, "documents": documents}, self._folder / "skipped.jsonl"
+            with contextlib.suppress(OSError), open(path, "a") as file:
                 file.write(json.dumps(row) + "\n")
-            say(f"warning: step {step} is skipped: {reason}; its documents are in {file.name}")
+            say(f"warning: step {step} is skipped: {reason}; its documents are in {path}")
 
-    def flush(self) -> None:
-        """Bring every row so far to the disk: a checkpoint must not outlive the rows before it."""
-        if self.speaks:
-            os.fsync(self._metrics.fileno())
+    def flush(self) -> OSError | None:
+        """Bring every row so far to the disk: a checkpoint must not outlive the rows before it. Returns what failed."""
+        if not self.speaks:
+            return None
+        if self._tensorboard:
             self._tensorboard.flush()
+        try:
+            return self._write() or os.fsync(self._metrics.fileno())
+        except OSError as error:
+            return error
 
     def close(self) -> None:
         if self.speaks:
-            self._bar.close()
+            with contextlib.suppress(OSError):
+                self._bar.close()
+            self._write()
             self._metrics.close()
-            self._tensorboard.close()
+            if self._tensorboard:
+                self._tensorboard.close()
+
+    def _write(self) -> OSError | None:
+        """Write the rows that wait, all or none of them."""
+        end = os.fstat(self._metrics.fileno()).st_size
+        data = "".join(self._unwritten).encode()
+        try:
+            while data:
+                data = data[self._metrics.write(data) :]
+        except OSError as error:
+            self._metrics.truncate(end)
+            return error
+        self._unwritten.clear()
+        return None
+
+    def _draw(self, row: dict[str, float]) -> None:
+        if self._tensorboard is None:
+            return
+        try:
+            for name, value in row.items():
+                if name != "step":
+                    self._tensorboard.add_scalar(name, value, row["step"])
+        except OSError as error:
+            self._tensorboard = None
+            say(f"warning: TensorBoard's curves end at step {row['step']}: {error}")
+
+    def _show(self, row: dict[str, float], line: str) -> None:
+        if self._bar.disable:
+            if row["step"] == self._last_step or time.monotonic() - self._said > LOG_SECONDS:
+                self._said = time.monotonic()
+                done = row["tokens"] / self._total
+                say(f"{line}, {row['tokens_per_second']:,.0f} tokens a second, {done:.1%} of the run")
+            return
+        with contextlib.suppress(OSError):
+            self._bar.set_description_str(line, refresh=False)
+            self._bar.update(row["tokens"] - self._bar.n)

@@ -122,7 +122,7 @@ class Watch:
             limit = max(self._hang_seconds, SLOWEST * self._longest) if self._patience is None else self._patience
             return {"beats": self._beats, "place": self._place, "waited": waited, "pid": os.getpid(),
                     "machine": self._machine, "hangs": bool(self._hang_seconds) and waited > limit,
-                    "may_be_silent": self._may_be_silent}
+                    "in_collective": in_collective(), "may_be_silent": self._may_be_silent}
 
     def _judge(self) -> dict | None:
         """On rank 0: which rank is dead or hangs, None if none is."""
@@ -142,7 +142,8 @@ class Watch:
             return {"line": line, "speaker": 0, "stacks": True, "culprits": silent}
         if hang:
             fewest = min(sign["beats"] for sign, _ in signs.values())
-            behind = [rank for rank, (sign, _) in signs.items() if sign["beats"] == fewest]  # others wait for it
+            behind = [rank for rank, (sign, _) in signs.items() if sign["beats"] == fewest]
+            behind = [rank for rank in behind if not signs[rank][0]["in_collective"]] or behind  # those wait for it
             sign = signs[behind[0]][0]
             line = f"rank {ranks(behind)} hangs at {sign['place']}: no progress for {sign['waited']:.0f} s"
             return {"line": line, "speaker": 0, "stacks": True, "culprits": behind}
@@ -169,7 +170,9 @@ class Watch:
 
     def _end(self, line: str, speaks: bool) -> NoReturn:
         if speaks:
-            print(f"error: {line}; start again to continue from the newest checkpoint", file=sys.stderr, flush=True)
+            with contextlib.suppress(OSError):  # behind a progress bar, to a terminal that may be gone
+                print(f"\nerror: {line}; start again to continue from the newest checkpoint", file=sys.stderr)
+                sys.stderr.flush()
         if groups.rank() == 0:
             with contextlib.suppress(OSError):
                 self._record(line)
@@ -180,6 +183,16 @@ class Watch:
 
 def ranks(numbers: list[int]) -> str:
     return ", ".join(map(str, numbers))
+
+
+def in_collective() -> bool:
+    """Whether the main thread waits for other ranks: one that hangs by itself does not."""
+    frame = sys._current_frames().get(threading.main_thread().ident)
+    while frame:
+        if "torch/distributed/" in frame.f_code.co_filename:
+            return True
+        frame = frame.f_back
+    return False
 
 
 def this_machine() -> str:

@@ -1,6 +1,7 @@
 """The command as users type it, in real processes."""
 
 import json
+import socket
 import subprocess
 import sys
 
@@ -28,7 +29,9 @@ def test_deepspeed_on_two_ranks(run, launcher, script, tiny_yaml, valid_folder, 
     assert [row["step"] for row in rows] == [1, 2, 3, 4] and rows[-1]["valid_bits_per_byte"] > 0
     assert json.loads((tmp_path / "run/environment.json").read_text())["world_size"] == 2
     assert (tmp_path / "run/checkpoints/latest").read_text().strip() == "step-00000004"
-    assert done.stderr.count("| 0.00/") == 1  # one progress bar: rank 0 alone speaks
+    said = [line for line in done.stderr.splitlines() if line.startswith("step ")]
+    assert [line.partition(":")[0] for line in said] == ["step 1", "step 4"]  # no bar in a log; rank 0 alone speaks
+    assert "tokens a second, 100.0% of the run" in said[-1]
     assert "Traceback" not in done.stderr + done.stdout
     warnings = [line for line in (done.stdout + done.stderr).splitlines() if "warning" in line.lower()]
     assert all("hostfile" in line or "get_accelerator" in line for line in warnings), warnings  # the launcher's own
@@ -75,3 +78,14 @@ def test_bad_input_under_the_launcher(run, launcher, script, tiny_yaml, tmp_path
 def test_help_shows_an_example(run, script, tmp_path):
     done = run(sys.executable, script, "--help", cwd=tmp_path)
     assert done.returncode == 0 and "deepspeed" in done.stdout and "section.key=value" in done.stdout
+
+
+def test_a_port_that_is_taken(run, script, tiny_yaml, tmp_path):
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        done = run("deepspeed", "--num_accelerators", 1, "--master_port", other.getsockname()[1], script,
+                   "--config", tiny_yaml, "run.dir=mine", cwd=tmp_path)
+    errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert done.returncode == 2 and len(errors) == 1 and "--master_port" in errors[0]
+    assert "Traceback" not in done.stderr

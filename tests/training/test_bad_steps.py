@@ -139,8 +139,10 @@ def weights(run, step):
 @pytest.mark.parametrize("sabotage", [spoil(math.nan, 1, [3]), spoil(math.inf, 0, [3]), spoil_gradient(math.nan, 3),
                                       spoil_gradient(math.inf, 3)], ids=["nan", "inf", "nan gradient", "inf gradient"])
 def test_a_step_that_is_not_finite_on_one_rank_is_skipped_by_all(start_job, stage, sabotage):
-    job = start_job(2, *SETTINGS, "training.max_steps=4", f"parallel.zero_stage={stage}", sabotage=sabotage)
+    settings = [*SETTINGS, "training.max_steps=4", f"parallel.zero_stage={stage}"]
+    job = start_job(2, *settings, "training.stop_after_steps=3", sabotage=sabotage)
     assert job.wait() == [0, 0], job.text
+    assert start_job(2, *settings).wait() == [0, 0]
     before, after, end = (weights(job.dir, step) for step in (2, 3, 4))
     assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
     assert any(not torch.equal(end[name], tensor) for name, tensor in before.items())
@@ -153,10 +155,11 @@ def test_a_step_that_is_not_finite_on_one_rank_is_skipped_by_all(start_job, stag
 
 
 def test_a_leap_is_skipped(start_job):
-    job = start_job(1, "training.micro_batch=8", "training.max_steps=40", "training.warmup_steps=30",
-                    "training.lr=1e-4", "checkpoint.every_steps=1", "checkpoint.keep_last=100",
-                    sabotage=spoil(10.0, 0, [38]))
+    settings = ["training.micro_batch=8", "training.max_steps=40", "training.warmup_steps=30", "training.lr=1e-4",
+                "checkpoint.every_steps=1", "checkpoint.keep_last=100"]
+    job = start_job(1, *settings, "training.stop_after_steps=38", sabotage=spoil(10.0, 0, [38]))
     assert job.wait() == [0], job.text
+    assert start_job(1, *settings).wait() == [0]
     assert [json.loads(line)["step"] for line in (job.dir / "skipped.jsonl").read_text().splitlines()] == [38]
     before, after, end = (weights(job.dir, step) for step in (37, 38, 39))
     assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
@@ -175,6 +178,16 @@ def test_too_many_end_the_run_with_the_documents(start_job, train_folder):
     corpus = Corpus(train_folder)
     assert any(corpus.document(n)[0] in line for n in range(len(corpus)))
     assert "Traceback" not in job.text
+
+
+def test_broken_weights_do_not_push_out_good_checkpoints(start_job):
+    """An update that breaks the weights makes every later loss NaN: nothing of that is saved, and the line says so."""
+    settings = ["training.micro_batch=8", "training.max_steps=60", "checkpoint.every_steps=2", "checkpoint.keep_last=2"]
+    job = start_job(1, *settings, "training.bad_steps.allowed=5", sabotage=spoil(math.nan, 0, range(7, 100)))
+    assert job.wait() == [GIVE_UP], job.text
+    assert sorted(path.name for path in (job.dir / "checkpoints").glob("step-*")) == ["step-00000004", "step-00000006"]
+    [line] = [line for line in job.text.splitlines() if line.startswith("error: ")]
+    assert "every step since 7 was bad" in line and "of step 6 and later" in line and "training.lr" in line
 
 
 def test_bad_steps_are_counted_over_restarts(start_job):

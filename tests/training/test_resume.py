@@ -9,6 +9,7 @@ import signal
 import pytest
 
 from lcpt.checkpoint import find_checkpoint, read_manifest, read_tensors
+from lcpt.checkpoint.files import self_hash
 
 STEPS, STOP = 7, 4
 SETTINGS = [f"training.max_steps={STEPS}", "checkpoint.every_steps=2", "training.valid_every_steps=3"]
@@ -147,6 +148,59 @@ def test_goes_back_past_a_damaged_checkpoint(train_ranks, numbers, settings, who
     assert numbers(again.rows) == numbers(whole.rows)
     said = capfd.readouterr().err
     assert said.count("warning: ") == 1 and damaged.name in said and "going back to step-00000002" in said
+
+
+def test_a_checkpoint_that_was_passed_over_does_not_count_again(train_ranks, numbers, settings, whole, stopped, copy):
+    """Even if it turns out whole: the rows behind the older one are gone."""
+    folder = copy(stopped(2, 1))
+    file = folder / "checkpoints/step-00000004/weights-00000.safetensors"
+    file.rename(folder / "hidden")
+    train_ranks(2, *settings, "training.stop_after_steps=3", dir=folder)
+    (folder / "hidden").rename(folder / "checkpoints/step-00000004.damaged" / file.name)
+    assert numbers(train_ranks(2, *settings, dir=folder).rows) == numbers(whole.rows)
+
+
+@pytest.mark.parametrize("damage", ["all", "schema"])
+def test_without_a_usable_checkpoint_nothing_is_touched(start_job, settings, stopped, copy, damage):
+    """Neither begun again, nor cut: a person may still have the file, or the lcpt that wrote it."""
+    folder = copy(stopped(2, 1))
+    for step in (folder / "checkpoints").glob("step-*"):
+        if damage == "all":
+            os.truncate(step / "weights-00000.safetensors", 100)
+        else:
+            manifest = json.loads((step / "manifest.json").read_text()) | {"schema_version": 2}
+            (step / "manifest.json").write_text(json.dumps(manifest | {"sha256": self_hash(manifest)}))
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    job = start_job(2, *settings, dir=folder)
+    assert job.wait() == [2, 2], job.text
+    [line] = [line for line in job.text.splitlines() if line.startswith("error: ")]
+    assert ("move" in line and "step-00000002" in line) if damage == "all" else "take the lcpt that wrote it" in line
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+
+
+def test_damaged_rows_are_dropped_and_told(train_ranks, numbers, settings, whole, stopped, copy, capfd):
+    folder = copy(stopped(2, 1))
+    lines = (folder / "metrics.jsonl").read_bytes().splitlines(keepends=True)
+    (folder / "metrics.jsonl").write_bytes(b"".join([*lines[:2], b"\x00\xff\n", b"[1]\n", *lines[2:], b'{"step": 5']))
+    assert numbers(train_ranks(2, *settings, dir=folder).rows) == numbers(whole.rows)
+    assert "2 lines of" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("content", ["{}", "null", "[{}]", "[3]", ""])
+def test_a_damaged_history_does_not_keep_a_run_from_going_on(start_job, settings, stopped, copy, content):
+    folder = copy(stopped(2, 1))
+    (folder / "starts.json").write_text(content)
+    job = start_job(2, *settings, dir=folder)
+    assert job.wait() == [0, 0] and "Traceback" not in job.text, job.text
+
+
+@pytest.mark.parametrize("gone", [["summary.json"], ["summary.json", "starts.json"], ["summary.json", "metrics.jsonl"]])
+def test_a_complete_run_gets_its_summary_back(start_job, settings, whole, copy, gone):
+    folder = copy(whole.dir)
+    for name in gone:
+        (folder / name).unlink()
+    job = start_job(2, *settings, dir=folder)
+    assert job.wait() == [0, 0] and (folder / "summary.json").exists(), job.text
 
 
 def test_before_the_first_checkpoint_it_begins_anew(train_ranks, numbers, settings, whole, tmp_path):

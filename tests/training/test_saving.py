@@ -1,5 +1,6 @@
 """Saving while training goes on: what is kept, what a full disk does, and what it costs."""
 
+import contextlib
 import os
 import subprocess
 import time
@@ -166,6 +167,33 @@ def small_disk(tmp_path):
     subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
+def test_rows_wait_for_room(start_job, small_disk, train_ranks, numbers, tmp_path):
+    """A disk that is full for some steps costs nothing, once there is room again."""
+    settings = ["training.max_steps=50", "training.micro_batch=2", "checkpoint.every_steps=100"]
+    blocker = small_disk / "blocker"
+
+    def sabotage(number):
+        from lcpt.training.watchdog import Watch
+
+        beat = Watch.beat
+
+        def fill(self, place, patience=None):
+            if place == "the data of step 3" and number == 0:
+                with contextlib.suppress(OSError), open(blocker, "wb", buffering=0) as file:
+                    while True:
+                        file.write(b"x" * 1000)
+            if place == "the data of step 45" and number == 0:
+                blocker.unlink()
+            beat(self, place, patience)
+
+        Watch.beat = fill
+
+    job = start_job(2, *settings, dir=small_disk / "run", sabotage=sabotage)
+    assert job.wait() == [0, 0], job.text
+    assert "its rows wait for room" in job.text and "Traceback" not in job.text
+    assert numbers(job.rows) == numbers(train_ranks(2, *settings, dir=tmp_path / "whole").rows)
+
+
 def test_a_full_disk(start_job, small_disk, train_ranks, numbers, tmp_path):
     """The run goes on without that checkpoint; at its end the failure is an error, and nothing half-done stays behind.
     With room again it continues, from the last one that had room, as if nothing had been."""
@@ -197,7 +225,7 @@ def test_a_full_disk(start_job, small_disk, train_ranks, numbers, tmp_path):
     read_manifest(job.dir / "checkpoints/step-00000003")
     assert job.text.count("warning: the checkpoint of step") == 2 and "No space left on device" in job.text
     [line] = [line for line in job.text.splitlines() if line.startswith("error: ")]
-    assert "step 9" in line and "make room" in line and "Traceback" not in job.text
+    assert "step 9" in line and "mend that" in line and "Traceback" not in job.text
     blocker.unlink()
     again = start_job(2, *settings, "checkpoint.every_steps=3", dir=small_disk / "run")
     assert again.wait() == [0, 0], again.text

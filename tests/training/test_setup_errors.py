@@ -25,6 +25,9 @@ CASES = {
     "other shapes": (["training.init_from={run}", "model.d_ff=8"], ["feed_forward", "another model"]),
     "damaged weights": (["training.init_from={damaged_run}"], ["weights-00000.safetensors"]),
     "no folder": (["run.dir={file}/run"], ["{file}"]),
+    "other rope": (["run.dir={run}", "model.rope_base=500000"], ["{run}", "model.rope_base 10000.0", "500000.0"]),
+    "other blocks": (["run.dir={run}", "model.attention.block_size=4"], ["model.attention.block_size 8", "this is 4"]),
+    "no place for checkpoints": (["run.dir={dangling}"], ["{dangling}/checkpoints"]),
     "other seed": (["run.dir={run}", "run.seed=5"], ["{run}", "begun with run.seed 0", "this is 5"]),
 }
 
@@ -42,7 +45,10 @@ def places(train_ranks, make_corpus, train_folder, tmp_path_factory):
         content[-10] ^= 1
         file.write_bytes(content)
     (root / "file").write_text("no folder")
-    return {"file": root / "file", "foreign": make_corpus(seed=9), "nowhere": root / "nowhere", "run": run,
+    (root / "dangling").mkdir()
+    (root / "dangling/checkpoints").symlink_to(root / "nowhere")
+    return {"dangling": root / "dangling",
+            "file": root / "file", "foreign": make_corpus(seed=9), "nowhere": root / "nowhere", "run": run,
             "damaged": damaged, "damaged_run": damaged_run, "fresh": root / "fresh"}
 
 
