@@ -33,6 +33,7 @@ pytestmark = [
 
 STEPS = 24
 SETTINGS = [f"training.max_steps={STEPS}", "training.global_batch_tokens=512", "checkpoint.every_steps=6"]
+CRASHED = {"from_step": 0, "started": 0, "ended": 1, "end": "lightning", "world_size": 2}
 TWO_RANKS = ["--gpus-per-node=0", "--ntasks-per-node=2", "--cpus-per-task=1"]
 TIMES = ("tokens_per_second", "step_seconds", "data_wait_fraction", "save_stall_fraction")
 
@@ -251,7 +252,7 @@ def test_goes_on_after_a_signal_and_after_a_killed_rank(submit, uninterrupted):
 @pytest.mark.parametrize("arguments, starts, code, words", [
     (["training.learning_rate=1"], [], BAD_INPUT, "training.learning_rate"),  # seen before the ranks begin
     pytest.param(["model.vocab_size=12"], [], BAD_INPUT, "model.vocab_size=330", marks=pytest.mark.slow),  # by ranks
-    ([], [{"from_step": 0, "started": 0, "ended": 1, "end": "lightning"}] * CRASHES, GIVE_UP, "lightning"),
+    ([], [CRASHED] * CRASHES, GIVE_UP, "lightning"),
 ], ids=["wrong key", "wrong value", "crash loop"])
 def test_ends_for_good(submit, arguments, starts, code, words):
     job = submit(*arguments, starts=starts)
