@@ -4,6 +4,7 @@ import importlib
 import json
 import multiprocessing
 import os
+import shlex
 import signal
 import socket
 import sys
@@ -167,7 +168,7 @@ def record():
         for table, rows in tables.items():
             report = {
                 "schema_version": 1, "date": date.today().isoformat(), "git_commit": now["git_commit"],
-                "device": now["device"], "versions": now["versions"], "command": "pytest " + " ".join(sys.argv[1:]),
+                "device": now["device"], "versions": now["versions"], "command": "pytest " + shlex.join(sys.argv[1:]),
                 "rows": rows,
             }
             Path(folder, f"{table}.json").write_text(json.dumps(report, indent=1) + "\n")
