@@ -14,7 +14,7 @@ import torch.distributed as dist
 
 from lcpt.checkpoint import CheckpointConfig, Slice, open_partial, remove_old, seal, write_piece
 from lcpt.parallel import groups
-from lcpt.training.fragments import MOMENTS, Fragment, held_once
+from lcpt.training.fragments import MOMENTS, held_once
 from lcpt.training.telemetry import say
 from lcpt.training.watchdog import Watch
 
@@ -91,20 +91,23 @@ class Saver:
         return self._outcome.result()
 
     def _copy(self) -> None:
-        """This rank's fragments into host memory, which the next save uses again."""
-        live = {(group, f.name): (f, tensor) for f in held_once(self._engine) for group, tensor in f.tensors.items()}
+        """What this rank holds into host memory, which the next save uses again."""
+        fragments, pinned = list(held_once(self._engine)), torch.cuda.is_available()
+        live = {
+            group: [Slice(f.name, f.shape, f.start, f.tensors[group]) for f in fragments]
+            for group in ("weights", *MOMENTS)
+        }
         if groups.rank() == 0:  # buffers are the same everywhere
-            for name, buffer in self._engine.module.named_buffers():
-                live["weights", name] = Fragment(name, tuple(buffer.shape), 0, {}), buffer.flatten()
-        pinned = torch.cuda.is_available()
+            buffers = self._engine.module.named_buffers()
+            live["weights"] += [Slice(name, tuple(x.shape), 0, x.flatten()) for name, x in buffers]
         if not self._copies:
-            self._copies = {group: [] for group in ("weights", *MOMENTS)}
-            for (group, name), (fragment, tensor) in live.items():
-                memory = torch.empty(tensor.shape, pin_memory=pinned)
-                self._copies[group].append(Slice(name, fragment.shape, fragment.start, memory))
-        for group, slices in self._copies.items():
-            for part in slices:
-                part.data.copy_(live[group, part.name][1], non_blocking=pinned)
+            self._copies = {
+                group: [part._replace(data=torch.empty(part.data.shape, pin_memory=pinned)) for part in parts]
+                for group, parts in live.items()
+            }
+        for group, parts in live.items():
+            for part, copy in zip(parts, self._copies[group], strict=True):
+                copy.data.copy_(part.data, non_blocking=pinned)
         if pinned:
             torch.cuda.synchronize()
 
