@@ -1,8 +1,9 @@
 """Block-causal attention of linear cost, as pure functions of tensors. Needs torch alone; knows nothing of lcpt."""
 
 from lcpt_kernels.feature import feature_attention
+from lcpt_kernels.flurka import flurka_attention
 from lcpt_kernels.polynomial import polynomial_attention
 from lcpt_kernels.squared import squared_attention
 from lcpt_kernels.streaming import State
 
-__all__ = ["State", "feature_attention", "polynomial_attention", "squared_attention"]
+__all__ = ["State", "feature_attention", "flurka_attention", "polynomial_attention", "squared_attention"]

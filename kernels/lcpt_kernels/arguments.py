@@ -34,12 +34,21 @@ def check_degree(degree: int) -> None:
     require(degree > 0 and degree % 2 == 0, f"degree {degree} is not positive and even: weights could be negative")
 
 
-def check_stream(v: Tensor, log_gate: Tensor | None, block_size: int, local_blocks: int, states: bool, packed: bool,
-                 backend: str) -> None:
-    """What the families of linear cost have in common. `states`: one is given or asked for; `packed`: cu_seqlens is."""
+def check_packed(cu_seqlens: Tensor, batch: int, tokens: int) -> None:
+    ends = cu_seqlens.tolist()
+    require(batch == 1, f"packed documents need B = 1, not {batch}")
+    require(ends[0] == 0 and ends[-1] == tokens and ends == sorted(ends),
+            f"cu_seqlens must rise from 0 to T = {tokens}; it is {ends}")
+
+
+def check_stream(v: Tensor, log_gate: Tensor | None, block_size: int, local_blocks: int, states: bool,
+                 cu_seqlens: Tensor | None, backend: str) -> None:
+    """What the families of linear cost have in common. `states`: one is given or asked for."""
     require(block_size > 0, f"block_size {block_size} is not positive")
     require(local_blocks in (1, 2), f"local_blocks {local_blocks} is neither 1 nor 2")
     if log_gate is not None:
         require(log_gate.shape == v.shape[:3], f"log_gate is {list(log_gate.shape)}; it must be {list(v.shape[:3])}")
-    require(not (states and packed), "states are of one sequence: give no cu_seqlens with them")
+    require(not states or cu_seqlens is None, "states are of one sequence: give no cu_seqlens with them")
     require(not (states and backend == "reference"), "backend reference keeps no state; take torch or auto")
+    if cu_seqlens is not None:
+        check_packed(cu_seqlens, *v.shape[:2])

@@ -23,15 +23,15 @@ from lcpt_kernels.features import Explicit, QuadraticFeatures
 
 
 class Power(NamedTuple):
-    """The local weight w(s) = s^degree and its derivative, for a tile of scores s, 0 above `diagonal`."""
+    """The local weight w(s) = s^degree. See `Plan.local` for what its methods give."""
 
     degree: int
 
-    def weight(self, s: Tensor, diagonal: int) -> Tensor:
-        return _power(s.tril_(diagonal), self.degree)
+    def weights(self, s: Tensor, diagonal: int, decay: Tensor | None) -> tuple[Tensor, None]:
+        return _decayed(_power(s.tril_(diagonal), self.degree), decay), None
 
-    def weight_and_derivative(self, s: Tensor, diagonal: int) -> tuple[Tensor, Tensor]:
-        lower = _power(s.tril_(diagonal), self.degree - 1)
+    def weights_and_slopes(self, s: Tensor, diagonal: int, decay: Tensor | None) -> tuple[Tensor, Tensor]:
+        lower = _decayed(_power(s.tril_(diagonal), self.degree - 1), decay)
         return lower * s, lower.mul_(self.degree)  # in this order: the second may overwrite s
 
 
@@ -42,32 +42,55 @@ class Quadratic(NamedTuple):
     c1: float
     c2: float
 
-    def weight(self, s: Tensor, diagonal: int) -> Tensor:
-        return (self.c0 + s * (self.c1 + self.c2 * s)).tril_(diagonal)
+    def weights(self, s: Tensor, diagonal: int, decay: Tensor | None) -> tuple[Tensor, None]:
+        return _decayed((self.c0 + s * (self.c1 + self.c2 * s)).tril_(diagonal), decay), None
 
-    def weight_and_derivative(self, s: Tensor, diagonal: int) -> tuple[Tensor, Tensor]:
-        return self.weight(s, diagonal), (self.c1 + 2 * self.c2 * s).tril_(diagonal)
+    def weights_and_slopes(self, s: Tensor, diagonal: int, decay: Tensor | None) -> tuple[Tensor, Tensor]:
+        return self.weights(s, diagonal, decay)[0], _decayed((self.c1 + 2 * self.c2 * s).tril_(diagonal), decay)
 
 
 class Linear(NamedTuple):
     """w(s) = s, of features that are given."""
 
-    def weight(self, s: Tensor, diagonal: int) -> Tensor:
-        return s.tril_(diagonal)
+    def weights(self, s: Tensor, diagonal: int, decay: Tensor | None) -> tuple[Tensor, None]:
+        return _decayed(s.tril_(diagonal), decay), None
 
-    def weight_and_derivative(self, s: Tensor, diagonal: int) -> tuple[Tensor, Tensor]:
-        return s.tril_(diagonal), torch.ones_like(s).tril_(diagonal)
+    def weights_and_slopes(self, s: Tensor, diagonal: int, decay: Tensor | None) -> tuple[Tensor, Tensor]:
+        return _decayed(s.tril_(diagonal), decay), _decayed(torch.ones_like(s).tril_(diagonal), decay)
+
+
+class Exponential(NamedTuple):
+    """w(s) = e^s. Where a row's greatest, M, is above 0, everything in the row is multiplied by e^{−M}."""
+
+    def weights(self, s: Tensor, diagonal: int, decay: Tensor | None) -> tuple[Tensor, Tensor]:
+        exponent = s if decay is None else s + decay
+        future = torch.ones(s.shape[-2:], dtype=torch.bool, device=s.device).triu_(diagonal + 1)
+        exponent.masked_fill_(future, -torch.inf)
+        M = exponent.amax(-1, keepdim=True).clamp_(min=0)
+        return exponent.sub_(M).exp_(), M.neg_().exp_()
+
+    def weights_and_slopes(self, s: Tensor, diagonal: int, decay: Tensor | None) -> tuple[Tensor, Tensor]:
+        w, _ = self.weights(s, diagonal, decay)
+        return w, w
 
 
 class Plan(NamedTuple):
-    """Everything about block-causal attention that is no tensor. `features` None: there is no state."""
+    """Everything about block-causal attention that is no tensor.
 
-    local: Power | Quadratic | Linear
+    local, for a tile of scores s [.., rows, near], of which the first row sees `diagonal` keys before itself, and the
+    logs of their decay:
+        weights -> weights [.., rows, near], 0 in the future; e^{−M} [.., rows, 1] by which the rows are damped, or None
+        weights_and_slopes -> the weights again, and their derivatives by s
+    features None: there is no state. summaries: how many stand for a block in the state; None: its tokens do.
+    """
+
+    local: Power | Quadratic | Linear | Exponential
     features: QuadraticFeatures | Explicit | None
     scale: float
     offset: float
     block_size: int
     local_blocks: int
+    summaries: int | None = None
 
 
 class Block(NamedTuple):
@@ -76,7 +99,8 @@ class Block(NamedTuple):
     whole: slice
     rows: slice  # those of its tokens that ask; none where a state is carried to the start of an empty block
     near: slice  # the keys that they see exactly
-    leaving: slice | None  # the block that goes over into the state at the start of this one
+    leaving: slice | None  # the block that goes over into the state at the start of this one: its rows of the far keys
+    fading: slice | None  # the tokens since which these decay: they themselves, or for summaries the block's last
 
     @property
     def diagonal(self) -> int:
@@ -91,111 +115,154 @@ class Block(NamedTuple):
     @classmethod
     def all(cls, plan: Plan, past: int, keys: int, to_the_end: bool) -> list[Block]:
         """The blocks of the queries past … keys; to_the_end: up to the one that the next token will be in."""
-        c, reach = plan.block_size, plan.block_size * plan.local_blocks
+        c = plan.block_size
         last = keys // c if to_the_end else (keys - 1) // c
-        return [
-            cls(
-                whole=slice(t, min(t + c, keys)),
-                rows=slice(max(t, past), min(t + c, keys)),
-                near=slice(max(0, t + c - reach), min(t + c, keys)),
-                leaving=slice(t - reach, t - reach + c) if t >= reach and plan.features else None,
-            )
-            for t in range(past // c * c, last * c + 1, c)
-        ]
+        return [cls._at(plan, t, past, keys) for t in range(past // c * c, last * c + 1, c)]
+
+    @classmethod
+    def _at(cls, plan: Plan, t: int, past: int, keys: int) -> Block:
+        c, reach = plan.block_size, plan.block_size * plan.local_blocks
+        leaving = fading = None
+        if t >= reach and plan.features:
+            r, first = plan.summaries or c, t - reach
+            leaving = slice(first // c * r, first // c * r + r)
+            fading = slice(first + c - 1, first + c) if plan.summaries else leaving
+        end = min(t + c, keys)
+        return cls(slice(t, end), slice(max(t, past), end), slice(max(0, t + c - reach), end), leaving, fading)
+
+
+class Far(NamedTuple):
+    """What goes over into the state: b [B, H, ·, r] beside v [B, H, ·, Dv], of tokens or of summaries. mass [B, H, ·]:
+    what a summary counts for in the normaliser; None: 1, as a token."""
+
+    b: Tensor | None
+    v: Tensor
+    mass: Tensor | None
+
+    def values(self, block: Block) -> Tensor:
+        """v̄ = [v, mass] of what leaves at `block`, [.., rows, Dv + 1]."""
+        if self.mass is None:
+            return _with_ones(self.v, block.leaving)
+        return torch.cat((_block(self.v, block.leaving), _block(self.mass, block.leaving)[..., None]), dim=-1)
 
 
 def block_causal_attention(
-    q: Tensor, k: Tensor, v: Tensor, a: Tensor | None, b: Tensor | None, plan: Plan, log_gate: Tensor | None = None,
+    q: Tensor, k: Tensor, v: Tensor, a: Tensor | None, far: Far, plan: Plan, log_gate: Tensor | None = None,
     initial: Tensor | None = None, final: bool = False,
 ) -> tuple[Tensor, Tensor | None]:
     """q [B, T, H, D] against k [B, P + T, H, D] and v [B, P + T, H, Dv]: the first P keys, which begin a block, are of
-    tokens before the queries. For the state, a [B, T, H, r] and b [B, P + T, H, r], and `initial` [B, H, F, Dv + 1],
-    that of what came before these keys. log_gate [B, P + T, H], ≤ 0, or None.
+    tokens before the queries. For the state, a [B, T, H, r], and far, its tensors with heads third too, of the same
+    P + T tokens or of their whole blocks' summaries; and `initial` [B, H, F, Dv + 1], that of what came before these
+    keys. log_gate [B, P + T, H], ≤ 0, or None.
 
     -> (o [B, T, H, Dv] in q's dtype, with `final` the state [B, H, F, Dv + 1] for the token after the last).
     """
-    heads_first = [x if x is None else x.transpose(1, 2) for x in (q, k, v, a, b, log_gate)]
+    far_v = None if far.v is v else far.v
+    heads_first = [x if x is None else x.transpose(1, 2) for x in (q, k, v, a, far.b, far_v, far.mass, log_gate)]
     o, state = _BlockCausal.apply(*heads_first, initial, plan, final)
     return o.transpose(1, 2), state
 
 
 class _BlockCausal(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, q, k, v, a, b, log_gate, initial, plan, final):
+    def forward(ctx, q, k, v, a, b, far_v, mass, log_gate, initial, plan, final):
         past, decay, features = k.shape[2] - q.shape[2], Decay(log_gate), plan.features
+        far = Far(b, v if far_v is None else far_v, mass)
         o = q.new_empty(*q.shape[:3], v.shape[3])
         z = q.new_empty(*q.shape[:3], 1, dtype=_accumulator(v))
+        damping = torch.empty_like(z) if isinstance(plan.local, Exponential) else None
         state = _state(plan, v, initial)
         blocks = Block.all(plan, past, k.shape[2], final)
         for number, block in enumerate(blocks):
             state = decay.through(blocks[number - 1], state) if number else state
             if block.leaving:
-                state += features.key(_columns(b, block.leaving)) @ decay.until(block, _with_ones(v, block.leaving))
+                state += features.key(_columns(b, block.leaving)) @ decay.until(block, far.values(block))
             rows = _shift(block.rows, past)
+            if rows.start == rows.stop:
+                continue
             s = plan.scale * _block(q, rows) @ _block(k, block.near).mT  # [.., c, ≤ ℓc]
-            w = decay.between(block, plan.local.weight(s, block.diagonal))
+            w, damp = plan.local.weights(s, block.diagonal, decay.between(block))
             nz = w @ _with_ones(v, block.near)  # [.., c, Dv + 1]
             if block.leaving or initial is not None:
-                nz += decay.since(block, features.query(_columns(a, rows)).mT @ state)  # state [.., F, Dv + 1]
-            z_rows = nz[..., -1:] + plan.offset
+                remote = decay.since(block, features.query(_columns(a, rows)).mT @ state)  # state [.., F, Dv + 1]
+                nz += remote if damp is None else damp * remote
+            z_rows = nz[..., -1:] + (plan.offset if damp is None else damp * plan.offset)
             z_rows.masked_fill_(z_rows == 0, torch.inf)  # 0/0 is 0, and so are its gradients
             o[:, :, rows] = nz[..., :-1] / z_rows
             z[:, :, rows] = z_rows
-        ctx.save_for_backward(q, k, v, a, b, log_gate, initial, o, z, state if final else None)
+            if damp is not None:
+                damping[:, :, rows] = damp
+        ctx.save_for_backward(
+            q, k, v, a, b, far_v, mass, log_gate, initial, o, z, damping, state if final else None)
         ctx.plan = plan
         return o, state if final else None
 
     @staticmethod
     def backward(ctx, do, d_final):
-        q, k, v, a, b, log_gate, initial, o, z, final = ctx.saved_tensors
+        q, k, v, a, b, far_v, mass, log_gate, initial, o, z, damping, final = ctx.saved_tensors
         plan, features, past, decay = ctx.plan, ctx.plan.features, k.shape[2] - q.shape[2], Decay(log_gate)
+        far = Far(b, v if far_v is None else far_v, mass)
         blocks = Block.all(plan, past, k.shape[2], final is not None)
         dq = torch.empty_like(q)
         dk, dv = (torch.zeros_like(x, dtype=_accumulator(x)) for x in (k, v))  # a block's share comes in parts
-        da, db = (x if x is None else torch.zeros_like(x) for x in (a, b))
+        da, db, d_far_v, d_mass = (x if x is None else torch.zeros_like(x) for x in (a, b, far_v, mass))
 
         def output_gradient(rows):
             do_rows = _block(do, rows)
             dz = -(do_rows * o[:, :, rows]).sum(-1, keepdim=True)
             return torch.cat((do_rows, dz), dim=-1) / z[:, :, rows]  # n̄ [.., c, Dv + 1]
 
+        def remote_gradient(block, n):
+            """n̄ of the state's part alone."""
+            n = decay.since(block, n)
+            return n if damping is None else damping[:, :, _shift(block.rows, past)] * n
+
         state = _state(plan, v, initial)
         for number, block in enumerate(blocks):  # forwards, with the state: gradients of the local scores and of a
             state = decay.through(blocks[number - 1], state) if number else state
             if block.leaving:
-                state += features.key(_columns(b, block.leaving)) @ decay.until(block, _with_ones(v, block.leaving))
+                state += features.key(_columns(b, block.leaving)) @ decay.until(block, far.values(block))
             rows, near = _shift(block.rows, past), block.near
+            if rows.start == rows.stop:
+                continue
             n, q_rows, k_near = output_gradient(rows), plan.scale * _block(q, rows), _block(k, near)
-            w, slope = plan.local.weight_and_derivative(q_rows @ k_near.mT, block.diagonal)
-            w, dw = decay.between(block, w), n @ _with_ones(v, near).mT
+            w, slope = plan.local.weights_and_slopes(q_rows @ k_near.mT, block.diagonal, decay.between(block))
+            dw = n @ _with_ones(v, near).mT
             decay.depends(block.rows, near, w, dw)
-            ds = decay.between(block, slope.mul_(dw))
             dv[:, :, near] += w.mT @ n[..., :-1]
+            ds = slope.mul_(dw)
             dq[:, :, rows] = plan.scale * (ds @ k_near)
             dk[:, :, near] += ds.mT @ q_rows
             if block.leaving or initial is not None:
-                n, a_rows = decay.since(block, n), _columns(a, rows)
+                n, a_rows = remote_gradient(block, n), _columns(a, rows)
                 da[:, :, rows] = features.query_backward(a_rows, state @ n.mT).mT
                 decay.grows(block.rows, lambda a=a_rows, n=n, S=state: (features.query(a).mT @ S * n).sum(-1))
 
         d_state = _state(plan, v, d_final)
         if final is not None:
             decay.grows(blocks[-1].before, lambda: (final * d_final).sum((-2, -1))[..., None])
-        for number, block in reversed(list(enumerate(blocks))):  # backwards, with the state's gradient: b, rest of v
+        for number, block in reversed(list(enumerate(blocks))):  # backwards, with the state's gradient: the far keys
             rows = _shift(block.rows, past)
             if block.leaving or initial is not None:
-                d_state += features.query(_columns(a, rows)) @ decay.since(block, output_gradient(rows))
+                d_state += features.query(_columns(a, rows)) @ remote_gradient(block, output_gradient(rows))
             if block.leaving:
-                b_leaving, v_leaving = _columns(b, block.leaving), decay.until(block, _with_ones(v, block.leaving))
+                b_leaving, v_leaving = _columns(b, block.leaving), decay.until(block, far.values(block))
                 d_leaving = features.key(b_leaving).mT @ d_state
-                dv[:, :, block.leaving] += decay.until(block, d_leaving)[..., :-1]
                 db[:, :, block.leaving] = features.key_backward(b_leaving, d_state @ v_leaving.mT).mT
-                decay.grows(block.leaving, lambda d=d_leaving, v=v_leaving: -(d * v).sum(-1))
+                decay.grows(block.fading, lambda f=block.fading, d=d_leaving, v=v_leaving: -_per_token(f, d * v))
+                d_leaving = decay.until(block, d_leaving)
+                if far_v is None:
+                    dv[:, :, block.leaving] += d_leaving[..., :-1]
+                else:
+                    d_far_v[:, :, block.leaving] = d_leaving[..., :-1]
+                if mass is not None:
+                    d_mass[:, :, block.leaving] = d_leaving[..., -1]
             d_state = decay.through(blocks[number - 1], d_state) if number else d_state
         if initial is not None:
             decay.grows(blocks[0].before, lambda: -(initial * d_state).sum((-2, -1))[..., None])
         d_initial = None if initial is None else d_state
-        return dq, dk.to(k.dtype), dv.to(v.dtype), da, db, decay.gradient(), d_initial, None, None
+        dk, dv = dk.to(k.dtype), dv.to(v.dtype)
+        return dq, dk, dv, da, db, d_far_v, d_mass, decay.gradient(), d_initial, None, None
 
 
 class Decay:
@@ -208,13 +275,12 @@ class Decay:
         self._log_gate = log_gate
         self._dG = None if log_gate is None else torch.zeros_like(log_gate, dtype=_accumulator(log_gate))
 
-    def between(self, block: Block, x: Tensor) -> Tensor:
-        """x [.., rows, near] · e^{G_t − G_s}."""
+    def between(self, block: Block) -> Tensor | None:
+        """G_t − G_s of the tile [.., rows, near], 0 above its diagonal."""
         if self._log_gate is None:
-            return x
+            return None
         G = self._sums(block.near)
-        first = block.rows.start - block.near.start
-        return x * (G[..., first:, None] - G[..., None, :]).clamp_(max=0).exp_()  # above the diagonal x is 0
+        return (G[..., block.diagonal :, None] - G[..., None, :]).clamp_(max=0)
 
     def since(self, block: Block, x: Tensor) -> Tensor:
         """x [.., rows, ·] · e^{G_t − G_B}."""
@@ -226,8 +292,8 @@ class Decay:
         """x [.., leaving, ·] · e^{G_B − G_s}."""
         if self._log_gate is None:
             return x
-        G = self._sums(slice(block.leaving.start, block.whole.start))
-        return x * (G[..., -1:] - G[..., : x.shape[-2]])[..., None].exp()
+        G = self._sums(slice(block.fading.start, block.whole.start))
+        return x * (G[..., -1:] - G[..., : block.fading.stop - block.fading.start])[..., None].exp()
 
     def through(self, block: Block, state: Tensor | None) -> Tensor | None:
         """A state at the start of `block`, carried to its end."""
@@ -268,6 +334,15 @@ def _state(plan: Plan, v: Tensor, given: Tensor | None) -> Tensor | None:
 
 def _shift(rows: slice, past: int) -> slice:
     return slice(rows.start - past, rows.stop - past)
+
+
+def _decayed(w: Tensor, decay: Tensor | None) -> Tensor:
+    return w if decay is None else w * decay.exp()
+
+
+def _per_token(fading: slice, x: Tensor) -> Tensor:
+    """x [.., rows, ·] summed over all that decays since one token: [.., fading]."""
+    return x.sum(-1).unflatten(-1, (fading.stop - fading.start, -1)).sum(-1)
 
 
 def _block(x: Tensor, rows: slice) -> Tensor:

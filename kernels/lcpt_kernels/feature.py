@@ -26,7 +26,7 @@ def feature_attention(
     check_backend(backend)
     check_pair(phi_q, phi_k, v, ("phi_q", "phi_k"))
     states = output_final_state or initial_state is not None
-    check_stream(v, log_gate, block_size, local_blocks, states, cu_seqlens is not None, backend)
+    check_stream(v, log_gate, block_size, local_blocks, states, cu_seqlens, backend)
     plan = Plan(Linear(), Explicit(phi_q.shape[-1]), 1.0, offset, block_size, local_blocks)
 
     def one(phi_q, phi_k, v, log_gate):

@@ -52,6 +52,32 @@ def feature_attention(phi_q, phi_k, v, log_gate, offset):
     return normalised_sum(scores(phi_q, phi_k), v, offset, log_gate)
 
 
+def flurka_attention(
+    q, phi_q, k, v, log_gate, phi_summary, v_summary, mass_summary, local, scale, offset, block_size, local_blocks
+):
+    """DESIGN.md, section 1: exp(scale q·k), or scale q·k, in the last `local_blocks` blocks; before them a token meets
+    the summaries of whole blocks, each weighing φ(q)·φ(k̃) and fading from the end of its block on."""
+    tokens = q.shape[1]
+    block = torch.arange(tokens, device=q.device) // block_size
+    whole = tokens // block_size
+    of_summary = torch.arange(whole, device=q.device).repeat_interleave(phi_summary.shape[1] // whole if whole else 0)
+    near = (block[None, :] > block[:, None] - local_blocks).tril()  # [T, T]
+    far = of_summary[None, :] <= block[:, None] - local_blocks  # [T, N·r]
+    s = scale * scores(q, k)
+    near_weights = torch.where(near, s.exp() if local == "softmax" else s, 0.0)
+    far_weights = torch.where(far, scores(phi_q, phi_summary), 0.0)
+    if log_gate is not None:
+        G = log_gate.transpose(1, 2).cumsum(-1)  # [B, H, T]
+        G_end = G[..., (of_summary + 1) * block_size - 1]  # [B, H, N·r]
+        near_weights = near_weights * torch.where(near, G[..., :, None] - G[..., None, :], 0.0).exp()
+        far_weights = far_weights * torch.where(far, G[..., :, None] - G_end[..., None, :], 0.0).exp()
+    mass = far_weights if mass_summary is None else far_weights * mass_summary.transpose(1, 2)[..., None, :]
+    denominator = (offset + near_weights.sum(-1) + mass.sum(-1)).transpose(1, 2).unsqueeze(-1)
+    numerator = torch.einsum("bhts,bshe->bthe", near_weights, v)
+    numerator = numerator + torch.einsum("bhts,bshe->bthe", far_weights, v_summary)
+    return torch.where(denominator == 0, 0.0, numerator / denominator.where(denominator != 0, 1.0))
+
+
 def polynomial_attention(q, k, v, degree, scale, offset):
     """PolySketchFormer (arXiv 2310.01655), section 1.1 of its algorithm: w_ts = (scale · q_t·k_s)^degree."""
     return normalised_sum((scale * scores(q, k)) ** degree, v, offset)

@@ -35,7 +35,7 @@ def squared_attention(
     check_pair(a, b, v, "ab")
     require((q is None) == (k is None), "q and k are given together or not at all")
     states = output_final_state or initial_state is not None
-    check_stream(v, log_gate, block_size, local_blocks, states, cu_seqlens is not None, backend)
+    check_stream(v, log_gate, block_size, local_blocks, states, cu_seqlens, backend)
     if q is not None:
         check_pair(q, k, v, "qk")
         check_degree(degree)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import accumulate, pairwise
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from lcpt_kernels.arguments import require
-from lcpt_kernels.chunked import Plan, block_causal_attention
+from lcpt_kernels.arguments import check_packed, require
+from lcpt_kernels.chunked import Far, Plan, block_causal_attention
 from lcpt_kernels.reference import per_query_head
 
 
@@ -25,20 +26,29 @@ def attend(
     output_final_state: bool,
 ) -> tuple[Tensor, State | None]:
     """The continuation of `initial_state` by queries q [B, T, H, D], a [B, T, H, r] and as many keys: "k", "b", "v",
-    "log_gate", each [B, T, Hkv, ·]. -> (o, the state after it if asked for)."""
+    "log_gate", each [B, T, Hkv, ·]; where plan.summaries is set, "b", "far_v" and "mass" are of the blocks that these
+    tokens complete, [B, N·r, Hkv, ·]. -> (o, the state after it if asked for)."""
     present = {name: x for name, x in keys.items() if x is not None}
     if initial_state is not None:
         check_state(initial_state, plan, present)
         present = {name: torch.cat((initial_state.tail[name], x), dim=1) for name, x in present.items()}
-    k, b, v, log_gate = per_query_head(q.shape[2], *map(present.get, ("k", "b", "v", "log_gate")))
+    per_head = dict(zip(present, per_query_head(q.shape[2], *present.values()), strict=True))
+    v, b = per_head["v"], per_head["b"]
+    far = Far(b, per_head.get("far_v", v), per_head.get("mass"))
     group = q.shape[2] // present["v"].shape[2]
     initial = None if initial_state is None else initial_state.S.repeat_interleave(group, dim=1)
-    o, S = block_causal_attention(q, b if k is None else k, v, a, b, plan, log_gate, initial, output_final_state)
+    o, S = block_causal_attention(
+        q, per_head.get("k", b), v, a, far, plan, per_head.get("log_gate"), initial, output_final_state)
     if not output_final_state:
         return o, None
-    first = max(0, v.shape[1] // plan.block_size - plan.local_blocks + 1) * plan.block_size
+    gone = max(0, v.shape[1] // plan.block_size - plan.local_blocks + 1)  # blocks that are in S
+    first = {name: gone * (plan.summaries or plan.block_size) for name in FAR}
     # Copies: views would keep all of the sequence in memory.
-    return o, State(S[:, ::group].contiguous(), {name: x[:, first:].clone() for name, x in present.items()})
+    tail = {name: x[:, first.get(name, gone * plan.block_size) :].clone() for name, x in present.items()}
+    return o, State(S[:, ::group].contiguous(), tail)
+
+
+FAR = ("b", "far_v", "mass")  # what goes over into S, a row a token or a row a summary
 
 
 def check_state(state: State, plan: Plan, keys: dict[str, Tensor]) -> None:
@@ -51,21 +61,26 @@ def check_state(state: State, plan: Plan, keys: dict[str, Tensor]) -> None:
 
 
 def each_document(
-    attend_one: Callable[..., Tensor], cu_seqlens: Tensor | None, tensors: dict[str, Tensor | None]
+    attend_one: Callable[..., Tensor], cu_seqlens: Tensor | None, tensors: dict[str, Tensor | None],
+    summaries: dict[str, Tensor | None] | None = None, block_size: int = 1,
 ) -> Tensor:
-    """attend_one(**tensors), where documents are packed one document at a time: o [1, T, H, Dv].
+    """attend_one(**tensors, **summaries), where documents are packed one document at a time: o [1, T, H, Dv].
 
     cu_seqlens [N + 1], int: document n is tokens cu_seqlens[n] … cu_seqlens[n + 1], and begins its blocks anew.
+    summaries: rows of the whole blocks of `block_size` tokens of each document.
     """
+    summaries = summaries or {}
     if cu_seqlens is None:
-        return attend_one(**tensors)
+        return attend_one(**tensors, **summaries)
+    check_packed(cu_seqlens, *next(iter(tensors.values())).shape[:2])
     ends = cu_seqlens.tolist()
-    batch, tokens = next(x.shape[:2] for x in tensors.values() if x is not None)
-    require(batch == 1, f"packed documents need B = 1, not {batch}")
-    require(ends[0] == 0 and ends[-1] == tokens and ends == sorted(ends),
-            f"cu_seqlens must rise from 0 to T = {tokens}; it is {ends}")
-    documents = [
-        attend_one(**{name: x if x is None else x[:, start:stop] for name, x in tensors.items()})
-        for start, stop in zip(ends[:-1], ends[1:], strict=True) if start < stop
-    ]
-    return torch.cat(documents, dim=1)
+    blocks = [0, *accumulate((stop - start) // block_size for start, stop in pairwise(ends))]
+    outputs = []
+    for (start, stop), (first, last) in zip(pairwise(ends), pairwise(blocks), strict=True):
+        if start < stop:
+            document = {name: x if x is None else x[:, start:stop] for name, x in tensors.items()}
+            for name, x in summaries.items():
+                r = 0 if x is None or not blocks[-1] else x.shape[1] // blocks[-1]
+                document[name] = x if x is None else x[:, first * r : last * r]
+            outputs.append(attend_one(**document))
+    return torch.cat(outputs, dim=1)

@@ -1,10 +1,14 @@
 """Gates, states and packed documents, the same for every family of linear cost."""
 
+from itertools import pairwise
+
 import pytest
 import torch
-from lcpt_kernels import feature_attention, polynomial_attention, squared_attention
+from lcpt_kernels import feature_attention, flurka_attention, polynomial_attention, squared_attention
 
 C = 6  # block size
+R = 2  # summaries of a block
+SUMMARIES = ("phi_summary", "v_summary", "mass_summary")
 
 
 def gate(b, t, h, strength=0.3):
@@ -27,10 +31,28 @@ def features(t, *, b=2, h=4, hkv=2, gated=True, near=None):
     return made | ({"log_gate": gate(b, t, hkv)} if gated else {})
 
 
+def flurka(t, *, b=2, h=4, hkv=2, gated=True, local="softmax", lengths=None):
+    """lengths: of the packed documents, of which only whole blocks have summaries."""
+    torch.manual_seed(0)
+    n = sum(length // C for length in lengths or [t]) * R
+    made = {"q": torch.rand(b, t, h, 4), "k": torch.rand(b, t, hkv, 4), "v": torch.randn(b, t, hkv, 3)}
+    made |= {"phi_q": torch.rand(b, t, h, 5), "phi_summary": torch.rand(b, n, hkv, 5)}
+    made |= {"v_summary": torch.randn(b, n, hkv, 3), "mass_summary": torch.rand(b, n, hkv)}
+    made = {name: x.double() for name, x in made.items()}
+    return made | ({"log_gate": gate(b, t, hkv)} if gated else {})
+
+
+def cut(arguments, start, stop):
+    """Tokens start … stop of one sequence, with the summaries of the blocks that they complete."""
+    rows = slice(start // C * R, stop // C * R)
+    return {name: x[:, rows] if name in SUMMARIES else x[:, start:stop] for name, x in arguments.items()}
+
+
 FAMILIES = [
     pytest.param(squared_attention, squared, {"near": True}, id="squared"),
     pytest.param(squared_attention, squared, {"near": False}, id="squared without q, k"),
     pytest.param(feature_attention, features, {}, id="feature"),
+    pytest.param(flurka_attention, flurka, {}, id="flurka"),
 ]
 OFFSET = {"offset": 0.5}  # without one, the gradient of the first token's only weight is a rounding error
 
@@ -57,7 +79,7 @@ def test_a_gate_that_shuts_leaves_nothing_behind(function, inputs, shape):
     shut = arguments["log_gate"].clone()
     shut[:, start] = -1e4
     whole, _ = function(**(arguments | {"log_gate": shut}), block_size=C, **OFFSET)
-    alone, _ = function(**{name: x[:, start:] for name, x in arguments.items()}, block_size=C, **OFFSET)
+    alone, _ = function(**cut(arguments, start, 5 * C), block_size=C, **OFFSET)
     torch.testing.assert_close(whole[:, start:], alone, rtol=1e-10, atol=1e-10)
 
 
@@ -65,7 +87,7 @@ def test_a_gate_that_shuts_leaves_nothing_behind(function, inputs, shape):
 def test_gate_precision(agree, function, inputs, shape):
     """fp32, 300 tokens, gates strong enough that e^{-G} would overflow."""
     arguments = inputs(300, **shape) | {"log_gate": gate(2, 300, 2, strength=2.0)}
-    agree(function, {name: x.float() for name, x in arguments.items()}, 1e-5, block_size=32, **OFFSET)
+    agree(function, {name: x.float() for name, x in arguments.items()}, 1e-5, block_size=C, **OFFSET)
 
 
 def with_gradients(arguments, run):
@@ -80,8 +102,7 @@ def in_pieces(function, cuts, **options):
     def run(arguments):
         outputs, state = [], None
         for start, stop in zip(cuts[:-1], cuts[1:], strict=True):
-            piece = {name: x[:, start:stop] for name, x in arguments.items()}
-            o, state = function(**piece, initial_state=state, output_final_state=True, **options)
+            o, state = function(**cut(arguments, start, stop), initial_state=state, output_final_state=True, **options)
             outputs.append(o)
         return torch.cat(outputs, dim=1)
 
@@ -116,7 +137,8 @@ def test_a_state_does_not_grow(function, inputs, shape, local_blocks):
         assert state.S.dtype == torch.float64 and state.tail["v"].shape[1] < C * local_blocks
         for x in (state.S, *state.tail.values()):
             assert x.untyped_storage().nbytes() == x.numel() * x.element_size()  # not a view of the whole
-        _, single = function(**{n: x.float() for n, x in inputs(t, **shape).items()}, output_final_state=True)
+        single = {n: x.float() for n, x in inputs(t, **shape).items()}
+        _, single = function(**single, output_final_state=True, block_size=C)
         assert single.S.dtype == torch.float32
         assert state.S.shape[1] == 2  # a state for each key-value head, not for each query head
 
@@ -127,20 +149,23 @@ def test_a_state_does_not_grow(function, inputs, shape, local_blocks):
 @pytest.mark.parametrize("backend", ["reference", "torch"])
 @pytest.mark.parametrize("lengths", [[C, 1, 2 * C + 1, 3], [T], [1, 1, 1], [5, 0, 7]], ids=str)
 def test_packed_documents_are_documents_alone(function, inputs, shape, backend, lengths):
-    arguments = inputs(sum(lengths), b=1, **shape)
+    arguments = inputs(sum(lengths), b=1, **shape, **({"lengths": lengths} if inputs is flurka else {}))
     options = OFFSET | {"backend": backend}
     if function is polynomial_attention:
         arguments = {name: arguments[name] for name in "qkv"}
     else:
         options |= {"block_size": C}
     ends = torch.tensor([0, *torch.tensor(lengths).cumsum(0)])
+    rows = [0, *(R * torch.tensor([length // C for length in lengths]).cumsum(0)).tolist()]
 
     def output(result):
         return result[0] if isinstance(result, tuple) else result
 
     def alone(leaves):
-        documents = [{name: x[:, i:j] for name, x in leaves.items()}
-                     for i, j in zip(ends[:-1].tolist(), ends[1:].tolist(), strict=True) if i < j]
+        documents = [
+            {name: x[:, m:n] if name in SUMMARIES else x[:, i:j] for name, x in leaves.items()}
+            for (i, j), (m, n) in zip(pairwise(ends.tolist()), pairwise(rows), strict=True) if i < j
+        ]
         return torch.cat([output(function(**document, **options)) for document in documents], dim=1)
 
     packed = with_gradients(arguments, lambda leaves: output(function(**leaves, cu_seqlens=ends, **options)))
@@ -162,16 +187,16 @@ def test_packed_documents_are_documents_alone(function, inputs, shape, backend, 
 def test_what_does_not_fit_is_named(function, inputs, shape, change, parts):
     change = {name: torch.tensor(x) if name == "cu_seqlens" else x for name, x in change.items()}
     with pytest.raises(ValueError) as caught:
-        function(**(inputs(13, b=1, **shape) | change))
+        function(**({"block_size": C} | inputs(13, b=1, **shape) | change))
     assert all(part in str(caught.value) for part in parts), caught.value
 
 
 @pytest.mark.parametrize("function, inputs, shape", FAMILIES)
 def test_a_state_of_another_kind_is_refused(function, inputs, shape):
-    _, state = function(**inputs(13, **shape), output_final_state=True, block_size=100)
+    _, state = function(**cut(inputs(13, **shape), 0, 5), output_final_state=True, block_size=C)
     for changed, options, part in (
         (inputs(3, gated=False, **shape), {"block_size": 100}, "log_gate"),
-        (inputs(3, **shape), {"block_size": C}, "13 tokens"),
+        (inputs(3, **shape), {"block_size": 4, "local_blocks": 1}, "5 tokens"),
         (inputs(3, b=1, **shape), {"block_size": 100}, "initial_state.S"),
     ):
         with pytest.raises(ValueError, match=part):

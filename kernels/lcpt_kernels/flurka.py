@@ -1,0 +1,88 @@
+"""FLuRKA attention: exact near, and far away feature attention to a few summaries of every block."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from lcpt_kernels import reference
+from lcpt_kernels.arguments import check_backend, check_pair, check_stream, require
+from lcpt_kernels.chunked import Exponential, Linear, Plan
+from lcpt_kernels.features import Explicit
+from lcpt_kernels.streaming import State, attend, each_document
+
+LOCAL = {"softmax": Exponential(), "linear": Linear()}
+
+
+def flurka_attention(
+    q: Tensor, k: Tensor, v: Tensor, phi_q: Tensor, phi_summary: Tensor, v_summary: Tensor, *,
+    mass_summary: Tensor | None = None, local: str = "softmax", scale: float | None = None, gain: Tensor | None = None,
+    offset: float = 0.0, block_size: int = 256, local_blocks: int = 2, log_gate: Tensor | None = None,
+    initial_state: State | None = None, output_final_state: bool = False, cu_seqlens: Tensor | None = None,
+    backend: str = "auto",
+) -> tuple[Tensor, State | None]:
+    """Exact weights in the last `local_blocks` blocks of `block_size` = c tokens; before them a block is r summaries.
+
+    q [B, T, H, D]; k [B, T, Hkv, D]; v [B, T, Hkv, Dv]; phi_q [B, T, H, m]; phi_summary [B, N·r, Hkv, m] and v_summary
+    [B, N·r, Hkv, Dv] of the N whole blocks, block after block; where a sequence is continued, of the N that these
+    tokens complete, and in packed documents of those of every document.
+    local "softmax": the weight of s at t is exp(scale · q·k), scale None: D^−½; "linear": scale · q·k as it is, scale
+    None: 1. The weight of a summary is gain · (c/r) · phi_q·phi_summary, gain [H], None: 1. One normaliser, with
+    `offset`; 0/0 is 0.
+    Under log_gate [B, T, Hkv] a summary fades from the end of its block on; what faded within it is for v_summary to
+    say, and for mass_summary [B, N·r, Hkv], what a summary counts for in the normaliser (None: 1).
+    The other arguments, the result and the errors are those of squared_attention.
+    Source: FLuRKA (arXiv 2306.15799), made block-causal; mass as in Transformer-VQ (arXiv 2309.16354).
+    """
+    check_backend(backend)
+    check_pair(q, k, v, "qk")
+    states = output_final_state or initial_state is not None
+    check_stream(v, log_gate, block_size, local_blocks, states, cu_seqlens, backend)
+    require(local in LOCAL, f"local {local!r} is neither softmax nor linear")
+    scale = (q.shape[3] ** -0.5 if local == "softmax" else 1.0) if scale is None else scale
+    r = check_summaries(phi_q, phi_summary, v_summary, mass_summary, v, block_size, cu_seqlens, initial_state)
+    phi_summary = phi_summary * (block_size / r)
+    phi_q = phi_q if gain is None else (phi_q * gain[:, None]).to(phi_q.dtype)
+    near = {"q": q, "k": k, "v": v, "phi_q": phi_q, "log_gate": log_gate}
+    far = {"phi_summary": phi_summary, "v_summary": v_summary, "mass_summary": mass_summary}
+    plan = Plan(LOCAL[local], Explicit(phi_q.shape[3]), scale, offset, block_size, local_blocks, summaries=r)
+
+    def torch_one(q, k, v, phi_q, log_gate, phi_summary, v_summary, mass_summary, state=None, keep=False):
+        keys = {"k": k, "v": v, "log_gate": log_gate, "b": phi_summary, "far_v": v_summary, "mass": mass_summary}
+        return attend(plan, q, phi_q, keys, state, keep)
+
+    def one(q, phi_q, **keys):
+        if backend == "reference":
+            per_head = dict(zip(keys, reference.per_query_head(q.shape[2], *keys.values()), strict=True))
+            return reference.flurka_attention(
+                q, phi_q, **per_head, local=local, scale=scale, offset=offset, block_size=block_size,
+                local_blocks=local_blocks)
+        return torch_one(q, phi_q=phi_q, **keys)[0]
+
+    if states:
+        return torch_one(**near, **far, state=initial_state, keep=output_final_state)
+    return each_document(one, cu_seqlens, near, far, block_size), None
+
+
+def check_summaries(phi_q, phi_summary, v_summary, mass_summary, v, block_size, cu_seqlens, initial_state) -> int:
+    """r, the summaries of a block; 1 where there is no whole block."""
+    rows = phi_summary.shape[1]
+    if cu_seqlens is None:
+        held = 0 if initial_state is None else initial_state.tail["v"].shape[1]
+        blocks = (held % block_size + v.shape[1]) // block_size
+    else:
+        blocks = int((cu_seqlens.diff() // block_size).sum())
+    require(rows % blocks == 0 if blocks else rows == 0,
+            f"phi_summary has {rows} rows, which is no multiple of {blocks} whole blocks of {block_size} tokens")
+    for name, x, last in (("phi_summary", phi_summary, phi_q.shape[3]), ("v_summary", v_summary, v.shape[3])):
+        expected = v.shape[0], rows, v.shape[2], last
+        require(tuple(x.shape) == expected, f"{name} is {tuple(x.shape)}, it must be {expected}")
+    if mass_summary is not None:
+        expected = v.shape[0], rows, v.shape[2]
+        require(tuple(mass_summary.shape) == expected, f"mass_summary is {tuple(mass_summary.shape)}, not {expected}")
+    r = rows // blocks if blocks else 1
+    held_blocks = 0 if initial_state is None else initial_state.tail["v"].shape[1] // block_size
+    if held_blocks:
+        before = initial_state.tail["b"].shape[1] // held_blocks
+        require(not blocks or before == r, f"initial_state has {before} summaries a block, phi_summary has {r}")
+        r = before or 1
+    return r
