@@ -24,6 +24,7 @@ class AttentionConfig:
     pattern: list[str] = field(default_factory=list)  # kinds repeated over the layers; overrides kind
     block_size: int = 256  # tokens a block, for the kinds that have blocks
     gate: str = "none"  # none | scalar | data: how much a token weighs less for each later one, in kinds with a state
+    output_norm: bool = False  # RMSNorm of each head's output, before the heads are mixed
     polynomial: PolynomialConfig = field(default_factory=PolynomialConfig)
     polysketch: PolysketchConfig = field(default_factory=PolysketchConfig)
     kernel: KernelConfig = field(default_factory=KernelConfig)
@@ -37,11 +38,14 @@ class AttentionConfig:
         if self.gate not in ("none", *GATES):
             raise ValueError(f"model.attention.gate is {self.gate!r}; it is none, {' or '.join(GATES)}")
         kinds = self.pattern or [self.kind]
-        if self.gate != "none" and not any(issubclass(ATTENTION[kind], LinearCost) for kind in kinds):
+        if self.gate != "none" and not any(issubclass(ATTENTION[kind].form(self), LinearCost) for kind in kinds):
             raise ValueError(f"model.attention.gate is {self.gate}, and {', '.join(kinds)} have no state to gate; "
                              "take none, or a kind of linear cost")
         if self.block_size < 1:
             raise ValueError(f"model.attention.block_size is {self.block_size}; it must be ≥ 1")
+
+    def attention_of_layer(self, layer: int) -> type[Attention]:
+        return ATTENTION[self.kind_of_layer(layer)].form(self)
 
     def kind_of_layer(self, layer: int) -> str:
         return self.pattern[layer % len(self.pattern)] if self.pattern else self.kind

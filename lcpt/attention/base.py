@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -13,8 +13,20 @@ if TYPE_CHECKING:
     from lcpt.attention import AttentionConfig
 
 
+class Projected(NamedTuple):
+    """What a layer makes of T tokens before they meet each other."""
+
+    q: Tensor  # [B, T, H, D], normed and turned by position
+    k: Tensor  # [B, T, Hkv, D], the same
+    v: Tensor  # [B, T, Hkv, D]
+    log_gate: Tensor | None = None  # fp32 [B, T, Hkv], ≤ 0
+    q_plain: Tensor | None = None  # q and k without their positions
+    k_plain: Tensor | None = None
+    x: Tensor | None = None  # the layer's input, [B, T, d_model]
+
+
 class Attention(nn.Module, ABC):
-    """Multi-head causal self-attention, [B, T, d_model] -> [B, T, d_model]; a kind adds `attend_from`.
+    """Multi-head causal self-attention, [B, T, d_model] -> [B, T, d_model]; a kind adds `attend`.
 
     Queries and keys pass a LayerNorm over the head dimension before RoPE: softmax gains most from it at a high
     learning rate, and the polynomial kinds need bounded scores.
@@ -26,33 +38,40 @@ class Attention(nn.Module, ABC):
         self.qkv = nn.Linear(d_model, (n_heads + 2 * n_kv_heads) * self.head_dim, bias=False)
         self.q_norm = nn.LayerNorm(self.head_dim)
         self.k_norm = nn.LayerNorm(self.head_dim)
+        self.out_norm = nn.RMSNorm(self.head_dim, eps=1e-6) if config.output_norm else nn.Identity()
         self.out = nn.Linear(d_model, d_model, bias=False)
 
-    def forward(self, x: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
-        return self.out(self.attend(*self.project(x, rotary)).flatten(2))
+    @classmethod
+    def form(cls, config: AttentionConfig) -> type[Attention]:
+        """The class that is built under this config, where a kind has forms of different cost."""
+        return cls
+
+    def forward(self, x: Tensor, rotary: tuple[Tensor, Tensor], cu_seqlens: Tensor | None = None) -> Tensor:
+        """cu_seqlens int [N + 1]: documents packed in one sequence, B = 1, each as if alone."""
+        return self._merge(self.attend(self.project(x, rotary), cu_seqlens=cu_seqlens)[0])
 
     def extend(self, x: Tensor, rotary: tuple[Tensor, Tensor], state) -> tuple[Tensor, object]:
         """The same for the continuation of a sequence that left `state`, None at its start; and the state after it."""
-        o, state = self.attend_from(state, *self.project(x, rotary), keep=True)
-        return self.out(o.flatten(2)), state
+        o, state = self.attend(self.project(x, rotary), state, keep=True)
+        return self._merge(o), state
 
-    def project(self, x: Tensor, rotary: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-        """q [B, T, H, D], k, v [B, T, Hkv, D], and the log gate."""
+    def project(self, x: Tensor, rotary: tuple[Tensor, Tensor]) -> Projected:
         heads = self.qkv(x).unflatten(-1, (-1, self.head_dim))  # [B, T, H + 2 Hkv, D]
         q, k, v = heads.split((self.n_heads, self.n_kv_heads, self.n_kv_heads), dim=2)
-        return rotate(self.q_norm(q), rotary), rotate(self.k_norm(k), rotary), v, self.gate(x)
+        q, k = self.q_norm(q), self.k_norm(k)
+        return Projected(rotate(q, rotary), rotate(k, rotary), v, self.gate(x), q, k, x)
 
     def gate(self, x: Tensor) -> Tensor | None:
         """x [B, T, d_model] -> log gate, fp32 [B, T, Hkv], ≤ 0; None in kinds that have none."""
         return None
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, log_gate: Tensor | None = None) -> Tensor:
-        """q [B, T, H, D]; k, v [B, T, Hkv, D], normed and rotated; log_gate [B, T, Hkv] -> o [B, T, H, D]."""
-        return self.attend_from(None, q, k, v, log_gate, keep=False)[0]
-
     @abstractmethod
-    def attend_from(self, state, q: Tensor, k: Tensor, v: Tensor, log_gate: Tensor | None, keep: bool):
-        """-> (o, the state after these tokens if `keep`): the continuation of what left `state`, None at the start."""
+    def attend(self, p: Projected, state=None, keep: bool = False, cu_seqlens: Tensor | None = None):
+        """-> (o [B, T, H, D], the state after these tokens if `keep`): the continuation of what left `state`."""
+
+    def penalty(self) -> Tensor | None:
+        """What training adds to the mean loss, a scalar; None in kinds that have nothing to add."""
+        return None
 
     @abstractmethod
     def attend_flops(self, context: int) -> tuple[float, float]:
@@ -62,18 +81,22 @@ class Attention(nn.Module, ABC):
     def state_bytes(self, context: int) -> int:
         """Bytes that a sequence of `context` tokens leaves behind for decoding the next one, fp32."""
 
+    def _merge(self, o: Tensor) -> Tensor:
+        return self.out(self.out_norm(o).flatten(2))
+
 
 class KeyValueCache(Attention):
     """A kind whose state is every key and value so far: [B, P, Hkv, D] each."""
 
     @abstractmethod
-    def attend_to(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    def attend_to(self, q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor | None) -> Tensor:
         """q [B, T, H, D] against k, v [B, P + T, Hkv, D], whose last T are of the same tokens."""
 
-    def attend_from(self, state, q: Tensor, k: Tensor, v: Tensor, log_gate: Tensor | None, keep: bool):
+    def attend(self, p: Projected, state=None, keep: bool = False, cu_seqlens: Tensor | None = None):
+        k, v = p.k, p.v
         if state is not None:
             k, v = (torch.cat((before, x), dim=1) for before, x in zip(state, (k, v), strict=True))
-        return self.attend_to(q, k, v), (k, v) if keep else None
+        return self.attend_to(p.q, k, v, cu_seqlens), (k, v) if keep else None
 
     def state_bytes(self, context: int) -> int:
         return 4 * 2 * self.n_kv_heads * self.head_dim * context
@@ -91,6 +114,16 @@ class LinearCost(Attention):
 
     def gate(self, x: Tensor) -> Tensor | None:
         return None if self.gate_module is None else self.gate_module(x)
+
+    def attend(self, p: Projected, state=None, keep: bool = False, cu_seqlens: Tensor | None = None):
+        return self.attend_blocks(
+            p, block_size=self.block_size, local_blocks=self.local_blocks, log_gate=p.log_gate, initial_state=state,
+            output_final_state=keep, cu_seqlens=cu_seqlens,
+        )
+
+    @abstractmethod
+    def attend_blocks(self, p: Projected, **stream):
+        """The kind's function of lcpt_kernels, which takes what is in `stream`."""
 
     @abstractmethod
     def features(self) -> int:
@@ -150,12 +183,10 @@ GATE_BIAS = 6.906768  # σ of it is 0.999: a memory of a thousand tokens
 GATES = {"scalar": ScalarGate, "data": DataGate}
 
 
-def rotary_table(
-    tokens: int, head_dim: int, base: float, device: torch.device, first: int = 0
-) -> tuple[Tensor, Tensor]:
-    """cos and sin of RoPE (arXiv 2104.09864) for positions first, first + 1, …, each fp32 [T, 1, D/2]."""
-    frequencies = base ** (-torch.arange(0, head_dim, 2, device=device, dtype=torch.float32) / head_dim)
-    angles = torch.arange(first, first + tokens, device=device, dtype=torch.float32)[:, None] * frequencies
+def rotary_table(positions: Tensor, head_dim: int, base: float) -> tuple[Tensor, Tensor]:
+    """cos and sin of RoPE (arXiv 2104.09864) for positions [T], each fp32 [T, 1, D/2]."""
+    frequencies = base ** (-torch.arange(0, head_dim, 2, device=positions.device, dtype=torch.float32) / head_dim)
+    angles = positions.float()[:, None] * frequencies
     return angles.cos()[:, None, :], angles.sin()[:, None, :]
 
 

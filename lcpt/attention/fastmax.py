@@ -11,9 +11,8 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from lcpt_kernels import squared_attention
 from lcpt_kernels.features import QuadraticFeatures
-from torch import Tensor
 
-from lcpt.attention.base import LinearCost
+from lcpt.attention.base import LinearCost, Projected
 
 COEFFICIENTS = {1: (1.0, 1.0, 0.0), 2: (1.0, 1.0, 0.5)}
 
@@ -32,11 +31,9 @@ class Fastmax(LinearCost):
         super().__init__(d_model, n_heads, n_kv_heads, config)
         self.coefficients = COEFFICIENTS[config.fastmax.order]
 
-    def attend_from(self, state, q: Tensor, k: Tensor, v: Tensor, log_gate: Tensor | None, keep: bool):
-        return squared_attention(
-            F.normalize(q, dim=-1), F.normalize(k, dim=-1), v, coefficients=self.coefficients,
-            block_size=self.block_size, log_gate=log_gate, initial_state=state, output_final_state=keep,
-        )
+    def attend_blocks(self, p: Projected, **stream):
+        q, k = F.normalize(p.q, dim=-1), F.normalize(p.k, dim=-1)
+        return squared_attention(q, k, p.v, coefficients=self.coefficients, **stream)
 
     def features(self) -> int:
         return QuadraticFeatures(self.head_dim, self.coefficients).dimension

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from lcpt_kernels import feature_attention
 from torch import Tensor, nn
 
-from lcpt.attention.base import LinearCost
+from lcpt.attention.base import LinearCost, Projected
 from lcpt.attention.feature_maps import per_head
 
 GATE_RANK = 4  # AOGLU's gate has rank d / 4
@@ -67,11 +67,8 @@ class Feedforward(LinearCost):
             for layer in range(own.layers)
         ))
 
-    def attend_from(self, state, q: Tensor, k: Tensor, v: Tensor, log_gate: Tensor | None, keep: bool):
-        return feature_attention(
-            self.phi(q), self.phi(k), v, block_size=self.block_size, log_gate=log_gate, initial_state=state,
-            output_final_state=keep,
-        )
+    def attend_blocks(self, p: Projected, **stream):
+        return feature_attention(self.phi(p.q), self.phi(p.k), p.v, **stream)
 
     def features(self) -> int:
         return self.head_dim

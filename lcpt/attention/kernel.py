@@ -6,9 +6,8 @@ from dataclasses import dataclass
 from typing import Optional
 
 from lcpt_kernels import feature_attention
-from torch import Tensor
 
-from lcpt.attention.base import LinearCost
+from lcpt.attention.base import LinearCost, Projected
 from lcpt.attention.feature_maps import FEATURE_MAPS
 
 
@@ -31,10 +30,9 @@ class Kernel(LinearCost):
         own: KernelConfig = config.kernel
         self.feature_map = FEATURE_MAPS[own.feature_map](n_kv_heads, self.head_dim, own.size)
 
-    def attend_from(self, state, q: Tensor, k: Tensor, v: Tensor, log_gate: Tensor | None, keep: bool):
+    def attend_blocks(self, p: Projected, **stream):
         return feature_attention(
-            self.feature_map(q, is_query=True), self.feature_map(k, is_query=False), v, block_size=self.block_size,
-            log_gate=log_gate, initial_state=state, output_final_state=keep,
+            self.feature_map(p.q, is_query=True), self.feature_map(p.k, is_query=False), p.v, **stream
         )
 
     def map_flops(self) -> float:

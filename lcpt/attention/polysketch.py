@@ -11,9 +11,9 @@ from dataclasses import dataclass
 import torch
 from lcpt_kernels import squared_attention
 from lcpt_kernels.features import QuadraticFeatures
-from torch import Tensor, nn
+from torch import nn
 
-from lcpt.attention.base import LinearCost
+from lcpt.attention.base import LinearCost, Projected
 from lcpt.attention.sketch import GaussianSketch, LearnedSketch
 
 DEGREE = 4  # a sketch of degree two, squared
@@ -46,13 +46,10 @@ class Polysketch(LinearCost):
         else:
             self.sketch = LearnedSketch(self.head_dim, own.size, own.expansion)
 
-    def attend_from(self, state, q: Tensor, k: Tensor, v: Tensor, log_gate: Tensor | None, keep: bool):
-        a = self.sketch(q) * torch.exp(self.gamma / 2)[:, None]
-        b = self.sketch(k)
-        return squared_attention(
-            a, b, v, q=q, k=k, degree=DEGREE, scale=1 / self.head_dim, block_size=self.block_size,
-            local_blocks=self.local_blocks, log_gate=log_gate, initial_state=state, output_final_state=keep,
-        )
+    def attend_blocks(self, p: Projected, **stream):
+        a = self.sketch(p.q) * torch.exp(self.gamma / 2)[:, None]
+        b = self.sketch(p.k)
+        return squared_attention(a, b, p.v, q=p.q, k=p.k, degree=DEGREE, scale=1 / self.head_dim, **stream)
 
     def features(self) -> int:
         return QuadraticFeatures(self.size, (0, 0, 1)).dimension

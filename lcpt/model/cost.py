@@ -78,7 +78,7 @@ def kept_numbers(config: ModelConfig, layer: int) -> float:
     with FakeTensorMode(), torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
         block = Block(config, layer)
         x = torch.empty(1, SAMPLE, config.d_model, requires_grad=True)
-        y = block(x, rotary_table(SAMPLE, config.d_model // config.n_heads, config.rope_base, x.device))
+        y = block(x, rotary_table(torch.arange(SAMPLE), config.d_model // config.n_heads, config.rope_base))
         own = {p.untyped_storage()._cdata for p in block.parameters()}
         numbers = sum(storage.nbytes() for name, storage in kept.items() if name not in own) / y.itemsize
     return numbers / SAMPLE

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from lcpt.attention import ATTENTION, AttentionConfig
+from lcpt.attention import AttentionConfig
 from lcpt.attention.base import rotary_table
 from lcpt.model.loss import cross_entropy, token_losses
 
@@ -72,9 +72,12 @@ class GPT(nn.Module):
         self.norm = nn.LayerNorm(config.d_model, bias=False)
         self._initialise()
 
-    def forward(self, tokens: Tensor, labels: Tensor | None = None):
-        """labels int64 [B, T], already shifted, < 0 where none: -> (loss sum in nats, count of labels ≥ 0)."""
-        hidden = self.hidden(tokens)
+    def forward(self, tokens: Tensor, labels: Tensor | None = None, cu_seqlens: Tensor | None = None):
+        """labels int64 [B, T], already shifted, < 0 where none: -> (loss sum in nats, count of labels ≥ 0).
+
+        cu_seqlens int [N + 1]: documents packed in one sequence, B = 1, each as if alone.
+        """
+        hidden = self.hidden(tokens, cu_seqlens)
         if labels is None:
             return hidden @ self.embedding.weight.mT
         return cross_entropy(hidden, self.embedding.weight, labels)
@@ -91,7 +94,8 @@ class GPT(nn.Module):
         -> (logits [B, T, V], the cache after them). In layers of linear cost a cache does not grow with the sequence.
         """
         position, states = cache or Cache(0, (None,) * len(self.blocks))
-        rotary, x, after = self._rotary(tokens, position), self.embedding(tokens), []
+        positions = torch.arange(position, position + tokens.shape[1], device=tokens.device)
+        rotary, x, after = self._rotary(positions), self.embedding(tokens), []
         for block, state in zip(self.blocks, states, strict=True):
             x, state = block.extend(x, rotary, state)
             after.append(state)
@@ -102,19 +106,22 @@ class GPT(nn.Module):
         logits, cache = self.prefill(token.reshape(-1, 1), cache)
         return logits[:, 0], cache
 
-    def hidden(self, tokens: Tensor) -> Tensor:
+    def hidden(self, tokens: Tensor, cu_seqlens: Tensor | None = None) -> Tensor:
         """The normed output of the last block, [B, T, d_model]."""
-        rotary, x = self._rotary(tokens, 0), self.embedding(tokens)
+        positions = torch.arange(tokens.shape[1], device=tokens.device)
+        if cu_seqlens is not None:
+            lengths = cu_seqlens.diff()
+            positions = positions - cu_seqlens[:-1].repeat_interleave(lengths)
+        rotary, x = self._rotary(positions), self.embedding(tokens)
         for block in self.blocks:
             if self.config.activation_checkpointing and torch.is_grad_enabled():
-                x = checkpoint(block, x, rotary, use_reentrant=False)
+                x = checkpoint(block, x, rotary, cu_seqlens, use_reentrant=False)
             else:
-                x = block(x, rotary)
+                x = block(x, rotary, cu_seqlens)
         return self.norm(x)
 
-    def _rotary(self, tokens: Tensor, first: int) -> tuple[Tensor, Tensor]:
-        head_dim = self.config.d_model // self.config.n_heads
-        return rotary_table(tokens.shape[1], head_dim, self.config.rope_base, tokens.device, first)
+    def _rotary(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+        return rotary_table(positions, self.config.d_model // self.config.n_heads, self.config.rope_base)
 
     def _initialise(self) -> None:
         """N(0, (0.55/√d_model)²), which is GPT-2's 0.02 at its width; 1/√(2 layers) of it where a block adds."""
@@ -129,14 +136,14 @@ class GPT(nn.Module):
 class Block(nn.Module):
     def __init__(self, config: ModelConfig, layer: int):
         super().__init__()
-        kind = ATTENTION[config.kinds[layer]]
+        kind = config.attention.attention_of_layer(layer)
         self.attention_norm = nn.LayerNorm(config.d_model, bias=False)
         self.attention = kind(config.d_model, config.n_heads, config.kv_heads, config.attention)
         self.feed_forward_norm = nn.LayerNorm(config.d_model, bias=False)
         self.feed_forward = GEGLU(config.d_model, config.ff_width)
 
-    def forward(self, x: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
-        x = x + self.attention(self.attention_norm(x), rotary)
+    def forward(self, x: Tensor, rotary: tuple[Tensor, Tensor], cu_seqlens: Tensor | None = None) -> Tensor:
+        x = x + self.attention(self.attention_norm(x), rotary, cu_seqlens)
         return x + self.feed_forward(self.feed_forward_norm(x))
 
     def extend(self, x: Tensor, rotary: tuple[Tensor, Tensor], state) -> tuple[Tensor, object]:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from lcpt.attention import ATTENTION, Attention, AttentionConfig
-from lcpt.attention.base import LinearCost, rotary_table, rotate
+from lcpt.attention.base import LinearCost, Projected, rotary_table, rotate
 from lcpt.attention.fastmax import FastmaxConfig
 from lcpt.attention.feedforward import FeedforwardConfig
 from lcpt.attention.kernel import KernelConfig
@@ -15,7 +15,9 @@ from lcpt.attention.polysketch import PolysketchConfig
 BLOCK, D_MODEL, HEADS, HEAD_DIM = 4, 16, 4, 4
 VARIANTS = {
     "softmax": ("softmax", {}),
+    "polynomial-2": ("polynomial", {"degree": 2}),
     "polynomial": ("polynomial", {}),
+    "polynomial-8": ("polynomial", {"degree": 8}),
     "polysketch": ("polysketch", {"size": 8}),
     "polysketch-2-blocks": ("polysketch", {"size": 8, "local_blocks": 2}),
     "polysketch-gaussian": ("polysketch", {"size": 8, "sketch": "gaussian"}),
@@ -29,7 +31,18 @@ VARIANTS = {
     "feedforward-oglu": ("feedforward", {"map": "oglu", "layers": 2}),
     "feedforward-aoglu": ("feedforward", {"map": "aoglu"}),
 }
-LINEAR = [name for name, (kind, _) in VARIANTS.items() if issubclass(ATTENTION[kind], LinearCost)]
+
+
+def attention_config(variant, gate="none") -> AttentionConfig:
+    kind, own = VARIANTS[variant]
+    config = AttentionConfig(kind=kind, block_size=BLOCK)
+    for name, value in own.items():
+        setattr(getattr(config, kind), name, value)
+    config.gate = gate
+    return config
+
+
+LINEAR = [name for name in VARIANTS if issubclass(attention_config(name).attention_of_layer(0), LinearCost)]
 
 
 @pytest.fixture(params=VARIANTS)
@@ -38,16 +51,13 @@ def variant(request):
 
 
 def build(variant, kv_heads=HEADS, gate="none") -> Attention:
-    kind, own = VARIANTS[variant]
     torch.manual_seed(0)
-    config = AttentionConfig(kind=kind, block_size=BLOCK, gate=gate)
-    for name, value in own.items():
-        setattr(getattr(config, kind), name, value)
-    return ATTENTION[kind](D_MODEL, HEADS, kv_heads, config)
+    config = attention_config(variant, gate)
+    return config.attention_of_layer(0)(D_MODEL, HEADS, kv_heads, config)
 
 
 def rotary(tokens):
-    return rotary_table(tokens, HEAD_DIM, 10_000.0, torch.device("cpu"))
+    return rotary_table(torch.arange(tokens), HEAD_DIM, 10_000.0)
 
 
 def test_every_kind_is_tested():
@@ -100,7 +110,7 @@ def test_bf16_is_near_fp32(variant):
 def test_polynomial_weighs_by_the_fourth_power_of_the_mean_product():
     """One head, by hand: w = (q·k/d)⁴, offset (1/d)⁴."""
     q, k, v = torch.randn(3, 1, 5, HEADS, HEAD_DIM, dtype=torch.float64)
-    o = build("polynomial").attend(q, k, v)
+    o = build("polynomial").attend(Projected(q, k, v))[0]
     weights = ((q[0, :, 1] @ k[0, :, 1].T) / HEAD_DIM).pow(4).tril()
     expected = weights @ v[0, :, 1] / (weights.sum(1, keepdim=True) + HEAD_DIM**-4)
     torch.testing.assert_close(o[0, :, 1], expected, rtol=1e-12, atol=1e-12)
@@ -112,7 +122,7 @@ def test_polysketch_weighs_as_defined(variant):
     module = build(variant).double()
     torch.nn.init.uniform_(module.gamma, -1, 1)
     q, k, v = torch.randn(3, 1, 11, HEADS, HEAD_DIM, dtype=torch.float64)
-    o = module.attend(q, k, v)
+    o = module.attend(Projected(q, k, v))[0]
     block = torch.arange(11) // BLOCK
     near = block[None, :] > block[:, None] - VARIANTS[variant][1].get("local_blocks", 1)
     for head in range(HEADS):
@@ -169,7 +179,7 @@ def test_stated_flops_are_what_pytorch_counts(kind):
     module = ATTENTION[kind](64, 2, 2, config)
     q, k, v = (torch.randn(1, context, 2, 32, requires_grad=True) for _ in range(3))
     with FlopCounterMode(display=False) as counter:
-        o = module.attend(q, k, v)
+        o = module.attend(Projected(q, k, v))[0]
         forward = counter.get_total_flops() / context
         o.sum().backward()
         step = counter.get_total_flops() / context
@@ -249,9 +259,12 @@ def test_kernels_weigh_as_defined(variant):
     """Head by head, with weights made from the map alone and one normaliser; blocks change nothing."""
     module = build(variant).double()
     q, k, v = torch.randn(3, 1, 11, HEADS, HEAD_DIM, dtype=torch.float64)
-    o = module.attend(q, k, v)
+    o = module.attend(Projected(q, k, v))[0]
     for head in range(HEADS):
-        if variant.startswith("fastmax"):
+        offset = 0.0
+        if variant == "polynomial-2":
+            weights, offset = (q[0, :, head] @ k[0, :, head].T / HEAD_DIM).square(), HEAD_DIM**-2
+        elif variant.startswith("fastmax"):
             s = torch.cosine_similarity(q[0, :, None, head], k[0, None, :, head], dim=-1)
             weights = 1 + s + (s.square() / 2 if variant.endswith("2") else 0)
         elif variant.startswith("feedforward"):
@@ -260,8 +273,8 @@ def test_kernels_weigh_as_defined(variant):
             weights = module.feature_map(q, True)[0, :, head] @ module.feature_map(k, False)[0, :, head].T
         weights = weights.tril()
         assert (weights >= 0).all()
-        torch.testing.assert_close(o[0, :, head], weights @ v[0, :, head] / weights.sum(1, keepdim=True), rtol=1e-6,
-                                   atol=1e-6)
+        expected = weights @ v[0, :, head] / (offset + weights.sum(1, keepdim=True))
+        torch.testing.assert_close(o[0, :, head], expected, rtol=1e-6, atol=1e-6)
 
 
 def test_normalisation_over_the_sequence_would_leak():
@@ -269,7 +282,7 @@ def test_normalisation_over_the_sequence_would_leak():
     q, k, v = torch.randn(3, 1, 9, HEADS, HEAD_DIM)
     longer = torch.cat((k[:, :-1], 100 * k[:, -1:]), dim=1)
     module = build("fastmax-2")
-    assert torch.equal(module.attend(q, k, v)[:, :-1], module.attend(q, longer, v)[:, :-1])
+    assert torch.equal(module.attend(Projected(q, k, v))[0][:, :-1], module.attend(Projected(q, longer, v))[0][:, :-1])
 
     def published(k):
         k = k / k.norm(dim=-1).amax(dim=1, keepdim=True)[..., None]
