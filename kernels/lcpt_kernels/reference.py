@@ -78,6 +78,24 @@ def flurka_attention(
     return torch.where(denominator == 0, 0.0, numerator / denominator.where(denominator != 0, 1.0))
 
 
+def lowrank_attention(q, k, v, q_far, k_summary, v_summary, summaries, scale, block_size, local_blocks):
+    """One softmax over the tokens of the last `local_blocks` blocks, and the summaries of whole blocks before them,
+    each for the c/r tokens that it stands for. The first keys may be of earlier tokens, the last kept of many."""
+    tokens, keys = q.shape[1], k.shape[1]
+    before = k_summary.shape[1] // summaries - keys // block_size  # blocks before the first key
+    block = torch.arange(keys, device=q.device) // block_size + before
+    of_summary = torch.arange(k_summary.shape[1], device=q.device) // summaries
+    asking = block[keys - tokens :, None]
+    near = (block[None, :] > asking - local_blocks).tril(keys - tokens)
+    far = of_summary[None, :] <= asking - local_blocks
+    mass = block_size / summaries
+    weights = torch.cat((
+        torch.where(far, mass * (scale * scores(q_far, k_summary)).exp(), 0.0),
+        torch.where(near, (scale * scores(q, k)).exp(), 0.0),
+    ), dim=-1)
+    return torch.einsum("bhts,bshe->bthe", weights / weights.sum(-1, keepdim=True), torch.cat((v_summary, v), dim=1))
+
+
 def polynomial_attention(q, k, v, degree, scale, offset):
     """PolySketchFormer (arXiv 2310.01655), section 1.1 of its algorithm: w_ts = (scale · q_t·k_s)^degree."""
     return normalised_sum((scale * scores(q, k)) ** degree, v, offset)

@@ -7,14 +7,16 @@ from dataclasses import dataclass, field
 from lcpt.attention.base import GATES, Attention, LinearCost
 from lcpt.attention.fastmax import Fastmax, FastmaxConfig
 from lcpt.attention.feedforward import Feedforward, FeedforwardConfig
+from lcpt.attention.flurka import Flurka, FlurkaConfig
 from lcpt.attention.kernel import Kernel, KernelConfig
+from lcpt.attention.lowrank import Lowrank, LowrankConfig
 from lcpt.attention.polynomial import Polynomial, PolynomialConfig
 from lcpt.attention.polysketch import Polysketch, PolysketchConfig
 from lcpt.attention.softmax import Softmax
 
 ATTENTION: dict[str, type[Attention]] = {
     "softmax": Softmax, "polynomial": Polynomial, "polysketch": Polysketch, "kernel": Kernel, "fastmax": Fastmax,
-    "feedforward": Feedforward,
+    "feedforward": Feedforward, "lowrank": Lowrank, "flurka": Flurka,
 }
 
 
@@ -29,6 +31,8 @@ class AttentionConfig:
     polysketch: PolysketchConfig = field(default_factory=PolysketchConfig)
     kernel: KernelConfig = field(default_factory=KernelConfig)
     fastmax: FastmaxConfig = field(default_factory=FastmaxConfig)
+    lowrank: LowrankConfig = field(default_factory=LowrankConfig)
+    flurka: FlurkaConfig = field(default_factory=FlurkaConfig)
     feedforward: FeedforwardConfig = field(default_factory=FeedforwardConfig)
 
     def __post_init__(self):

@@ -155,6 +155,11 @@ class LinearCost(Attention):
         return 4 * self.n_kv_heads * (self.features() * (self.head_dim + 1) + tail)
 
 
+def in_fp32(x: Tensor) -> Tensor:
+    """x in fp32; float64 stays what it is."""
+    return x if x.dtype == torch.float64 else x.float()
+
+
 class ScalarGate(nn.Module):
     """log g = log σ(b), learned per key-value head, e^−0.001 at first: [B, T, d_model] -> fp32 [B, T, Hkv]."""
 

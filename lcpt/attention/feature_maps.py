@@ -5,9 +5,14 @@ Arguments are [B, T, H, d] with H query or key heads, results [B, T, H, m]. `siz
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from lcpt.attention.base import in_fp32
+from lcpt.attention.sketch import LearnedSketch
 
 TINY = 1e-6  # keeps a feature, and so a normaliser, above zero
 
@@ -60,8 +65,8 @@ class Favor(nn.Module):
         self.register_buffer("omega", torch.stack([orthogonal_rows(self.size, head_dim) for _ in range(n_kv_heads)]))
 
     def forward(self, x: Tensor, is_query: bool) -> Tensor:
-        scaled = x.float() * x.shape[-1] ** -0.25
-        exponents = per_head(scaled, self.omega.float().mT) - scaled.square().sum(-1, keepdim=True) / 2
+        scaled = in_fp32(x) * x.shape[-1] ** -0.25
+        exponents = per_head(scaled, self.omega.mT) - scaled.square().sum(-1, keepdim=True) / 2
         if is_query:
             exponents = exponents - exponents.detach().amax(-1, keepdim=True)
         return ((exponents.exp() + TINY) * self.size**-0.5).to(x.dtype)
@@ -80,7 +85,34 @@ class Hedgehog(nn.Module):
         return torch.cat((y.softmax(-1), (-y).softmax(-1)), dim=-1)
 
 
-FEATURE_MAPS = {"elu1": Elu1, "relu": Relu, "favor": Favor, "hedgehog": Hedgehog}
+class Sketched(nn.Module):
+    """φ(x) = S(x) ⊗ S(x) of a small learned sketch S, so that φ(q)·φ(k) = (S(q)·S(k))² (arXiv 2310.01655).
+
+    m = `size`, a square, else 64.
+    """
+
+    def __init__(self, n_kv_heads: int, head_dim: int, size: int | None):
+        super().__init__()
+        self.size = size or 64
+        self.sketch = LearnedSketch(head_dim, math.isqrt(self.size), expansion=2, levels=1)
+        self.flops = self.sketch.flops()
+
+    def forward(self, x: Tensor, is_query: bool) -> Tensor:
+        y = self.sketch(x)
+        return (y[..., :, None] * y[..., None, :]).flatten(-2)
+
+
+FEATURE_MAPS = {"elu1": Elu1, "relu": Relu, "favor": Favor, "hedgehog": Hedgehog, "sketch": Sketched}
+
+
+def check_feature_map(kind: str, name: str, size: int | None) -> None:
+    """ValueError for what model.attention.`kind` cannot be."""
+    if name not in FEATURE_MAPS:
+        raise ValueError(f"model.attention.{kind}.feature_map is {name!r}; it is one of {', '.join(FEATURE_MAPS)}")
+    if size is not None and size < 1:
+        raise ValueError(f"model.attention.{kind}.size is {size}; it must be ≥ 1")
+    if name == "sketch" and size is not None and math.isqrt(size) ** 2 != size:
+        raise ValueError(f"model.attention.{kind}.size is {size}; for a sketch it must be a square, as 64")
 
 
 def orthogonal_rows(rows: int, dimension: int) -> Tensor:

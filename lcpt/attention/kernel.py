@@ -8,20 +8,16 @@ from typing import Optional
 from lcpt_kernels import feature_attention
 
 from lcpt.attention.base import LinearCost, Projected
-from lcpt.attention.feature_maps import FEATURE_MAPS
+from lcpt.attention.feature_maps import FEATURE_MAPS, check_feature_map
 
 
 @dataclass
 class KernelConfig:
-    feature_map: str = "hedgehog"  # elu1 | relu | favor | hedgehog
-    size: Optional[int] = None  # noqa: UP045  features of relu and favor; None: their own default
+    feature_map: str = "hedgehog"  # elu1 | relu | favor | hedgehog | sketch
+    size: Optional[int] = None  # noqa: UP045  features of relu, favor and sketch; None: their own default
 
     def __post_init__(self):
-        if self.feature_map not in FEATURE_MAPS:
-            raise ValueError(f"model.attention.kernel.feature_map is {self.feature_map!r}; it is one of "
-                             f"{', '.join(FEATURE_MAPS)}")
-        if self.size is not None and self.size < 1:
-            raise ValueError(f"model.attention.kernel.size is {self.size}; it must be ≥ 1")
+        check_feature_map("kernel", self.feature_map, self.size)
 
 
 class Kernel(LinearCost):

@@ -14,23 +14,25 @@ from lcpt_kernels.features import QuadraticFeatures
 from torch import nn
 
 from lcpt.attention.base import LinearCost, Projected
-from lcpt.attention.sketch import GaussianSketch, LearnedSketch
+from lcpt.attention.sketch import DRAW, LearnedSketch, RandomSketch
 
 DEGREE = 4  # a sketch of degree two, squared
 
 
 @dataclass
 class PolysketchConfig:
-    sketch: str = "learned"  # learned | gaussian
+    sketch: str = "learned"  # learned | gaussian | srht
     size: int = 32  # r: the state holds about r²/2 features
     expansion: int = 2  # hidden width of the learned sketch, in multiples of r
+    levels: int = 1  # networks one after the other in each of its two branches
     local_blocks: int = 1  # blocks seen exactly: this one, and the local_blocks - 1 before it
 
     def __post_init__(self):
-        if self.sketch not in ("learned", "gaussian"):
-            raise ValueError(f"model.attention.polysketch.sketch is {self.sketch!r}; it is learned or gaussian")
-        if self.size < 1 or self.expansion < 1:
-            raise ValueError(f"model.attention.polysketch: size {self.size} and expansion {self.expansion} must be ≥ 1")
+        if self.sketch not in ("learned", *DRAW):
+            raise ValueError(f"model.attention.polysketch.sketch is {self.sketch!r}; it is learned, gaussian or srht")
+        for name in ("size", "expansion", "levels"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"model.attention.polysketch.{name} is {getattr(self, name)}; it must be ≥ 1")
         if self.local_blocks not in (1, 2):
             raise ValueError(f"model.attention.polysketch.local_blocks is {self.local_blocks}; it is 1 or 2")
 
@@ -41,10 +43,10 @@ class Polysketch(LinearCost):
         own: PolysketchConfig = config.polysketch
         self.local_blocks, self.size = own.local_blocks, own.size
         self.gamma = nn.Parameter(torch.zeros(n_heads))
-        if own.sketch == "gaussian":
-            self.sketch = GaussianSketch(self.head_dim, own.size)
+        if own.sketch == "learned":
+            self.sketch = LearnedSketch(self.head_dim, own.size, own.expansion, own.levels)
         else:
-            self.sketch = LearnedSketch(self.head_dim, own.size, own.expansion)
+            self.sketch = RandomSketch(self.head_dim, own.size, own.sketch)
 
     def attend_blocks(self, p: Projected, **stream):
         a = self.sketch(p.q) * torch.exp(self.gamma / 2)[:, None]

@@ -3,10 +3,18 @@ import math
 import pytest
 import torch
 
-from lcpt.attention.feature_maps import FEATURE_MAPS, Favor, Hedgehog, Relu, orthogonal_rows, per_head
+from lcpt.attention.feature_maps import (
+    FEATURE_MAPS,
+    Favor,
+    Hedgehog,
+    Relu,
+    check_feature_map,
+    orthogonal_rows,
+    per_head,
+)
 
 
-@pytest.mark.parametrize("name", FEATURE_MAPS)
+@pytest.mark.parametrize("name", [name for name in FEATURE_MAPS if name != "sketch"])
 @pytest.mark.parametrize("heads", [2, 6])
 def test_shape_sign_and_heads(name, heads):
     """Positive, [.., m], and each query head uses the matrix of its own key-value head."""
@@ -69,3 +77,20 @@ def test_relu_has_a_bias():
     with torch.no_grad():
         phi.b.fill_(100.0)
     assert phi(torch.randn(1, 3, 1, 4), True).min() > 50
+
+
+def test_sketch_features_are_a_square():
+    """φ(q)·φ(k) = (S(q)·S(k))²: never negative, though the features are."""
+    torch.manual_seed(0)
+    phi, x = FEATURE_MAPS["sketch"](2, 8, 16), torch.randn(3, 5, 4, 8)
+    y, S = phi(x, True), phi.sketch(x)
+    assert y.shape[-1] == phi.size == 16 and S.shape[-1] == 4
+    torch.testing.assert_close(torch.einsum("bthm,bshm->bths", y, y), torch.einsum("bthm,bshm->bths", S, S).square())
+
+
+@pytest.mark.parametrize("name, size, part", [("cosine", None, "'cosine'"), ("relu", 0, "size is 0"),
+                                              ("sketch", 60, "square")])
+def test_what_no_map_can_be_is_named(name, size, part):
+    with pytest.raises(ValueError, match="model.attention.kernel") as caught:
+        check_feature_map("kernel", name, size)
+    assert part in str(caught.value)

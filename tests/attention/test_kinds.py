@@ -9,8 +9,10 @@ from lcpt.attention import ATTENTION, Attention, AttentionConfig
 from lcpt.attention.base import LinearCost, Projected, rotary_table, rotate
 from lcpt.attention.fastmax import FastmaxConfig
 from lcpt.attention.feedforward import FeedforwardConfig
+from lcpt.attention.flurka import FlurkaConfig
 from lcpt.attention.kernel import KernelConfig
 from lcpt.attention.polysketch import PolysketchConfig
+from lcpt.attention.summaries import SummariesConfig
 
 BLOCK, D_MODEL, HEADS, HEAD_DIM = 4, 16, 4, 4
 VARIANTS = {
@@ -20,11 +22,21 @@ VARIANTS = {
     "polynomial-8": ("polynomial", {"degree": 8}),
     "polysketch": ("polysketch", {"size": 8}),
     "polysketch-2-blocks": ("polysketch", {"size": 8, "local_blocks": 2}),
+    "polysketch-levels": ("polysketch", {"size": 8, "levels": 2, "expansion": 3}),
     "polysketch-gaussian": ("polysketch", {"size": 8, "sketch": "gaussian"}),
+    "polysketch-srht": ("polysketch", {"size": 8, "sketch": "srht"}),
     "kernel-elu1": ("kernel", {"feature_map": "elu1"}),
     "kernel-relu": ("kernel", {"feature_map": "relu", "size": 6}),
     "kernel-favor": ("kernel", {"feature_map": "favor"}),
     "kernel-hedgehog": ("kernel", {"feature_map": "hedgehog"}),
+    "kernel-sketch": ("kernel", {"feature_map": "sketch", "size": 9}),
+    "lowrank": ("lowrank", {"summaries": SummariesConfig(number=2)}),
+    "lowrank-table": ("lowrank", {"summaries": SummariesConfig(number=2, projection="table")}),
+    "flurka-elu1": ("flurka", {"summaries": SummariesConfig(number=2)}),
+    "flurka-favor": ("flurka", {"summaries": SummariesConfig(number=2), "feature_map": "favor"}),
+    "flurka-table": ("flurka", {"summaries": SummariesConfig(2, "table"), "feature_map": "relu"}),
+    "flurka-linear": ("flurka", {"summaries": SummariesConfig(3), "feature_map": "hedgehog", "local": "linear"}),
+    "flurka-sketch": ("flurka", {"summaries": SummariesConfig(number=2), "feature_map": "sketch", "size": 9}),
     "fastmax-1": ("fastmax", {"order": 1}),
     "fastmax-2": ("fastmax", {"order": 2}),
     "feedforward-ffn": ("feedforward", {"map": "ffn"}),
@@ -90,6 +102,51 @@ def test_sees_every_earlier_token(variant):
     x = torch.randn(1, 18, D_MODEL, requires_grad=True)
     build(variant)(x, rotary(18))[:, -1].square().sum().backward()
     assert (x.grad.norm(dim=-1) > 0).all()
+
+
+def gradients(module, x, run):
+    """Output of run(x), and its gradients to x and to every parameter."""
+    x = x.clone().requires_grad_()
+    o = run(x)
+    torch.manual_seed(1)
+    weights = list(module.parameters())
+    found = torch.autograd.grad(o, [x, *weights], torch.randn(o.shape, dtype=o.dtype), allow_unused=True)
+    return o.detach(), [torch.zeros_like(w) if g is None else g for g, w in zip(found, [x, *weights], strict=True)]
+
+
+@pytest.mark.parametrize("lengths", [[18], [5, 1, 8, 4], [1, 0, 17]], ids=str)
+@pytest.mark.parametrize("gate", ["none", "data"])
+def test_packed_documents_are_documents_alone(variant, gate, lengths):
+    """Output and every gradient, with positions that begin anew."""
+    if gate == "data" and variant not in LINEAR:
+        pytest.skip("has no gate")
+    module, x = build(variant, 2, gate).double(), torch.randn(1, 18, D_MODEL, dtype=torch.float64)
+    ends = torch.tensor([0, *torch.tensor(lengths).cumsum(0)])
+    positions = torch.cat([torch.arange(length) for length in lengths])
+
+    def alone(x):
+        return torch.cat([module(document, rotary(document.shape[1]))
+                          for document in x.split(lengths, dim=1) if document.shape[1]], dim=1)
+
+    found, found_gradients = gradients(
+        module, x, lambda x: module(x, rotary_table(positions, HEAD_DIM, 10_000.0), cu_seqlens=ends))
+    expected, expected_gradients = gradients(module, x, alone)
+    torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)
+    for one, other in zip(found_gradients, expected_gradients, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-9)
+
+
+def test_output_norm(variant):
+    """Every head's output has mean square 1 before the heads are mixed."""
+    config = attention_config(variant)
+    config.output_norm = True
+    torch.manual_seed(0)
+    module = config.attention_of_layer(0)(D_MODEL, HEADS, HEADS, config)
+    x, seen = torch.randn(2, 9, D_MODEL), []
+    module.out.register_forward_hook(lambda _, inputs, output: seen.append(inputs[0]))
+    module(x, rotary(9))
+    squares = seen[0].unflatten(-1, (HEADS, HEAD_DIM)).square().mean(-1)
+    assert squares.max() < 1.001 and squares.median() > 0.99  # where a head gives next to nothing, ε keeps it so
 
 
 def test_gradients_reach_every_parameter(variant):
@@ -169,17 +226,19 @@ def test_cost_of_quadratic_kinds_grows_with_the_context(kind):
     assert module.state_bytes(1_000) == 4 * 2 * D_MODEL * 1_000
 
 
-@pytest.mark.parametrize("kind", ["polynomial", "polysketch", "kernel", "fastmax", "feedforward"])
+@pytest.mark.parametrize("kind", ["polynomial", "polysketch", "kernel", "fastmax", "feedforward", "flurka", "lowrank"])
 def test_stated_flops_are_what_pytorch_counts(kind):
     """Forward, and forward with backward, within 15 %: the column of ones, and tiles on the diagonal."""
     from torch.utils.flop_counter import FlopCounterMode
 
     context = 2048
     config = AttentionConfig(block_size=64, polysketch=PolysketchConfig(size=16))
+    config.flurka.summaries = config.lowrank.summaries = SummariesConfig(projection="table")
     module = ATTENTION[kind](64, 2, 2, config)
-    q, k, v = (torch.randn(1, context, 2, 32, requires_grad=True) for _ in range(3))
+    q, k, v, q_plain, k_plain = (torch.randn(1, context, 2, 32, requires_grad=True) for _ in range(5))
+    p = Projected(q, k, v, None, q_plain, k_plain)
     with FlopCounterMode(display=False) as counter:
-        o = module.attend(Projected(q, k, v))[0]
+        o = module.attend(p)[0]
         forward = counter.get_total_flops() / context
         o.sum().backward()
         step = counter.get_total_flops() / context
@@ -207,7 +266,9 @@ def test_wrong_settings_are_named(wrong, named):
 @pytest.mark.parametrize("config, wrong, named", [
     (KernelConfig, {"feature_map": "cosine"}, "'cosine'"), (KernelConfig, {"size": 0}, "size is 0"),
     (FastmaxConfig, {"order": 3}, "order is 3"), (FeedforwardConfig, {"map": "mlp"}, "'mlp'"),
-    (FeedforwardConfig, {"layers": 0}, "layers is 0"),
+    (FeedforwardConfig, {"layers": 0}, "layers is 0"), (FlurkaConfig, {"local": "none"}, "'none'"),
+    (FlurkaConfig, {"feature_map": "cosine"}, "flurka.feature_map"), (SummariesConfig, {"number": 0}, "number is 0"),
+    (SummariesConfig, {"projection": "mean"}, "'mean'"),
 ])
 def test_wrong_settings_of_kernels_are_named(config, wrong, named):
     with pytest.raises(ValueError, match=named):
@@ -215,7 +276,8 @@ def test_wrong_settings_of_kernels_are_named(config, wrong, named):
 
 
 @pytest.mark.parametrize("wrong, named", [
-    ({"sketch": "srht"}, "'srht'"), ({"size": 0}, "size 0"), ({"expansion": 0}, "expansion 0"),
+    ({"sketch": "count"}, "'count'"), ({"size": 0}, "size is 0"), ({"expansion": 0}, "expansion is 0"),
+    ({"levels": 0}, "levels is 0"),
     ({"local_blocks": 3}, "local_blocks is 3"),
 ])
 def test_wrong_settings_of_polysketch_are_named(wrong, named):
@@ -254,7 +316,7 @@ def test_a_gate_without_a_state_is_refused():
     AttentionConfig(pattern=["polysketch", "softmax"], gate="data")
 
 
-@pytest.mark.parametrize("variant", [name for name in LINEAR if not name.startswith("polysketch")])
+@pytest.mark.parametrize("variant", [name for name in LINEAR if name.split("-")[0] not in ("polysketch", "flurka")])
 def test_kernels_weigh_as_defined(variant):
     """Head by head, with weights made from the map alone and one normaliser; blocks change nothing."""
     module = build(variant).double()

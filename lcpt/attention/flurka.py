@@ -1,0 +1,83 @@
+"""flurka: exact in the last two blocks, before them feature attention to a few summaries of every block.
+
+FLuRKA (arXiv 2306.15799) puts a low-rank projection inside the feature map of linear attention: φ(q)·φ(P K) over P V.
+Block-causal here, with one normaliser; e^γ, learned per head, balances the far part. Far away there are no positions:
+pooling turned keys would cancel them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Optional
+
+import torch
+from lcpt_kernels import flurka_attention
+from torch import nn
+
+from lcpt.attention.base import LinearCost, Projected
+from lcpt.attention.feature_maps import FEATURE_MAPS, check_feature_map
+from lcpt.attention.summaries import Summaries, SummariesConfig
+
+
+@dataclass
+class FlurkaConfig:
+    feature_map: str = "elu1"  # elu1 | relu | favor | hedgehog | sketch
+    size: Optional[int] = None  # noqa: UP045  features of relu, favor and sketch; None: their own default
+    local: str = "softmax"  # softmax: exp(q·k/√d) in the last two blocks; linear: the feature map's φ(q)·φ(k)
+    summaries: SummariesConfig = field(default_factory=SummariesConfig)
+
+    def __post_init__(self):
+        check_feature_map("flurka", self.feature_map, self.size)
+        if self.local not in ("softmax", "linear"):
+            raise ValueError(f"model.attention.flurka.local is {self.local!r}; it is softmax or linear")
+
+
+class Flurka(LinearCost):
+    local_blocks = 2
+
+    def __init__(self, d_model, n_heads, n_kv_heads, config):
+        super().__init__(d_model, n_heads, n_kv_heads, config)
+        own: FlurkaConfig = config.flurka
+        self.local = own.local
+        self.feature_map = FEATURE_MAPS[own.feature_map](n_kv_heads, self.head_dim, own.size)
+        self.summaries = Summaries(d_model, n_kv_heads, self.head_dim, config.block_size, own.summaries)
+        self.gamma = nn.Parameter(torch.zeros(n_heads))
+
+    def attend_blocks(self, p: Projected, initial_state, **stream):
+        near, pending = initial_state or (None, None)
+        pooled = self.summaries(p, pending, stream["cu_seqlens"])
+        # Both sides as keys: a factor taken out of a query's features would shift the balance of near and far.
+        phi_q, phi_summary = (self.feature_map(x, is_query=False) for x in (p.q_plain, pooled.k))
+        q, k = p.q, p.k
+        if self.local == "linear":
+            q, k = (self.feature_map(x, is_query=False) for x in (q, k))
+        o, near = flurka_attention(
+            q, k, p.v, phi_q, phi_summary, pooled.v, mass_summary=pooled.mass, local=self.local,
+            gain=self.gamma.exp(), initial_state=near, **stream,
+        )
+        return o, None if near is None else (near, pooled.pending)
+
+    def features(self) -> int:
+        return self.feature_map.size
+
+    def score_size(self) -> int:
+        return self.head_dim if self.local == "softmax" else self.features()
+
+    def map_flops(self) -> float:
+        return self.feature_map.flops * (1 if self.local == "softmax" else 2)
+
+    def tail_numbers(self) -> int:
+        return self.score_size() + self.head_dim
+
+    def attend_flops(self, context: int) -> tuple[float, float]:
+        """Keys of the state are r summaries a block instead of its c tokens."""
+        forward, backward = super().attend_flops(context)
+        keys = 2.0 * self.n_heads * self.head_dim * self.features() * (context > 2 * self.block_size)
+        fewer = (1 - self.summaries.number / self.block_size) * keys
+        pooling = self.n_kv_heads * self.summaries.flops()
+        return forward - fewer + pooling, backward - 3 * fewer + 2 * pooling
+
+    def state_bytes(self, context: int) -> int:
+        pending = self.block_size * self.summaries.pending_numbers()
+        pooled = 2 * self.summaries.number * (self.features() + self.head_dim)
+        return super().state_bytes(context) + 4 * self.n_kv_heads * (pending + pooled)

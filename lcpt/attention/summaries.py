@@ -1,0 +1,94 @@
+"""Summaries of whole blocks, K̃ = P K and Ṽ = P V with row-stochastic P [r, c]: the low-rank half of FLuRKA.
+
+Linformer (arXiv 2006.04768) projects the whole sequence and cannot be causal; here every block of c tokens has its own
+projection, as in Transformer-LS (arXiv 2107.02192), and only a block that is complete has summaries.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import NamedTuple, Optional
+
+import torch
+from torch import Tensor, nn
+
+from lcpt.attention.base import Projected, in_fp32
+
+OWN_SEGMENT = 4.0  # at first a summary looks e⁴ times as much at a token of its own segment of the block
+
+
+@dataclass
+class SummariesConfig:
+    number: Optional[int] = None  # noqa: UP045  r, summaries of a block; None: an eighth of its tokens
+    projection: str = "dynamic"  # dynamic: P is of the tokens' own making; table: learned, the same for every block
+
+    def __post_init__(self):
+        if self.projection not in ("dynamic", "table"):
+            raise ValueError(f"model.attention: summaries.projection is {self.projection!r}; it is dynamic or table")
+        if self.number is not None and self.number < 1:
+            raise ValueError(f"model.attention: summaries.number is {self.number}; it must be ≥ 1")
+
+
+class Pooled(NamedTuple):
+    k: Tensor  # K̃ [B, N·r, Hkv, D] of the N blocks that were completed
+    v: Tensor  # Ṽ, the same
+    mass: Tensor | None  # P γ [B, N·r, Hkv] under a gate
+    pending: dict[str, Tensor]  # what the tokens of the unfinished block leave for the summaries to come
+
+
+class Summaries(nn.Module):
+    """P = softmax over the c positions of X W_P + segments (dynamic), or of a learned table + segments."""
+
+    def __init__(self, d_model: int, n_kv_heads: int, head_dim: int, block_size: int, config: SummariesConfig):
+        super().__init__()
+        c, r = block_size, config.number or max(1, block_size // 8)
+        if r > c:
+            raise ValueError(f"model.attention: summaries.number {r} is more than block_size {c}")
+        self.block_size, self.number = c, r
+        own = torch.arange(c)[:, None] * r // c == torch.arange(r)
+        self.register_buffer("segments", OWN_SEGMENT * own.float()[:, None, :], persistent=False)  # [c, 1, r]
+        self.W_P = self.table = None
+        if config.projection == "dynamic":
+            self.W_P = nn.Linear(d_model, n_kv_heads * r, bias=False)
+            nn.init.normal_(self.W_P.weight, std=0.02)
+        else:
+            self.table = nn.Parameter(torch.zeros(c, n_kv_heads, r))
+        self.k_norm = nn.RMSNorm(head_dim, eps=1e-6)  # pooling shrinks keys that are unlike by √(c/r)
+
+    def forward(self, p: Projected, pending: dict[str, Tensor] | None, cu_seqlens: Tensor | None) -> Pooled:
+        """Under a gate, Ṽ = P (γ ∘ V) with γ_s = exp(G_end − G_s): what a token has faded to by the block's end."""
+        rows = {"k": p.k_plain, "v": p.v, "log_gate": p.log_gate}
+        if self.W_P is not None:
+            rows["logits"] = self.W_P(p.x).unflatten(-1, (-1, self.number))  # [B, T, Hkv, r]
+        rows = {name: x for name, x in rows.items() if x is not None}
+        if pending is not None:
+            rows = {name: torch.cat((pending[name], x), dim=1) for name, x in rows.items()}
+        whole, rest = self._split(rows["k"].shape[1], cu_seqlens)
+        blocks = {name: x[:, whole].unflatten(1, (-1, self.block_size)) for name, x in rows.items()}  # [B, N, c, ...]
+
+        logits = self.table if self.W_P is None else blocks["logits"]
+        P = (in_fp32(logits) + self.segments).softmax(-3).expand(*blocks["k"].shape[:4], -1)  # [B, N, c, Hkv, r]
+        k, v, mass = blocks["k"], blocks["v"], None
+        if "log_gate" in blocks:
+            G = blocks["log_gate"].cumsum(2)
+            gamma = (G[:, :, -1:] - G).exp().to(P.dtype)  # [B, N, c, Hkv]
+            v, mass = v * gamma[..., None].to(v.dtype), torch.einsum("bnchr,bnch->bnrh", P, gamma).flatten(1, 2)
+        k, v = (torch.einsum("bnchr,bnchd->bnrhd", P.to(x.dtype), x).flatten(1, 2) for x in (k, v))
+        return Pooled(self.k_norm(k), v, mass, {name: x[:, rest] for name, x in rows.items()})
+
+    def _split(self, tokens: int, cu_seqlens: Tensor | None) -> tuple[Tensor | slice, slice]:
+        """The tokens of whole blocks, of each document its own; and those of the last, unfinished one."""
+        c = self.block_size
+        if cu_seqlens is None:
+            return slice(0, tokens // c * c), slice(tokens // c * c, tokens)
+        whole = [torch.arange(i, i + (j - i) // c * c) for i, j in pairwise(cu_seqlens.tolist())]
+        return torch.cat(whole).to(cu_seqlens.device), slice(tokens, tokens)
+
+    def flops(self) -> float:
+        """A token, for one key-value head, without W_P, which is a matrix of the layer: P K and P V."""
+        return 4.0 * self.number * self.k_norm.normalized_shape[0]
+
+    def pending_numbers(self) -> int:
+        """Numbers that a key-value head keeps of a token of the unfinished block."""
+        return 2 * self.k_norm.normalized_shape[0] + (self.number if self.table is None else 0)
