@@ -70,7 +70,7 @@ class Attention(nn.Module, ABC):
         """-> (o [B, T, H, D], the state after these tokens if `keep`): the continuation of what left `state`."""
 
     def penalty(self) -> Tensor | None:
-        """What training adds to the mean loss, a scalar; None in kinds that have nothing to add."""
+        """What the last forward pass adds to the mean loss in training, a scalar; None in kinds that add nothing."""
         return None
 
     @abstractmethod

@@ -80,7 +80,10 @@ class GPT(nn.Module):
         hidden = self.hidden(tokens, cu_seqlens)
         if labels is None:
             return hidden @ self.embedding.weight.mT
-        return cross_entropy(hidden, self.embedding.weight, labels)
+        loss, count = cross_entropy(hidden, self.embedding.weight, labels)
+        if torch.is_grad_enabled():
+            loss = loss + count * self._pull()
+        return loss, count
 
     @torch.no_grad()
     def token_losses(self, tokens: Tensor, labels: Tensor) -> Tensor:
@@ -119,6 +122,11 @@ class GPT(nn.Module):
             else:
                 x = block(x, rotary, cu_seqlens)
         return self.norm(x)
+
+    def _pull(self) -> Tensor | float:
+        """0, with the gradient of the layers' penalties: the loss that is reported stays the cross-entropy."""
+        penalties = [p for block in self.blocks if (p := block.attention.penalty()) is not None]
+        return sum(p - p.detach() for p in penalties)
 
     def _rotary(self, positions: Tensor) -> tuple[Tensor, Tensor]:
         return rotary_table(positions, self.config.d_model // self.config.n_heads, self.config.rope_base)

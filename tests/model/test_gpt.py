@@ -147,3 +147,23 @@ def test_initial_weights():
 def test_impossible_shapes_are_named(changes, named):
     with pytest.raises(ValueError, match=named):
         config(**changes)
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+def test_packed_documents_are_documents_alone(kind, recompute):
+    """Loss, logits and the gradient of every weight: nothing is seen across a boundary, positions begin anew."""
+    model = build(kind, activation_checkpointing=recompute).double()
+    lengths, x, labels = [5, 1, 11, 2], tokens(1, 19), tokens(1, 20)[:, 1:]
+    ends = torch.tensor([0, *torch.tensor(lengths).cumsum(0)])
+    packed, count = model(x, labels=labels, cu_seqlens=ends)
+    alone = [model(a, labels=b)[0] for a, b in zip(x.split(lengths, 1), labels.split(lengths, 1), strict=True)]
+    assert count == 19
+    torch.testing.assert_close(packed, torch.stack(alone).sum(), rtol=1e-6, atol=1e-6)
+    logits = torch.cat([model(a) for a in x.split(lengths, 1)], dim=1)
+    torch.testing.assert_close(model(x, cu_seqlens=ends), logits, rtol=1e-9, atol=1e-9)
+    assert not torch.allclose(model(x), logits, atol=1e-4)
+    weights = list(model.parameters())
+    found = torch.autograd.grad(packed, weights, allow_unused=True)
+    for one, other in zip(found, torch.autograd.grad(sum(alone), weights, allow_unused=True), strict=True):
+        if other is not None:
+            torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)

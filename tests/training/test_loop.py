@@ -136,3 +136,20 @@ def test_start_weights_are_the_same_everywhere(train_ranks):
     for world, stage in ((2, 0), (2, 1), (2, 2), (2, 3), (4, 3)):
         for name, tensor in start(world, stage).items():
             torch.testing.assert_close(tensor, first[name], rtol=0, atol=1e-29)
+
+
+def test_a_penalty_counts_once(train_ranks):
+    """Of the feed-forward kernel, whatever divides the work: the same losses and norms, and not those without it."""
+    kind = ["model.attention.kind=feedforward", "model.attention.pattern=[]", "training.max_steps=4"]
+
+    def run(world, stage, *overrides):
+        rows = train_ranks(world, f"parallel.zero_stage={stage}", *kind, *overrides).rows
+        return [row["loss"] for row in rows], [row["grad_norm"] for row in rows]
+
+    strong = "model.attention.feedforward.penalty=1e4"  # at first there is nothing to hold
+    losses, norms = run(1, 1, "training.micro_batch=8", strong)
+    for world, stage in ((2, 0), (2, 3)):
+        found = run(world, stage, "training.micro_batch=2", "model.activation_checkpointing=true", strong)
+        assert found[0] == pytest.approx(losses, rel=1e-5) and found[1] == pytest.approx(norms, rel=1e-4)
+    without = run(1, 1, "training.micro_batch=8", "model.attention.feedforward.penalty=0")
+    assert without[0][0] == losses[0] and abs(without[1][-1] - norms[-1]) > 0.01 * norms[-1]
