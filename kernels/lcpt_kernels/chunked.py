@@ -169,7 +169,7 @@ class _BlockCausal(torch.autograd.Function):
         past, decay, features = k.shape[2] - q.shape[2], Decay(log_gate), plan.features
         far = Far(b, v if far_v is None else far_v, mass)
         o = q.new_empty(*q.shape[:3], v.shape[3])
-        z = q.new_empty(*q.shape[:3], 1, dtype=_accumulator(v))
+        z = q.new_empty(*q.shape[:3], 1, dtype=accumulator(v))
         damping = torch.empty_like(z) if isinstance(plan.local, Exponential) else None
         state = _state(plan, v, initial)
         blocks = Block.all(plan, past, k.shape[2], final)
@@ -204,7 +204,7 @@ class _BlockCausal(torch.autograd.Function):
         far = Far(b, v if far_v is None else far_v, mass)
         blocks = Block.all(plan, past, k.shape[2], final is not None)
         dq = torch.empty_like(q)
-        dk, dv = (torch.zeros_like(x, dtype=_accumulator(x)) for x in (k, v))  # a block's share comes in parts
+        dk, dv = (torch.zeros_like(x, dtype=accumulator(x)) for x in (k, v))  # a block's share comes in parts
         da, db, d_far_v, d_mass = (x if x is None else torch.zeros_like(x) for x in (a, b, far_v, mass))
 
         def output_gradient(rows):
@@ -273,7 +273,7 @@ class Decay:
 
     def __init__(self, log_gate: Tensor | None):
         self._log_gate = log_gate
-        self._dG = None if log_gate is None else torch.zeros_like(log_gate, dtype=_accumulator(log_gate))
+        self._dG = None if log_gate is None else torch.zeros_like(log_gate, dtype=accumulator(log_gate))
 
     def between(self, block: Block) -> Tensor | None:
         """G_t − G_s of the tile [.., rows, near], 0 above its diagonal."""
@@ -320,7 +320,7 @@ class Decay:
         return self._dG.flip(-1).cumsum(-1).flip(-1).to(self._log_gate.dtype)
 
     def _sums(self, tokens: slice) -> Tensor:
-        return _accumulated(self._log_gate[..., tokens]).cumsum(-1)
+        return accumulated(self._log_gate[..., tokens]).cumsum(-1)
 
 
 def _state(plan: Plan, v: Tensor, given: Tensor | None) -> Tensor | None:
@@ -328,8 +328,8 @@ def _state(plan: Plan, v: Tensor, given: Tensor | None) -> Tensor | None:
     if plan.features is None:
         return None
     if given is not None:
-        return _accumulated(given).clone()
-    return v.new_zeros(*v.shape[:2], plan.features.dimension, v.shape[-1] + 1, dtype=_accumulator(v))
+        return accumulated(given).clone()
+    return v.new_zeros(*v.shape[:2], plan.features.dimension, v.shape[-1] + 1, dtype=accumulator(v))
 
 
 def _shift(rows: slice, past: int) -> slice:
@@ -346,7 +346,7 @@ def _per_token(fading: slice, x: Tensor) -> Tensor:
 
 
 def _block(x: Tensor, rows: slice) -> Tensor:
-    return _accumulated(x[:, :, rows])
+    return accumulated(x[:, :, rows])
 
 
 def _with_ones(v: Tensor, rows: slice) -> Tensor:
@@ -357,11 +357,11 @@ def _columns(x: Tensor, rows: slice) -> Tensor:
     return _block(x, rows).mT.contiguous()
 
 
-def _accumulated(x: Tensor) -> Tensor:
-    return x.to(_accumulator(x))
+def accumulated(x: Tensor) -> Tensor:
+    return x.to(accumulator(x))
 
 
-def _accumulator(x: Tensor) -> torch.dtype:
+def accumulator(x: Tensor) -> torch.dtype:
     return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 

@@ -8,13 +8,14 @@ from lcpt_kernels import reference
 from lcpt_kernels.arguments import check_backend, check_pair, check_stream
 from lcpt_kernels.chunked import Linear, Plan
 from lcpt_kernels.features import Explicit
-from lcpt_kernels.streaming import State, attend, each_document
+from lcpt_kernels.streaming import Exchange, State, attend, each_document
 
 
 def feature_attention(
     phi_q: Tensor, phi_k: Tensor, v: Tensor, *, offset: float = 0.0, block_size: int = 256, local_blocks: int = 1,
     log_gate: Tensor | None = None, initial_state: State | None = None, output_final_state: bool = False,
-    cu_seqlens: Tensor | None = None, backend: str = "auto",
+    cu_seqlens: Tensor | None = None, exchange: Exchange | None = None,
+    backend: str = "auto",
 ) -> tuple[Tensor, State | None]:
     """o_t = Σ_{s ≤ t} (φ(q_t)·φ(k_s)) v_s / (offset + Σ_{s ≤ t} φ(q_t)·φ(k_s)), at linear cost.
 
@@ -25,8 +26,8 @@ def feature_attention(
     """
     check_backend(backend)
     check_pair(phi_q, phi_k, v, ("phi_q", "phi_k"))
-    states = output_final_state or initial_state is not None
-    check_stream(v, log_gate, block_size, local_blocks, states, cu_seqlens, backend)
+    piece = check_stream(
+        v, log_gate, block_size, local_blocks, initial_state, output_final_state, cu_seqlens, exchange, backend)
     plan = Plan(Linear(), Explicit(phi_q.shape[-1]), 1.0, offset, block_size, local_blocks)
 
     def one(phi_q, phi_k, v, log_gate):
@@ -35,7 +36,7 @@ def feature_attention(
             return reference.feature_attention(phi_q, phi_k, v, log_gate, offset)
         return attend(plan, phi_q, phi_q, {"b": phi_k, "v": v, "log_gate": log_gate}, None, False)[0]
 
-    if states:
+    if piece:
         keys = {"b": phi_k, "v": v, "log_gate": log_gate}
-        return attend(plan, phi_q, phi_q, keys, initial_state, output_final_state)
+        return attend(plan, phi_q, phi_q, keys, initial_state, output_final_state, exchange)
     return each_document(one, cu_seqlens, {"phi_q": phi_q, "phi_k": phi_k, "v": v, "log_gate": log_gate}), None

@@ -8,7 +8,7 @@ from lcpt_kernels import reference
 from lcpt_kernels.arguments import check_backend, check_pair, check_stream, require
 from lcpt_kernels.chunked import Exponential, Linear, Plan
 from lcpt_kernels.features import Explicit
-from lcpt_kernels.streaming import State, attend, each_document
+from lcpt_kernels.streaming import Exchange, State, attend, each_document
 
 LOCAL = {"softmax": Exponential(), "linear": Linear()}
 
@@ -18,7 +18,7 @@ def flurka_attention(
     mass_summary: Tensor | None = None, local: str = "softmax", scale: float | None = None, gain: Tensor | None = None,
     offset: float = 0.0, block_size: int = 256, local_blocks: int = 2, log_gate: Tensor | None = None,
     initial_state: State | None = None, output_final_state: bool = False, cu_seqlens: Tensor | None = None,
-    backend: str = "auto",
+    exchange: Exchange | None = None, backend: str = "auto",
 ) -> tuple[Tensor, State | None]:
     """Exact weights in the last `local_blocks` blocks of `block_size` = c tokens; before them a block is r summaries.
 
@@ -35,20 +35,21 @@ def flurka_attention(
     """
     check_backend(backend)
     check_pair(q, k, v, "qk")
-    states = output_final_state or initial_state is not None
-    check_stream(v, log_gate, block_size, local_blocks, states, cu_seqlens, backend)
+    piece = check_stream(
+        v, log_gate, block_size, local_blocks, initial_state, output_final_state, cu_seqlens, exchange, backend)
     require(local in LOCAL, f"local {local!r} is neither softmax nor linear")
     scale = (q.shape[3] ** -0.5 if local == "softmax" else 1.0) if scale is None else scale
-    r = check_summaries(phi_q, phi_summary, v_summary, mass_summary, v, block_size, cu_seqlens, initial_state)
+    start = 0 if exchange is None else exchange.start
+    r = check_summaries(phi_q, phi_summary, v_summary, mass_summary, v, block_size, cu_seqlens, initial_state, start)
     phi_summary = phi_summary * (block_size / r)
     phi_q = phi_q if gain is None else (phi_q * gain[:, None]).to(phi_q.dtype)
     near = {"q": q, "k": k, "v": v, "phi_q": phi_q, "log_gate": log_gate}
     far = {"phi_summary": phi_summary, "v_summary": v_summary, "mass_summary": mass_summary}
     plan = Plan(LOCAL[local], Explicit(phi_q.shape[3]), scale, offset, block_size, local_blocks, summaries=r)
 
-    def torch_one(q, k, v, phi_q, log_gate, phi_summary, v_summary, mass_summary, state=None, keep=False):
+    def linear(q, k, v, phi_q, log_gate, phi_summary, v_summary, mass_summary, **piece):
         keys = {"k": k, "v": v, "log_gate": log_gate, "b": phi_summary, "far_v": v_summary, "mass": mass_summary}
-        return attend(plan, q, phi_q, keys, state, keep)
+        return attend(plan, q, phi_q, keys, **piece)
 
     def one(q, phi_q, **keys):
         if backend == "reference":
@@ -56,18 +57,21 @@ def flurka_attention(
             return reference.flurka_attention(
                 q, phi_q, **per_head, local=local, scale=scale, offset=offset, block_size=block_size,
                 local_blocks=local_blocks)
-        return torch_one(q, phi_q=phi_q, **keys)[0]
+        return linear(q, phi_q=phi_q, **keys, initial_state=None, output_final_state=False)[0]
 
-    if states:
-        return torch_one(**near, **far, state=initial_state, keep=output_final_state)
+    if piece:
+        return linear(**near, **far, initial_state=initial_state, output_final_state=output_final_state,
+                      exchange=exchange)
     return each_document(one, cu_seqlens, near, far, block_size), None
 
 
-def check_summaries(phi_q, phi_summary, v_summary, mass_summary, v, block_size, cu_seqlens, initial_state) -> int:
-    """r, the summaries of a block; 1 where there is no whole block."""
+def check_summaries(
+    phi_q, phi_summary, v_summary, mass_summary, v, block_size, cu_seqlens, initial_state, start
+) -> int:
+    """r, the summaries of a block; 1 where there is no whole block. start: tokens on the ranks before."""
     rows = phi_summary.shape[1]
     if cu_seqlens is None:
-        held = 0 if initial_state is None else initial_state.tail["v"].shape[1]
+        held = start if initial_state is None else initial_state.tail["v"].shape[1]
         blocks = (held % block_size + v.shape[1]) // block_size
     else:
         blocks = int((cu_seqlens.diff() // block_size).sum())

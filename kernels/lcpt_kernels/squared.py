@@ -8,14 +8,15 @@ from lcpt_kernels import reference
 from lcpt_kernels.arguments import check_backend, check_degree, check_pair, check_stream, require
 from lcpt_kernels.chunked import Plan, Power, Quadratic
 from lcpt_kernels.features import QuadraticFeatures
-from lcpt_kernels.streaming import State, attend, each_document
+from lcpt_kernels.streaming import Exchange, State, attend, each_document
 
 
 def squared_attention(
     a: Tensor, b: Tensor, v: Tensor, *, q: Tensor | None = None, k: Tensor | None = None, degree: int = 4,
     scale: float = 1.0, offset: float | None = None, coefficients: tuple[float, float, float] = (0, 0, 1),
     block_size: int = 256, local_blocks: int = 1, log_gate: Tensor | None = None, initial_state: State | None = None,
-    output_final_state: bool = False, cu_seqlens: Tensor | None = None, backend: str = "auto",
+    output_final_state: bool = False, cu_seqlens: Tensor | None = None, exchange: Exchange | None = None,
+    backend: str = "auto",
 ) -> tuple[Tensor, State | None]:
     """Block-causal attention whose earlier blocks weigh c₀ + c₁ s + c₂ s² with s = a_t·b_s, at linear cost.
 
@@ -26,6 +27,7 @@ def squared_attention(
     log_gate [B, T, Hkv], ≤ 0: the weight of s at t decays by e to the sum of the gates s + 1 … t.
     initial_state, output_final_state: f(x[:n]) and then f(x[n:], initial_state) equal f(x), for any n; differentiable.
     cu_seqlens [N + 1]: packed documents, B = 1, each as if alone.
+    exchange: where ranks share a sequence, what they tell each other between state and output.
     backend: "reference" (quadratic, the definition), "torch" (linear), or "auto".
     Returns (o [B, T, H, Dv] in the queries' dtype, the final state or None). Accumulates in fp32, in float64 for
     float64 inputs. ValueError names a shape or a number that does not fit.
@@ -34,8 +36,8 @@ def squared_attention(
     check_backend(backend)
     check_pair(a, b, v, "ab")
     require((q is None) == (k is None), "q and k are given together or not at all")
-    states = output_final_state or initial_state is not None
-    check_stream(v, log_gate, block_size, local_blocks, states, cu_seqlens, backend)
+    piece = check_stream(
+        v, log_gate, block_size, local_blocks, initial_state, output_final_state, cu_seqlens, exchange, backend)
     if q is not None:
         check_pair(q, k, v, "qk")
         check_degree(degree)
@@ -52,7 +54,7 @@ def squared_attention(
                 a, b, v, q, k, log_gate, degree, scale, offset, coefficients, block_size, local_blocks)
         return attend(plan, a if q is None else q, a, {"b": b, "v": v, "k": k, "log_gate": log_gate}, None, False)[0]
 
-    if states:
+    if piece:
         keys = {"b": b, "v": v, "k": k, "log_gate": log_gate}
-        return attend(plan, a if q is None else q, a, keys, initial_state, output_final_state)
+        return attend(plan, a if q is None else q, a, keys, initial_state, output_final_state, exchange)
     return each_document(one, cu_seqlens, {"a": a, "b": b, "v": v, "q": q, "k": k, "log_gate": log_gate}), None

@@ -1,16 +1,16 @@
-"""Sequences in pieces, and several in one: states that a piece leaves to the next, and packed documents."""
+"""Sequences in pieces, one after the other or on several ranks: what one leaves to the next. Packed documents."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from itertools import accumulate, pairwise
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from lcpt_kernels.arguments import check_packed, require
-from lcpt_kernels.chunked import Far, Plan, block_causal_attention
+from lcpt_kernels.chunked import Far, Plan, accumulated, accumulator, block_causal_attention
 from lcpt_kernels.reference import per_query_head
 
 
@@ -21,14 +21,30 @@ class State(NamedTuple):
     tail: dict[str, Tensor]  # keys, values, gates of the blocks that are, [B, < ℓc, Hkv, ·] each, by their names
 
 
+class Exchange(Protocol):
+    """What the ranks that share a sequence tell each other. Each holds consecutive tokens, at least ℓ·c of them, and
+    the summaries of the blocks that end there. All ranks call both methods; the results are differentiable."""
+
+    start: int  # tokens of the sequence before this rank's
+
+    def shift(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Those of the rank before; the first rank gets them without rows, [B, 0, ...]."""
+
+    def before(self, S: Tensor, log_decay: Tensor | None) -> Tensor:
+        """What S would be at this rank's start: with S and log_decay [B, Hkv] of each rank, S₀' = 0 and
+        S'ᵢ₊₁ = e^(log_decayᵢ) S'ᵢ + Sᵢ; None: 0."""
+
+
 def attend(
     plan: Plan, q: Tensor, a: Tensor, keys: dict[str, Tensor | None], initial_state: State | None,
-    output_final_state: bool,
+    output_final_state: bool, exchange: Exchange | None = None,
 ) -> tuple[Tensor, State | None]:
-    """The continuation of `initial_state` by queries q [B, T, H, D], a [B, T, H, r] and as many keys: "k", "b", "v",
-    "log_gate", each [B, T, Hkv, ·]; where plan.summaries is set, "b", "far_v" and "mass" are of the blocks that these
-    tokens complete, [B, N·r, Hkv, ·]. -> (o, the state after it if asked for)."""
+    """The continuation of `initial_state`, or of what `exchange` brings, by queries q [B, T, H, D], a [B, T, H, r] and
+    as many keys: "k", "b", "v", "log_gate", each [B, T, Hkv, ·]; where plan.summaries is set, "b", "far_v" and "mass"
+    are of the blocks that these tokens complete, [B, N·r, Hkv, ·]. -> (o, the state after it if asked for)."""
     present = {name: x for name, x in keys.items() if x is not None}
+    if exchange is not None:
+        initial_state = _from_ranks_before(plan, q, a, present, exchange)
     if initial_state is not None:
         check_state(initial_state, plan, present)
         present = {name: torch.cat((initial_state.tail[name], x), dim=1) for name, x in present.items()}
@@ -41,14 +57,30 @@ def attend(
         q, per_head.get("k", b), v, a, far, plan, per_head.get("log_gate"), initial, output_final_state)
     if not output_final_state:
         return o, None
-    gone = max(0, v.shape[1] // plan.block_size - plan.local_blocks + 1)  # blocks that are in S
-    first = {name: gone * (plan.summaries or plan.block_size) for name in FAR}
+    return o, State(S[:, ::group].contiguous(), _tail(plan, present, first=0))
+
+
+def _tail(plan: Plan, keys: dict[str, Tensor], first: int) -> dict[str, Tensor]:
+    """Of keys that begin with token `first` of a sequence, those which are not in S at their end."""
+    c = plan.block_size
+    gone = max(0, (first + keys["v"].shape[1]) // c - plan.local_blocks + 1)  # blocks that are in S
+    start = {name: (gone - first // c) * plan.summaries for name in ("b", "far_v", "mass")} if plan.summaries else {}
     # Copies: views would keep all of the sequence in memory.
-    tail = {name: x[:, first.get(name, gone * plan.block_size) :].clone() for name, x in present.items()}
-    return o, State(S[:, ::group].contiguous(), tail)
+    return {name: x[:, start.get(name, gone * c - first) :].clone() for name, x in keys.items()}
 
 
-FAR = ("b", "far_v", "mass")  # what goes over into S, a row a token or a row a summary
+def _from_ranks_before(plan: Plan, q: Tensor, a: Tensor, keys: dict[str, Tensor], exchange: Exchange) -> State:
+    c, v, reach = plan.block_size, keys["v"], plan.block_size * plan.local_blocks
+    require(v.shape[1] >= reach, f"a rank holds {v.shape[1]} tokens; block_size · local_blocks = {reach} are the least")
+    tail = exchange.shift(_tail(plan, keys, exchange.start))
+    held = tail["v"].shape[1]
+    nothing = v.new_zeros(v.shape[0], v.shape[2], plan.features.dimension, v.shape[3] + 1, dtype=accumulator(v))
+    _, own = attend(plan, q, a, keys, State(nothing, tail), True)  # the output is made again, with what came before
+    log_decay = None
+    if "log_gate" in keys:
+        gates = torch.cat((tail["log_gate"], keys["log_gate"]), dim=1)
+        log_decay = accumulated(gates[:, held // c * c : gates.shape[1] // c * c]).sum(1)
+    return State(exchange.before(own.S, log_decay), tail)
 
 
 def check_state(state: State, plan: Plan, keys: dict[str, Tensor]) -> None:
