@@ -41,14 +41,19 @@ def check_packed(cu_seqlens: Tensor, batch: int, tokens: int) -> None:
             f"cu_seqlens must rise from 0 to T = {tokens}; it is {ends}")
 
 
-def check_stream(v: Tensor, log_gate: Tensor | None, block_size: int, local_blocks: int, states: bool,
-                 cu_seqlens: Tensor | None, backend: str) -> None:
-    """What the families of linear cost have in common. `states`: one is given or asked for."""
+def check_stream(
+    v: Tensor, log_gate: Tensor | None, block_size: int, local_blocks: int, initial_state, output_final_state: bool,
+    cu_seqlens: Tensor | None, exchange, backend: str,
+) -> bool:
+    """What the families of linear cost have in common. -> whether the sequence is a piece of a longer one."""
     require(block_size > 0, f"block_size {block_size} is not positive")
     require(local_blocks in (1, 2), f"local_blocks {local_blocks} is neither 1 nor 2")
     if log_gate is not None:
         require(log_gate.shape == v.shape[:3], f"log_gate is {list(log_gate.shape)}; it must be {list(v.shape[:3])}")
-    require(not states or cu_seqlens is None, "states are of one sequence: give no cu_seqlens with them")
-    require(not (states and backend == "reference"), "backend reference keeps no state; take torch or auto")
+    require(initial_state is None or exchange is None, "initial_state and exchange both say what came before; give one")
+    piece = initial_state is not None or output_final_state or exchange is not None
+    require(not piece or cu_seqlens is None, "states are of one sequence: give no cu_seqlens with them")
+    require(not (piece and backend == "reference"), "backend reference keeps no state; take torch or auto")
     if cu_seqlens is not None:
         check_packed(cu_seqlens, *v.shape[:2])
+    return piece
