@@ -8,16 +8,14 @@ import argparse
 import dataclasses
 import json
 import sys
-from datetime import datetime, timezone
 from pathlib import Path
-
-import torch
 
 from lcpt.checkpoint.files import replace_text
 from lcpt.config import Config, ConfigError, load_config
+from lcpt.evaluation.provenance import header
+from lcpt.evaluation.timing import time_in_turn
 from lcpt.parallel import groups
-from lcpt.training.benchmark import time_in_turn, training_step
-from lcpt.training.run_folder import git_commit, package_versions
+from lcpt.training.benchmark import training_step
 
 EXAMPLE = """example:
   python tools/benchmark_training.py --configs configs/demo.yaml --kinds softmax,polysketch --contexts 8192,16384 \\
@@ -46,12 +44,7 @@ def main() -> int:
         return 2
 
     rows = [row for context in contexts for row in measure(configs, context, args.repeats)]
-    report = {
-        "schema_version": 1, "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "git_commit": git_commit(), "versions": package_versions(), "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu, one thread",
-        "rows": rows,
-    }
+    report = header(groups.device()) | {"rows": rows}
     replace_text(Path(args.output), json.dumps(report, indent=2) + "\n")
     print_table(rows, args.output)
     return 0

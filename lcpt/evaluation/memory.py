@@ -1,17 +1,19 @@
-"""Peak memory of this process."""
+"""Memory of this process."""
 
 from __future__ import annotations
 
+import ctypes
 from pathlib import Path
 
 import torch
 
 
 def reset_peak_memory(device: torch.device) -> None:
-    """Begin a new measurement: forget the peak so far."""
+    """Begin a new measurement: forget the peak so far, and on the CPU what is kept of freed memory."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     else:
+        ctypes.CDLL(None).malloc_trim(0)
         Path("/proc/self/clear_refs").write_text("5")  # proc(5): 5 resets the peak resident set size
 
 
@@ -19,5 +21,14 @@ def peak_memory_bytes(device: torch.device) -> int:
     """The most that was allocated on a GPU, or resident on the CPU, since the process began or the last reset."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
+    return _status_bytes("VmHWM")
+
+
+def memory_in_use_bytes(device: torch.device) -> int:
+    """What is allocated on a GPU, or resident on the CPU, now."""
+    return torch.cuda.memory_allocated(device) if device.type == "cuda" else _status_bytes("VmRSS")
+
+
+def _status_bytes(field: str) -> int:
     status = Path("/proc/self/status").read_text()
-    return int(status.split("VmHWM:")[1].split()[0]) * 1024
+    return int(status.split(f"{field}:")[1].split()[0]) * 1024

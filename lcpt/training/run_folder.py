@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import importlib.metadata
 import json
 import os
 import platform
-import subprocess
-import sys
 import time
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -20,6 +17,7 @@ from omegaconf import MISSING
 
 from lcpt.checkpoint.files import replace_text
 from lcpt.evaluation.memory import peak_memory_bytes
+from lcpt.evaluation.provenance import command, git_commit, versions
 from lcpt.parallel import groups
 from lcpt.training.endings import GiveUp
 from lcpt.training.history import History
@@ -27,7 +25,6 @@ from lcpt.training.telemetry import say
 
 LOCK_SECONDS = 30.0  # that the last job in a run folder may need to end, or a file server to notice that it has
 _locks: dict[Path, int] = {}  # descriptors, which the system closes when the process ends
-PACKAGES = ("torch", "deepspeed", "triton", "numpy", "sentencepiece", "safetensors")
 
 
 @dataclass
@@ -129,31 +126,11 @@ def _step_of(line: bytes) -> int | None:
 def environment() -> dict:
     """Versions, devices and the command: what one needs to repeat a run."""
     return {
-        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "command": command(),
         "world_size": groups.world_size(),
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or "cpu",
         "cpu_count": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "git_commit": git_commit(),
-        "versions": {"python": platform.python_version(), **package_versions()},
+        "versions": versions(),
     }
-
-
-def package_versions() -> dict[str, str]:
-    found = {}
-    for package in PACKAGES:
-        try:
-            found[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            found[package] = "absent"
-    return found
-
-
-def git_commit() -> str | None:
-    """The commit of lcpt's own checkout, None outside one."""
-    here = Path(__file__).parent
-    try:
-        done = subprocess.run(["git", "-C", here, "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
-    except OSError:
-        return None
-    return done.stdout.strip() or None

@@ -1,0 +1,59 @@
+"""Where figures come from: the commit, the versions, the machine and the command that made them."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+import subprocess
+import sys
+from datetime import datetime, timezone
+from pathlib import Path
+
+import torch
+
+PACKAGES = ("torch", "deepspeed", "triton", "numpy", "sentencepiece", "safetensors")
+
+
+def header(device: torch.device) -> dict:
+    """What every report of measured figures begins with."""
+    return {
+        "schema_version": 1,
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "git_commit": git_commit(),
+        "device": device_name(device),
+        "versions": versions(),
+        "command": command(),
+    }
+
+
+def command() -> list[str]:
+    return [Path(sys.argv[0]).name, *sys.argv[1:]]
+
+
+def device_name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    model = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), "cpu")
+    threads = torch.get_num_threads()
+    return f"{model}, {threads} thread{'s' * (threads > 1)}"
+
+
+def versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            found[package] = "absent"
+    return found
+
+
+def git_commit() -> str | None:
+    """The commit of lcpt's own checkout, None outside one."""
+    here = Path(__file__).parent
+    try:
+        done = subprocess.run(["git", "-C", here, "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+    except OSError:
+        return None
+    return done.stdout.strip() or None
