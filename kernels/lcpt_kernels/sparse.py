@@ -1,0 +1,171 @@
+"""Sparse attention: a softmax over the kept keys of a query's own bucket, at the cost of the pairs that meet.
+
+Sorted by head, then bucket, then position, the keys that a query sees lie side by side: first ≤ j < last. For queries
+in the same order both ends only move forwards. So whatever is kept, hashed or packed is one list of queries, one of
+keys and an interval for every query (`Meeting`), and the algorithm knows nothing of where these come from: a tile of
+ROWS queries meets the keys from its first query's `first` to its last query's `last`, masked at the two edges.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from lcpt_kernels import reference
+from lcpt_kernels.arguments import check_backend, check_packed, check_pair, require
+from lcpt_kernels.streaming import each_document
+
+ROWS = 128  # queries at a time: bounds the memory of a tile of scores to ROWS × the keys that they see
+INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+
+
+def sparse_attention(
+    q: Tensor, k: Tensor, v: Tensor, *, q_keep: Tensor | None = None, k_keep: Tensor | None = None,
+    q_bucket: Tensor | None = None, k_bucket: Tensor | None = None, scale: float | None = None,
+    cu_seqlens: Tensor | None = None, backend: str = "auto",
+) -> Tensor:
+    """A softmax of scale · q_t·k_s over the s ≤ t that are kept and in the bucket of q_t; t itself is one of them.
+
+    q [B, T, H, D]; k [B, T, Hkv, D]; v [B, T, Hkv, Dv]; H a multiple of Hkv; floating point, strides free. k and v may
+    begin with keys of earlier tokens, [B, P + T, Hkv, ·]. For every query head, also of grouped ones:
+    q_keep bool [B, T, H] and k_keep bool [B, P + T, H], None: all are kept; q_bucket [B, T, H] and k_bucket
+    [B, P + T, H], any integers, both or None: one bucket.
+    scale None: D^−½. cu_seqlens [N + 1]: packed documents, B = 1. backend: "reference", "torch" or "auto".
+    Returns o [B, T, H, Dv] in q's dtype, 0 for a query that is dropped or sees no key. ValueError names what does not
+    fit.
+    Source: SCFA (arXiv 2306.01160).
+    """
+    check_backend(backend)
+    check_pair(q, k[:, -q.shape[1] :], v[:, -q.shape[1] :], "qk")
+    require(k.shape[1] == v.shape[1], f"k has {k.shape[1]} tokens, v has {v.shape[1]}")
+    marks = {"q_keep": q_keep, "k_keep": k_keep, "q_bucket": q_bucket, "k_bucket": k_bucket}
+    _check_marks(q, k, **marks)
+    if cu_seqlens is not None:
+        require(k.shape[1] == q.shape[1], f"packed documents have no earlier keys: q has {q.shape[1]} tokens, k "
+                f"{k.shape[1]}")
+        check_packed(cu_seqlens, *q.shape[:2])
+    scale = q.shape[3] ** -0.5 if scale is None else scale
+    k, v = reference.per_query_head(q.shape[2], k, v)
+    if backend == "reference":
+        return each_document(
+            lambda **document: reference.sparse_attention(**document, scale=scale), cu_seqlens,
+            {"q": q, "k": k, "v": v, **marks})
+    meeting = Meeting.of(q, k, **marks, cu_seqlens=cu_seqlens)
+    rows = [x.flatten(0, 2) for x in (q, k, v)]
+    q_sorted, k_sorted, v_sorted = (
+        x.index_select(0, order) for x, order in zip(rows, (meeting.queries, meeting.keys, meeting.keys), strict=True))
+    o_sorted = _Intervals.apply(q_sorted, k_sorted, v_sorted, meeting.first, meeting.last, scale)
+    o = o_sorted.new_zeros(len(rows[0]), v.shape[3]).index_copy(0, meeting.queries, o_sorted)
+    return o.unflatten(0, q.shape[:3])
+
+
+class Meeting(NamedTuple):
+    """Who meets whom: query i sees the sorted keys first[i] ≤ j < last[i], of which there is at least one."""
+
+    queries: Tensor  # int64 [Nq], sorted rows of q [B·T·H, D], without the dropped ones and those that see nothing
+    keys: Tensor  # int64 [Nk], sorted rows of k [B·(P + T)·H, D], without the dropped ones
+    first: Tensor  # int64 [Nq], never falling
+    last: Tensor  # int64 [Nq], never falling
+
+    @classmethod
+    def of(cls, q, k, q_keep, k_keep, q_bucket, k_bucket, cu_seqlens) -> Meeting:
+        """The arguments of sparse_attention, k with the heads of q."""
+        tokens, span = q.shape[1], k.shape[1]
+        positions = torch.arange(span, device=q.device)
+        asking = positions[span - tokens :]
+        lowest, buckets = 0, 1
+        if q_bucket is not None:
+            ends = torch.stack([end for x in (q_bucket, k_bucket) for end in (x.min(), x.max())]).tolist()
+            lowest, buckets = min(ends), max(ends) - min(ends) + 1
+            require(q.shape[0] * q.shape[2] * buckets * span < 2**63, f"buckets from {lowest} to {max(ends)}, "
+                    f"for {q.shape[0] * q.shape[2]} heads of {span} tokens, are too many for 64 bits")
+        heads = torch.arange(q.shape[0] * q.shape[2], device=q.device).view(q.shape[0], 1, q.shape[2])
+
+        def ordered(keep, bucket, positions):
+            """Rows that are kept, and by what they are sorted: (head, bucket, position) in one number."""
+            places = heads * buckets if bucket is None else heads * buckets + (bucket.long() - lowest)
+            places = (places * span + positions[:, None]).flatten()
+            rows = torch.arange(len(places), device=q.device) if keep is None else keep.flatten().nonzero()[:, 0]
+            places, order = places[rows].sort()
+            return rows[order], places
+
+        queries, wanted = ordered(q_keep, q_bucket, asking)
+        keys, there = ordered(k_keep, k_bucket, positions)
+        own = wanted % span  # the query's position
+        start = 0 if cu_seqlens is None else _starts(cu_seqlens)[own]
+        first, last = torch.searchsorted(there, wanted - own + start), torch.searchsorted(there, wanted, right=True)
+        seeing = last > first
+        return cls(queries[seeing], keys, first[seeing], last[seeing])
+
+
+class _Intervals(torch.autograd.Function):
+    """o_i = Σ_j p_ij v_j with p_i the softmax of scale · q_i·k_j over first[i] ≤ j < last[i]: [Nq, D] -> [Nq, Dv].
+
+    Backward makes p anew, so nothing is kept but the arguments: with dp = do·v, dq and dk follow from
+    ds = p ∘ (dp − Σ_j p dp). All arithmetic is fp32 (float64 for float64 inputs), one tile at a time.
+    """
+
+    @staticmethod
+    def forward(ctx, q, k, v, first, last, scale):
+        ctx.save_for_backward(q, k, v, first, last)
+        ctx.scale = scale
+        o = q.new_empty(len(q), v.shape[1])
+        for rows, keys, p in _tiles(q, k, first, last, scale):
+            o[rows] = p @ _wide(v[keys])
+        return o
+
+    @staticmethod
+    def backward(ctx, do):
+        q, k, v, first, last = ctx.saved_tensors
+        dq = torch.empty_like(q)
+        dk, dv = (torch.zeros_like(_wide(x)) for x in (k, v))  # a key's share comes in parts
+        for rows, keys, p in _tiles(q, k, first, last, ctx.scale):
+            do_rows = _wide(do[rows])
+            dv[keys] += p.mT @ do_rows
+            p_dp = (do_rows @ _wide(v[keys]).mT).mul_(p)
+            ds = p_dp.addcmul_(p, p_dp.sum(-1, keepdim=True), value=-1)
+            dq[rows] = ctx.scale * (ds @ _wide(k[keys]))
+            dk[keys] += ds.mT @ (ctx.scale * _wide(q[rows]))
+        return dq, dk.to(k.dtype), dv.to(v.dtype), None, None, None
+
+
+def _tiles(q, k, first, last, scale) -> Iterator[tuple[slice, slice, Tensor]]:
+    """Tiles that cover every pair that meets: (queries, sorted keys, p [queries, keys])."""
+    starts = torch.arange(0, len(q), ROWS, device=q.device)
+    ends = (starts + ROWS - 1).clamp(max=len(q) - 1)
+    first, last = first.int(), last.int()  # half the bytes to compare
+    bounds = torch.stack((first[starts], first[ends], last[starts], last[ends]), dim=1).tolist()
+    for start, (from_all, from_some, to_some, to_all) in zip(range(0, len(q), ROWS), bounds, strict=True):
+        rows, keys = slice(start, min(start + ROWS, len(q))), slice(from_all, to_all)
+        s = (scale * _wide(q[rows])) @ _wide(k[keys]).mT
+        number = torch.arange(from_all, to_all, dtype=torch.int32, device=q.device)
+        left, right = from_some - from_all, to_some - from_all  # no query's edge lies between these
+        s[:, :left].masked_fill_(number[:left] < first[rows, None], -torch.inf)
+        s[:, right:].masked_fill_(number[right:] >= last[rows, None], -torch.inf)
+        yield rows, keys, s.softmax(-1)
+
+
+def _check_marks(q, k, q_keep, k_keep, q_bucket, k_bucket) -> None:
+    require((q_bucket is None) == (k_bucket is None),
+            f"{'k' if q_bucket is None else 'q'}_bucket is given alone; buckets need both")
+    of_queries, of_keys = list(q.shape[:3]), [*k.shape[:2], q.shape[2]]
+    for name, keep, shape in (("q_keep", q_keep, of_queries), ("k_keep", k_keep, of_keys)):
+        if keep is not None:
+            require(list(keep.shape) == shape, f"{name} is {list(keep.shape)}; it must be {shape}")
+            require(keep.dtype == torch.bool, f"{name} is {keep.dtype}; it must be bool")
+    for name, bucket, shape in (("q_bucket", q_bucket, of_queries), ("k_bucket", k_bucket, of_keys)):
+        if bucket is not None:
+            require(list(bucket.shape) == shape, f"{name} is {list(bucket.shape)}; it must be {shape}")
+            require(bucket.dtype in INTEGERS, f"{name} is {bucket.dtype}; it must be an int")
+
+
+def _starts(cu_seqlens: Tensor) -> Tensor:
+    """[T]: where the document of each token begins."""
+    return cu_seqlens[:-1].long().repeat_interleave(cu_seqlens.diff())
+
+
+def _wide(x: Tensor) -> Tensor:
+    return x if x.dtype == torch.float64 else x.float()
