@@ -11,7 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
 from lcpt.checkpoint import CheckpointConfig
-from lcpt.data import DataConfig
+from lcpt.data import DataConfig, Task, is_task
 from lcpt.model import ModelConfig
 from lcpt.training.config import TrainingConfig
 from lcpt.training.engine import ParallelConfig
@@ -41,6 +41,10 @@ class Config:
         if self.training.precision == "bf16" and self.parallel.zero_stage == 0:
             raise ValueError("training.precision bf16 needs parallel.zero_stage 1, 2 or 3: at stage 0 nothing keeps an "
                              "fp32 copy of the weights")
+
+        for path in (self.data.path, self.data.valid_path):
+            if path and is_task(path):
+                Task(path, self.data.synthetic, self.model.vocab_size, "").scored(context)
 
     @property
     def sequences(self) -> int:

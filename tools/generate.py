@@ -11,7 +11,6 @@ import sys
 import torch
 
 from lcpt.checkpoint import CheckpointError
-from lcpt.data import Tokenizer
 from lcpt.model.generation import generate
 from lcpt.model.pretrained import open_pretrained
 from lcpt.parallel import groups
@@ -35,10 +34,11 @@ def main() -> int:
         if args.max_tokens < 1 or args.temperature < 0:
             raise ValueError(f"--max-tokens {args.max_tokens} must be ≥ 1, and --temperature {args.temperature} ≥ 0")
         trained = open_pretrained(args.checkpoint)
+        tokenizer = trained.open_tokenizer()
     except (CheckpointError, OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    device, tokenizer = groups.device(), Tokenizer(trained.tokenizer)
+    device = groups.device()
     prompt = torch.tensor([tokenizer.bos_id, *tokenizer.encode(args.prompt)], device=device)
     generator = torch.Generator(device).manual_seed(args.seed)
     tokens = generate(trained.model.to(device), prompt, args.temperature, generator)

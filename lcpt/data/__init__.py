@@ -1,9 +1,11 @@
-"""Text to tokens to shards to order to batches."""
+"""Text to tokens to shards to order to batches; tasks to batches."""
 
 from lcpt.data.batches import DataConfig, Prefetcher, batch, batch_documents, rows
 from lcpt.data.errors import DataError
 from lcpt.data.prepare import prepare
 from lcpt.data.shards import Corpus
+from lcpt.data.source import Source
+from lcpt.data.synthetic import SyntheticConfig, Task, is_task
 from lcpt.data.text import find_sources, read_documents
 from lcpt.data.tokenizer import Tokenizer
 from lcpt.data.verify import verify
@@ -13,10 +15,14 @@ __all__ = [
     "DataConfig",
     "DataError",
     "Prefetcher",
+    "Source",
+    "SyntheticConfig",
+    "Task",
     "Tokenizer",
     "batch",
     "batch_documents",
     "find_sources",
+    "is_task",
     "prepare",
     "read_documents",
     "rows",

@@ -12,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 
 from lcpt.data.errors import DataError, first_line
 from lcpt.data.manifest import TOKENIZER, file_sha256, load_manifest
+from lcpt.data.order import n_windows, window_start
 
 HASHED_AT_OPEN = 2**30  # bytes of shards up to which opening a corpus also verifies their sha256
 SAFETENSORS_NAME = {"uint16": "U16", "uint32": "U32"}
@@ -25,7 +26,8 @@ class Corpus:
     of shards of HASHED_AT_OPEN bytes or less in all (one rank of a node is enough). Raises DataError naming the file.
 
     Attributes: folder, manifest (dict), fingerprint (hex sha256 of the content), vocab_size, bos_id, tokens (length
-    of the stream), tokenizer (path of the model). len(corpus) is the number of documents.
+    of the stream), tokenizer (path of the model), and with them what a source has (lcpt.data.source).
+    len(corpus) is the number of documents.
     """
 
     def __init__(self, folder: str | Path, hash_shards: bool = True):
@@ -33,9 +35,11 @@ class Corpus:
         self.manifest = load_manifest(folder)
         self.fingerprint: str = self.manifest["sha256"]
         self.vocab_size: int = self.manifest["vocab_size"]
+        self.tokenizer_sha256: str = self.manifest["tokenizer_sha256"]
         self.bos_id: int = self.manifest["bos_id"]
         self.tokens: int = self.manifest["tokens"]
         self.tokenizer = self.folder / TOKENIZER
+        self.attachments = {TOKENIZER: self.tokenizer}
         check_tokenizer(self.folder, self.manifest)
         shards = self.manifest["shards"]
         hashed = hash_shards and sum(shard["size_bytes"] for shard in shards) <= HASHED_AT_OPEN
@@ -61,6 +65,24 @@ class Corpus:
             out[position - start : upto - start] = self._tokens[shard][position - first : upto - first]
             position, shard = upto, shard + 1
         return out
+
+    def scored(self, context: int) -> int:
+        """All of them. Raises DataError when the stream is shorter than one window."""
+        n_windows(self.tokens, context)
+        return context
+
+    def sample(self, number: int, seed: int, context: int) -> tuple[np.ndarray, np.ndarray]:
+        """A window of the stream: labels are the inputs one token later."""
+        window = self.read(*self._window(number, seed, context))
+        return window[:-1], window[1:]
+
+    def documents(self, number: int, seed: int, context: int) -> list[str]:
+        """The ids of those in that window."""
+        return self.document_ids(*self._window(number, seed, context))
+
+    def _window(self, number: int, seed: int, context: int) -> tuple[int, int]:
+        start = window_start(number, self.tokens, context, seed, self.fingerprint)
+        return start, start + context + 1
 
     def document(self, number: int) -> tuple[str, np.ndarray, int]:
         """(id, tokens int64 [n] with BOS first, bytes of the original UTF-8 text) of document 0 <= number < len."""

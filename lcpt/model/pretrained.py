@@ -26,6 +26,7 @@ from torch import Tensor
 
 from lcpt.checkpoint import CheckpointError, find_checkpoint, read_manifest, read_state, read_tensors
 from lcpt.checkpoint.files import self_hash, sha256_of
+from lcpt.data import Tokenizer
 from lcpt.data.errors import first_line
 from lcpt.data.folder import new_folder
 from lcpt.model.gpt import GPT, ModelConfig
@@ -40,10 +41,17 @@ REMEDY = "export the checkpoint again with tools/export.py"
 class Pretrained(NamedTuple):
     folder: Path  # the step or export that it comes from
     model: GPT  # fp32, on the CPU, in eval mode
-    tokenizer: Path  # its SentencePiece model
+    tokenizer: Path  # its SentencePiece model; there is none where it was trained on a task
     context: int  # tokens of a sequence in training
     step: int
     tokens: int  # that it was trained on
+
+    def open_tokenizer(self) -> Tokenizer:
+        """Raises CheckpointError where it was trained on a task."""
+        if not self.tokenizer.exists():
+            raise CheckpointError(f"{self.folder} has no tokenizer: it was trained on a task, not on text; "
+                                  "tools/evaluate.py --data synthetic:TASK is what there is to do with it")
+        return Tokenizer(self.tokenizer)
 
 
 def load_pretrained(export_dir: str | Path) -> GPT:
@@ -74,7 +82,7 @@ def write_export(source: str | Path, output: str | Path) -> dict:
         raise CheckpointError(f"{output} exists and is no empty folder; choose another --output")
     trained = open_pretrained(source)
     with new_folder(output) as folder:
-        shutil.copyfile(trained.tokenizer, folder / TOKENIZER)
+        shutil.copyfile(trained.open_tokenizer().path, folder / TOKENIZER)
         try:
             save_file(trained.model.state_dict(), folder / WEIGHTS, metadata={"format": "pt"})
         except SafetensorError as error:  # what it makes of the system's errors

@@ -63,13 +63,13 @@ class Training:
         self.config, self.state, self.preemption, self.watch = config, state, preemption, watch
         self.run, self.device, self.began = Path(config.run.dir), groups.device(), time.perf_counter()
         with groups.agreed():
-            model, self.corpus, self.batches, self.validation, self.accumulation = set_up(config, checkpoint)
+            model, self.source, self.batches, self.validation, self.accumulation = set_up(config, checkpoint)
         begin(self.run, config_yaml, history, state)
         watch.keep_stacks_in(self.run / "stacks")
         self.engine = build_engine(model.to(self.device), config.training, config.parallel, self.accumulation)
         if checkpoint:
             restore(self.engine, checkpoint)
-        attachments = {"config.yaml": self.run / "config.yaml", "tokenizer.model": self.corpus.tokenizer}
+        attachments = {"config.yaml": self.run / "config.yaml", **self.source.attachments}
         self.saver = Saver(self.engine, self.run / "checkpoints", config.checkpoint, attachments, watch)
         self.bad_steps = BadSteps(config.training.bad_steps, state.get("bad_steps"))
         self.telemetry = Telemetry(self.run, config.training, state["step"])
@@ -116,28 +116,28 @@ class Training:
         return self.saver.stalled / (time.perf_counter() - self.began)
 
     def forward_and_backward(self, step: int, patience: float | None) -> tuple[float, bool, bool]:
-        """-> (mean loss of the step's tokens in nats, whether a rank was asked to leave, whether a save is due by the
+        """-> (mean loss of the step's labels in nats, whether a rank was asked to leave, whether a save is due by the
         clock). The gradients wait for `update`."""
-        tokens, world = self.config.training.global_batch_tokens, groups.world_size()
+        scored, world, micro_batch = self.batches.scored, groups.world_size(), self.config.training.micro_batch
         self.watch.beat(f"the data of step {step}", patience)
-        rows = torch.from_numpy(self.batches.get(step - 1)).to(self.device)  # [sequences / world, context + 1]
+        inputs, labels = (torch.from_numpy(x).to(self.device).split(micro_batch) for x in self.batches.get(step - 1))
         nats = 0.0
-        for number, sequences in enumerate(rows.split(self.config.training.micro_batch), start=1):
+        for number, (x, y) in enumerate(zip(inputs, labels, strict=True), start=1):  # [micro_batch, context] each
             self.watch.beat(f"micro-batch {number} of step {step}", patience)
-            loss, _ = self.engine(sequences[:, :-1], labels=sequences[:, 1:])
-            # The engine averages over ranks and micro-batches: this makes it the mean over all tokens of the step.
-            self.engine.backward(loss * (world * self.accumulation / tokens))
+            loss, _ = self.engine(x, labels=y)
+            # The engine averages over ranks and micro-batches: this makes it the mean over all labels of the step.
+            self.engine.backward(loss * (world * self.accumulation / scored))
             nats += loss.detach()
             if number < self.accumulation:
                 self.engine.step()  # DeepSpeed counts micro-batches in it; no update
         due = groups.rank() == 0 and self.saver.minutes_are_up()
         nats, asked, due = groups.total(nats, bool(self.preemption.asked), due, device=self.device)
-        return nats / tokens, bool(asked), bool(due)
+        return nats / scored, bool(asked), bool(due)
 
     def tell(self, row: dict, trouble: str) -> None:
         """Note a bad step; raises GiveUp if there are too many."""
         config, step = self.config, row["step"]
-        documents = batch_documents(self.corpus, config.run.seed, step - 1, config.sequences, config.data.context)
+        documents = batch_documents(self.source, config.run.seed, step - 1, config.sequences, config.data.context)
         self.telemetry.skipped(step, trouble, documents)
         if self.bad_steps.are_too_many:
             self.telemetry.step(row)
@@ -168,7 +168,7 @@ class Training:
         if due or leave or step == training.last_step:
             self.saver.save(step, {
                 "step": step, "tokens": row["tokens"], "adam_step": adam_step(self.engine),
-                **data_position(self.config, self.corpus), "bad_steps": self.bad_steps.state(), **unvalidated,
+                **data_position(self.config, self.source), "bad_steps": self.bad_steps.state(), **unvalidated,
             }, blocked=self.telemetry.flush())
         if leave:
             self.saver.finish()

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from omegaconf import OmegaConf
 
 from lcpt.checkpoint import TensorReader, newest_checkpoint, read_manifest, read_state
-from lcpt.data import Corpus
+from lcpt.data import Source
 from lcpt.parallel import groups
 from lcpt.training.fragments import held
 from lcpt.training.telemetry import say
@@ -36,11 +36,11 @@ def find_start(run: Path) -> Path | None:
     return groups.share(step)
 
 
-def check_same_run(step: Path, config: Config, corpus: Corpus) -> None:
+def check_same_run(step: Path, config: Config, source: Source) -> None:
     """ValueError if the run was begun with another model, data, batches or seed."""
     model = OmegaConf.merge(OmegaConf.structured(type(config.model)), OmegaConf.load(step / "config.yaml").model)
     then = read_state(step) | flat(OmegaConf.to_container(model), "model")
-    for name, now in (data_position(config, corpus) | flat(asdict(config.model), "model")).items():
+    for name, now in (data_position(config, source) | flat(asdict(config.model), "model")).items():
         if then.get(name) != now and name not in CHANGEABLE:
             raise ValueError(f"{step.parents[1]} was begun with {name} {then.get(name)}, this is {now}; "
                              "name another run.dir")
@@ -54,13 +54,13 @@ def flat(section: dict, name: str) -> dict:
     return items
 
 
-def data_position(config: Config, corpus: Corpus) -> dict:
+def data_position(config: Config, source: Source) -> dict:
     """What, beside the step, decides the next batch."""
     return {
         "run.seed": config.run.seed,
         "data.context": config.data.context,
         "training.global_batch_tokens": config.training.global_batch_tokens,
-        "data fingerprint": corpus.fingerprint,
+        "data fingerprint": source.fingerprint,
     }
 
 

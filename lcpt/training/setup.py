@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from lcpt.data import Corpus, Prefetcher
+from lcpt.data import Corpus, Prefetcher, Source, Task, is_task
 from lcpt.model import GPT, load_weights
 from lcpt.parallel import groups
 from lcpt.training.resume import check_same_run
@@ -18,33 +18,33 @@ if TYPE_CHECKING:
     from lcpt.config import Config
 
 
-def set_up(config: Config, checkpoint: Path | None) -> tuple[GPT, Corpus, Prefetcher, Validation | None, int]:
-    """(model, training corpus, this rank's batches, validation if there is any, micro-batches a step).
+def set_up(config: Config, checkpoint: Path | None) -> tuple[GPT, Source, Prefetcher, Validation | None, int]:
+    """(model, training data, this rank's batches, validation if there is any, micro-batches a step).
 
     The model's weights are those of `checkpoint`, else of training.init_from, else drawn from run.seed. ValueError
     names what does not fit.
     """
-    training, context, vocab_size = config.training, config.data.context, config.model.vocab_size
+    training, context = config.training, config.data.context
     accumulation = micro_batches(config.sequences, training.micro_batch, groups.world_size())
-    corpus = open_corpus(config.data.path, vocab_size)
-    batches = Prefetcher(corpus, config.run.seed, config.sequences, context, groups.rank(), groups.world_size())
+    source = open_source(config, config.data.path, "train")
+    batches = Prefetcher(source, config.run.seed, config.sequences, context, groups.rank(), groups.world_size())
     validation = None
     if config.data.valid_path:
-        valid = open_corpus(config.data.valid_path, vocab_size)
-        if valid.manifest["tokenizer_sha256"] != corpus.manifest["tokenizer_sha256"]:
-            raise ValueError(f"{valid.folder} and {corpus.folder} were made with different tokenizers; prepare one of "
-                             "them again with --tokenizer of the other")
+        valid = open_source(config, config.data.valid_path, "valid")
+        if valid.tokenizer_sha256 != source.tokenizer_sha256:
+            raise ValueError(f"{config.data.valid_path} and {config.data.path} were made with different tokenizers; "
+                             "prepare one of them again with --tokenizer of the other")
         validation = Validation(valid, training.valid_tokens, context, training.micro_batch)
     torch.manual_seed(config.run.seed)
     model = GPT(config.model)
     if checkpoint:
-        check_same_run(checkpoint, config, corpus)
+        check_same_run(checkpoint, config, source)
         if training.init_from:
             say("note: training.init_from is passed over, since the run goes on from its own checkpoint")
         load_weights(model, checkpoint, verified=True)
     elif training.init_from:
         load_weights(model, training.init_from)
-    return model, corpus, batches, validation, accumulation
+    return model, source, batches, validation, accumulation
 
 
 def micro_batches(sequences: int, micro_batch: int, world: int) -> int:
@@ -55,8 +55,12 @@ def micro_batches(sequences: int, micro_batch: int, world: int) -> int:
     return sequences // (world * micro_batch)
 
 
-def open_corpus(path: str, vocab_size: int) -> Corpus:
-    """A prepared folder whose tokenizer the model was made for; one rank reads all of it to check its hashes."""
+def open_source(config: Config, path: str, stream: str) -> Source:
+    """The task of that name, or a prepared folder whose tokenizer the model was made for; one rank reads all of that to
+    check its hashes."""
+    vocab_size = config.model.vocab_size
+    if is_task(path):
+        return Task(path, config.data.synthetic, vocab_size, stream)
     corpus = Corpus(path, hash_shards=groups.rank() == 0)
     if corpus.vocab_size != vocab_size:
         raise ValueError(f"{path} was tokenised with {corpus.vocab_size} pieces and model.vocab_size is {vocab_size}; "

@@ -51,6 +51,8 @@ class Telemetry:
         self._draw(row)
         if "valid_bits_per_byte" in row:
             self._valid = f", valid {row['valid_bits_per_byte']:.3f} bits/byte"
+        elif "valid_loss" in row:
+            self._valid = f", valid {row['valid_loss']:.3f}"
         self._show(row, f"step {row['step']}: loss {row['loss']:.3f}{self._valid}")
 
     def skipped(self, step: int, reason: str, documents: list[str]) -> None:

@@ -1,11 +1,11 @@
-"""Validation inside the loop: a fixed set of windows, the same for every step, world size and batch."""
+"""Validation inside the loop: a fixed set of windows, the same for every step, world size, batch and run.seed."""
 
 from __future__ import annotations
 
 import numpy as np
 import torch
 
-from lcpt.data import Corpus, Tokenizer
+from lcpt.data import Corpus, Source, Tokenizer
 from lcpt.evaluation.perplexity import bits_per_byte
 from lcpt.evaluation.windows import Window, stack, windows
 from lcpt.parallel import groups
@@ -14,21 +14,23 @@ from lcpt.training.watchdog import Watch
 
 
 class Validation:
-    """About `tokens` tokens of `corpus`, in disjoint windows spread evenly over its documents."""
+    """About `tokens` tokens of `source`, in windows of `context`."""
 
-    def __init__(self, corpus: Corpus, tokens: int, context: int, batch: int):
-        chosen = spread_windows(corpus, max(1, tokens // context), context)
+    def __init__(self, source: Source, tokens: int, context: int, batch: int):
+        chosen = held_out(source, max(1, tokens // context), context)
         mine = chosen[groups.rank() :: groups.world_size()]
         # Every rank makes the same number of forward passes: under ZeRO-3 each of them is a collective.
         busiest = -(-len(chosen) // groups.world_size())
         mine += [_unscored(chosen[0])] * (busiest - len(mine))
         self.batches = [stack(mine[i : i + batch]) for i in range(0, len(mine), batch)]
-        token_bytes = Tokenizer(corpus.tokenizer).token_bytes()
-        self.bytes = sum(int(token_bytes[labels[labels >= 0]].sum()) for _, labels in self.batches)
+        self.bytes = 0  # a task has none
+        if isinstance(source, Corpus):
+            token_bytes = Tokenizer(source.tokenizer).token_bytes()
+            self.bytes = sum(int(token_bytes[labels[labels >= 0]].sum()) for _, labels in self.batches)
 
     @torch.no_grad()
     def run(self, model, device: torch.device, watch: Watch, preemption: Preemption) -> dict[str, float] | None:
-        """{"valid_loss": nats a token, "valid_bits_per_byte"} over all ranks' windows; all ranks call it.
+        """{"valid_loss": nats a label, and of text "valid_bits_per_byte"} over all ranks' windows; all ranks call it.
 
         None if any rank was asked to leave before the last batch.
         """
@@ -40,7 +42,15 @@ class Validation:
             loss, count = model(torch.from_numpy(inputs).to(device), labels=torch.from_numpy(labels).to(device))
             nats, tokens = nats + float(loss), tokens + int(count)
         nats, tokens, n_bytes = groups.total(nats, tokens, self.bytes, device=device)
-        return {"valid_loss": nats / tokens, "valid_bits_per_byte": bits_per_byte(nats, n_bytes)}
+        measured = {"valid_loss": nats / tokens}
+        return measured | {"valid_bits_per_byte": bits_per_byte(nats, n_bytes)} if n_bytes else measured
+
+
+def held_out(source: Source, count: int, context: int) -> list[Window]:
+    """Windows spread evenly over a corpus's documents, or a task's first samples."""
+    if isinstance(source, Corpus):
+        return spread_windows(source, count, context)
+    return [Window(number, *source.sample(number, 0, context)) for number in range(count)]
 
 
 def spread_windows(corpus: Corpus, count: int, context: int) -> list[Window]:

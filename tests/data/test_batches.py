@@ -12,16 +12,17 @@ CONTEXT, SEED = 256, 5
 
 def test_windows_are_the_stream(corpus):
     stream = corpus.read(0, corpus.tokens)
-    got = batch(corpus, SEED, 3, 4, CONTEXT)
-    assert got.dtype == np.int64 and got.shape == (4, CONTEXT + 1)
-    for row, sample in zip(got, range(12, 16), strict=True):
+    inputs, labels = batch(corpus, SEED, 3, 4, CONTEXT)
+    assert inputs.dtype == labels.dtype == np.int64 and inputs.shape == labels.shape == (4, CONTEXT)
+    for row, following, sample in zip(inputs, labels, range(12, 16), strict=True):
         start = window_start(sample, corpus.tokens, CONTEXT, SEED, corpus.fingerprint)
-        np.testing.assert_array_equal(row, stream[start : start + CONTEXT + 1])
+        np.testing.assert_array_equal(row, stream[start : start + CONTEXT])
+        np.testing.assert_array_equal(following, stream[start + 1 : start + CONTEXT + 1])
 
 
 def test_an_epoch_is_the_stream_once(corpus):
     windows = n_windows(corpus.tokens, CONTEXT)
-    inputs = rows(corpus, SEED, windows, windows, CONTEXT)[:, :-1]  # of epoch 1
+    inputs, _ = rows(corpus, SEED, windows, windows, CONTEXT)  # of epoch 1
     starts = [window_start(windows + n, corpus.tokens, CONTEXT, SEED, corpus.fingerprint) for n in range(windows)]
     joined = inputs[np.argsort(starts)].ravel()
     np.testing.assert_array_equal(joined, corpus.read(min(starts), min(starts) + windows * CONTEXT))
@@ -31,8 +32,9 @@ def test_an_epoch_is_the_stream_once(corpus):
 def test_ranks_join_to_the_global_batch(corpus, world):
     loaders = [Prefetcher(corpus, SEED, 8, CONTEXT, rank, world) for rank in range(world)]
     for step in (0, 1, 2, 40, 41, 7):  # in a row, and after a jump as on resume
-        joined = np.concatenate([loader.get(step) for loader in loaders])
+        joined = np.concatenate([loader.get(step) for loader in loaders], axis=1)
         np.testing.assert_array_equal(joined, batch(corpus, SEED, step, 8, CONTEXT))
+    assert {loader.scored for loader in loaders} == {8 * CONTEXT}
     for loader in loaders:
         assert loader.waited > 0
         loader.close()
@@ -40,7 +42,7 @@ def test_ranks_join_to_the_global_batch(corpus, world):
 
 def test_global_batch_does_not_move_samples(corpus):
     """Steps of 4 and steps of 8 sequences walk through the same samples."""
-    small = np.concatenate([batch(corpus, SEED, step, 4, CONTEXT) for step in (2, 3)])
+    small = np.concatenate([batch(corpus, SEED, step, 4, CONTEXT) for step in (2, 3)], axis=1)
     np.testing.assert_array_equal(small, batch(corpus, SEED, 1, 8, CONTEXT))
 
 
@@ -57,3 +59,5 @@ def test_config_is_a_structured_config():
     assert OmegaConf.to_object(config) == DataConfig("runs/data", None, 64)
     with pytest.raises(DataError, match="context is 0"):
         DataConfig("runs/data", context=0)
+    with pytest.raises(DataError, match="take text for both or a task for both"):
+        DataConfig("runs/data", "synthetic:mqar")

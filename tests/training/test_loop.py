@@ -22,9 +22,9 @@ def plainly(config):
     state = {group: {n: torch.zeros_like(p) for n, p in model.named_parameters()} for group in MOMENTS}
     losses, norms, rates = [], [], []
     for step in range(training.max_steps):
-        tokens = torch.from_numpy(batch(corpus, config.run.seed, step, config.sequences, config.data.context))
-        logits = model(tokens[:, :-1])
-        loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten())
+        rows = batch(corpus, config.run.seed, step, config.sequences, config.data.context)
+        inputs, labels = map(torch.from_numpy, rows)
+        loss = torch.nn.functional.cross_entropy(model(inputs).flatten(0, 1), labels.flatten())
         gradients = dict(zip(state["exp_avg"], torch.autograd.grad(loss, list(model.parameters())), strict=True))
         norm = math.sqrt(sum(float(g.double().square().sum()) for g in gradients.values()))
         warmup, after = training.warmup_steps, (step + 1 - training.warmup_steps)

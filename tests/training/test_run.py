@@ -118,8 +118,8 @@ def test_init_from_starts_from_the_given_weights(run, trained, train_ranks, sour
     """Its first loss is that of the saved model, its moments begin at zero."""
     path = run.dir if source == "run" else find_checkpoint(run.dir)
     again = train_ranks(1, f"training.init_from={path}", "training.max_steps=3", "training.micro_batch=8", "run.seed=5")
-    tokens = torch.from_numpy(batch(Corpus(run.config.data.path), 5, 0, 8, 32))
-    total, count = trained(tokens[:, :-1], labels=tokens[:, 1:])
+    inputs, labels = map(torch.from_numpy, batch(Corpus(run.config.data.path), 5, 0, 8, 32))
+    total, count = trained(inputs, labels=labels)
     assert again.rows[0]["loss"] == pytest.approx(total.item() / count.item(), rel=1e-5)
 
 
