@@ -1,10 +1,13 @@
-"""Perplexity, bits per byte and loss by position of a checkpoint on whole documents.
+"""Perplexity, bits per byte and loss by position of a checkpoint on whole documents, or its recall on a task.
 
-Every token of a document is scored once. With --stride N below the context, each sees at least context - N tokens."""
+Every token of a document is scored once. With --stride N below the context, each sees at least context - N tokens; with
+--carry-state each sees all of its document before it. Tasks are those of data.path, such as synthetic:mqar, in samples
+that no training draws."""
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import sys
 import time
@@ -15,17 +18,20 @@ from tqdm import tqdm
 
 from lcpt.checkpoint import CheckpointError
 from lcpt.checkpoint.files import replace_text
-from lcpt.data import DataError, Tokenizer
+from lcpt.data import DataError, is_task
+from lcpt.evaluation import recall
+from lcpt.evaluation.carried import score_carried
 from lcpt.evaluation.documents import documents
 from lcpt.evaluation.memory import peak_memory_bytes
 from lcpt.evaluation.perplexity import Tally, score
 from lcpt.evaluation.windows import windows
-from lcpt.model.pretrained import open_pretrained
+from lcpt.model.pretrained import Pretrained, open_pretrained
 from lcpt.parallel import groups
 
-EXAMPLE = """example:
+EXAMPLE = """examples:
   python tools/evaluate.py --checkpoint runs/demo --data data/sample/valid.jsonl.xz \\
-      --output runs/demo/evaluation.json"""
+      --output runs/demo/evaluation.json
+  python tools/evaluate.py --checkpoint runs/recall --data synthetic:mqar --output runs/recall/recall.json"""
 
 
 def main() -> int:
@@ -36,74 +42,128 @@ def main() -> int:
         "--checkpoint", required=True, metavar="RUN|STEP|EXPORT",
         help="a run folder, one of its steps, or what export.py wrote",
     )
-    parser.add_argument("--data", required=True, metavar="FILE|DIR", help="text, or a prepared folder")
+    parser.add_argument("--data", required=True, metavar="FILE|DIR|synthetic:TASK",
+                        help="text, a prepared folder, or a task")
     parser.add_argument("--context", type=int, metavar="N", help="tokens a window (the context of training)")
-    parser.add_argument("--stride", type=int, metavar="N", help="tokens between windows (the context: disjoint ones)")
+    ways = parser.add_mutually_exclusive_group()
+    ways.add_argument("--stride", type=int, metavar="N", help="tokens between windows (the context: disjoint ones)")
+    ways.add_argument("--carry-state", action="store_true", help="windows of a document go on from each other's state")
     parser.add_argument("--batch", type=int, default=1, metavar="N", help="windows at a time; changes no number (1)")
+    parser.add_argument("--samples", type=int, default=512, metavar="N", help="of a task (512)")
     parser.add_argument("--output", required=True, metavar="OUT.json")
     args = parser.parse_args()
     try:
         Path(args.output).parent.mkdir(parents=True, exist_ok=True)
-        report = evaluate(args.checkpoint, args.data, args.context, args.stride, args.batch)
+        check(args)
+        trained, device = open_pretrained(args.checkpoint), groups.device()
+        trained.model.to(device)
+        began = time.perf_counter()
+        evaluate = evaluate_task if is_task(args.data) else evaluate_text
+        tokens, numbers = evaluate(trained, device, args)
     except (CheckpointError, DataError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    report = {
+        "schema_version": 1,
+        "checkpoint": str(trained.folder),
+        "step": trained.step,
+        "data": str(args.data),
+        **numbers,
+        "tokens_per_second": tokens / (time.perf_counter() - began),
+        "peak_memory_bytes": peak_memory_bytes(device),
+        "versions": {"torch": torch.__version__},
+    }
     replace_text(Path(args.output), json.dumps(report, indent=2) + "\n")
     print_table(report, args.output)
     return 0
 
 
-def evaluate(checkpoint: str, data: str, context: int | None, stride: int | None, batch: int) -> dict:
-    trained, device = open_pretrained(checkpoint), groups.device()
-    context = context or trained.context
-    stride = stride or context
-    if not (0 < stride <= context and batch > 0):
-        raise DataError(f"stride {stride} must lie in 1 … {context} (the context), and batch {batch} be ≥ 1")
-    model, tokenizer = trained.model.to(device), Tokenizer(trained.tokenizer)
+def check(args: argparse.Namespace) -> None:
+    if is_task(args.data) and (args.stride or args.carry_state):
+        raise DataError(f"{args.data} is scored sample by sample; leave out --stride and --carry-state")
+    if args.carry_state and args.batch != 1:
+        raise DataError("--carry-state goes through one document at a time; leave out --batch")
+    for name in ("context", "batch", "samples"):
+        if (value := getattr(args, name)) is not None and value < 1:
+            raise DataError(f"--{name} is {value}; it must be ≥ 1")
 
-    tally, began = Tally(tokenizer.token_bytes(), context), time.perf_counter()
-    text_bytes = 0
+
+def evaluate_text(trained: Pretrained, device: torch.device, args: argparse.Namespace) -> tuple[int, dict]:
+    """(tokens scored, their numbers)"""
+    context = args.context or trained.context
+    stride = args.stride or context
+    if not 0 < stride <= context:
+        raise DataError(f"stride {stride} must lie in 1 … {context} (the context)")
+    tokenizer = trained.open_tokenizer()
+    tally, text_bytes, digest = Tally(tokenizer.token_bytes(), context), 0, hashlib.sha256()
 
     def cut_documents():
         nonlocal text_bytes
-        for number, (tokens, n_bytes) in enumerate(documents(data, tokenizer)):
+        for number, (tokens, n_bytes) in enumerate(documents(args.data, tokenizer)):
             text_bytes += n_bytes
+            digest.update(tokens.tobytes())
             yield from windows(number, tokens, context, stride)
 
+    cut = cut_documents()
+    scored = score_carried(trained.model, cut, device) if args.carry_state else score(
+        trained.model, cut, args.batch, device)
     with tqdm(unit="tok", unit_scale=True, desc="scoring", disable=None) as bar:
-        for window, losses in score(model, cut_documents(), batch, device):
+        for window, losses in scored:
             tally.add(window, losses)
             bar.update(len(losses))
     if not tally.tokens:
-        raise DataError(f"{data} holds no text to score")
-    return {
-        "schema_version": 1,
-        "checkpoint": str(trained.folder),
-        "step": trained.step,
-        "data": str(data),
-        **tally.report(text_bytes),
-        "window": context,
-        "stride": stride,
-        "tokens_per_second": sum(tally.tokens) / (time.perf_counter() - began),
-        "peak_memory_bytes": peak_memory_bytes(device),
-        "versions": {"torch": torch.__version__},
+        raise DataError(f"{args.data} holds no text to score")
+    numbers = tally.report(text_bytes)
+    return numbers["tokens_scored"], {
+        "fingerprint": digest.hexdigest(), **numbers, "window": context, "stride": stride,
+        "carry_state": args.carry_state,
+    }
+
+
+def evaluate_task(trained: Pretrained, device: torch.device, args: argparse.Namespace) -> tuple[int, dict]:
+    """(tokens that the model read, its numbers)"""
+    context, task = args.context or trained.context, recall.open_task(trained, args.data)
+    answers = task.scored(context)
+    parts = []
+    with tqdm(unit="answer", unit_scale=True, total=args.samples * answers, desc="asking", disable=None) as bar:
+        for part in recall.answers(trained.model, task, args.samples, context, args.batch, device):
+            parts.append(part)
+            bar.update(len(part.correct))
+    return args.samples * context, {
+        "fingerprint": task.fingerprint, "samples": args.samples, "context": context, **recall.report(parts, context),
     }
 
 
 def print_table(report: dict, output: str) -> None:
+    rows = {"checkpoint": report["checkpoint"], **(task_rows(report) if "accuracy" in report else text_rows(report))}
+    rows |= {"tokens a second": f"{report['tokens_per_second']:,.0f}", "written to": output}
+    for name, value in rows.items():
+        print(f"{name:<18}{value}")
+
+
+def text_rows(report: dict) -> dict[str, str]:
     low, high = report["bits_per_byte_interval"]
-    rows = {
-        "checkpoint": report["checkpoint"],
+    return {
         "scored": f"{report['tokens_scored']:,} tokens, {report['bytes_scored']:,} bytes",
-        "window, stride": f"{report['window']:,}, {report['stride']:,}",
+        "window, stride": f"{report['window']:,}, {report['stride']:,}" + ", state carried" * report["carry_state"],
         "loss": f"{report['loss']:.4f} nats a token",
         "perplexity": f"{report['perplexity']:.2f} a token",
         "bits per byte": f"{report['bits_per_byte']:.4f} (95 % of resampled windows: {low:.3f} to {high:.3f})",
-        "tokens a second": f"{report['tokens_per_second']:,.0f}",
-        "written to": output,
     }
-    for name, value in rows.items():
-        print(f"{name:<18}{value}")
+
+
+def task_rows(report: dict) -> dict[str, str]:
+    distances = {
+        f"  {part['start']:,} … {part['end'] - 1:,}": f"{part['accuracy']:.1%} of {part['answers']:,}"
+        for part in report["recall_by_distance"]
+    }
+    return {
+        "asked": f"{report['answers']:,} answers in {report['samples']:,} samples of {report['context']:,} tokens",
+        "recall": f"{report['accuracy']:.1%} of the answers are right",
+        "loss": f"{report['loss']:.4f} nats an answer",
+        "by distance": "",
+        **distances,
+    }
 
 
 if __name__ == "__main__":

@@ -51,14 +51,18 @@ class Tally:
         self.nats.append(losses[scored].sum(dtype=np.float64))
         self.tokens.append(int(scored.sum()))
         self.bytes.append(int(self.token_bytes[window.labels[scored]].sum()))
-        self.position_nats[: len(losses)] += losses * scored
-        self.position_tokens[: len(losses)] += scored
+        first, end = window.known, window.known + len(losses)
+        if end > self.context:
+            self._lengthen(end)
+        self.position_nats[first:end] += losses * scored
+        self.position_tokens[first:end] += scored
 
     def report(self, text_bytes: int | None = None) -> dict:
         """The numbers so far; `text_bytes` replaces the bytes of the tokens where the tokenizer is not exact.
 
         tokens_scored, bytes_scored, loss (nats a token), perplexity, bits_per_byte with its 95 % interval, and
-        loss_by_position: the loss where a scored token could look back on start … end - 1 tokens of its window."""
+        loss_by_position: the loss where a scored token could look back on start … end - 1 tokens of its window, or of
+        its document when the state is carried."""
         nats, tokens, n_bytes = sum(self.nats), sum(self.tokens), text_bytes or sum(self.bytes)
         return {
             "tokens_scored": tokens,
@@ -69,6 +73,12 @@ class Tally:
             "bits_per_byte_interval": self._interval(),
             "loss_by_position": self._loss_by_position(),
         }
+
+    def _lengthen(self, context: int) -> None:
+        more = context - self.context
+        sums = self.position_nats, self.position_tokens
+        self.position_nats, self.position_tokens = (np.pad(x, (0, more)) for x in sums)
+        self.context = context
 
     def _interval(self) -> list[float]:
         """2.5 and 97.5 percentiles over bootstrap samples of the windows: variation within these documents."""

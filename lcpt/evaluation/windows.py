@@ -9,11 +9,15 @@ import numpy as np
 
 
 class Window(NamedTuple):
-    """inputs and labels int64 [n ≤ context]; labels are -1 where a token is context only."""
+    """inputs and labels int64 [n ≤ context]; labels are -1 where a token is context only.
+
+    known: tokens before these that the model has seen, when it carries its state from piece to piece.
+    """
 
     document: int
     inputs: np.ndarray
     labels: np.ndarray
+    known: int = 0
 
 
 def stack(batch: list[Window]) -> tuple[np.ndarray, np.ndarray]:

@@ -96,13 +96,19 @@ class GPT(nn.Module):
 
         -> (logits [B, T, V], the cache after them). In layers of linear cost a cache does not grow with the sequence.
         """
+        hidden, cache = self.extend(tokens, cache)
+        return hidden @ self.embedding.weight.mT, cache
+
+    @torch.no_grad()
+    def extend(self, tokens: Tensor, cache: Cache | None = None) -> tuple[Tensor, Cache]:
+        """The same before the head: (normed output of the last block [B, T, d_model], the cache after these tokens)."""
         position, states = cache or Cache(0, (None,) * len(self.blocks))
         positions = torch.arange(position, position + tokens.shape[1], device=tokens.device)
         rotary, x, after = self._rotary(positions), self.embedding(tokens), []
         for block, state in zip(self.blocks, states, strict=True):
             x, state = block.extend(x, rotary, state)
             after.append(state)
-        return self.norm(x) @ self.embedding.weight.mT, Cache(position + tokens.shape[1], tuple(after))
+        return self.norm(x), Cache(position + tokens.shape[1], tuple(after))
 
     def decode(self, token: Tensor, cache: Cache) -> tuple[Tensor, Cache]:
         """token int64 [B] or [B, 1], the next of each sequence -> (logits [B, V], the cache after it)."""
