@@ -12,11 +12,13 @@ from lcpt.attention.kernel import Kernel, KernelConfig
 from lcpt.attention.lowrank import Lowrank, LowrankConfig
 from lcpt.attention.polynomial import Polynomial, PolynomialConfig
 from lcpt.attention.polysketch import Polysketch, PolysketchConfig
-from lcpt.attention.softmax import Softmax
+from lcpt.attention.softmax import Softmax, SoftmaxConfig
+from lcpt.attention.sparse import SparseHash, SparseHashConfig, SparseQK, SparseQKConfig
 
 ATTENTION: dict[str, type[Attention]] = {
     "softmax": Softmax, "polynomial": Polynomial, "polysketch": Polysketch, "kernel": Kernel, "fastmax": Fastmax,
-    "feedforward": Feedforward, "lowrank": Lowrank, "flurka": Flurka,
+    "feedforward": Feedforward, "lowrank": Lowrank, "flurka": Flurka, "sparse_qk": SparseQK,
+    "sparse_hash": SparseHash,
 }
 
 
@@ -27,6 +29,7 @@ class AttentionConfig:
     block_size: int = 256  # tokens a block, for the kinds that have blocks
     gate: str = "none"  # none | scalar | data: how much a token weighs less for each later one, in kinds with a state
     output_norm: bool = False  # RMSNorm of each head's output, before the heads are mixed
+    softmax: SoftmaxConfig = field(default_factory=SoftmaxConfig)
     polynomial: PolynomialConfig = field(default_factory=PolynomialConfig)
     polysketch: PolysketchConfig = field(default_factory=PolysketchConfig)
     kernel: KernelConfig = field(default_factory=KernelConfig)
@@ -34,6 +37,8 @@ class AttentionConfig:
     lowrank: LowrankConfig = field(default_factory=LowrankConfig)
     flurka: FlurkaConfig = field(default_factory=FlurkaConfig)
     feedforward: FeedforwardConfig = field(default_factory=FeedforwardConfig)
+    sparse_qk: SparseQKConfig = field(default_factory=SparseQKConfig)
+    sparse_hash: SparseHashConfig = field(default_factory=SparseHashConfig)
 
     def __post_init__(self):
         for kind in (self.kind, *self.pattern):

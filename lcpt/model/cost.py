@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import torch
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensorMode
 
 from lcpt.attention.base import rotary_table
 from lcpt.model.gpt import GPT, Block, ModelConfig
@@ -67,7 +68,15 @@ def memory_per_rank(
 
 
 def kept_numbers(config: ModelConfig, layer: int) -> float:
-    """Numbers a token that autograd keeps of one block: counted on the block itself, on tensors without memory."""
+    """Numbers a token that autograd keeps of one block: counted on the block itself, on tensors without memory; on
+    real ones where what is kept depends on values."""
+    try:
+        return _kept_numbers(config, layer, FakeTensorMode())
+    except (DataDependentOutputException, DynamicOutputShapeException):
+        return _kept_numbers(config, layer, torch.random.fork_rng(devices=[]))
+
+
+def _kept_numbers(config: ModelConfig, layer: int, mode: AbstractContextManager) -> float:
     kept = {}
 
     def count(tensor: torch.Tensor) -> torch.Tensor:
@@ -75,9 +84,9 @@ def kept_numbers(config: ModelConfig, layer: int) -> float:
         kept[storage._cdata] = storage  # kept alive, so that no other storage takes its name
         return tensor
 
-    with FakeTensorMode(), torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+    with mode, torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
         block = Block(config, layer)
-        x = torch.empty(1, SAMPLE, config.d_model, requires_grad=True)
+        x = torch.randn(1, SAMPLE, config.d_model, requires_grad=True)
         y = block(x, rotary_table(torch.arange(SAMPLE), config.d_model // config.n_heads, config.rope_base))
         own = {p.untyped_storage()._cdata for p in block.parameters()}
         numbers = sum(storage.nbytes() for name, storage in kept.items() if name not in own) / y.itemsize

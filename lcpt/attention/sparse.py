@@ -1,0 +1,270 @@
+"""sparse_qk and sparse_hash: softmax over fewer pairs (SCFA, arXiv 2306.01160).
+
+sparse_qk: every head drops a share of its queries and of its keys. sparse_hash: it sees the keys in the bucket of its
+query alone. A query that is dropped, or finds no key, adds nothing: the residual stream passes it on. Keys are dropped
+or hashed per key-value head. Decisions depend on a token itself and its position alone, never on later tokens, nor on
+the batch: they are the same in training, in its recomputation, in evaluation and in decoding.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from dataclasses import dataclass
+from statistics import NormalDist
+from typing import NamedTuple
+
+import torch
+from lcpt_kernels import sparse_attention
+from lcpt_kernels.sparse import ROWS
+from torch import Tensor, nn
+
+from lcpt.attention.base import Attention, Projected
+from lcpt.attention.feature_maps import per_head
+
+PULL = 20.0  # where a loss pushes all scores one way, their share comes to rest 1 / PULL off its target
+SEEDS = 2**24  # checkpoints hold fp32, which is exact up to here
+
+
+@dataclass
+class SparseQKConfig:
+    keep: str = "random"  # random | learned
+    drop: float = 0.5  # share of the queries, and of the keys, that a head drops
+
+    def __post_init__(self):
+        if self.keep not in ("random", "learned"):
+            raise ValueError(f"model.attention.sparse_qk.keep is {self.keep!r}; it is random or learned")
+        if not 0 < self.drop < 1:
+            raise ValueError(f"model.attention.sparse_qk.drop is {self.drop}; it must be > 0 and < 1")
+
+
+@dataclass
+class SparseHashConfig:
+    hash: str = "lsh"  # lsh | learned
+    buckets: int = 16
+
+    def __post_init__(self):
+        if self.hash not in ("lsh", "learned"):
+            raise ValueError(f"model.attention.sparse_hash.hash is {self.hash!r}; it is lsh or learned")
+        if self.buckets < 2 or self.hash == "lsh" and self.buckets % 2:
+            raise ValueError(f"model.attention.sparse_hash.buckets is {self.buckets}; it must be ≥ 2, for lsh even")
+
+
+class Marks(NamedTuple):
+    """What a kind decides of T tokens; where it learns to, gates that are 1 and carry the gradient of the decision."""
+
+    q: Tensor  # [B, T, H]
+    k: Tensor  # [B, T, Hkv]
+    q_gate: Tensor | None = None  # as q
+    k_gate: Tensor | None = None  # as k
+
+
+class Sparse(Attention):
+    """The state is every key and value so far, and their marks: [B, P, Hkv, ·] each."""
+
+    mark_bytes: int
+
+    @abstractmethod
+    def marks(self, p: Projected, positions: Tensor) -> Marks:
+        """positions int64 [T], each token's in its document."""
+
+    @abstractmethod
+    def attend_to(self, q: Tensor, k: Tensor, v: Tensor, q_marks: Tensor, k_marks: Tensor,
+                  cu_seqlens: Tensor | None) -> Tensor:
+        """sparse_attention with these marks, both [B, ·, H]."""
+
+    def attend(self, p: Projected, state=None, keep: bool = False, cu_seqlens: Tensor | None = None):
+        past = 0 if state is None else state[0].shape[1]
+        positions = torch.arange(past, past + p.q.shape[1], device=p.q.device)
+        if cu_seqlens is not None:
+            positions = positions - cu_seqlens[:-1].repeat_interleave(cu_seqlens.diff())
+        marks = self.marks(p, positions)
+        held = p.k, _gated(p.v, marks.k_gate), marks.k
+        if state is not None:
+            held = tuple(torch.cat((before, x), dim=1) for before, x in zip(state, held, strict=True))
+        k, v, of_keys = held
+        of_keys = of_keys.repeat_interleave(self.n_heads // self.n_kv_heads, dim=2)
+        o = _gated(self.attend_to(p.q, k, v, marks.q, of_keys, cu_seqlens), marks.q_gate)
+        return o, held if keep else None
+
+    def pair_flops(self, queries: float, keys: float) -> tuple[float, float]:
+        """queries: the share of tokens that ask; keys: what one of them could see at the end of the sequence. A tile
+        of ROWS queries computes all keys between its first and its last; backward makes the scores anew."""
+        product = 2.0 * self.n_heads * self.head_dim * queries * (keys / 2 + ROWS)
+        return 2 * product, 5 * product
+
+    def state_bytes(self, context: int) -> int:
+        return self.n_kv_heads * (4 * 2 * self.head_dim + self.mark_bytes) * context
+
+
+class SparseQK(Sparse):
+    """Drops queries and keys: at random, or as each head learns to.
+
+    Random is drawn once and kept: a head's seed, mixed with a token's position in its document, decides. So training
+    is trained on what evaluation and decoding use, nothing has to be carried through recomputation or between ranks,
+    and half of a head's pairs being lost is known to the model. Drawn anew at every forward pass, as in the paper, the
+    same weights would have to serve every draw, and perplexity would be a matter of luck.
+    """
+
+    mark_bytes = 1
+
+    def __init__(self, d_model, n_heads, n_kv_heads, config):
+        super().__init__(d_model, n_heads, n_kv_heads, config)
+        own: SparseQKConfig = config.sparse_qk
+        self.drop = own.drop
+        self.chooser = CHOOSERS[own.keep](d_model, n_heads, n_kv_heads, own.drop)
+
+    def marks(self, p: Projected, positions: Tensor) -> Marks:
+        return self.chooser(p, positions)
+
+    def attend_to(self, q, k, v, q_marks, k_marks, cu_seqlens):
+        return sparse_attention(q, k, v, q_keep=q_marks, k_keep=k_marks, cu_seqlens=cu_seqlens)
+
+    def attend_flops(self, context: int) -> tuple[float, float]:
+        return self.pair_flops(1 - self.drop, (1 - self.drop) * context)
+
+
+class RandomKeep(nn.Module):
+    """A token is kept where its position and the head's seed, mixed, fall into the upper part of 2³² numbers."""
+
+    def __init__(self, d_model: int, n_heads: int, n_kv_heads: int, drop: float):
+        super().__init__()
+        self.threshold = int(drop * 2**32)
+        self.register_buffer("q_seeds", torch.randint(SEEDS, (n_heads,)))
+        self.register_buffer("k_seeds", torch.randint(SEEDS, (n_kv_heads,)))
+
+    def forward(self, p: Projected, positions: Tensor) -> Marks:
+        keep = [mixed(positions[:, None] ^ mixed(seeds)) >= self.threshold for seeds in (self.q_seeds, self.k_seeds)]
+        return Marks(*(x.expand(len(p.q), -1, -1) for x in keep))
+
+
+class LearnedKeep(nn.Module):
+    """A token is kept where its score w·x + b of this head is positive; σ of the score is what the gate's gradient
+    reaches. The bias starts where the target share of normally distributed scores is positive, and the pull holds the
+    share of a batch near it. Scores learn from kept tokens; the layer's input learns nothing from them."""
+
+    def __init__(self, d_model: int, n_heads: int, n_kv_heads: int, drop: float):
+        super().__init__()
+        self.n_heads, self.n_kv_heads, self.kept = n_heads, n_kv_heads, 1 - drop
+        self.projection = nn.Linear(d_model, n_heads + n_kv_heads)
+        nn.init.normal_(self.projection.weight, std=d_model**-0.5)
+        nn.init.constant_(self.projection.bias, NormalDist().inv_cdf(self.kept))
+
+    def forward(self, p: Projected, positions: Tensor) -> Marks:
+        scores = _wide(self.projection(p.x.detach()))  # [B, T, H + Hkv]
+        keep = scores > 0
+        share = keep.float().mean((0, 1))
+        gate = straight_through(Pull.apply(scores, PULL * (share - self.kept)).sigmoid())
+        heads = self.n_heads, self.n_kv_heads
+        return Marks(*keep.split(heads, dim=2), *gate.split(heads, dim=2))
+
+
+class SparseHash(Sparse):
+    """Sees the keys in its own bucket: of a fixed random hash, or a learned one.
+
+    Queries and keys are hashed alike, as they meet, turned by position: what shares a bucket has a high product.
+    """
+
+    mark_bytes = 4
+
+    def __init__(self, d_model, n_heads, n_kv_heads, config):
+        super().__init__(d_model, n_heads, n_kv_heads, config)
+        own: SparseHashConfig = config.sparse_hash
+        self.buckets = own.buckets
+        self.hash = HASHES[own.hash](n_kv_heads, self.head_dim, own.buckets)
+
+    def marks(self, p: Projected, positions: Tensor) -> Marks:
+        (q, q_gate), (k, k_gate) = self.hash(p.q), self.hash(p.k)
+        return Marks(q, k, q_gate, k_gate)
+
+    def attend_to(self, q, k, v, q_marks, k_marks, cu_seqlens):
+        return sparse_attention(q, k, v, q_bucket=q_marks, k_bucket=k_marks, cu_seqlens=cu_seqlens)
+
+    def attend_flops(self, context: int) -> tuple[float, float]:
+        """As if buckets were of equal size."""
+        forward, backward = self.pair_flops(1, context / self.buckets)
+        maps = (self.n_heads + self.n_kv_heads) * self.hash.flops
+        return forward + maps, backward + maps * self.hash.learns
+
+
+class RandomHash(nn.Module):
+    """The nearest of ± buckets/2 random directions: argmax [x R, −x R], as in Reformer (arXiv 2001.04451).
+
+    One R per key-value head, drawn once; it travels with the weights. [B, T, H, d] -> int32 [B, T, H], and no gate.
+    """
+
+    learns = False
+
+    def __init__(self, n_kv_heads: int, head_dim: int, buckets: int):
+        super().__init__()
+        R = torch.randn(n_kv_heads, head_dim, buckets // 2)
+        self.register_buffer("R", R / R.norm(dim=1, keepdim=True))
+        self.flops = 2.0 * head_dim * (buckets // 2)
+
+    @torch.no_grad()
+    def forward(self, x: Tensor) -> tuple[Tensor, None]:
+        along = per_head(_wide(x), self.R)
+        return torch.cat((along, -along), dim=-1).argmax(-1).int(), None
+
+
+class LearnedHash(nn.Module):
+    """argmax of x W + b, of one W and b per key-value head; the probability of the chosen bucket is what the gate's
+    gradient reaches, and the pull makes buckets equal. Only W and b learn from it."""
+
+    learns = True
+
+    def __init__(self, n_kv_heads: int, head_dim: int, buckets: int):
+        super().__init__()
+        self.W = nn.Parameter(torch.randn(n_kv_heads, head_dim, buckets) * head_dim**-0.5)
+        self.b = nn.Parameter(torch.zeros(n_kv_heads * buckets))
+        self.flops = 2.0 * head_dim * buckets
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        b = _wide(self.b).view(len(self.W), -1).repeat_interleave(x.shape[2] // len(self.W), dim=0)
+        logits = per_head(_wide(x.detach()), self.W) + b  # [B, T, H, buckets]
+        bucket = logits.argmax(-1)
+        share = nn.functional.one_hot(bucket, logits.shape[-1]).float().mean((0, 1))  # [H, buckets]
+        pulled = Pull.apply(logits, PULL * (logits.shape[-1] * share - 1))
+        return bucket.int(), straight_through(pulled.softmax(-1).gather(-1, bucket[..., None])[..., 0])
+
+
+class Pull(torch.autograd.Function):
+    """x [B, T, H, ...] as it is; its gradient, plus `direction` in units of the head's mean absolute gradient.
+
+    In proportion to the gradient, so that it means the same at any scale of the loss, and adds up over micro-batches
+    and ranks as gradients do.
+    """
+
+    @staticmethod
+    def forward(ctx, x, direction):
+        ctx.save_for_backward(direction)
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        (direction,) = ctx.saved_tensors
+        others = [n for n in range(gradient.ndim) if n != 2]
+        return gradient + direction * gradient.abs().mean(others, keepdim=True), None
+
+
+def straight_through(p: Tensor) -> Tensor:
+    """Exactly 1, with the gradient of p."""
+    return (p - p.detach()) + 1
+
+
+def mixed(x: Tensor) -> Tensor:
+    """Numbers below 2³², int64, scrambled one to one: every bit of x moves half of the bits."""
+    for _ in range(2):
+        x = ((x >> 16) ^ x) * 0x045D9F3B & 0xFFFFFFFF
+    return (x >> 16) ^ x
+
+
+def _wide(x: Tensor) -> Tensor:
+    return x if x.dtype == torch.float64 else x.float()
+
+
+def _gated(x: Tensor, gate: Tensor | None) -> Tensor:
+    return x if gate is None else x * gate[..., None].to(x.dtype)
+
+
+CHOOSERS = {"random": RandomKeep, "learned": LearnedKeep}
+HASHES = {"lsh": RandomHash, "learned": LearnedHash}
