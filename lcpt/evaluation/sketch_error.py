@@ -12,7 +12,7 @@ from lcpt.attention.sketch import DRAW, RandomSketch
 
 SIZES = (8, 16, 32, 64, 128)
 COSINES = (0.0, 0.3, 0.6, 1.0)
-PAIRS, DRAWS = 1024, 64  # pairs of q and k, and draws of the sketch, that an experiment averages over
+PAIRS, DRAWS = 4096, 32  # pairs of q and k, and draws of the sketch, that an experiment averages over
 
 
 def errors(head_dim: int, sketch_size: int, seed: int = 0) -> list[dict]:
