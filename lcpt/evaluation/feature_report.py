@@ -32,7 +32,7 @@ def feature_report(head_dim: int, degree: int, sketch_size: int, block_size: int
 def checkpoint_report(trained: Pretrained, data: str, device: torch.device) -> dict:
     """The heads of a trained model on the beginning of a document. DataError: `data` holds none to read."""
     model = trained.model.to(device)
-    tokens = passage(data, Tokenizer(trained.tokenizer), passage_length(model)).to(device)
+    tokens = passage(data, trained.open_tokenizer(), passage_length(model)).to(device)
     return {"checkpoint": str(trained.folder), "step": trained.step, "data": str(data), "tokens": tokens.shape[1],
             "heads": heads(model, tokens)}
 
