@@ -1,8 +1,9 @@
-"""Pictures of a run: its loss over tokens, and the loss of an evaluation over positions."""
+"""Pictures of a run, and of runs side by side: loss over tokens, time and positions, recall over distances."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import matplotlib
@@ -35,6 +36,38 @@ def loss_by_position(report: dict, output: Path) -> None:
     axes.axhline(report["loss"], color="gray", linestyle=":", label=f"mean {report['loss']:.3f}")
     axes.legend(frameon=False)
     _save(figure, output)
+
+
+def curves(lines: list[tuple[str, Sequence[float], Sequence[float]]], x: str, y: str, output: Path) -> None:
+    """Lines (name, x values, y values) as PNG, those of one name in one colour."""
+    figure, axes, colours = _wide_axes(x, y, [name for name, *_ in lines])
+    axes.xaxis.set_major_formatter("{x:,.0f}")
+    for name, *values in lines:
+        axes.plot(*values, color=colours[name], linewidth=1)
+    _save(figure, output)
+
+
+def steps(lines: list[tuple[str, list[dict]]], key: str, x: str, y: str, output: Path) -> None:
+    """Lines (name, parts {start, end, <key>}) over a logarithmic axis as PNG, those of one name in one colour."""
+    figure, axes, colours = _wide_axes(x, y, [name for name, _ in lines])
+    for name, parts in lines:
+        edges = [max(part["start"], parts[0]["end"] / 2) for part in parts] + [parts[-1]["end"]]
+        axes.stairs([part[key] for part in parts], edges, color=colours[name], baseline=None)
+    axes.set_xscale("log", base=2)
+    axes.xaxis.set_major_formatter("{x:,.0f}")
+    _save(figure, output)
+
+
+def _wide_axes(x: str, y: str, names: list[str]):
+    """(figure, axes, name -> colour), with the names beside the axes."""
+    figure, axes = _axes(x, y)
+    figure.set_size_inches(9, 5)
+    names = list(dict.fromkeys(names))
+    palette = pyplot.get_cmap("tab10" if len(names) <= 10 else "tab20")
+    colours = {name: palette(number % palette.N) for number, name in enumerate(names)}
+    handles = [pyplot.Line2D([], [], color=colour, label=name) for name, colour in colours.items()]
+    axes.legend(handles=handles, frameon=False, fontsize="small", loc="center left", bbox_to_anchor=(1, 0.5))
+    return figure, axes, colours
 
 
 def _axes(x: str, y: str):

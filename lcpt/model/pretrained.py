@@ -116,7 +116,7 @@ def _open_export(folder: Path) -> Pretrained:
         tensors = load_file(folder / WEIGHTS)
     except SafetensorError as error:
         raise CheckpointError(f"{folder / WEIGHTS} is no safetensors file ({first_line(error)}); {REMEDY}") from error
-    model = _build(_model_config(content["model"], folder / CONFIG), tensors, folder / WEIGHTS)
+    model = _build(model_config(content["model"], folder / CONFIG), tensors, folder / WEIGHTS)
     return Pretrained(folder, model, folder / TOKENIZER, content["context"], content["step"], content["tokens"])
 
 
@@ -128,7 +128,7 @@ def _open_step(step: Path) -> Pretrained:
         section, context = given["model"], given["data"]["context"]
     except Exception as error:  # a YAML parser's errors have no common class
         raise CheckpointError(f"{path} is no config of a run ({first_line(error)}); use another checkpoint") from error
-    model = _build(_model_config(section, path), tensors, step)
+    model = _build(model_config(section, path), tensors, step)
     return Pretrained(step, model, step / "tokenizer.model", context, state["step"], state["tokens"])
 
 
@@ -153,7 +153,7 @@ def _read_config(path: Path) -> dict:
     return content
 
 
-def _model_config(section: Mapping, path: Path) -> ModelConfig:
+def model_config(section: Mapping, path: Path) -> ModelConfig:
     """The checked ModelConfig of a section `model`; one that it does not set has its default."""
     try:
         return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(ModelConfig), section))

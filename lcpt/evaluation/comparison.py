@@ -1,0 +1,194 @@
+"""Runs side by side: what each cost and reached, and whether that may be compared."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import statistics
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from omegaconf import OmegaConf
+
+from lcpt.checkpoint import CheckpointError, find_checkpoint, read_state
+from lcpt.data import DataError
+from lcpt.data.errors import first_line
+from lcpt.model.cost import model_cost
+from lcpt.model.pretrained import model_config
+
+SCHEMA_VERSION = 1
+LAST = 20  # the training loss of a run is the mean of its last 20th: that of one step depends on its batch
+
+
+@dataclass
+class Run:
+    folder: Path
+    config: dict  # of config.yaml
+    rows: list[dict]  # of metrics.jsonl
+    evaluation: dict | None  # what tools/evaluate.py left in evaluation.json
+    recall: dict | None  # and in recall.json
+    fingerprint: str  # of its training data
+    device: str
+    finished: bool
+
+    @property
+    def name(self) -> str:
+        return self.folder.name
+
+    def setting(self) -> str:
+        """The same for runs that differ in their seed alone."""
+        return json.dumps({section: keys for section, keys in self.config.items() if section != "run"}, sort_keys=True)
+
+
+def read_run(folder: str | Path) -> Run:
+    """Raises DataError naming the file that is missing or cannot be understood."""
+    folder = Path(os.path.abspath(folder))  # so that `.` has a name
+    for name in ("config.yaml", "metrics.jsonl"):
+        if not (folder / name).is_file():
+            raise DataError(f"{folder} is no run folder: it has no {name}")
+    try:
+        config = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
+        lines = (folder / "metrics.jsonl").read_text().splitlines(keepends=True)
+        rows = [json.loads(line) for line in lines if line.endswith("\n")]  # a run may be writing the last one
+        others = [_read_json(folder / f"{name}.json") for name in ("evaluation", "recall", "environment")]
+    except Exception as error:  # a YAML parser's errors have no common class
+        raise DataError(f"{folder}: a file of this run is damaged ({first_line(error)})") from None
+    if not rows:
+        raise DataError(f"{folder}: this run has not made a step yet")
+    evaluation, recall, environment = others
+    try:
+        fingerprint = read_state(find_checkpoint(folder))["data fingerprint"]
+    except CheckpointError:  # not saved yet
+        fingerprint = config["data"]["path"]
+    return Run(folder, config, rows, evaluation, recall, fingerprint, (environment or {}).get("device", "unknown"),
+               (folder / "summary.json").exists())
+
+
+def _read_json(path: Path) -> dict | None:
+    return json.loads(path.read_text()) if path.exists() else None
+
+
+def figures(run: Run) -> dict[str, float | None]:
+    """What a run cost and reached; None where it was not measured."""
+    model, data = run.config["model"], run.config["data"]
+    cost = model_cost(model_config(model, run.folder / "config.yaml"), data["context"])
+    step_seconds = statistics.median(row["step_seconds"] for row in run.rows)
+    last = [row["loss"] for row in run.rows[-max(1, len(run.rows) // LAST) :] if row["loss"] is not None]
+    validated = [row for row in run.rows if "valid_loss" in row][-1:] or [{}]
+    return {
+        "parameters": cost.parameters,
+        "tokens": run.rows[-1]["tokens"],
+        "loss": statistics.fmean(last) if last else None,
+        "valid_loss": validated[0].get("valid_loss"),
+        "valid_bits_per_byte": validated[0].get("valid_bits_per_byte"),
+        "evaluation_loss": run.evaluation and run.evaluation["loss"],
+        "evaluation_bits_per_byte": run.evaluation and run.evaluation["bits_per_byte"],
+        "loss_last_quarter": run.evaluation and _loss_last_quarter(run.evaluation),
+        "recall": run.recall and run.recall["accuracy"],
+        "step_milliseconds": 1e3 * step_seconds,
+        "tokens_per_second": run.config["training"]["global_batch_tokens"] / step_seconds,
+        "state_bytes": cost.state_bytes,
+    }
+
+
+def _loss_last_quarter(evaluation: dict) -> float | None:
+    """Of the tokens in the last quarter of their window."""
+    late = [part for part in evaluation["loss_by_position"] if part["start"] >= 0.75 * evaluation["window"]]
+    tokens = sum(part["tokens"] for part in late)
+    return sum(part["loss"] * part["tokens"] for part in late) / tokens if tokens else None
+
+
+def kinds(config: dict) -> str:
+    """"polysketch", or "polysketch, polysketch, softmax" of a pattern."""
+    attention = config["model"]["attention"]
+    return ", ".join(attention.get("pattern") or [attention["kind"]])
+
+
+def settings(runs: Iterable[Run]) -> dict[str, list[Run]]:
+    """Runs by setting, those that differ in their seed alone together, each under a name of its own."""
+    by_setting: dict[str, list[Run]] = {}
+    for run in runs:
+        by_setting.setdefault(run.setting(), []).append(run)
+    named: dict[str, list[Run]] = {}
+    for group in by_setting.values():
+        common = os.path.commonprefix([run.name for run in group]).rstrip("-_.0123456789") if group[1:] else ""
+        name = common or group[0].name
+        named[name if name not in named else str(group[0].folder)] = group
+    return named
+
+
+def compare(runs: list[Run]) -> dict:
+    """`rows`, one a setting: every figure as {mean, spread}, the spread the standard deviation over seeds, None of one
+    run; `runs`, the figures of each; `warnings`."""
+    measured = {id(run): figures(run) for run in runs}
+    rows = []
+    for name, group in settings(runs).items():
+        both = [measured[id(run)] for run in group]
+        rows.append({
+            "name": name,
+            "kinds": kinds(group[0].config),
+            "seeds": [run.config["run"]["seed"] for run in group],
+            **{figure: _mean_and_spread([one[figure] for one in both]) for figure in both[0]},
+        })
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "rows": rows,
+        "runs": [{"run": str(run.folder), "seed": run.config["run"]["seed"], **measured[id(run)]} for run in runs],
+        "warnings": warnings(runs),
+    }
+
+
+def _mean_and_spread(values: list[float | None]) -> dict[str, float | None]:
+    known = [value for value in values if value is not None]
+    return {
+        "mean": statistics.fmean(known) if known else None,
+        "spread": statistics.stdev(known) if known[1:] else None,
+    }
+
+
+MUST_AGREE: dict[str, Callable[[Run], object]] = {
+    "vocabularies": lambda run: run.config["model"]["vocab_size"],
+    "contexts": lambda run: run.config["data"]["context"],
+    "training data": lambda run: run.fingerprint,
+    "numbers of tokens": lambda run: run.rows[-1]["tokens"],
+    "validation data": lambda run: (run.config["data"]["valid_path"], run.config["training"]["valid_tokens"]),
+    "texts in evaluation.json": lambda run: run.evaluation and run.evaluation["fingerprint"],
+    "windows in evaluation.json": lambda run: run.evaluation and (
+        run.evaluation["window"], run.evaluation["stride"], run.evaluation["carry_state"]),
+    "tasks in recall.json": lambda run: run.recall and (run.recall["fingerprint"], run.recall["context"]),
+    "devices": lambda run: run.device,
+}
+
+
+def warnings(runs: list[Run]) -> list[str]:
+    """Why these runs should not be compared, a line a reason; what a run has not measured is no reason."""
+    found = [f"{run.name} is not finished, or was ended early" for run in runs if not run.finished]
+    for what, value_of in MUST_AGREE.items():
+        names: dict[object, list[str]] = {}
+        for run in runs:
+            if (value := value_of(run)) is not None:
+                names.setdefault(value, []).append(run.name)
+        if len(names) > 1:
+            who = "; ".join(f"{_short(value)}: {', '.join(several)}" for value, several in names.items())
+            found.append(f"different {what}: {who}")
+    return found
+
+
+def _short(value: object) -> str:
+    """Of a fingerprint, its beginning."""
+    parts = value if isinstance(value, tuple) else (value,)
+    return " ".join(f"{part:,}" if type(part) is int else str(part)[-40:][:12 if len(str(part)) == 64 else 40]
+                    for part in parts)
+
+
+def loss_over(run: Run, wall_time: bool) -> tuple[np.ndarray, np.ndarray]:
+    """(tokens, or seconds of all steps so far; training loss, a running mean over a 50th of the steps)"""
+    rows = [row for row in run.rows if row["loss"] is not None]
+    seconds = list(itertools.accumulate(row["step_seconds"] for row in rows))
+    x = np.array(seconds if wall_time else [row["tokens"] for row in rows], dtype=float)
+    width = max(1, len(rows) // 50)
+    loss = np.convolve([row["loss"] for row in rows], np.full(width, 1 / width), mode="valid")
+    return x[width - 1 :], loss

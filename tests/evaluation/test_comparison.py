@@ -1,0 +1,133 @@
+"""Figures and warnings of run folders written by hand."""
+
+import copy
+import json
+
+import numpy as np
+import pytest
+import yaml
+
+from lcpt.data import DataError
+from lcpt.evaluation.comparison import compare, loss_over, read_run, settings
+
+CONFIG = {
+    "run": {"dir": "unused", "seed": 0},
+    "model": {"n_layers": 2, "d_model": 16, "n_heads": 2, "vocab_size": 10,
+              "attention": {"kind": "softmax", "pattern": []}},
+    "data": {"path": "somewhere", "valid_path": "elsewhere", "context": 64},
+    "training": {"global_batch_tokens": 100, "valid_tokens": 64},
+}
+EVALUATION = {
+    "loss": 3.5, "bits_per_byte": 2.5, "fingerprint": "f" * 64, "window": 64, "stride": 64, "carry_state": False,
+    "loss_by_position": [{"start": 0, "end": 48, "tokens": 10, "loss": 4.0},
+                         {"start": 48, "end": 56, "tokens": 3, "loss": 3.0},
+                         {"start": 56, "end": 64, "tokens": 1, "loss": 2.0}],
+}
+RECALL = {"accuracy": 0.75, "fingerprint": "0" * 64, "context": 64,
+          "recall_by_distance": [{"start": 0, "end": 64, "answers": 4, "accuracy": 0.75, "loss": 1.0}]}
+
+
+@pytest.fixture
+def make_run(tmp_path):
+    """make_run(name, steps=40, loss=…, evaluation=None, recall=None, finished=True, **changes) -> folder; changes are
+    section__key=value. Step n of N takes n seconds, with the loss `loss` + N - n."""
+    def make(name, steps=40, loss=2.0, evaluation=None, recall=None, finished=True, **changes):
+        folder, config = tmp_path / name, copy.deepcopy(CONFIG)
+        for key, value in changes.items():
+            section, key = key.split("__")
+            config[section][key] = value
+        folder.mkdir()
+        (folder / "config.yaml").write_text(yaml.safe_dump(config))
+        rows = [{"step": n, "tokens": 100 * n, "loss": loss + steps - n, "step_seconds": float(n)}
+                for n in range(1, steps + 1)]
+        rows[-2] |= {"valid_loss": 9.0, "valid_bits_per_byte": 9.0}
+        rows[-1] |= {"valid_loss": loss + 0.5, "valid_bits_per_byte": 1.25}
+        (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        for file, content in (("evaluation", evaluation), ("recall", recall), ("summary", {} if finished else None)):
+            if content is not None:
+                (folder / f"{file}.json").write_text(json.dumps(content))
+        return folder
+
+    return make
+
+
+def test_figures_by_hand(make_run):
+    report = compare([read_run(make_run("one", evaluation=EVALUATION, recall=RECALL))])
+    [row], [run] = report["rows"], report["runs"]
+    assert report["schema_version"] == 1 and report["warnings"] == []
+    embedding, norms = 10 * 16, 16 + 2 * 2 * 16 + 2 * 2 * 2 * 8  # of the output, of blocks, of heads' queries and keys
+    matrices = 2 * (16 * 48 + 16 * 16 + 3 * 16 * 40)
+    assert run["parameters"] == embedding + norms + matrices
+    assert run["tokens"] == 4000
+    assert run["loss"] == pytest.approx(2.5)  # of the last two of 40 steps
+    assert (run["valid_loss"], run["valid_bits_per_byte"]) == (2.5, 1.25)
+    assert (run["evaluation_loss"], run["evaluation_bits_per_byte"], run["recall"]) == (3.5, 2.5, 0.75)
+    assert run["loss_last_quarter"] == pytest.approx((3 * 3.0 + 1 * 2.0) / 4)
+    assert run["step_milliseconds"] == 20_500 and run["tokens_per_second"] == pytest.approx(100 / 20.5)
+    assert run["state_bytes"] == 2 * 4 * 2 * 64 * 16
+    assert row["name"] == "one" and row["kinds"] == "softmax" and row["seeds"] == [0]
+    assert row["loss"] == {"mean": run["loss"], "spread": None}
+
+
+def test_seeds_are_one_row(make_run):
+    runs = [make_run(f"poly-{seed}", loss=loss, run__seed=seed) for seed, loss in ((0, 2.0), (1, 3.0), (2, 4.0))]
+    other = make_run("other", training__lr=1.0)
+    rows = compare([read_run(run) for run in [*runs, other]])["rows"]
+    assert [(row["name"], row["seeds"]) for row in rows] == [("poly", [0, 1, 2]), ("other", [0])]
+    assert rows[0]["valid_loss"] == {"mean": 3.5, "spread": 1.0} and rows[0]["recall"] == {"mean": None, "spread": None}
+
+
+def test_every_setting_has_a_name_of_its_own(make_run, tmp_path):
+    (tmp_path / "there").mkdir()
+    runs = [make_run("one"), make_run("there/one", model__rope_base=5.0)]
+    assert list(settings(map(read_run, runs))) == ["one", str(runs[1])]
+
+
+def test_a_pattern_is_named(make_run):
+    run = make_run("mixed", model__attention={"kind": "softmax", "pattern": ["polysketch", "softmax"]})
+    assert compare([read_run(run)])["rows"][0]["kinds"] == "polysketch, softmax"
+
+
+@pytest.mark.parametrize(("changes", "remark"), [
+    ({"steps": 41}, "different numbers of tokens: 4,000: a; 4,100: b"),
+    ({"model__vocab_size": 11}, "different vocabularies: 10: a; 11: b"),
+    ({"data__path": "nowhere"}, "different training data: somewhere: a; nowhere: b"),
+    ({"data__context": 32}, "different contexts"),
+    ({"data__valid_path": "nowhere"}, "different validation data: elsewhere 64: a; nowhere 64: b"),
+    ({"evaluation": EVALUATION | {"fingerprint": "e" * 64}},
+     f"different texts in evaluation.json: {'f' * 12}: a; {'e' * 12}"),
+    ({"evaluation": EVALUATION | {"stride": 32}}, "different windows in evaluation.json"),
+    ({"recall": RECALL | {"context": 32}}, "different tasks in recall.json"),
+    ({"finished": False}, "b is not finished"),
+])
+def test_what_must_not_be_compared_is_said(make_run, changes, remark):
+    runs = [make_run("a", evaluation=EVALUATION, recall=RECALL), make_run("b", **changes)]
+    [warning] = compare([read_run(run) for run in runs])["warnings"]
+    assert remark in warning and "\n" not in warning
+
+
+def test_what_was_not_measured_is_no_reason(make_run):
+    runs = [make_run("a", evaluation=EVALUATION), make_run("b")]
+    assert compare([read_run(run) for run in runs])["warnings"] == []
+
+
+def test_losses_over_tokens_and_time(make_run):
+    run = read_run(make_run("one", steps=100))
+    tokens, loss = loss_over(run, wall_time=False)
+    np.testing.assert_allclose(tokens, 100 * np.arange(2, 101))
+    np.testing.assert_allclose(loss, 2.0 + 100 - np.arange(2, 101) + 0.5)  # of each step and the one before
+    seconds, _ = loss_over(run, wall_time=True)
+    np.testing.assert_allclose(seconds, [n * (n + 1) / 2 for n in range(2, 101)])
+
+
+def test_folders_that_are_no_runs_are_named(make_run, tmp_path):
+    with pytest.raises(DataError, match="absent is no run folder: it has no config.yaml"):
+        read_run(tmp_path / "absent")
+    run = make_run("one")
+    (run / "evaluation.json").write_text("{")
+    with pytest.raises(DataError, match="one: a file of this run is damaged"):
+        read_run(run)
+    (run / "evaluation.json").unlink()
+    (run / "metrics.jsonl").write_text('{"step": 1')
+    with pytest.raises(DataError, match="has not made a step"):
+        read_run(run)
