@@ -206,3 +206,16 @@ def test_a_state_of_another_kind_is_refused(function, inputs, shape):
 @pytest.mark.parametrize("function, inputs, shape", FAMILIES)
 def test_poisoned_memory(agree, poisoned, function, inputs, shape):
     agree(function, inputs(3 * C + 2, **shape), 1e-10, block_size=C, local_blocks=2, **OFFSET)
+
+
+@pytest.mark.parametrize("function, inputs, shape", FAMILIES)
+def test_gradcheck(function, inputs, shape):
+    """Against finite differences, through a state that a first piece leaves."""
+    arguments = inputs(2 * C + 3, b=1, h=2, hkv=1, **shape)
+    names = list(arguments)
+
+    def run(*tensors):
+        leaves = dict(zip(names, tensors, strict=True))
+        return in_pieces(function, [0, C + 2, 2 * C + 3], block_size=C, local_blocks=1, **OFFSET)(leaves)
+
+    assert torch.autograd.gradcheck(run, [x.requires_grad_() for x in arguments.values()], fast_mode=True)
