@@ -48,10 +48,13 @@ class Pretrained(NamedTuple):
 
     def open_tokenizer(self) -> Tokenizer:
         """Raises CheckpointError where it was trained on a task."""
+        self.check_tokenizer()
+        return Tokenizer(self.tokenizer)
+
+    def check_tokenizer(self) -> None:
         if not self.tokenizer.exists():
             raise CheckpointError(f"{self.folder} has no tokenizer: it was trained on a task, not on text; "
                                   "tools/evaluate.py --data synthetic:TASK is what there is to do with it")
-        return Tokenizer(self.tokenizer)
 
 
 def load_pretrained(export_dir: str | Path) -> GPT:
@@ -81,8 +84,9 @@ def write_export(source: str | Path, output: str | Path) -> dict:
     if output.exists() and not (output.is_dir() and not any(output.iterdir())):
         raise CheckpointError(f"{output} exists and is no empty folder; choose another --output")
     trained = open_pretrained(source)
+    trained.check_tokenizer()
     with new_folder(output) as folder:
-        shutil.copyfile(trained.open_tokenizer().path, folder / TOKENIZER)
+        shutil.copyfile(trained.tokenizer, folder / TOKENIZER)
         try:
             save_file(trained.model.state_dict(), folder / WEIGHTS, metadata={"format": "pt"})
         except SafetensorError as error:  # what it makes of the system's errors
