@@ -54,7 +54,8 @@ def make_run(tmp_path):
         model = GPT(model_config or config())
         with torch.no_grad():
             for tensor in model.state_dict().values():
-                tensor.add_(torch.randn_like(tensor), alpha=0.1)  # no weight is what GPT() begins with
+                # No weight is what GPT() begins with, nor a seed.
+                tensor.add_(1 if tensor.dtype == torch.int64 else 0.1 * torch.randn_like(tensor))
         run = tmp_path / name
         run.mkdir()
         whole = Config(run=RunConfig("unused"), model=model.config, data=DataConfig(path="unused", context=64))
