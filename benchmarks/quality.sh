@@ -13,7 +13,7 @@
 #     RUNS=FOLDER     where the run folders go (runs/compare)
 set -uo pipefail
 
-base=${1:?"name a base: books, recall, books-gpu or recall-gpu; see the head of this file"}
+base=${1:?"name a base: books, recall or books-gpu; see the head of this file"}
 shift
 cd "$(dirname "$0")/.."
 python=${PYTHON:-.venv/bin/python}

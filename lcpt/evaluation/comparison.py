@@ -6,6 +6,7 @@ import itertools
 import json
 import os
 import statistics
+from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -101,10 +102,10 @@ def _loss_last_quarter(evaluation: dict) -> float | None:
     return sum(part["loss"] * part["tokens"] for part in late) / tokens if tokens else None
 
 
-def kinds(config: dict) -> str:
-    """"polysketch", or "polysketch, polysketch, softmax" of a pattern."""
-    attention = config["model"]["attention"]
-    return ", ".join(attention.get("pattern") or [attention["kind"]])
+def kinds(run: Run) -> str:
+    """Of the layers that there are: "polysketch", or "3 polysketch, 1 softmax"."""
+    counts = Counter(model_config(run.config["model"], run.folder / "config.yaml").kinds)
+    return ", ".join(f"{count} {kind}" for kind, count in counts.items()) if len(counts) > 1 else next(iter(counts))
 
 
 def settings(runs: Iterable[Run]) -> dict[str, list[Run]]:
@@ -129,7 +130,7 @@ def compare(runs: list[Run]) -> dict:
         both = [measured[id(run)] for run in group]
         rows.append({
             "name": name,
-            "kinds": kinds(group[0].config),
+            "kinds": kinds(group[0]),
             "seeds": [run.config["run"]["seed"] for run in group],
             **{figure: _mean_and_spread([one[figure] for one in both]) for figure in both[0]},
         })

@@ -83,9 +83,12 @@ def test_every_setting_has_a_name_of_its_own(make_run, tmp_path):
     assert list(settings(map(read_run, runs))) == ["one", str(runs[1])]
 
 
-def test_a_pattern_is_named(make_run):
-    run = make_run("mixed", model__attention={"kind": "softmax", "pattern": ["polysketch", "softmax"]})
-    assert compare([read_run(run)])["rows"][0]["kinds"] == "polysketch, softmax"
+def test_kinds_are_those_of_the_layers(make_run):
+    """A pattern longer than the model does not count in full."""
+    mixed = make_run("mixed", model__attention={"kind": "softmax", "pattern": ["polysketch", "softmax"]})
+    cut = make_run("cut", model__attention={"kind": "softmax", "pattern": ["polysketch", "polysketch", "softmax"]})
+    rows = compare([read_run(mixed), read_run(cut)])["rows"]
+    assert [row["kinds"] for row in rows] == ["1 polysketch, 1 softmax", "polysketch"]
 
 
 @pytest.mark.parametrize(("changes", "remark"), [

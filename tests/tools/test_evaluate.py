@@ -139,3 +139,32 @@ def test_damaged_weights_are_named(evaluate, run_folder, tmp_path):
     weights.write_bytes(content)
     code, report, said = evaluate("--checkpoint", tmp_path / "copy")
     assert code == 2 and report is None and weights.name in said and "sha256" in said
+
+
+def test_carried_state_is_one_window(evaluate):
+    """Of a context as long as the longest document, in pieces."""
+    _, whole, _ = evaluate("--context", 4096)
+    code, carried, _ = evaluate("--context", 50, "--carry-state")
+    assert code == 0 and carried["carry_state"] and carried["window"] == 50
+    assert carried["loss"] == pytest.approx(whole["loss"], rel=1e-5)
+    assert carried["tokens_scored"] == whole["tokens_scored"] and carried["fingerprint"] == whole["fingerprint"]
+    assert carried["loss_by_position"][-1]["end"] > 50
+
+
+def test_a_task_is_asked(evaluate):
+    code, report, _ = evaluate("--data", "synthetic:mqar", "--samples", 20, "--batch", 8)
+    assert code == 0 and report["schema_version"] == 1 and report["context"] == 64
+    assert report["answers"] == 20 * 4 == sum(part["answers"] for part in report["recall_by_distance"])
+    assert report["accuracy"] < 0.2 and report["loss"] == pytest.approx(math.log(330), rel=0.05)
+
+
+@pytest.mark.parametrize(("arguments", "remark"), [
+    (["--data", "synthetic:mqra"], "did you mean synthetic:mqar"),
+    (["--data", "synthetic:mqar", "--stride", "8"], "leave out --stride"),
+    (["--data", "synthetic:mqar", "--context", "2"], "need data.context 4"),
+    (["--data", "synthetic:mqar", "--samples", "0"], "--samples is 0"),
+    (["--carry-state", "--batch", "2"], "leave out --batch"),
+])
+def test_what_does_not_go_together_is_one_line(evaluate, arguments, remark):
+    code, report, said = evaluate(*arguments)
+    assert code == 2 and report is None and remark in said and len(said.splitlines()) == 1
