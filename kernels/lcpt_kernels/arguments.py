@@ -12,8 +12,8 @@ def require(condition: bool, message: str) -> None:
         raise ValueError(message)
 
 
-def check_backend(backend: str) -> None:
-    require(backend in BACKENDS, f"backend {backend!r} is none of {', '.join(BACKENDS)}")
+def check_backend(backend: str, backends: tuple[str, ...] = BACKENDS) -> None:
+    require(backend in backends, f"backend {backend!r} is none of {', '.join(backends)}")
 
 
 def check_pair(x: Tensor, y: Tensor, v: Tensor, names: str) -> None:

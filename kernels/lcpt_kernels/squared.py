@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from lcpt_kernels import reference
-from lcpt_kernels.arguments import check_backend, check_degree, check_pair, check_stream, require
+from lcpt_kernels import on_gpu, reference
+from lcpt_kernels.arguments import BACKENDS, check_backend, check_degree, check_pair, check_stream, require
 from lcpt_kernels.chunked import Plan, Power, Quadratic
 from lcpt_kernels.features import QuadraticFeatures
 from lcpt_kernels.streaming import Exchange, State, attend, each_document
@@ -28,12 +28,12 @@ def squared_attention(
     initial_state, output_final_state: f(x[:n]) and then f(x[n:], initial_state) equal f(x), for any n; differentiable.
     cu_seqlens [N + 1]: packed documents, B = 1, each as if alone.
     exchange: where ranks share a sequence, what they tell each other between state and output.
-    backend: "reference" (quadratic, the definition), "torch" (linear), or "auto".
+    backend: "reference" (quadratic, the definition), "torch" (linear), "triton" (linear, for a GPU), or "auto".
     Returns (o [B, T, H, Dv] in the queries' dtype, the final state or None). Accumulates in fp32, in float64 for
     float64 inputs. ValueError names a shape or a number that does not fit.
     Source: PolySketchFormer (arXiv 2310.01655), block-lower-triangular multiplication with exact local blocks.
     """
-    check_backend(backend)
+    check_backend(backend, (*BACKENDS, "triton"))
     check_pair(a, b, v, "ab")
     require((q is None) == (k is None), "q and k are given together or not at all")
     piece = check_stream(
@@ -47,6 +47,12 @@ def squared_attention(
     local, scale_of_near = (Quadratic(*coefficients), 1.0) if q is None else (Power(degree), scale)
     plan = Plan(local, QuadraticFeatures(a.shape[-1], coefficients), scale_of_near, offset, block_size, local_blocks)
 
+    keys = {"b": b, "v": v, "k": k, "log_gate": log_gate}
+    compute = on_gpu.squared(backend, a, v, q)
+    if compute is not None and not piece:
+        present = {name: x for name, x in keys.items() if x is not None}
+        return compute(plan, a if q is None else q, a, present, None, False, cu_seqlens)
+
     def one(a, b, v, q, k, log_gate):
         if backend == "reference":
             b, v, k, log_gate = reference.per_query_head(a.shape[2], b, v, k, log_gate)
@@ -55,6 +61,5 @@ def squared_attention(
         return attend(plan, a if q is None else q, a, {"b": b, "v": v, "k": k, "log_gate": log_gate}, None, False)[0]
 
     if piece:
-        keys = {"b": b, "v": v, "k": k, "log_gate": log_gate}
-        return attend(plan, a if q is None else q, a, keys, initial_state, output_final_state, exchange)
+        return attend(plan, a if q is None else q, a, keys, initial_state, output_final_state, exchange, compute)
     return each_document(one, cu_seqlens, {"a": a, "b": b, "v": v, "q": q, "k": k, "log_gate": log_gate}), None

@@ -35,29 +35,43 @@ class Exchange(Protocol):
         S'ᵢ₊₁ = e^(log_decayᵢ) S'ᵢ + Sᵢ; None: 0."""
 
 
+class Compute(Protocol):
+    """One of the ways to compute a piece, `in_pytorch` and the like."""
+
+    def __call__(
+        self, plan: Plan, q: Tensor, a: Tensor, keys: dict[str, Tensor], initial: Tensor | None, final: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        """keys with those of the tail before them; initial [B, Hkv, F, Dv + 1]. -> (o, with `final` S like initial)."""
+
+
 def attend(
     plan: Plan, q: Tensor, a: Tensor, keys: dict[str, Tensor | None], initial_state: State | None,
-    output_final_state: bool, exchange: Exchange | None = None,
+    output_final_state: bool, exchange: Exchange | None = None, compute: Compute | None = None,
 ) -> tuple[Tensor, State | None]:
     """The continuation of `initial_state`, or of what `exchange` brings, by queries q [B, T, H, D], a [B, T, H, r] and
     as many keys: "k", "b", "v", "log_gate", each [B, T, Hkv, ·]; where plan.summaries is set, "b", "far_v" and "mass"
     are of the blocks that these tokens complete, [B, N·r, Hkv, ·]. -> (o, the state after it if asked for)."""
+    compute = compute or in_pytorch
     present = {name: x for name, x in keys.items() if x is not None}
     if exchange is not None:
-        initial_state = _from_ranks_before(plan, q, a, present, exchange)
+        initial_state = _from_ranks_before(plan, q, a, present, exchange, compute)
     if initial_state is not None:
         check_state(initial_state, plan, present)
         present = {name: torch.cat((initial_state.tail[name], x), dim=1) for name, x in present.items()}
-    per_head = dict(zip(present, per_query_head(q.shape[2], *present.values()), strict=True))
+    o, S = compute(plan, q, a, present, None if initial_state is None else initial_state.S, output_final_state)
+    return o, State(S, _tail(plan, present, first=0)) if output_final_state else None
+
+
+def in_pytorch(
+    plan: Plan, q: Tensor, a: Tensor, keys: dict[str, Tensor], initial: Tensor | None, final: bool
+) -> tuple[Tensor, Tensor | None]:
+    per_head = dict(zip(keys, per_query_head(q.shape[2], *keys.values()), strict=True))
     v, b = per_head["v"], per_head["b"]
     far = Far(b, per_head.get("far_v", v), per_head.get("mass"))
-    group = q.shape[2] // present["v"].shape[2]
-    initial = None if initial_state is None else initial_state.S.repeat_interleave(group, dim=1)
-    o, S = block_causal_attention(
-        q, per_head.get("k", b), v, a, far, plan, per_head.get("log_gate"), initial, output_final_state)
-    if not output_final_state:
-        return o, None
-    return o, State(S[:, ::group].contiguous(), _tail(plan, present, first=0))
+    group = q.shape[2] // keys["v"].shape[2]
+    initial = None if initial is None else initial.repeat_interleave(group, dim=1)
+    o, S = block_causal_attention(q, per_head.get("k", b), v, a, far, plan, per_head.get("log_gate"), initial, final)
+    return o, S[:, ::group].contiguous() if final else None
 
 
 def _tail(plan: Plan, keys: dict[str, Tensor], first: int) -> dict[str, Tensor]:
@@ -69,13 +83,16 @@ def _tail(plan: Plan, keys: dict[str, Tensor], first: int) -> dict[str, Tensor]:
     return {name: x[:, start.get(name, gone * c - first) :].clone() for name, x in keys.items()}
 
 
-def _from_ranks_before(plan: Plan, q: Tensor, a: Tensor, keys: dict[str, Tensor], exchange: Exchange) -> State:
+def _from_ranks_before(
+    plan: Plan, q: Tensor, a: Tensor, keys: dict[str, Tensor], exchange: Exchange, compute: Compute
+) -> State:
     c, v, reach = plan.block_size, keys["v"], plan.block_size * plan.local_blocks
     require(v.shape[1] >= reach, f"a rank holds {v.shape[1]} tokens; block_size · local_blocks = {reach} are the least")
     tail = exchange.shift(_tail(plan, keys, exchange.start))
     held = tail["v"].shape[1]
     nothing = v.new_zeros(v.shape[0], v.shape[2], plan.features.dimension, v.shape[3] + 1, dtype=accumulator(v))
-    _, own = attend(plan, q, a, keys, State(nothing, tail), True)  # the output is made again, with what came before
+    # The output is made again, with what came before.
+    _, own = attend(plan, q, a, keys, State(nothing, tail), True, compute=compute)
     log_decay = None
     if "log_gate" in keys:
         gates = torch.cat((tail["log_gate"], keys["log_gate"]), dim=1)

@@ -1,0 +1,53 @@
+"""Which calls go to the Triton kernels, and why the others do not. Imports them only then."""
+
+from __future__ import annotations
+
+import logging
+import os
+from functools import cache
+from importlib.util import find_spec
+
+import torch
+from torch import Tensor
+
+from lcpt_kernels.arguments import require
+from lcpt_kernels.streaming import Compute
+
+WIDEST = 256  # of q, k and v
+WIDEST_SKETCH = 128  # of a and b
+
+
+def squared(backend: str, a: Tensor, v: Tensor, q: Tensor | None) -> Compute | None:
+    """The kernels of squared attention, if `backend` and the tensors want them. ValueError: "triton" cannot be."""
+    if backend not in ("auto", "triton"):
+        return None
+    reason = obstacle(a, v, q)
+    if reason is None:
+        from lcpt_kernels.triton.squared import compute
+
+        return compute
+    require(backend == "auto", f"backend triton: {reason}")
+    log_once(f"squared_attention runs in PyTorch: {reason}")
+    return None
+
+
+def obstacle(a: Tensor, v: Tensor, q: Tensor | None) -> str | None:
+    """Why the kernels do not take these; None: they do."""
+    interpreted = os.environ.get("TRITON_INTERPRET") == "1"
+    width, sketch = max(v.shape[3], 0 if q is None else q.shape[3]), a.shape[3]
+    if not (v.is_cuda or interpreted):
+        return f"tensors are on {v.device.type}"
+    if find_spec("triton") is None:
+        return "Triton is not installed"
+    if v.dtype not in (torch.float32, torch.bfloat16, torch.float16):
+        return f"{v.dtype} is none of float32, bfloat16, float16"
+    if width > WIDEST:
+        return f"heads are {width} wide, {WIDEST} are the most"
+    if sketch > WIDEST_SKETCH:
+        return f"a and b are {sketch} wide, {WIDEST_SKETCH} are the most"
+    return None
+
+
+@cache
+def log_once(message: str) -> None:
+    logging.getLogger("lcpt_kernels").info(message)

@@ -1,0 +1,103 @@
+"""Where the features of a state stand in memory, and how they become those of `features.py`, which other backends use.
+
+Here x⊗x is cut into pairs (I, J) of groups of 8 coordinates, I ≤ J, of 64 features each; behind them stand x itself and
+1, where their coefficients are not 0. Features are sums over keys as they are; what a query weighs them by (c₂, twice
+c₂ where I < J, c₁, c₀) is multiplied into the state while it is scanned.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+GROUP = 8
+
+
+class Layout(NamedTuple):
+    """size: R, a multiple of GROUP; coefficients (c₀, c₁, c₂)."""
+
+    size: int
+    coefficients: tuple[float, float, float]
+
+    @property
+    def constant(self) -> bool:
+        return self.coefficients[0] != 0
+
+    @property
+    def linear(self) -> bool:
+        return self.coefficients[1] != 0
+
+    @property
+    def pairs(self) -> int:
+        groups = self.size // GROUP
+        return groups * (groups + 1) // 2 if self.coefficients[2] != 0 else 0
+
+    @property
+    def features(self) -> int:
+        """Rows of the values: 64 a pair, R, 1."""
+        return 64 * self.pairs + self.size * self.linear + self.constant
+
+    @property
+    def norms(self) -> int:
+        """Numbers of the normaliser: the Gram matrix [R, R], Σ x [R], and how many."""
+        return self.size * self.size + self.size + 1
+
+    def table(self, device: torch.device) -> Tensor:
+        """[2, pairs] int32: I and J of every pair."""
+        return _table(self, device)[0]
+
+    def weights(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """fp32, what a query weighs the features by: [features], and of the norms [norms]."""
+        return _table(self, device)[1:]
+
+
+@lru_cache(maxsize=64)
+def _table(layout: Layout, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    c0, c1, c2 = layout.coefficients
+    i, j = torch.triu_indices(layout.size // GROUP, layout.size // GROUP)
+    of_pairs = torch.where(i == j, c2, 2 * c2).repeat_interleave(64) if layout.pairs else torch.zeros(0)
+    of_values = [of_pairs, torch.full((layout.size * layout.linear,), c1), torch.full((int(layout.constant),), c0)]
+    of_norms = [torch.full((layout.size**2,), c2), torch.full((layout.size,), c1), torch.full((1,), c0)]
+    tables = torch.stack((i, j)).int(), torch.cat(of_values).float(), torch.cat(of_norms).float()
+    return tuple(x.to(device) for x in tables)
+
+
+@lru_cache(maxsize=64)
+def _places(layout: Layout, size: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """For every feature of QuadraticFeatures(size): its row of the values, its place in the norms."""
+    rows, places, pair = [], [], {}
+    if layout.pairs:
+        for number, (i, j) in enumerate(torch.triu_indices(layout.size // GROUP, layout.size // GROUP).T.tolist()):
+            pair[i, j] = 64 * number
+        for start in range(0, size, GROUP):
+            for i in range(start, min(start + GROUP, size)):
+                for j in range(start, size):
+                    rows.append(pair[i // GROUP, j // GROUP] + i % GROUP * GROUP + j % GROUP)
+                    places.append(i * layout.size + j)
+    if layout.linear:
+        rows += range(64 * layout.pairs, 64 * layout.pairs + size)
+        places += range(layout.size**2, layout.size**2 + size)
+    if layout.constant:
+        rows.append(layout.features - 1)
+        places.append(layout.norms - 1)
+    return torch.tensor(rows, device=device), torch.tensor(places, device=device)
+
+
+def from_common(S: Tensor, layout: Layout, size: int) -> tuple[Tensor, Tensor]:
+    """S [B, H, F, Dv + 1] of QuadraticFeatures(size) -> values [B, H, features, Dv], norms [B, H, norms]."""
+    rows, places = _places(layout, size, S.device)
+    values = S.new_zeros(*S.shape[:2], layout.features, S.shape[3] - 1).index_copy(2, rows, S[..., :-1])
+    norms = S.new_zeros(*S.shape[:2], layout.norms).index_copy(2, places, S[..., -1])
+    gram, rest = norms[..., : layout.size**2].unflatten(-1, (layout.size, layout.size)), norms[..., layout.size**2 :]
+    group = torch.arange(layout.size, device=S.device) // GROUP
+    mirrored = torch.where(group[:, None] > group[None, :], gram.mT, gram)  # only I ≤ J are features
+    return values, torch.cat((mirrored.flatten(-2), rest), dim=-1)
+
+
+def to_common(values: Tensor, norms: Tensor, layout: Layout, size: int) -> Tensor:
+    """The inverse of from_common."""
+    rows, places = _places(layout, size, values.device)
+    return torch.cat((values[:, :, rows], norms[:, :, places, None]), dim=-1)

@@ -1,0 +1,99 @@
+"""The gradient of k through the queries that see it exactly, apart from that of v: together they do not fit a program.
+
+    dk_s = scale Σ_{t local} e^{G_t − G_s} w'(s_ts) dW_ts q_t
+
+A program holds BN keys of one block and one key-value head; the queries of its whole group come one after the other.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from lcpt_kernels.triton import configurations
+from lcpt_kernels.triton.problem import Problem
+from lcpt_kernels.triton.tiles import load_rows, store_rows, weight_and_slope
+
+
+def squared_backward_key(problem: Problem, do: Tensor, delta: Tensor, z: Tensor) -> tuple[Tensor, Tensor | None]:
+    """do [B, T, H, Dv], delta and z [B, T, H] fp32 -> dk [B, K, Hkv, D], and for the gate of every key
+    Σ_t dW_ts W_ts of local queries, [B, K, Hkv] fp32 (None: no gate), with K = past + T."""
+    p = problem
+    dk = torch.empty(p.k.shape, dtype=p.k.dtype if p.exact else torch.float32, device=p.k.device)
+    near = None if p.since is None else torch.empty_like(p.since)
+    tiles = configurations.backward_key(max(p.q.shape[3], p.v.shape[3]), p.type)
+    pieces = triton.cdiv(p.blocks.size, tiles["BN"])
+    squared_backward_key_kernel[(p.blocks.count * pieces, p.v.shape[2])](
+        **p.arguments(squared_backward_key_kernel), do=do, do_strides=do.stride()[:3], delta=delta, z=z,
+        dk=dk, near=near, pieces=pieces, **tiles)
+    return dk, near
+
+
+@triton.jit(do_not_specialize=["tokens", "past", "group", "block_size", "pieces"])
+def squared_backward_key_kernel(
+    q, q_strides,  # [B, T, H, D]
+    k, k_strides,  # [B, past + T, Hkv, D]
+    v, v_strides,  # [B, past + T, Hkv, DV]
+    since,  # [B, past + T, Hkv]: g
+    do, do_strides,  # [B, T, H, DV]
+    delta, z,  # [B, T, H]
+    dk,  # [B, past + T, Hkv, D]
+    near,  # [B, past + T, Hkv]
+    blocks,  # [N, 5]
+    tokens, past, group, block_size, pieces, scale, c0, c1, c2,
+    D: tl.constexpr, D_PAD: tl.constexpr, DV: tl.constexpr, DV_PAD: tl.constexpr,
+    DEGREE: tl.constexpr, LOCAL_BLOCKS: tl.constexpr, GATED: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
+):
+    block, head = tl.program_id(0) // pieces, tl.program_id(1)
+    key_heads = tl.num_programs(1)
+    heads = key_heads * group
+    TYPE: tl.constexpr = tl.float32 if v.dtype.element_ty == tl.float32 else tl.bfloat16
+    batch = tl.load(blocks + block * 5).to(tl.int64)
+    first = tl.load(blocks + block * 5 + 1)
+    stop = tl.load(blocks + block * 5 + 2)
+    end = tl.load(blocks + block * 5 + 4)
+    lowest = first + tl.program_id(0) % pieces * BN
+    s = lowest + tl.arange(0, BN)
+    inside = s < stop
+    k += batch * k_strides[0] + head.to(tl.int64) * k_strides[2]
+    v += batch * v_strides[0] + head.to(tl.int64) * v_strides[2]
+    k_rows = load_rows(k, s, k_strides[1], inside, D, D_PAD)  # [BN, D]
+    v_rows = load_rows(v, s, v_strides[1], inside, DV, DV_PAD)  # [BN, DV]
+    dk_rows = tl.zeros((BN, D_PAD), tl.float32)
+    near_rows = tl.zeros((BN,), tl.float32)
+    last = tl.minimum(end, first + LOCAL_BLOCKS * block_size)
+    if GATED:
+        since += batch * (tokens + past) * key_heads + head
+        g = tl.load(since + s.to(tl.int64) * key_heads, mask=inside, other=0.0)
+        g_block = tl.load(since + (stop - 1).to(tl.int64) * key_heads, mask=first < stop, other=0.0)
+    q += batch * q_strides[0] + (head * group).to(tl.int64) * q_strides[2]
+    do += batch * do_strides[0] + (head * group).to(tl.int64) * do_strides[2]
+    for h in range(0, group):
+        for m in range(tl.maximum(lowest, past), last, BM):
+            t = m + tl.arange(0, BM)
+            q_rows = load_rows(q, t - past, q_strides[1], t < last, D, D_PAD)  # [BM, D]
+            query = (batch * tokens + t - past) * heads + head * group + h
+            do_rows = load_rows(do, t - past, do_strides[1], t < last, DV, DV_PAD)  # [BM, DV]
+            delta_rows = tl.load(delta + query, mask=t < last, other=0.0)  # [BM]
+            score = scale * tl.dot(k_rows, tl.trans(q_rows), input_precision="ieee")  # [BN, BM]
+            w, slope = weight_and_slope(score, c0, c1, c2, DEGREE)
+            dw = tl.dot(v_rows, tl.trans(do_rows), input_precision="ieee") + delta_rows[None, :]
+            dw /= tl.load(z + query, mask=t < last, other=1.0)[None, :]
+            if GATED:
+                g_t = tl.load(since + t.to(tl.int64) * key_heads, mask=t < last, other=0.0)
+                if LOCAL_BLOCKS == 2:
+                    g_t += tl.where(t >= stop, g_block, 0.0)
+                dw *= tl.exp(tl.minimum(g_t[None, :] - g[:, None], 0.0))
+            dw = tl.where(s[:, None] <= t[None, :], dw, 0.0)
+            if GATED:
+                near_rows += tl.sum(w * dw, axis=1)
+            ds = (slope * dw).to(TYPE)
+            dk_rows = tl.dot(ds, q_rows.to(TYPE), dk_rows, input_precision="ieee")  # [BN, BM] @ [BM, D]
+        q += q_strides[2]
+        do += do_strides[2]
+    row = (batch * (tokens + past) + s) * key_heads + head
+    store_rows(dk, row, D, inside, scale * dk_rows, D, D_PAD)
+    if GATED:
+        tl.store(near + row, near_rows, mask=inside)

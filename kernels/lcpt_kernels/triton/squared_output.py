@@ -1,0 +1,132 @@
+"""The output: keys of the local blocks exactly, everything earlier through the state, one normaliser.
+
+    [N_t, Z_t] = [0, offset] + e^{g_t} φ(a_t)ᵀ S + Σ_{s local} e^{G_t − G_s} w(scale·q_t·k_s) [v_s, 1]      o = N / Z
+
+A program holds BM rows of one block and one query head; g_t is the sum of the log gate from the block's start to t.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from lcpt_kernels.triton import configurations
+from lcpt_kernels.triton.problem import Problem
+from lcpt_kernels.triton.tiles import (
+    PAIR,
+    load_group,
+    load_rows,
+    load_square,
+    products,
+    store_rows,
+    weight_and_slope,
+)
+
+
+def squared_output(problem: Problem, values: Tensor, norms: Tensor) -> tuple[Tensor, Tensor]:
+    """The states [N, Hkv, ·] that every block meets, scanned -> o [B, T, H, Dv], and Z [B, T, H] fp32, ∞ for 0."""
+    p = problem
+    o = torch.empty(*p.q.shape[:3], p.v.shape[3], dtype=p.q.dtype, device=p.q.device)
+    z = torch.empty(p.q.shape[:3], dtype=torch.float32, device=p.q.device)
+    tiles = configurations.output(max(p.q.shape[3], p.v.shape[3]), p.type)
+    pieces = triton.cdiv(p.blocks.size, tiles["BM"])
+    squared_output_kernel[(p.blocks.count * pieces, p.q.shape[2])](
+        **p.arguments(squared_output_kernel), values=values, norms=norms, o=o, z=z, pieces=pieces,
+        offset=float(p.plan.offset), **tiles)
+    return o, z
+
+
+@triton.jit(do_not_specialize=["tokens", "past", "group", "block_size", "pieces"])
+def squared_output_kernel(
+    q, q_strides,  # [B, T, H, D]
+    k, k_strides,  # [B, past + T, Hkv, D]
+    v, v_strides,  # [B, past + T, Hkv, DV]
+    a, a_strides,  # [B, T, H, R]
+    since,  # [B, past + T, Hkv]: g
+    values,  # [N, Hkv, F, DV]
+    norms,  # [N, Hkv, M]
+    o,  # [B, T, H, DV]
+    z,  # [B, T, H]
+    blocks,  # [N, 5]
+    pair_table,  # [2, PAIRS]
+    tokens, past, group, block_size, pieces, scale, offset, c0, c1, c2,
+    R: tl.constexpr, R_PAD: tl.constexpr, D: tl.constexpr, D_PAD: tl.constexpr, DV: tl.constexpr, DV_PAD: tl.constexpr,
+    F: tl.constexpr, M: tl.constexpr, PAIRS: tl.constexpr, LINEAR: tl.constexpr, CONSTANT: tl.constexpr,
+    DEGREE: tl.constexpr, LOCAL_BLOCKS: tl.constexpr, GATED: tl.constexpr, CONTINUED: tl.constexpr,
+    BM: tl.constexpr, BN: tl.constexpr,
+):
+    block, head = tl.program_id(0) // pieces, tl.program_id(1)
+    heads, key_head = tl.num_programs(1), head // group
+    key_heads = heads // group
+    TYPE: tl.constexpr = values.dtype.element_ty
+    batch = tl.load(blocks + block * 5).to(tl.int64)
+    first = tl.load(blocks + block * 5 + 1)
+    stop = tl.load(blocks + block * 5 + 2)
+    begin = tl.load(blocks + block * 5 + 3)
+    t = first + tl.program_id(0) % pieces * BM + tl.arange(0, BM)
+    inside = (t < stop) & (t >= past)
+    q += batch * q_strides[0] + head.to(tl.int64) * q_strides[2]
+    a += batch * a_strides[0] + head.to(tl.int64) * a_strides[2]
+    k += batch * k_strides[0] + key_head.to(tl.int64) * k_strides[2]
+    v += batch * v_strides[0] + key_head.to(tl.int64) * v_strides[2]
+
+    # Everything earlier. The first blocks of a document meet a state of zeros: no pairs then.
+    slot = block.to(tl.int64) * key_heads + key_head
+    norms += slot * M
+    state = values + slot * (F * DV)
+    feature, column, coordinate = tl.arange(0, PAIR), tl.arange(0, DV_PAD), tl.arange(0, R_PAD)
+    sums = tl.zeros((BM, DV_PAD), tl.float32)
+    norm = tl.zeros((BM,), tl.float32)
+    a_rows = load_rows(a, t - past, a_strides[1], inside, R, R_PAD)  # [BM, R]
+    if PAIRS > 0:
+        far = (first - begin >= LOCAL_BLOCKS * block_size) | CONTINUED
+        for pair in range(0, tl.where(far, PAIRS, 0)):
+            i, j = tl.load(pair_table + pair), tl.load(pair_table + PAIRS + pair)
+            a_i = load_group(a, t - past, a_strides[1], inside, i)
+            a_j = load_group(a, t - past, a_strides[1], inside, j)
+            S = load_rows(state, feature + pair * PAIR, DV, feature < PAIR, DV, DV_PAD)
+            sums = tl.dot(products(a_i, a_j, TYPE), S, sums, input_precision="ieee")  # [BM, 64] @ [64, DV]
+        gram = load_square(norms, R, R_PAD).to(TYPE)
+        norm += tl.sum(tl.dot(a_rows.to(TYPE), gram, input_precision="ieee") * a_rows.to(tl.float32), axis=1)
+    if LINEAR:
+        S = load_rows(state, coordinate + PAIRS * PAIR, DV, coordinate < R, DV, DV_PAD)
+        sums = tl.dot(a_rows.to(TYPE), S, sums, input_precision="ieee")  # [BM, R] @ [R, DV]
+        b_sum = tl.load(norms + R * R + coordinate, mask=coordinate < R, other=0.0)
+        norm += tl.sum(a_rows.to(tl.float32) * b_sum[None, :], axis=1)
+    if CONSTANT:
+        sums += tl.load(state + (F - 1) * DV + column, mask=column < DV, other=0.0).to(tl.float32)[None, :]
+        norm += tl.load(norms + M - 1)
+    if GATED:
+        since += batch * (tokens + past) * key_heads + key_head
+        g = tl.load(since + t.to(tl.int64) * key_heads, mask=inside, other=0.0)
+        sums *= tl.exp(g)[:, None]
+        norm *= tl.exp(g)
+
+    # The local blocks, exactly.
+    q_rows = load_rows(q, t - past, q_strides[1], inside, D, D_PAD)  # [BM, D]
+    start = tl.maximum(begin, first - (LOCAL_BLOCKS - 1) * block_size)
+    end = tl.minimum(stop, first + (tl.program_id(0) % pieces + 1) * BM)
+    if GATED and LOCAL_BLOCKS == 2:
+        g_before = tl.load(since + (first - 1).to(tl.int64) * key_heads, mask=start < first, other=0.0)
+    for n in range(start, end, BN):
+        s = n + tl.arange(0, BN)
+        k_rows = load_rows(k, s, k_strides[1], s < stop, D, D_PAD)  # [BN, D]
+        v_rows = load_rows(v, s, v_strides[1], s < stop, DV, DV_PAD)  # [BN, DV]
+        score = scale * tl.dot(q_rows, tl.trans(k_rows), input_precision="ieee")
+        w, _ = weight_and_slope(score, c0, c1, c2, DEGREE)
+        if GATED:
+            g_s = tl.load(since + s.to(tl.int64) * key_heads, mask=s < stop, other=0.0)
+            if LOCAL_BLOCKS == 2:
+                g_s -= tl.where(s < first, g_before, 0.0)
+            w *= tl.exp(tl.minimum(g[:, None] - g_s[None, :], 0.0))
+        w = tl.where(s[None, :] <= t[:, None], w, 0.0)
+        norm += tl.sum(w, axis=1)
+        sums = tl.dot(w.to(TYPE), v_rows.to(TYPE), sums, input_precision="ieee")  # [BM, BN] @ [BN, DV]
+
+    norm += offset
+    norm = tl.where(norm == 0.0, float("inf"), norm)  # 0/0 is 0, and so are its gradients
+    row = batch * tokens + t - past
+    store_rows(o, row * heads + head, DV, inside, sums / norm[:, None], DV, DV_PAD)
+    tl.store(z + row * heads + head, norm, mask=inside)

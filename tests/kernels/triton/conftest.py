@@ -1,0 +1,91 @@
+"""These tests start Triton kernels: on a GPU, or in Triton's interpreter in a process with TRITON_INTERPRET=1, which
+tests/kernels/test_triton.py begins. In any other process they are not collected."""
+
+import os
+
+import pytest
+import torch
+
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+DEVICE = "cpu" if INTERPRETED else "cuda"
+KERNELS = {
+    "squared_state_rest_kernel", "scan_kernel", "squared_output_kernel", "normaliser_backward_kernel",
+    "squared_backward_query_kernel", "scan_backward_kernel", "squared_backward_value_kernel",
+    "squared_backward_key_kernel",
+}
+
+if not INTERPRETED and not torch.cuda.is_available():
+    collect_ignore_glob = ["test_*.py"]
+
+
+@pytest.fixture(autouse=INTERPRETED)
+def numbers(monkeypatch):
+    from tests.kernels.triton.interpreter import mend_bfloat16
+
+    mend_bfloat16(monkeypatch)
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_zero_by_chance(poisoned):
+    """Memory that nobody wrote holds NaN."""
+
+
+@pytest.fixture(autouse=INTERPRETED)
+def large_tiles_of_scans(monkeypatch):
+    """For speed: an interpreter's time goes by operations, not by numbers."""
+    from lcpt_kernels.triton import configurations
+
+    monkeypatch.setattr(configurations, "scan", lambda: {"B": 8192, "num_warps": 4, "num_stages": 1})
+
+
+@pytest.fixture
+def small_tiles(monkeypatch):
+    """Several tiles a block, and steps a tile, in sequences that an interpreter gets through."""
+    from lcpt_kernels.triton import configurations
+
+    for name in ("output", "backward_query", "backward_value", "backward_key"):
+        monkeypatch.setattr(configurations, name, lambda *_: {"BM": 32, "BN": 16, "num_warps": 4, "num_stages": 1})
+    monkeypatch.setattr(configurations, "state", lambda *_: {"PAIRS": 2, "BT": 16, "num_warps": 4, "num_stages": 1})
+
+
+@pytest.fixture
+def started(monkeypatch):
+    """The names of the kernels that were started, in turn."""
+    from triton.runtime.interpreter import InterpretedFunction
+    from triton.runtime.jit import JITFunction
+
+    names = []
+    for kind in (InterpretedFunction, JITFunction):
+        def run(self, *args, original=kind.run, **kwargs):
+            names.append(self.fn.__name__)
+            return original(self, *args, **kwargs)
+
+        monkeypatch.setattr(kind, "run", run)
+    return names
+
+
+@pytest.fixture
+def agree(started):
+    """agree(inputs, tolerance, **options): backend "triton" against the float64 definition, for float64 inputs
+    rounded to `dtype`; and every kernel of forward and backward was started."""
+    from lcpt_kernels import squared_attention
+
+    from tests.kernels.conftest import relative_error, results
+
+    def check(inputs, tolerance=1e-5, gate_tolerance=None, do=None, dtype=torch.float32, **options):
+        inputs = {name: x.to(DEVICE).to(dtype) for name, x in inputs.items()}
+        if do is None:
+            do = torch.randn(*inputs["a"].shape[:3], inputs["v"].shape[3], dtype=torch.float64)
+        do = do.to(DEVICE).to(dtype)
+        found = results(squared_attention, inputs, do, options | {"backend": "triton"})
+        exact = {name: x.double() for name, x in inputs.items()}
+        expected = results(squared_attention, exact, do.double(), options | {"backend": "reference"})
+        for name, x in inputs.items():
+            assert found[name].dtype == x.dtype and found[name].shape == x.shape, name
+        assert found["o"].dtype == dtype
+        errors = {name: relative_error(found[name], expected[name]) for name in expected}
+        tolerances = dict.fromkeys(errors, tolerance) | {"log_gate": gate_tolerance or tolerance}
+        assert all(error < tolerances[name] for name, error in errors.items()), errors  # also false for NaN
+        assert KERNELS <= set(started), started
+
+    return check
