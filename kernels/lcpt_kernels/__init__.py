@@ -1,4 +1,4 @@
-"""Block-causal attention of linear cost, as pure functions of tensors. Needs torch, for its kernels triton; knows nothing of lcpt."""
+"""Block-causal attention of linear cost, as pure functions of tensors. Needs torch, its kernels triton; not lcpt."""
 
 from lcpt_kernels.feature import feature_attention
 from lcpt_kernels.flurka import flurka_attention

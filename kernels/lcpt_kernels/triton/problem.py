@@ -69,7 +69,6 @@ class Problem(NamedTuple):
             F=self.layout.features, M=self.layout.norms, PAIRS=self.layout.pairs, LINEAR=self.layout.linear,
             CONSTANT=self.layout.constant, DEGREE=self.plan.local.degree if self.exact else 0,
             LOCAL_BLOCKS=self.plan.local_blocks, GATED=self.since is not None,
-            CONTINUED=self.continued, ENDED=self.ended,
         )
         return {name: x for name, x in known.items() if name in kernel.arg_names}
 

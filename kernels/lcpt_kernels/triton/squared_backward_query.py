@@ -63,7 +63,7 @@ def squared_backward_query_kernel(
     tokens, past, group, block_size, pieces, scale, c0, c1, c2,
     R: tl.constexpr, R_PAD: tl.constexpr, D: tl.constexpr, D_PAD: tl.constexpr, DV: tl.constexpr, DV_PAD: tl.constexpr,
     F: tl.constexpr, M: tl.constexpr, PAIRS: tl.constexpr, LINEAR: tl.constexpr, CONSTANT: tl.constexpr,
-    DEGREE: tl.constexpr, LOCAL_BLOCKS: tl.constexpr, GATED: tl.constexpr, CONTINUED: tl.constexpr,
+    DEGREE: tl.constexpr, LOCAL_BLOCKS: tl.constexpr, GATED: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr,
 ):
     block, head = tl.program_id(0) // pieces, tl.program_id(1)
@@ -96,8 +96,7 @@ def squared_backward_query_kernel(
     a_rows = load_rows(a, t - past, a_strides[1], inside, R, R_PAD).to(tl.float32)  # [BM, R]
     if PAIRS > 0:
         gradient = tl.zeros((BM, R_PAD // GROUP, GROUP), tl.float32)
-        some = (first - begin >= LOCAL_BLOCKS * block_size) | CONTINUED
-        for pair in range(0, tl.where(some, PAIRS, 0)):
+        for pair in range(0, PAIRS):
             i, j = tl.load(pair_table + pair), tl.load(pair_table + PAIRS + pair)
             a_i = load_group(a, t - past, a_strides[1], inside, i)
             a_j = load_group(a, t - past, a_strides[1], inside, j)

@@ -66,7 +66,7 @@ def squared_backward_value_kernel(
     tokens, past, group, block_size, pieces, scale, c0, c1, c2,
     R: tl.constexpr, R_PAD: tl.constexpr, D: tl.constexpr, D_PAD: tl.constexpr, DV: tl.constexpr, DV_PAD: tl.constexpr,
     F: tl.constexpr, M: tl.constexpr, PAIRS: tl.constexpr, LINEAR: tl.constexpr, CONSTANT: tl.constexpr,
-    DEGREE: tl.constexpr, LOCAL_BLOCKS: tl.constexpr, GATED: tl.constexpr, ENDED: tl.constexpr,
+    DEGREE: tl.constexpr, LOCAL_BLOCKS: tl.constexpr, GATED: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr,
 ):
     block, head = tl.program_id(0) // pieces, tl.program_id(1)
@@ -86,7 +86,7 @@ def squared_backward_value_kernel(
     row = (batch * (tokens + past) + s) * key_heads + head
     v_rows = load_rows(v, s, v_strides[1], inside, DV, DV_PAD).to(TYPE)  # [BN, DV]
 
-    # Through the state. That of a document's last blocks is met by nobody: no pairs then.
+    # Through the state.
     slot = block.to(tl.int64) * key_heads + head
     norms += slot * M
     state = values + slot * (F * DV)
@@ -97,8 +97,7 @@ def squared_backward_value_kernel(
     b_rows = load_rows(b, s, b_strides[1], inside, R, R_PAD).to(tl.float32)  # [BN, R]
     if PAIRS > 0:
         gradient = tl.zeros((BN, R_PAD // GROUP, GROUP), tl.float32)
-        met = (end - first > LOCAL_BLOCKS * block_size) | ENDED
-        for pair in range(0, tl.where(met, PAIRS, 0)):
+        for pair in range(0, PAIRS):
             i, j = tl.load(pair_table + pair), tl.load(pair_table + PAIRS + pair)
             b_i = load_group(b, s, b_strides[1], inside, i)
             b_j = load_group(b, s, b_strides[1], inside, j)

@@ -54,7 +54,7 @@ def squared_output_kernel(
     tokens, past, group, block_size, pieces, scale, offset, c0, c1, c2,
     R: tl.constexpr, R_PAD: tl.constexpr, D: tl.constexpr, D_PAD: tl.constexpr, DV: tl.constexpr, DV_PAD: tl.constexpr,
     F: tl.constexpr, M: tl.constexpr, PAIRS: tl.constexpr, LINEAR: tl.constexpr, CONSTANT: tl.constexpr,
-    DEGREE: tl.constexpr, LOCAL_BLOCKS: tl.constexpr, GATED: tl.constexpr, CONTINUED: tl.constexpr,
+    DEGREE: tl.constexpr, LOCAL_BLOCKS: tl.constexpr, GATED: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr,
 ):
     block, head = tl.program_id(0) // pieces, tl.program_id(1)
@@ -72,7 +72,8 @@ def squared_output_kernel(
     k += batch * k_strides[0] + key_head.to(tl.int64) * k_strides[2]
     v += batch * v_strides[0] + key_head.to(tl.int64) * v_strides[2]
 
-    # Everything earlier. The first blocks of a document meet a state of zeros: no pairs then.
+    # Everything earlier. The first blocks of a document meet a state of zeros; to leave them out would make the number
+    # of steps one of run time, and ptxas serialise wgmma (C7515).
     slot = block.to(tl.int64) * key_heads + key_head
     norms += slot * M
     state = values + slot * (F * DV)
@@ -81,8 +82,7 @@ def squared_output_kernel(
     norm = tl.zeros((BM,), tl.float32)
     a_rows = load_rows(a, t - past, a_strides[1], inside, R, R_PAD)  # [BM, R]
     if PAIRS > 0:
-        far = (first - begin >= LOCAL_BLOCKS * block_size) | CONTINUED
-        for pair in range(0, tl.where(far, PAIRS, 0)):
+        for pair in range(0, PAIRS):
             i, j = tl.load(pair_table + pair), tl.load(pair_table + PAIRS + pair)
             a_i = load_group(a, t - past, a_strides[1], inside, i)
             a_j = load_group(a, t - past, a_strides[1], inside, j)

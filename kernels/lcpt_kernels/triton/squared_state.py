@@ -43,7 +43,7 @@ def squared_state(
     squared_state_rest_kernel[(blocks.count, heads)](
         **shared, delta=delta, norms=norms, R_PAD=max(16, triton.next_power_of_2(layout.size)), M=layout.norms,
         SQUARED=layout.pairs > 0, LINEAR=layout.linear, CONSTANT=layout.constant,
-        **configurations.rest(width, type))
+        **configurations.rest(type))
     return values, norms
 
 

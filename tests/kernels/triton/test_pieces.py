@@ -28,7 +28,7 @@ def compare(found, expected):
 
 
 @pytest.mark.parametrize("local_blocks, cuts", [
-    (1, [0, C - 1, 3 * C, 3 * C + 5]), (2, [0, C + 3, 4 * C, 4 * C + 5]), (2, [0, 2 * C + 1, 2 * C + 2, 3 * C]),
+    (1, [0, C - 1, 3 * C, 3 * C + 5]), (2, [0, 2 * C + 1, 2 * C + 2, 4 * C]),
 ], ids=str)
 @pytest.mark.parametrize("shape, backends", [
     ({"gated": True}, "triton triton triton"), ({"near": False, "gated": True}, "triton triton triton"),

@@ -1,0 +1,183 @@
+"""What the compiler makes of every kernel, without a GPU: registers, spills, shared memory, tensor-core instructions.
+
+The kernels are those that a forward and a backward pass start, with their own arguments: starting is replaced by
+writing down. Needs a process in which Triton compiles (no TRITON_INTERPRET=1); it compiles for any target.
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import tempfile
+from pathlib import Path
+from typing import NamedTuple
+from unittest import mock
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from triton.runtime.jit import JITFunction
+
+from lcpt_kernels.chunked import Plan, Power
+from lcpt_kernels.features import QuadraticFeatures
+from lcpt_kernels.triton.squared import compute
+
+TARGETS = {
+    "sm_80": GPUTarget("cuda", 80, 32), "sm_90": GPUTarget("cuda", 90, 32), "sm_100": GPUTarget("cuda", 100, 32),
+    "gfx942": GPUTarget("hip", "gfx942", 64),
+}
+SETTINGS = (
+    {"head_dim": 64, "sketch_size": 32}, {"head_dim": 64, "sketch_size": 16}, {"head_dim": 128, "sketch_size": 32},
+)
+# KiB of shared memory a multiprocessor and a block of threads may have, by NVIDIA's compute capability tables
+SHARED = {"sm_80": (164, 163), "sm_90": (228, 227), "sm_100": (228, 227)}
+REGISTERS, WARPS = 65536, 64  # of a multiprocessor, the same for these
+TYPES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32", torch.int32: "i32", torch.int64: "i64"}
+TILES = ("B", "BT", "BM", "BN")
+
+
+class Launch(NamedTuple):
+    """A kernel with what Triton compiles it for."""
+
+    kernel: JITFunction
+    signature: dict  # name -> "*bf16", "i32", "constexpr", or a tuple of these
+    constants: dict  # of the constexprs: name -> value
+    divisible: tuple[tuple[int, ...], ...]  # places of arguments that are multiples of 16
+    options: dict[str, int]  # num_warps, num_stages
+
+
+def rows(settings: dict, target: str) -> list[dict]:
+    """The rows of the report for one of SETTINGS and one of TARGETS."""
+    return [row(launch, settings, target) for launch in launches(**settings)]
+
+
+def launches(
+    head_dim: int, sketch_size: int, *, dtype: torch.dtype = torch.bfloat16, local_blocks: int = 1, gated: bool = False,
+    block_size: int = 256,
+) -> list[Launch]:
+    """Those of squared_attention with q and k, degree 4, forward and backward, each once."""
+    found = {}
+
+    def tensor(*size):
+        return torch.zeros(1, 2 * block_size, 2, *size, dtype=dtype, requires_grad=True)
+
+    def note(kernel, *args, grid, warmup, num_warps=4, num_stages=3, **kwargs):
+        arguments = dict(zip(kernel.arg_names, args, strict=False)) | kwargs
+        launch = specialise(kernel, arguments, {"num_warps": num_warps, "num_stages": num_stages})
+        found.setdefault(repr(launch), launch)
+
+    features = QuadraticFeatures(sketch_size, (0, 0, 1))
+    plan = Plan(Power(4), features, 1 / head_dim, head_dim**-4.0, block_size, local_blocks)
+    keys = {"k": tensor(head_dim), "v": tensor(head_dim), "b": tensor(sketch_size)}
+    if gated:
+        keys["log_gate"] = tensor()
+    with mock.patch.object(JITFunction, "run", note):
+        compute(plan, tensor(head_dim), tensor(sketch_size), keys, None, False)[0].sum().backward()
+    return list(found.values())
+
+
+def specialise(kernel: JITFunction, arguments: dict, options: dict[str, int]) -> Launch:
+    """As Triton does when it starts a kernel: what each argument is compiled as."""
+    signature, constants, divisible = {}, {}, []
+    for place, parameter in enumerate(kernel.params):
+        x = arguments[parameter.name]
+        free = parameter.do_not_specialize
+        if parameter.is_constexpr or x is None or (isinstance(x, int) and x == 1 and not free):
+            signature[parameter.name], constants[(place,)] = "constexpr", x
+        elif isinstance(x, tuple):
+            signature[parameter.name] = ("i32",) * len(x)
+            divisible += [(place, n) for n, value in enumerate(x) if value % 16 == 0]
+        elif isinstance(x, torch.Tensor):
+            signature[parameter.name] = "*" + TYPES[x.dtype]
+            divisible.append((place,))
+        else:
+            signature[parameter.name] = "fp32" if isinstance(x, float) else "i32"
+            if isinstance(x, int) and x % 16 == 0 and not free:
+                divisible.append((place,))
+    return Launch(kernel, signature, constants, tuple(divisible), options)
+
+
+def row(launch: Launch, settings: dict, target: str) -> dict:
+    """One row of the report. RuntimeError with the compiler's last line where it does not compile."""
+    source = ASTSource(launch.kernel, launch.signature, launch.constants,
+                       {place: [["tt.divisibility", 16]] for place in launch.divisible})
+    try:
+        compiled = triton.compile(source, target=TARGETS[target], options=launch.options)
+    except Exception as error:
+        raise RuntimeError(f"{launch.kernel.__name__} for {target}: {str(error).strip().splitlines()[-1]}") from error
+    figures = nvidia(compiled, target, launch.options["num_warps"]) if target in SHARED else amd(compiled)
+    name = launch.kernel.__name__ + (", backward" if of_constants(launch).get("QUERIES") else "")
+    return {"kernel": name, "settings": settings | tiles(launch), "target": target} | figures
+
+
+def tiles(launch: Launch) -> dict[str, int]:
+    """Its sizes of tiles, warps and stages."""
+    named = of_constants(launch)
+    return {name: named[name] for name in TILES if name in named} | launch.options
+
+
+def of_constants(launch: Launch) -> dict:
+    return {launch.kernel.params[place].name: x for (place,), x in launch.constants.items()}
+
+
+def nvidia(compiled, target: str, warps: int) -> dict:
+    tools = Path(triton.__file__).parent / "backends/nvidia/bin"
+    with tempfile.TemporaryDirectory() as folder:
+        cubin, ptx = Path(folder, "kernel.cubin"), Path(folder, "kernel.ptx")
+        cubin.write_bytes(compiled.kernel)
+        ptx.write_text(compiled.asm["ptx"])
+        resources = call(tools / "cuobjdump", "--dump-resource-usage", cubin)
+        instructions = call(tools / "cuobjdump", "--dump-sass", cubin)
+        assembler = tools / ("ptxas-blackwell" if target == "sm_100" else "ptxas")
+        architecture = re.search(r"\.target (\w+)", compiled.asm["ptx"])[1]
+        log = call(assembler, "-v", f"--gpu-name={architecture}", ptx, "-o", Path(folder, "again.cubin"))
+    registers = int(re.search(r"REG:(\d+)", resources)[1])
+    shared = compiled.metadata.shared
+    return {
+        "registers": registers,
+        "spill_bytes": sum(map(int, re.findall(r"(\d+) bytes spill", log))),
+        "shared_bytes": shared,
+        "tensor_core_ops": len(re.findall(r"\b(?:HGMMA|UTCHMMA|HMMA)\b", instructions)),
+        "wgmma_serialized": bool(re.search(r"C75\d\d.*serialized", log)),
+        "occupancy": occupancy(registers, shared, warps, *SHARED[target]),
+    }
+
+
+def amd(compiled) -> dict:
+    text = compiled.asm["amdgcn"]
+    return {
+        "registers": int(re.search(r"\.vgpr_count:\s*(\d+)", text)[1]),
+        "spill_bytes": 4 * int(re.search(r"\.vgpr_spill_count:\s*(\d+)", text)[1]),
+        "shared_bytes": compiled.metadata.shared,
+        "tensor_core_ops": len(re.findall(r"\bv_mfma", text)),
+        "wgmma_serialized": False,
+        "occupancy": None,
+    }
+
+
+def occupancy(registers: int, shared: int, warps: int, shared_of_all: int, shared_of_one: int) -> int:
+    """Blocks of `warps` warps that a multiprocessor holds at a time; 0: it holds none."""
+    if shared > shared_of_one * 1024:
+        return 0
+    of_warp = -(-registers * 32 // 256) * 256  # registers are given out by 256
+    by_registers = REGISTERS // of_warp // 4 * 4 // warps  # and warps by four
+    return min(by_registers, shared_of_all * 1024 // (shared + 1024), WARPS // warps, 32)
+
+
+def call(*command) -> str:
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=True)
+    return done.stdout + done.stderr
+
+
+def fault(row: dict) -> str | None:
+    """Why a row for sm_90 must not be; None: it is well."""
+    if row["target"] != "sm_90":
+        return None
+    if row["spill_bytes"]:
+        return f"{row['spill_bytes']} bytes spilled"
+    if row["wgmma_serialized"]:
+        return "wgmma serialised"
+    if row["occupancy"] == 0:
+        return f"{row['shared_bytes']} bytes of shared memory, more than a block may have"
+    return None

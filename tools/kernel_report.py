@@ -1,0 +1,88 @@
+"""What Triton makes of every kernel for GPUs that need not be here: registers, spills, shared memory, tensor-core
+instructions, how many blocks a multiprocessor holds. Exit code 1 where a kernel for sm_90 spills registers, or waits
+for each wgmma."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import os
+import sys
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from lcpt.checkpoint.files import replace_text
+from lcpt.evaluation.provenance import header
+
+EXAMPLE = """example:
+  python tools/kernel_report.py --targets sm_90,sm_100 --output kernels.json"""
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--targets", default="sm_80,sm_90,sm_100,gfx942", metavar="A,B", help="(%(default)s)")
+    parser.add_argument("--output", required=True, metavar="OUT.json")
+    args = parser.parse_args()
+    if os.environ.get("TRITON_INTERPRET") == "1":
+        print("error: with TRITON_INTERPRET=1 nothing is compiled", file=sys.stderr)
+        return 2
+    try:
+        from lcpt_kernels.triton import report
+    except ImportError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    targets = args.targets.split(",")
+    unknown = [target for target in targets if target not in report.TARGETS]
+    if unknown:
+        print(f"error: target {unknown[0]!r} is none of {', '.join(report.TARGETS)}", file=sys.stderr)
+        return 2
+    try:
+        Path(args.output).parent.mkdir(parents=True, exist_ok=True)
+        rows = compiled(report, targets)
+    except (OSError, RuntimeError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    print_rows(rows)
+    replace_text(Path(args.output), json.dumps(header(torch.device("cpu")) | {"rows": rows}, indent=1) + "\n")
+    print(f"\nwritten to {args.output}")
+    faults = [(row, fault) for row in rows if (fault := report.fault(row))]
+    for row, fault in faults:
+        print(f"error: {row['kernel']} {row['settings']} for {row['target']}: {fault}", file=sys.stderr)
+    return 1 if faults else 0
+
+
+def compiled(report, targets: list[str]) -> list[dict]:
+    """Rows in the order of settings and targets, compiled by as many processes as there are cores."""
+    tasks = [(settings, target) for settings in report.SETTINGS for target in targets]
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(min(len(tasks), os.cpu_count() or 1), mp_context=context) as pool:
+        futures = [pool.submit(report.rows, *task) for task in tasks]
+        for done in tqdm(as_completed(futures), total=len(tasks), desc="compiling", disable=None):
+            done.result()  # the first failure ends it
+    return [row for future in futures for row in future.result()]
+
+
+def print_rows(rows: list[dict]) -> None:
+    before = None
+    for row in rows:
+        settings = dict(row["settings"])
+        title = f"{row['target']}, head dimension {settings.pop('head_dim')}, sketch {settings.pop('sketch_size')}"
+        if title != before:
+            heads = f"{'registers':>10}{'spilled':>9}{'shared':>9}{'tensor':>8}{'wgmma':>12}{'blocks':>8}"
+            print(f"\n{title:38}{heads}  tiles")
+            before = title
+        wgmma = "serialised" if row["wgmma_serialized"] else "-"
+        occupancy = "-" if row["occupancy"] is None else row["occupancy"]
+        tiles = " ".join(f"{name}={value}" for name, value in settings.items())
+        print(f"{row['kernel']:38}{row['registers']:>10}{row['spill_bytes']:>9}{row['shared_bytes']:>9,}"
+              f"{row['tensor_core_ops']:>8}{wgmma:>12}{occupancy:>8}  {tiles}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
