@@ -54,13 +54,13 @@ def rows(settings: dict, target: str) -> list[dict]:
 
 def launches(
     head_dim: int, sketch_size: int, *, dtype: torch.dtype = torch.bfloat16, local_blocks: int = 1, gated: bool = False,
-    block_size: int = 256,
+    tokens: int = 512,
 ) -> list[Launch]:
-    """Those of squared_attention with q and k, degree 4, forward and backward, each once."""
+    """Those of squared_attention with q and k, degree 4, blocks of 256, forward and backward, each once."""
     found = {}
 
     def tensor(*size):
-        return torch.zeros(1, 2 * block_size, 2, *size, dtype=dtype, requires_grad=True)
+        return torch.zeros(1, tokens, 2, *size, dtype=dtype, requires_grad=True)
 
     def note(kernel, *args, grid, warmup, num_warps=4, num_stages=3, **kwargs):
         arguments = dict(zip(kernel.arg_names, args, strict=False)) | kwargs
@@ -68,7 +68,7 @@ def launches(
         found.setdefault(repr(launch), launch)
 
     features = QuadraticFeatures(sketch_size, (0, 0, 1))
-    plan = Plan(Power(4), features, 1 / head_dim, head_dim**-4.0, block_size, local_blocks)
+    plan = Plan(Power(4), features, 1 / head_dim, head_dim**-4.0, 256, local_blocks)
     keys = {"k": tensor(head_dim), "v": tensor(head_dim), "b": tensor(sketch_size)}
     if gated:
         keys["log_gate"] = tensor()
