@@ -13,7 +13,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-GROUP = 8
+from lcpt_kernels.features import GROUP
+
+PAIR = GROUP * GROUP  # features of a pair of groups
 
 
 class Layout(NamedTuple):
@@ -38,7 +40,7 @@ class Layout(NamedTuple):
     @property
     def features(self) -> int:
         """Rows of the values: 64 a pair, R, 1."""
-        return 64 * self.pairs + self.size * self.linear + self.constant
+        return PAIR * self.pairs + self.size * self.linear + self.constant
 
     @property
     def norms(self) -> int:
@@ -58,7 +60,7 @@ class Layout(NamedTuple):
 def _table(layout: Layout, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
     c0, c1, c2 = layout.coefficients
     i, j = torch.triu_indices(layout.size // GROUP, layout.size // GROUP)
-    of_pairs = torch.where(i == j, c2, 2 * c2).repeat_interleave(64) if layout.pairs else torch.zeros(0)
+    of_pairs = torch.where(i == j, c2, 2 * c2).repeat_interleave(PAIR) if layout.pairs else torch.zeros(0)
     of_values = [of_pairs, torch.full((layout.size * layout.linear,), c1), torch.full((int(layout.constant),), c0)]
     of_norms = [torch.full((layout.size**2,), c2), torch.full((layout.size,), c1), torch.full((1,), c0)]
     tables = torch.stack((i, j)).int(), torch.cat(of_values).float(), torch.cat(of_norms).float()
@@ -71,14 +73,14 @@ def _places(layout: Layout, size: int, device: torch.device) -> tuple[Tensor, Te
     rows, places, pair = [], [], {}
     if layout.pairs:
         for number, (i, j) in enumerate(torch.triu_indices(layout.size // GROUP, layout.size // GROUP).T.tolist()):
-            pair[i, j] = 64 * number
+            pair[i, j] = PAIR * number
         for start in range(0, size, GROUP):
             for i in range(start, min(start + GROUP, size)):
                 for j in range(start, size):
                     rows.append(pair[i // GROUP, j // GROUP] + i % GROUP * GROUP + j % GROUP)
                     places.append(i * layout.size + j)
     if layout.linear:
-        rows += range(64 * layout.pairs, 64 * layout.pairs + size)
+        rows += range(PAIR * layout.pairs, PAIR * layout.pairs + size)
         places += range(layout.size**2, layout.size**2 + size)
     if layout.constant:
         rows.append(layout.features - 1)

@@ -127,7 +127,7 @@ def states_met(problem: Problem, values_before: Tensor | None, norms_before: Ten
 
 
 def symmetric(d_norms: Tensor, layout: Layout) -> Tensor:
-    """The same linear function of a Gram matrix, as one with a symmetric gradient: kernels read one half of it."""
+    """The gradient of a Gram matrix, which is symmetric, as a symmetric one: kernels take 2 dG b for (dG + dGᵀ) b."""
     gram, rest = d_norms[..., : layout.size**2], d_norms[..., layout.size**2 :]
     gram = gram.unflatten(-1, (layout.size, layout.size))
     return torch.cat((((gram + gram.mT) / 2).flatten(-2), rest), dim=-1)

@@ -5,8 +5,10 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-GROUP = tl.constexpr(8)  # coordinates a group; the products of two groups are 64 features, one tile of a tensor core
-PAIR = tl.constexpr(64)
+from lcpt_kernels.triton import layout
+
+GROUP = tl.constexpr(layout.GROUP)
+PAIR = tl.constexpr(layout.PAIR)
 
 
 @triton.jit

@@ -28,7 +28,7 @@ def inputs(t, *, b=1, h=1, hkv=None, r=16, d=16, dv=16, near=True, gated=False, 
 
 
 @pytest.mark.parametrize("local_blocks", [1, 2])
-@pytest.mark.parametrize("t", [1, C, C + 1, 3 * C + 7])
+@pytest.mark.parametrize("t", [1, C + 1, 3 * C + 7])
 def test_every_length(agree, small_tiles, t, local_blocks):
     agree(inputs(t), block_size=C, local_blocks=local_blocks, scale=1 / 16, **OFFSET)
 
@@ -64,9 +64,9 @@ def test_block_sizes(agree, block_size):
     agree(inputs(9, gated=True), block_size=block_size, local_blocks=2, scale=1 / 16, **OFFSET)
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("shape", [
-    {"r": 32, "d": 32, "dv": 32}, {"gated": True}, {"near": False},
+@pytest.mark.parametrize("dtype, shape", [
+    (torch.bfloat16, {"r": 32, "d": 32, "dv": 32}), (torch.bfloat16, {"gated": True}), (torch.bfloat16, {"near": False}),
+    (torch.float16, {"gated": True}), (torch.float16, {"near": False}),
 ], ids=str)
 def test_16_bits(agree, dtype, shape):
     """The gate's gradient is made of differences that are exact, but for o in the 16 bits that it is returned in: with
