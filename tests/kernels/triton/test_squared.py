@@ -65,8 +65,8 @@ def test_block_sizes(agree, block_size):
 
 
 @pytest.mark.parametrize("dtype, shape", [
-    (torch.bfloat16, {"r": 32, "d": 32, "dv": 32}), (torch.bfloat16, {"gated": True}), (torch.bfloat16, {"near": False}),
-    (torch.float16, {"gated": True}), (torch.float16, {"near": False}),
+    (torch.bfloat16, {"r": 32, "d": 32, "dv": 32}), (torch.bfloat16, {"gated": True}),
+    (torch.bfloat16, {"near": False}), (torch.float16, {"gated": True}), (torch.float16, {"near": False}),
 ], ids=str)
 def test_16_bits(agree, dtype, shape):
     """The gate's gradient is made of differences that are exact, but for o in the 16 bits that it is returned in: with
