@@ -98,7 +98,9 @@ class Saver:
             for group in ("weights", *MOMENTS)
         }
         if groups.rank() == 0:  # buffers are the same everywhere
-            buffers = self._engine.module.named_buffers()
+            module = self._engine.module
+            kept = module.state_dict().keys()  # a module makes the others anew
+            buffers = [(name, x) for name, x in module.named_buffers() if name in kept]
             live["weights"] += [Slice(name, tuple(x.shape), 0, x.flatten()) for name, x in buffers]
         if not self._copies:
             self._copies = {

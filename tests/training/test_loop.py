@@ -110,6 +110,19 @@ def test_stopping_early_changes_nothing_before(train_ranks, expected, grad_clip)
     assert read_state(find_checkpoint(run.dir))["step"] == 3
 
 
+@pytest.mark.parametrize("kind", ["flurka", "lowrank", "sparse_qk", "sparse_hash", "kernel", "feedforward"])
+def test_every_kind_goes_on_where_it_stopped(train_ranks, kind):
+    """Bit by bit, whatever a kind keeps beside its weights."""
+    kind = [f"model.attention.kind={kind}", "model.attention.pattern=[]", "model.attention.kernel.feature_map=favor",
+            "training.micro_batch=8", "training.max_steps=4"]
+    whole = train_ranks(1, *kind)
+    stored = read_tensors(step := find_checkpoint(whole.dir), read_manifest(step))
+    assert stored.keys() == GPT(whole.config.model).state_dict().keys()
+    first = train_ranks(1, "training.stop_after_steps=2", *kind)
+    both = train_ranks(1, *kind, dir=first.dir)
+    assert [row["loss"] for row in both.rows] == [row["loss"] for row in whole.rows]
+
+
 def test_a_buffer_travels_with_the_weights(train_ranks):
     """The Gaussian sketch is drawn once, the same on all ranks, and saved."""
     run = train_ranks(2, "model.attention.polysketch.sketch=gaussian", "training.max_steps=3", "training.micro_batch=4")
