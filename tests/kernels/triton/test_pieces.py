@@ -27,12 +27,12 @@ def compare(found, expected):
         assert (found[name] - x).norm() <= 2e-5 * x.norm(), name
 
 
-@pytest.mark.parametrize("local_blocks, cuts", [
-    (1, [0, C - 1, 3 * C, 3 * C + 5]), (2, [0, 2 * C + 1, 2 * C + 2, 4 * C]),
-], ids=str)
-@pytest.mark.parametrize("shape, backends", [
-    ({"gated": True}, "triton triton triton"), ({"near": False, "gated": True}, "triton triton triton"),
-    ({"r": 20, "h": 2, "hkv": 1}, "triton torch triton"),
+@pytest.mark.parametrize("local_blocks, cuts, shape, backends", [
+    (1, [0, C - 1, 3 * C, 3 * C + 5], {"gated": True}, "triton triton triton"),
+    (2, [0, 2 * C + 1, 2 * C + 2, 4 * C], {"gated": True}, "triton triton triton"),
+    (2, [0, 2 * C + 1, 2 * C + 2, 4 * C], {"near": False, "gated": True}, "triton triton triton"),
+    (2, [0, 2 * C + 1, 4 * C], {"r": 20, "h": 2, "hkv": 1}, "torch triton"),
+    (1, [0, C + 1, 3 * C], {"r": 20}, "triton torch"),
 ], ids=str)
 def test_pieces_make_the_whole(local_blocks, cuts, shape, backends):
     """Output and every gradient, which flows back through the states; they are the same for both backends."""

@@ -84,8 +84,10 @@ def test_norms(agree, factor, dtype, tolerance):
     agree(arguments, tolerance, dtype=dtype, block_size=C, scale=1 / 16)
 
 
-@pytest.mark.parametrize("lengths", [[C, 1, 2 * C + 1, 3], [5, 0, C + 7, 0], [2, 1, 3]], ids=str)
-@pytest.mark.parametrize("local_blocks, gated", [(1, True), (2, False), (2, True)])
+@pytest.mark.parametrize("lengths, local_blocks, gated", [
+    ([C, 1, 2 * C + 1, 3], 1, True), ([C, 1, 2 * C + 1, 3], 2, True), ([5, 0, C + 7, 0], 2, False),
+    ([2, 1, 3], 1, True),
+], ids=str)
 def test_packed_documents(agree, small_tiles, lengths, local_blocks, gated):
     """The definition takes them one at a time."""
     ends = torch.tensor([0, *torch.tensor(lengths).cumsum(0)], dtype=torch.int32, device=DEVICE)
