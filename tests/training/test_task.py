@@ -60,7 +60,7 @@ def train(kind_of_model):
     model = kind_of_model(config.model)
     task, fresh = (Task(config.data.path, config.data.synthetic, vocab_size, stream) for stream in ("train", "test"))
     optimizer = torch.optim.AdamW(parameter_groups(model, training.weight_decay), betas=tuple(training.betas))
-    for step in range(training.max_steps):
+    for step in range(training.last_step):
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, training)
         inputs, labels = map(torch.from_numpy, batch(task, 0, step, config.sequences, context))
