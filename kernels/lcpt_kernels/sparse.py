@@ -16,6 +16,7 @@ from torch import Tensor
 
 from lcpt_kernels import reference
 from lcpt_kernels.arguments import check_backend, check_packed, check_pair, require
+from lcpt_kernels.chunked import accumulated
 from lcpt_kernels.streaming import each_document
 
 ROWS = 128  # queries at a time: bounds the memory of a tile of scores to ROWS × the keys that they see
@@ -114,21 +115,21 @@ class _Intervals(torch.autograd.Function):
         ctx.scale = scale
         o = q.new_empty(len(q), v.shape[1])
         for rows, keys, p in _tiles(q, k, first, last, scale):
-            o[rows] = p @ _wide(v[keys])
+            o[rows] = p @ accumulated(v[keys])
         return o
 
     @staticmethod
     def backward(ctx, do):
         q, k, v, first, last = ctx.saved_tensors
         dq = torch.empty_like(q)
-        dk, dv = (torch.zeros_like(_wide(x)) for x in (k, v))  # a key's share comes in parts
+        dk, dv = (torch.zeros_like(accumulated(x)) for x in (k, v))  # a key's share comes in parts
         for rows, keys, p in _tiles(q, k, first, last, ctx.scale):
-            do_rows = _wide(do[rows])
+            do_rows = accumulated(do[rows])
             dv[keys] += p.mT @ do_rows
-            p_dp = (do_rows @ _wide(v[keys]).mT).mul_(p)
+            p_dp = (do_rows @ accumulated(v[keys]).mT).mul_(p)
             ds = p_dp.addcmul_(p, p_dp.sum(-1, keepdim=True), value=-1)
-            dq[rows] = ctx.scale * (ds @ _wide(k[keys]))
-            dk[keys] += ds.mT @ (ctx.scale * _wide(q[rows]))
+            dq[rows] = ctx.scale * (ds @ accumulated(k[keys]))
+            dk[keys] += ds.mT @ (ctx.scale * accumulated(q[rows]))
         return dq, dk.to(k.dtype), dv.to(v.dtype), None, None, None
 
 
@@ -140,7 +141,7 @@ def _tiles(q, k, first, last, scale) -> Iterator[tuple[slice, slice, Tensor]]:
     bounds = torch.stack((first[starts], first[ends], last[starts], last[ends]), dim=1).tolist()
     for start, (from_all, from_some, to_some, to_all) in zip(range(0, len(q), ROWS), bounds, strict=True):
         rows, keys = slice(start, min(start + ROWS, len(q))), slice(from_all, to_all)
-        s = (scale * _wide(q[rows])) @ _wide(k[keys]).mT
+        s = (scale * accumulated(q[rows])) @ accumulated(k[keys]).mT
         number = torch.arange(from_all, to_all, dtype=torch.int32, device=q.device)
         left, right = from_some - from_all, to_some - from_all  # no query's edge lies between these
         s[:, :left].masked_fill_(number[:left] < first[rows, None], -torch.inf)
@@ -165,7 +166,3 @@ def _check_marks(q, k, q_keep, k_keep, q_bucket, k_bucket) -> None:
 def _starts(cu_seqlens: Tensor) -> Tensor:
     """[T]: where the document of each token begins."""
     return cu_seqlens[:-1].long().repeat_interleave(cu_seqlens.diff())
-
-
-def _wide(x: Tensor) -> Tensor:
-    return x if x.dtype == torch.float64 else x.float()

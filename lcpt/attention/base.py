@@ -129,17 +129,17 @@ class LinearCost(Attention):
     def features(self) -> int:
         """F: rows of the state of a head."""
 
-    @abstractmethod
     def score_size(self) -> int:
         """Length of the vectors whose product is a weight inside the last blocks."""
+        return self.head_dim
 
-    @abstractmethod
     def map_flops(self) -> float:
         """FLOPs that make features of one query or key of one head, before attention begins."""
+        return 0.0
 
-    @abstractmethod
     def tail_numbers(self) -> int:
         """Numbers that a key-value head keeps of a token which has not yet gone over into the state."""
+        return self.score_size() + self.head_dim
 
     def attend_flops(self, context: int) -> tuple[float, float]:
         reach = self.block_size * self.local_blocks

@@ -37,12 +37,3 @@ class Fastmax(LinearCost):
 
     def features(self) -> int:
         return QuadraticFeatures(self.head_dim, self.coefficients).dimension
-
-    def score_size(self) -> int:
-        return self.head_dim
-
-    def map_flops(self) -> float:
-        return 0.0
-
-    def tail_numbers(self) -> int:
-        return 2 * self.head_dim

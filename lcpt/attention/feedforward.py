@@ -104,11 +104,5 @@ class Feedforward(LinearCost):
     def features(self) -> int:
         return self.head_dim
 
-    def score_size(self) -> int:
-        return self.head_dim
-
     def map_flops(self) -> float:
         return 2.0 * sum(p.numel() for p in self.phi.parameters()) / self.n_kv_heads
-
-    def tail_numbers(self) -> int:
-        return 2 * self.head_dim

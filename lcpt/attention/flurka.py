@@ -66,9 +66,6 @@ class Flurka(LinearCost):
     def map_flops(self) -> float:
         return self.feature_map.flops * (1 if self.local == "softmax" else 2)
 
-    def tail_numbers(self) -> int:
-        return self.score_size() + self.head_dim
-
     def attend_flops(self, context: int) -> tuple[float, float]:
         """Keys of the state are r summaries a block instead of its c tokens."""
         forward, backward = super().attend_flops(context)

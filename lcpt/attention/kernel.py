@@ -34,9 +34,6 @@ class Kernel(LinearCost):
     def map_flops(self) -> float:
         return self.feature_map.flops
 
-    def tail_numbers(self) -> int:
-        return self.feature_map.size + self.head_dim
-
     def features(self) -> int:
         return self.feature_map.size
 

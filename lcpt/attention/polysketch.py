@@ -56,9 +56,6 @@ class Polysketch(LinearCost):
     def features(self) -> int:
         return QuadraticFeatures(self.size, (0, 0, 1)).dimension
 
-    def score_size(self) -> int:
-        return self.head_dim
-
     def map_flops(self) -> float:
         return self.sketch.flops()
 

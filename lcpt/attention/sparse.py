@@ -18,7 +18,7 @@ from lcpt_kernels import sparse_attention
 from lcpt_kernels.sparse import ROWS
 from torch import Tensor, nn
 
-from lcpt.attention.base import Attention, Projected
+from lcpt.attention.base import Attention, Projected, in_fp32
 from lcpt.attention.feature_maps import per_head
 
 PULL = 20.0  # where a loss pushes all scores one way, their share comes to rest 1 / PULL off its target
@@ -150,7 +150,7 @@ class LearnedKeep(nn.Module):
         nn.init.constant_(self.projection.bias, NormalDist().inv_cdf(self.kept))
 
     def forward(self, p: Projected, positions: Tensor) -> Marks:
-        scores = _wide(self.projection(p.x.detach()))  # [B, T, H + Hkv]
+        scores = in_fp32(self.projection(p.x.detach()))  # [B, T, H + Hkv]
         keep = scores > 0
         share = keep.float().mean((0, 1))
         gate = straight_through(Pull.apply(scores, PULL * (share - self.kept)).sigmoid())
@@ -202,7 +202,7 @@ class RandomHash(nn.Module):
 
     @torch.no_grad()
     def forward(self, x: Tensor) -> tuple[Tensor, None]:
-        along = per_head(_wide(x), self.R)
+        along = per_head(in_fp32(x), self.R)
         return torch.cat((along, -along), dim=-1).argmax(-1).int(), None
 
 
@@ -219,8 +219,8 @@ class LearnedHash(nn.Module):
         self.flops = 2.0 * head_dim * buckets
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        b = _wide(self.b).view(len(self.W), -1).repeat_interleave(x.shape[2] // len(self.W), dim=0)
-        logits = per_head(_wide(x.detach()), self.W) + b  # [B, T, H, buckets]
+        b = in_fp32(self.b).view(len(self.W), -1).repeat_interleave(x.shape[2] // len(self.W), dim=0)
+        logits = per_head(in_fp32(x.detach()), self.W) + b  # [B, T, H, buckets]
         bucket = logits.argmax(-1)
         share = nn.functional.one_hot(bucket, logits.shape[-1]).float().mean((0, 1))  # [H, buckets]
         pulled = Pull.apply(logits, PULL * (logits.shape[-1] * share - 1))
@@ -256,10 +256,6 @@ def mixed(x: Tensor) -> Tensor:
     for _ in range(2):
         x = ((x >> 16) ^ x) * 0x045D9F3B & 0xFFFFFFFF
     return (x >> 16) ^ x
-
-
-def _wide(x: Tensor) -> Tensor:
-    return x if x.dtype == torch.float64 else x.float()
 
 
 def _gated(x: Tensor, gate: Tensor | None) -> Tensor:
