@@ -1,58 +1,65 @@
-"""Tile sizes, warps and stages of every kernel, by the wider of q and v, and by type. No search at run time.
+"""Tile sizes, warps and stages of every kernel: a table, and no search at run time.
 
 BM are queries and BN keys: of the program, or of a step of its loop. BT are tokens, PAIRS tiles of 64 features, B the
-numbers of a state. Chosen by what the compiler makes of them for sm_90 (report.py): no spills, no serialised wgmma,
-states read by as many rows as fit. Which are fastest, a GPU has yet to say.
+numbers of a state. A column is for 16 bits and tensors up to so wide, or for fp32; a row of a target says where it
+differs from sm_90. Chosen by what the compiler makes of them (report.py): no spills, no serialised wgmma, states read
+by as many rows as fit. Which are fastest, a GPU has yet to say. Nothing depends on how many tokens there are.
 """
 
 from __future__ import annotations
 
+from functools import cache
+
 import torch
 
-
-def scan() -> dict[str, int]:
-    return {"B": 512, "num_warps": 4, "num_stages": 3}
-
-
-def state(width: int, type: torch.dtype) -> dict[str, int]:
-    if type == torch.float32:
-        return {"PAIRS": 1, "BT": 32, "num_warps": 8, "num_stages": 1}
-    if width <= 128:
-        return {"PAIRS": 2, "BT": 64, "num_warps": 8, "num_stages": 2}
-    return {"PAIRS": 1, "BT": 32, "num_warps": 8, "num_stages": 2}
-
-
-def rest(type: torch.dtype) -> dict[str, int]:
-    return {"BT": 32 if type == torch.float32 else 64, "num_warps": 4, "num_stages": 1}
-
-
-def output(width: int, type: torch.dtype) -> dict[str, int]:
-    if type == torch.float32:
-        return {"BM": 32, "BN": 32, "num_warps": 4, "num_stages": 1}
-    if width <= 128:
-        return {"BM": 128, "BN": 64, "num_warps": 8, "num_stages": 2}
-    return {"BM": 64, "BN": 32, "num_warps": 8, "num_stages": 2}
-
-
-def backward_query(width: int, type: torch.dtype) -> dict[str, int]:
-    if type == torch.float32:
-        return {"BM": 32, "BN": 32, "num_warps": 8, "num_stages": 1}
-    if width <= 128:
-        return {"BM": 128, "BN": 32, "num_warps": 8, "num_stages": 2}
-    return {"BM": 64, "BN": 32, "num_warps": 8, "num_stages": 2}
+NAMES = {
+    "scan": ("B",), "state": ("PAIRS", "BT"), "rest": ("BT",), "output": ("BM", "BN"),
+    "backward_query": ("BM", "BN"), "backward_value": ("BM", "BN"), "backward_key": ("BM", "BN"),
+}
+TABLE = {  # tiles, then warps and stages
+    "scan": {64: (512, 4, 3)},
+    "state": {64: (2, 64, 8, 2), 128: (2, 64, 8, 2), 256: (1, 32, 8, 2), "fp32": (1, 32, 8, 1)},
+    "rest": {64: (64, 4, 1), "fp32": (32, 4, 1)},
+    "output": {64: (128, 64, 8, 2), 128: (128, 64, 8, 2), 256: (64, 32, 8, 2), "fp32": (32, 32, 4, 1)},
+    "backward_query": {64: (128, 32, 8, 2), 128: (128, 32, 8, 2), 256: (64, 32, 8, 2), "fp32": (32, 32, 8, 1)},
+    "backward_value": {64: (32, 128, 8, 2), 128: (32, 128, 8, 2), 256: (32, 64, 8, 1), "fp32": (32, 32, 8, 1)},
+    "backward_key": {64: (32, 128, 8, 2), 128: (32, 128, 8, 1), 256: (16, 128, 8, 1), "fp32": (32, 32, 4, 1)},
+}
+DIFFERENT = {
+    "sm_80": {
+        "state": {128: (2, 32, 8, 2)},
+        "rest": {64: (64, 4, 2)},
+        "output": {128: (128, 32, 8, 2)},
+        "backward_value": {128: (32, 64, 8, 2)},
+        "backward_key": {128: (32, 64, 8, 2)},
+    },
+    "sm_100": {"backward_value": {64: (32, 128, 8, 1)}},
+    "gfx942": {
+        "output": {128: (128, 32, 8, 2)},
+        "backward_query": {128: (64, 32, 4, 1)},
+        "backward_value": {64: (32, 64, 4, 1), 128: (32, 64, 8, 1)},
+        "backward_key": {64: (32, 64, 4, 1), 128: (32, 64, 8, 1)},
+    },
+}
 
 
-def backward_value(width: int, type: torch.dtype) -> dict[str, int]:
-    if type == torch.float32:
-        return {"BM": 32, "BN": 32, "num_warps": 8, "num_stages": 1}
-    if width <= 128:
-        return {"BM": 32, "BN": 128, "num_warps": 8, "num_stages": 2}
-    return {"BM": 32, "BN": 64, "num_warps": 8, "num_stages": 1}
+def tiles(kernel: str, width: int = 0, type: torch.dtype = torch.bfloat16) -> dict[str, int]:
+    """The constants and options of `kernel`, for tensors no wider than `width`."""
+    columns = TABLE[kernel] | DIFFERENT.get(target(), {}).get(kernel, {})
+    if type == torch.float32 and "fp32" in columns:
+        sizes = columns["fp32"]
+    else:
+        widths = [column for column in columns if column != "fp32"]
+        sizes = columns[min((column for column in widths if column >= width), default=max(widths))]
+    return dict(zip((*NAMES[kernel], "num_warps", "num_stages"), sizes, strict=True))
 
 
-def backward_key(width: int, type: torch.dtype) -> dict[str, int]:
-    if type == torch.float32:
-        return {"BM": 32, "BN": 32, "num_warps": 4, "num_stages": 1}
-    if width <= 128:
-        return {"BM": 32, "BN": 128, "num_warps": 8, "num_stages": 2 if width <= 64 else 1}
-    return {"BM": 16, "BN": 128, "num_warps": 8, "num_stages": 1}
+@cache
+def target() -> str:
+    """The row of the table that is for the current device; without one sm_90."""
+    if not torch.cuda.is_available():
+        return "sm_90"
+    if torch.version.hip:
+        return "gfx942"
+    major, _ = torch.cuda.get_device_capability()
+    return {8: "sm_80", 9: "sm_90"}.get(major, "sm_100")

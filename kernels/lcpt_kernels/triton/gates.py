@@ -31,16 +31,24 @@ def gradient_of_gate(
 
     near [B, T, H]: Σ_s − Σ_t of those of local keys, which a sum from t on leaves to be crossed; of the state's, summed
     over keys for each query, of_rows [B, T, H], over queries for each key, of_keys [B, T, H], and the part that goes
-    through a whole block, through [N, H]. -> [B, T, H] fp32.
+    through a whole block, through [N, H], of a document's last: that which leaves it. -> [B, T, H] fp32.
 
-    That the last does not come from the two before it, as it could, keeps their roundings inside a block.
+    What crosses from one block into the next is seen from both, of_keys before it and of_rows behind it. Rows are the
+    more exact: with those of near they add up to almost 0. So keys make up for what is missing, each its share.
     """
     first, after, end, rows = blocks.of_tokens(near.shape[1])
-    near, of_rows, of_keys = before(near), before(of_rows), before(of_keys)
+    near, of_rows, of_keys, size = before(near), before(of_rows), before(of_keys), before(of_keys.abs())
     crossing = near[:, end] - near[:, :-1]
     inside = of_rows[:, after] - of_rows[:, :-1] + of_keys[:, :-1] - of_keys[:, first]
-    decayed = torch.where(after > past, 1.0, 0.0)[:, None]  # as in log_decay_of_blocks
-    return (crossing + inside + decayed * through[rows]).float()
+
+    batch, start, stop, _, _ = blocks.table.long().unbind(1)
+    decayed = stop > past  # as in log_decay_of_blocks
+    decayed[blocks.documents[:, 1].long() - 1] = False  # nor does a document's last block
+    entering = of_rows[batch, stop] - of_rows[batch, start] + through
+    missing = entering.roll(-1, 0) - through - (of_keys[batch, stop] - of_keys[batch, start])
+    missing = torch.where(decayed[:, None], missing / (size[batch, stop] - size[batch, start]).clamp(min=1e-30), 0.0)
+    inside += missing[rows] * (size[:, :-1] - size[:, first])
+    return (crossing + inside + torch.where(decayed[:, None], through, 0.0)[rows]).float()
 
 
 def before(x: Tensor) -> Tensor:

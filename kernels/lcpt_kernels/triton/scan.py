@@ -38,7 +38,8 @@ def scan_backward(
 ) -> tuple[Tensor | None, Tensor | None]:
     """In place. x, of every block the gradient of its state's features as they are; d_end, the gradient of what `scan`
     returned; met, with log_decay: x as `scan` left it. -> with keep_before, the gradient of before; with log_decay
-    [N, H] fp32, the product of what goes through every block and its gradient."""
+    [N, H] fp32, the product of what goes through every block and its gradient; of a document's last block, what `scan`
+    returned and its gradient."""
     d_before = torch.empty(len(blocks.documents), *x.shape[1:], device=x.device) if keep_before else None
     grid, sizes = launch(x, blocks, local_blocks)
     tiles = grid[0] // len(blocks.documents)
@@ -51,7 +52,7 @@ def scan_backward(
 
 def launch(x: Tensor, blocks: Blocks, local_blocks: int) -> tuple[tuple[int, int], dict[str, int]]:
     width = x.shape[3] if x.ndim == 4 else 1
-    elements, tiles = x.shape[2] * width, configurations.scan()
+    elements, tiles = x.shape[2] * width, configurations.tiles("scan")
     sizes = dict(ELEMENTS=elements, WIDTH=width, LOCAL_BLOCKS=local_blocks, **tiles)
     return (len(blocks.documents) * triton.cdiv(elements, tiles["B"]), x.shape[1]), sizes
 
@@ -122,7 +123,12 @@ def scan_backward_kernel(
     some = mask & (first <= last)
     state = weight * tl.load(at, mask=some, other=0.0).to(tl.float32)
     if END:
-        state += tl.load(d_end + (document * heads + head) * ELEMENTS + element, mask=mask, other=0.0)
+        leaving = tl.load(d_end + (document * heads + head) * ELEMENTS + element, mask=mask, other=0.0)
+        state += leaving
+        if GATED:
+            S = tl.load(met + slot * ELEMENTS + element, mask=some, other=0.0).to(tl.float32)
+            S /= tl.where(weight == 0.0, 1.0, weight)
+            tl.store(through + slot * tiles + tl.program_id(0) % tiles, tl.sum(S * leaving), mask=first <= last)
     later = tl.zeros((B,), tl.float32)  # the last block's keys reach no state
     tl.store(at, later.to(x.dtype.element_ty), mask=some)
     for _ in range(first, last):

@@ -13,8 +13,9 @@ import triton.language as tl
 from torch import Tensor
 
 from lcpt_kernels.triton import configurations
+from lcpt_kernels.triton.local import decayed, load_gates, scores, weight_and_slope
 from lcpt_kernels.triton.problem import Problem
-from lcpt_kernels.triton.tiles import load_rows, store_rows, weight_and_slope
+from lcpt_kernels.triton.tiles import load_block, load_rows, of_head, store_rows
 
 
 def squared_backward_key(problem: Problem, do: Tensor, delta: Tensor, z: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -23,7 +24,7 @@ def squared_backward_key(problem: Problem, do: Tensor, delta: Tensor, z: Tensor)
     p = problem
     dk = torch.empty(p.k.shape, dtype=p.k.dtype if p.exact else torch.float32, device=p.k.device)
     near = None if p.since is None else torch.empty_like(p.since)
-    tiles = configurations.backward_key(max(p.q.shape[3], p.v.shape[3]), p.type)
+    tiles = configurations.tiles("backward_key", max(p.q.shape[3], p.v.shape[3]), p.type)
     pieces = triton.cdiv(p.blocks.size, tiles["BN"])
     squared_backward_key_kernel[(p.blocks.count * pieces, p.v.shape[2])](
         **p.arguments(squared_backward_key_kernel), do=do, do_strides=do.stride()[:3], delta=delta, z=z,
@@ -50,26 +51,19 @@ def squared_backward_key_kernel(
     key_heads = tl.num_programs(1)
     heads = key_heads * group
     TYPE: tl.constexpr = tl.float32 if v.dtype.element_ty == tl.float32 else tl.bfloat16
-    batch = tl.load(blocks + block * 5).to(tl.int64)
-    first = tl.load(blocks + block * 5 + 1)
-    stop = tl.load(blocks + block * 5 + 2)
-    end = tl.load(blocks + block * 5 + 4)
+    batch, first, stop, begin, end = load_block(blocks, block)
     lowest = first + tl.program_id(0) % pieces * BN
     s = lowest + tl.arange(0, BN)
     inside = s < stop
-    k += batch * k_strides[0] + head.to(tl.int64) * k_strides[2]
-    v += batch * v_strides[0] + head.to(tl.int64) * v_strides[2]
-    k_rows = load_rows(k, s, k_strides[1], inside, D, D_PAD)  # [BN, D]
-    v_rows = load_rows(v, s, v_strides[1], inside, DV, DV_PAD)  # [BN, DV]
+    k_rows = load_rows(of_head(k, k_strides, batch, head), s, k_strides[1], inside, D, D_PAD)  # [BN, D]
+    v_rows = load_rows(of_head(v, v_strides, batch, head), s, v_strides[1], inside, DV, DV_PAD)  # [BN, DV]
     dk_rows = tl.zeros((BN, D_PAD), tl.float32)
     near_rows = tl.zeros((BN,), tl.float32)
     last = tl.minimum(end, first + LOCAL_BLOCKS * block_size)
-    if GATED:
-        since += batch * (tokens + past) * key_heads + head
-        g = tl.load(since + s.to(tl.int64) * key_heads, mask=inside, other=0.0)
-        g_block = tl.load(since + (stop - 1).to(tl.int64) * key_heads, mask=first < stop, other=0.0)
-    q += batch * q_strides[0] + (head * group).to(tl.int64) * q_strides[2]
-    do += batch * do_strides[0] + (head * group).to(tl.int64) * do_strides[2]
+    gates = batch * (tokens + past) * key_heads + head  # of the key head's first
+    g = load_gates(since, gates, s, key_heads, inside, GATED)
+    g_block = load_gates(since, gates, stop - 1, key_heads, first < stop, GATED and LOCAL_BLOCKS == 2)
+    q, do = of_head(q, q_strides, batch, head * group), of_head(do, do_strides, batch, head * group)
     for h in range(0, group):
         for m in range(tl.maximum(lowest, past), last, BM):
             t = m + tl.arange(0, BM)
@@ -77,16 +71,11 @@ def squared_backward_key_kernel(
             query = (batch * tokens + t - past) * heads + head * group + h
             do_rows = load_rows(do, t - past, do_strides[1], t < last, DV, DV_PAD)  # [BM, DV]
             delta_rows = tl.load(delta + query, mask=t < last, other=0.0)  # [BM]
-            score = scale * tl.dot(k_rows, tl.trans(q_rows), input_precision="ieee")  # [BN, BM]
-            w, slope = weight_and_slope(score, c0, c1, c2, DEGREE)
+            w, slope = weight_and_slope(scores(k_rows, q_rows, scale), c0, c1, c2, DEGREE)  # [BN, BM]
             dw = tl.dot(v_rows, tl.trans(do_rows), input_precision="ieee") + delta_rows[None, :]
             dw /= tl.load(z + query, mask=t < last, other=1.0)[None, :]
-            if GATED:
-                g_t = tl.load(since + t.to(tl.int64) * key_heads, mask=t < last, other=0.0)
-                if LOCAL_BLOCKS == 2:
-                    g_t += tl.where(t >= stop, g_block, 0.0)
-                dw *= tl.exp(tl.minimum(g_t[None, :] - g[:, None], 0.0))
-            dw = tl.where(s[:, None] <= t[None, :], dw, 0.0)
+            g_t = load_gates(since, gates, t, key_heads, t < last, GATED) + tl.where(t >= stop, g_block, 0.0)
+            dw = decayed(dw, s[:, None] <= t[None, :], g_t[None, :] - g[:, None], GATED)
             if GATED:
                 near_rows += tl.sum(w * dw, axis=1)
             ds = (slope * dw).to(TYPE)

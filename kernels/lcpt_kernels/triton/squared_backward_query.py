@@ -13,16 +13,18 @@ import triton.language as tl
 from torch import Tensor
 
 from lcpt_kernels.triton import configurations
+from lcpt_kernels.triton.local import decayed, load_gates, scores, weight_and_slope
 from lcpt_kernels.triton.problem import Problem
 from lcpt_kernels.triton.tiles import (
     GROUP,
     PAIR,
     contract,
-    load_group,
+    load_block,
+    load_pair,
     load_rows,
     load_square,
+    of_head,
     store_rows,
-    weight_and_slope,
 )
 
 
@@ -31,12 +33,12 @@ def squared_backward_query(
 ) -> tuple[Tensor | None, Tensor, Tensor | None, Tensor | None]:
     """The states of every block; do [B, T, H, Dv], delta and z [B, T, H] fp32
     -> dq [B, T, H, D] (None without q and k: then da has it), da [B, T, H, R], and for the gate (None without) of every
-    query Σ_s dW_ts W_ts of local keys and through the state, [B, T, H] fp32 each."""
+    query Σ_s dW_ts W_ts of local keys and through the state, [B, T, H] fp32 each. With a gate delta is made again."""
     p = problem
     dq = torch.empty(p.q.shape, dtype=p.q.dtype, device=p.q.device) if p.exact else None
     da = torch.empty(p.a.shape, dtype=p.a.dtype, device=p.a.device)
     near, far = (None, None) if p.since is None else (torch.empty_like(z), torch.empty_like(z))
-    tiles = configurations.backward_query(max(p.q.shape[3], p.v.shape[3]), p.type)
+    tiles = configurations.tiles("backward_query", max(p.q.shape[3], p.v.shape[3], 2 * p.a.shape[3]), p.type)
     pieces = triton.cdiv(p.blocks.size, tiles["BM"])
     squared_backward_query_kernel[(p.blocks.count * pieces, p.q.shape[2])](
         **p.arguments(squared_backward_query_kernel), values=values, norms=norms, do=do, do_strides=do.stride()[:3],
@@ -60,7 +62,7 @@ def squared_backward_query_kernel(
     near, far,  # [B, T, H]
     blocks,  # [N, 5]
     pair_table,  # [2, PAIRS]
-    tokens, past, group, block_size, pieces, scale, c0, c1, c2,
+    tokens, past, group, block_size, pieces, scale, offset, c0, c1, c2,
     R: tl.constexpr, R_PAD: tl.constexpr, D: tl.constexpr, D_PAD: tl.constexpr, DV: tl.constexpr, DV_PAD: tl.constexpr,
     F: tl.constexpr, M: tl.constexpr, PAIRS: tl.constexpr, LINEAR: tl.constexpr, CONSTANT: tl.constexpr,
     DEGREE: tl.constexpr, LOCAL_BLOCKS: tl.constexpr, GATED: tl.constexpr,
@@ -70,19 +72,13 @@ def squared_backward_query_kernel(
     heads, key_head = tl.num_programs(1), head // group
     key_heads = heads // group
     TYPE: tl.constexpr = values.dtype.element_ty
-    batch = tl.load(blocks + block * 5).to(tl.int64)
-    first = tl.load(blocks + block * 5 + 1)
-    stop = tl.load(blocks + block * 5 + 2)
-    begin = tl.load(blocks + block * 5 + 3)
+    batch, first, stop, begin, end = load_block(blocks, block)
     t = first + tl.program_id(0) % pieces * BM + tl.arange(0, BM)
     inside = (t < stop) & (t >= past)
-    q += batch * q_strides[0] + head.to(tl.int64) * q_strides[2]
-    a += batch * a_strides[0] + head.to(tl.int64) * a_strides[2]
-    k += batch * k_strides[0] + key_head.to(tl.int64) * k_strides[2]
-    v += batch * v_strides[0] + key_head.to(tl.int64) * v_strides[2]
+    q, a = of_head(q, q_strides, batch, head), of_head(a, a_strides, batch, head)
+    k, v = of_head(k, k_strides, batch, key_head), of_head(v, v_strides, batch, key_head)
     row = (batch * tokens + t - past) * heads + head
-    do += batch * do_strides[0] + head.to(tl.int64) * do_strides[2]
-    do_rows = load_rows(do, t - past, do_strides[1], inside, DV, DV_PAD)  # [BM, DV]
+    do_rows = load_rows(of_head(do, do_strides, batch, head), t - past, do_strides[1], inside, DV, DV_PAD)  # [BM, DV]
     delta_rows = tl.load(delta + row, mask=inside, other=0.0)  # [BM]
     factor = 1.0 / tl.load(z + row, mask=inside, other=1.0)
 
@@ -97,9 +93,7 @@ def squared_backward_query_kernel(
     if PAIRS > 0:
         gradient = tl.zeros((BM, R_PAD // GROUP, GROUP), tl.float32)
         for pair in range(0, PAIRS):
-            i, j = tl.load(pair_table + pair), tl.load(pair_table + PAIRS + pair)
-            a_i = load_group(a, t - past, a_strides[1], inside, i)
-            a_j = load_group(a, t - past, a_strides[1], inside, j)
+            a_i, a_j, i, j = load_pair(a, t - past, a_strides[1], inside, pair_table, pair, PAIRS)
             S = load_rows(state, feature + pair * PAIR, DV, feature < PAIR, DV, DV_PAD)
             d_features = tl.dot(do_rows.to(TYPE), tl.trans(S), input_precision="ieee")  # [BM, DV] @ [DV, 64]
             gradient = contract(d_features, a_i, a_j, i, j, gradient)
@@ -116,9 +110,9 @@ def squared_backward_query_kernel(
     if CONSTANT and GATED:
         S = tl.load(state + (F - 1) * DV + column, mask=column < DV, other=0.0).to(tl.float32)
         far_rows += tl.sum(do_rows.to(tl.float32) * S[None, :], axis=1) + delta_rows * tl.load(norms + M - 1)
+    gates = batch * (tokens + past) * key_heads + key_head  # of the key head's first
+    g = load_gates(since, gates, t, key_heads, inside, GATED)
     if GATED:
-        since += batch * (tokens + past) * key_heads + key_head
-        g = tl.load(since + t.to(tl.int64) * key_heads, mask=inside, other=0.0)
         da_rows *= tl.exp(g)[:, None]
         far_rows *= tl.exp(g)
 
@@ -126,25 +120,23 @@ def squared_backward_query_kernel(
     q_rows = load_rows(q, t - past, q_strides[1], inside, D, D_PAD)  # [BM, D]
     dq_rows = tl.zeros((BM, D_PAD), tl.float32)
     near_rows = tl.zeros((BM,), tl.float32)
+    near_norm = tl.zeros((BM,), tl.float32)
     start = tl.maximum(begin, first - (LOCAL_BLOCKS - 1) * block_size)
-    end = tl.minimum(stop, first + (tl.program_id(0) % pieces + 1) * BM)
-    if GATED and LOCAL_BLOCKS == 2:
-        g_before = tl.load(since + (first - 1).to(tl.int64) * key_heads, mask=start < first, other=0.0)
-    for n in range(start, end, BN):
+    last = tl.minimum(stop, first + (tl.program_id(0) % pieces + 1) * BM)
+    g_before = load_gates(since, gates, first - 1, key_heads, start < first, GATED and LOCAL_BLOCKS == 2)
+    for n in range(start, last, BN):
         s = n + tl.arange(0, BN)
         k_rows = load_rows(k, s, k_strides[1], s < stop, D, D_PAD)  # [BN, D]
         v_rows = load_rows(v, s, v_strides[1], s < stop, DV, DV_PAD)  # [BN, DV]
-        score = scale * tl.dot(q_rows, tl.trans(k_rows), input_precision="ieee")
-        w, slope = weight_and_slope(score, c0, c1, c2, DEGREE)
+        w, slope = weight_and_slope(scores(q_rows, k_rows, scale), c0, c1, c2, DEGREE)
+        g_s = load_gates(since, gates, s, key_heads, s < stop, GATED) - tl.where(s < first, g_before, 0.0)
+        seen, log_decay = s[None, :] <= t[:, None], g[:, None] - g_s[None, :]
         dw = tl.dot(do_rows, tl.trans(v_rows), input_precision="ieee") + delta_rows[:, None]  # [BM, BN]
         if GATED:
-            g_s = tl.load(since + s.to(tl.int64) * key_heads, mask=s < stop, other=0.0)
-            if LOCAL_BLOCKS == 2:
-                g_s -= tl.where(s < first, g_before, 0.0)
-            dw *= tl.exp(tl.minimum(g[:, None] - g_s[None, :], 0.0))
-        dw = tl.where(s[None, :] <= t[:, None], dw, 0.0)
-        if GATED:
+            w = decayed(w, seen, log_decay, GATED)
             near_rows += tl.sum(w * dw, axis=1)
+            near_norm += tl.sum(w, axis=1)
+        dw = decayed(dw, seen, log_decay, GATED)
         dq_rows = tl.dot((slope * dw).to(TYPE), k_rows.to(TYPE), dq_rows, input_precision="ieee")  # [BM, BN] @ [BN, D]
     if DEGREE == 0:
         da_rows += scale * dq_rows
@@ -152,5 +144,11 @@ def squared_backward_query_kernel(
         store_rows(dq, row, D, inside, (scale * factor)[:, None] * dq_rows, D, D_PAD)
     store_rows(da, row, R, inside, factor[:, None] * da_rows, R, R_PAD)
     if GATED:
+        # All of a row's weights are at hand: δ once more, now not from a rounded o.
+        correction = -factor * (near_rows + far_rows + delta_rows * offset)
+        delta_rows += correction
+        near_rows += correction * near_norm
+        far_rows = -delta_rows * offset - near_rows
+        tl.store(delta + row, delta_rows, mask=inside)
         tl.store(near + row, factor * near_rows, mask=inside)
         tl.store(far + row, factor * far_rows, mask=inside)

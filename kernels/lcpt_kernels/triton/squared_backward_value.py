@@ -14,17 +14,19 @@ import triton.language as tl
 from torch import Tensor
 
 from lcpt_kernels.triton import configurations
+from lcpt_kernels.triton.local import decayed, load_gates, scores, weight_and_slope
 from lcpt_kernels.triton.problem import Problem
 from lcpt_kernels.triton.tiles import (
     GROUP,
     PAIR,
     contract,
-    load_group,
+    load_block,
+    load_pair,
     load_rows,
     load_square,
+    of_head,
     products,
     store_rows,
-    weight_and_slope,
 )
 
 
@@ -38,7 +40,7 @@ def squared_backward_value(
     dv = torch.empty(p.v.shape, dtype=p.v.dtype, device=p.v.device)
     db = torch.empty(p.b.shape, dtype=p.b.dtype if p.exact else torch.float32, device=p.b.device)
     far = None if p.since is None else torch.empty_like(p.since)
-    tiles = configurations.backward_value(max(p.q.shape[3], p.v.shape[3]), p.type)
+    tiles = configurations.tiles("backward_value", max(p.q.shape[3], p.v.shape[3], 2 * p.b.shape[3]), p.type)
     pieces = triton.cdiv(p.blocks.size, tiles["BN"])
     squared_backward_value_kernel[(p.blocks.count * pieces, p.v.shape[2])](
         **p.arguments(squared_backward_value_kernel), values=d_values, norms=d_norms, do=do, do_strides=do.stride()[:3],
@@ -73,16 +75,11 @@ def squared_backward_value_kernel(
     key_heads = tl.num_programs(1)
     heads = key_heads * group
     TYPE: tl.constexpr = values.dtype.element_ty
-    batch = tl.load(blocks + block * 5).to(tl.int64)
-    first = tl.load(blocks + block * 5 + 1)
-    stop = tl.load(blocks + block * 5 + 2)
-    end = tl.load(blocks + block * 5 + 4)
+    batch, first, stop, begin, end = load_block(blocks, block)
     lowest = first + tl.program_id(0) % pieces * BN
     s = lowest + tl.arange(0, BN)
     inside = s < stop
-    k += batch * k_strides[0] + head.to(tl.int64) * k_strides[2]
-    v += batch * v_strides[0] + head.to(tl.int64) * v_strides[2]
-    b += batch * b_strides[0] + head.to(tl.int64) * b_strides[2]
+    b, v = of_head(b, b_strides, batch, head), of_head(v, v_strides, batch, head)
     row = (batch * (tokens + past) + s) * key_heads + head
     v_rows = load_rows(v, s, v_strides[1], inside, DV, DV_PAD).to(TYPE)  # [BN, DV]
 
@@ -98,9 +95,7 @@ def squared_backward_value_kernel(
     if PAIRS > 0:
         gradient = tl.zeros((BN, R_PAD // GROUP, GROUP), tl.float32)
         for pair in range(0, PAIRS):
-            i, j = tl.load(pair_table + pair), tl.load(pair_table + PAIRS + pair)
-            b_i = load_group(b, s, b_strides[1], inside, i)
-            b_j = load_group(b, s, b_strides[1], inside, j)
+            b_i, b_j, i, j = load_pair(b, s, b_strides[1], inside, pair_table, pair, PAIRS)
             dS = load_rows(state, feature + pair * PAIR, DV, feature < PAIR, DV, DV_PAD)
             dv_rows = tl.dot(products(b_i, b_j, TYPE), dS, dv_rows, input_precision="ieee")  # [BN, 64] @ [64, DV]
             d_features = tl.dot(v_rows, tl.trans(dS), input_precision="ieee")  # [BN, DV] @ [DV, 64]
@@ -128,29 +123,22 @@ def squared_backward_value_kernel(
     store_rows(db, row, R, inside, db_rows, R, R_PAD)
 
     # Through the queries of the local blocks.
-    k_rows = load_rows(k, s, k_strides[1], inside, D, D_PAD)  # [BN, D]
+    k_rows = load_rows(of_head(k, k_strides, batch, head), s, k_strides[1], inside, D, D_PAD)  # [BN, D]
     last = tl.minimum(end, first + LOCAL_BLOCKS * block_size)
-    if GATED:
-        since += batch * (tokens + past) * key_heads + head
-        g = tl.load(since + s.to(tl.int64) * key_heads, mask=inside, other=0.0)
-        g_block = tl.load(since + (stop - 1).to(tl.int64) * key_heads, mask=first < stop, other=0.0)
-    q += batch * q_strides[0] + (head * group).to(tl.int64) * q_strides[2]
-    do += batch * do_strides[0] + (head * group).to(tl.int64) * do_strides[2]
+    gates = batch * (tokens + past) * key_heads + head  # of the key head's first
+    g = load_gates(since, gates, s, key_heads, inside, GATED)
+    g_block = load_gates(since, gates, stop - 1, key_heads, first < stop, GATED and LOCAL_BLOCKS == 2)
+    q, do = of_head(q, q_strides, batch, head * group), of_head(do, do_strides, batch, head * group)
     for h in range(0, group):
         for m in range(tl.maximum(lowest, past), last, BM):
             t = m + tl.arange(0, BM)
             q_rows = load_rows(q, t - past, q_strides[1], t < last, D, D_PAD)  # [BM, D]
             query = (batch * tokens + t - past) * heads + head * group + h
             do_rows = load_rows(do, t - past, do_strides[1], t < last, DV, DV_PAD)  # [BM, DV]
-            score = scale * tl.dot(k_rows, tl.trans(q_rows), input_precision="ieee")  # [BN, BM]
-            w, _ = weight_and_slope(score, c0, c1, c2, DEGREE)
-            if GATED:
-                g_t = tl.load(since + t.to(tl.int64) * key_heads, mask=t < last, other=0.0)
-                if LOCAL_BLOCKS == 2:
-                    g_t += tl.where(t >= stop, g_block, 0.0)
-                w *= tl.exp(tl.minimum(g_t[None, :] - g[:, None], 0.0))
+            w, slope = weight_and_slope(scores(k_rows, q_rows, scale), c0, c1, c2, DEGREE)  # [BN, BM]
             w /= tl.load(z + query, mask=t < last, other=1.0)[None, :]
-            w = tl.where(s[:, None] <= t[None, :], w, 0.0)
+            g_t = load_gates(since, gates, t, key_heads, t < last, GATED) + tl.where(t >= stop, g_block, 0.0)
+            w = decayed(w, s[:, None] <= t[None, :], g_t[None, :] - g[:, None], GATED)
             dv_rows = tl.dot(w.to(TYPE), do_rows.to(TYPE), dv_rows, input_precision="ieee")  # [BN, BM] @ [BM, DV]
         q += q_strides[2]
         do += do_strides[2]

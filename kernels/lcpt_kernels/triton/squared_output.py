@@ -13,16 +13,9 @@ import triton.language as tl
 from torch import Tensor
 
 from lcpt_kernels.triton import configurations
+from lcpt_kernels.triton.local import decayed, load_gates, scores, weight_and_slope
 from lcpt_kernels.triton.problem import Problem
-from lcpt_kernels.triton.tiles import (
-    PAIR,
-    load_group,
-    load_rows,
-    load_square,
-    products,
-    store_rows,
-    weight_and_slope,
-)
+from lcpt_kernels.triton.tiles import PAIR, load_block, load_pair, load_rows, load_square, of_head, products, store_rows
 
 
 def squared_output(problem: Problem, values: Tensor, norms: Tensor) -> tuple[Tensor, Tensor]:
@@ -30,11 +23,11 @@ def squared_output(problem: Problem, values: Tensor, norms: Tensor) -> tuple[Ten
     p = problem
     o = torch.empty(*p.q.shape[:3], p.v.shape[3], dtype=p.q.dtype, device=p.q.device)
     z = torch.empty(p.q.shape[:3], dtype=torch.float32, device=p.q.device)
-    tiles = configurations.output(max(p.q.shape[3], p.v.shape[3]), p.type)
+    tiles = configurations.tiles("output", max(p.q.shape[3], p.v.shape[3]), p.type)
     pieces = triton.cdiv(p.blocks.size, tiles["BM"])
     squared_output_kernel[(p.blocks.count * pieces, p.q.shape[2])](
         **p.arguments(squared_output_kernel), values=values, norms=norms, o=o, z=z, pieces=pieces,
-        offset=float(p.plan.offset), **tiles)
+        **tiles)
     return o, z
 
 
@@ -61,16 +54,11 @@ def squared_output_kernel(
     heads, key_head = tl.num_programs(1), head // group
     key_heads = heads // group
     TYPE: tl.constexpr = values.dtype.element_ty
-    batch = tl.load(blocks + block * 5).to(tl.int64)
-    first = tl.load(blocks + block * 5 + 1)
-    stop = tl.load(blocks + block * 5 + 2)
-    begin = tl.load(blocks + block * 5 + 3)
+    batch, first, stop, begin, end = load_block(blocks, block)
     t = first + tl.program_id(0) % pieces * BM + tl.arange(0, BM)
     inside = (t < stop) & (t >= past)
-    q += batch * q_strides[0] + head.to(tl.int64) * q_strides[2]
-    a += batch * a_strides[0] + head.to(tl.int64) * a_strides[2]
-    k += batch * k_strides[0] + key_head.to(tl.int64) * k_strides[2]
-    v += batch * v_strides[0] + key_head.to(tl.int64) * v_strides[2]
+    q, a = of_head(q, q_strides, batch, head), of_head(a, a_strides, batch, head)
+    k, v = of_head(k, k_strides, batch, key_head), of_head(v, v_strides, batch, key_head)
 
     # Everything earlier. The first blocks of a document meet a state of zeros; to leave them out would make the number
     # of steps one of run time, and ptxas serialise wgmma (C7515).
@@ -83,9 +71,7 @@ def squared_output_kernel(
     a_rows = load_rows(a, t - past, a_strides[1], inside, R, R_PAD)  # [BM, R]
     if PAIRS > 0:
         for pair in range(0, PAIRS):
-            i, j = tl.load(pair_table + pair), tl.load(pair_table + PAIRS + pair)
-            a_i = load_group(a, t - past, a_strides[1], inside, i)
-            a_j = load_group(a, t - past, a_strides[1], inside, j)
+            a_i, a_j, i, j = load_pair(a, t - past, a_strides[1], inside, pair_table, pair, PAIRS)
             S = load_rows(state, feature + pair * PAIR, DV, feature < PAIR, DV, DV_PAD)
             sums = tl.dot(products(a_i, a_j, TYPE), S, sums, input_precision="ieee")  # [BM, 64] @ [64, DV]
         gram = load_square(norms, R, R_PAD).to(TYPE)
@@ -98,30 +84,24 @@ def squared_output_kernel(
     if CONSTANT:
         sums += tl.load(state + (F - 1) * DV + column, mask=column < DV, other=0.0).to(tl.float32)[None, :]
         norm += tl.load(norms + M - 1)
+    gates = batch * (tokens + past) * key_heads + key_head  # of the key head's first
+    g = load_gates(since, gates, t, key_heads, inside, GATED)
     if GATED:
-        since += batch * (tokens + past) * key_heads + key_head
-        g = tl.load(since + t.to(tl.int64) * key_heads, mask=inside, other=0.0)
         sums *= tl.exp(g)[:, None]
         norm *= tl.exp(g)
 
     # The local blocks, exactly.
     q_rows = load_rows(q, t - past, q_strides[1], inside, D, D_PAD)  # [BM, D]
     start = tl.maximum(begin, first - (LOCAL_BLOCKS - 1) * block_size)
-    end = tl.minimum(stop, first + (tl.program_id(0) % pieces + 1) * BM)
-    if GATED and LOCAL_BLOCKS == 2:
-        g_before = tl.load(since + (first - 1).to(tl.int64) * key_heads, mask=start < first, other=0.0)
-    for n in range(start, end, BN):
+    last = tl.minimum(stop, first + (tl.program_id(0) % pieces + 1) * BM)
+    g_before = load_gates(since, gates, first - 1, key_heads, start < first, GATED and LOCAL_BLOCKS == 2)
+    for n in range(start, last, BN):
         s = n + tl.arange(0, BN)
         k_rows = load_rows(k, s, k_strides[1], s < stop, D, D_PAD)  # [BN, D]
         v_rows = load_rows(v, s, v_strides[1], s < stop, DV, DV_PAD)  # [BN, DV]
-        score = scale * tl.dot(q_rows, tl.trans(k_rows), input_precision="ieee")
-        w, _ = weight_and_slope(score, c0, c1, c2, DEGREE)
-        if GATED:
-            g_s = tl.load(since + s.to(tl.int64) * key_heads, mask=s < stop, other=0.0)
-            if LOCAL_BLOCKS == 2:
-                g_s -= tl.where(s < first, g_before, 0.0)
-            w *= tl.exp(tl.minimum(g[:, None] - g_s[None, :], 0.0))
-        w = tl.where(s[None, :] <= t[:, None], w, 0.0)
+        w, slope = weight_and_slope(scores(q_rows, k_rows, scale), c0, c1, c2, DEGREE)
+        g_s = load_gates(since, gates, s, key_heads, s < stop, GATED) - tl.where(s < first, g_before, 0.0)
+        w = decayed(w, s[None, :] <= t[:, None], g[:, None] - g_s[None, :], GATED)
         norm += tl.sum(w, axis=1)
         sums = tl.dot(w.to(TYPE), v_rows.to(TYPE), sums, input_precision="ieee")  # [BM, BN] @ [BN, DV]
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from lcpt_kernels.triton import configurations
 from lcpt_kernels.triton.blocks import Blocks
 from lcpt_kernels.triton.layout import Layout
-from lcpt_kernels.triton.tiles import GROUP, PAIR, load_rows, multiply, store_rows
+from lcpt_kernels.triton.tiles import GROUP, PAIR, load_block, load_rows, multiply, of_head, store_rows
 
 
 def squared_state(
@@ -36,14 +36,14 @@ def squared_state(
         GATED=log_factor is not None, QUERIES=norm is not None,
     )
     if layout.pairs:
-        tiles = configurations.state(width, type)
+        tiles = configurations.tiles("state", width, type)
         pieces = triton.cdiv(layout.pairs, tiles["PAIRS"])
         squared_state_kernel[(blocks.count * pieces, heads)](
             **shared, pair_table=layout.table(x.device), pieces=pieces, NUMBER=layout.pairs, **tiles)
     squared_state_rest_kernel[(blocks.count, heads)](
         **shared, delta=delta, norms=norms, R_PAD=max(16, triton.next_power_of_2(layout.size)), M=layout.norms,
         SQUARED=layout.pairs > 0, LINEAR=layout.linear, CONSTANT=layout.constant,
-        **configurations.rest(type))
+        **configurations.tiles("rest", width, type))
     return values, norms
 
 
@@ -63,26 +63,23 @@ def squared_state_kernel(
     block, head = tl.program_id(0) // pieces, tl.program_id(1)
     heads = tl.num_programs(1)
     TYPE: tl.constexpr = values.dtype.element_ty
-    batch = tl.load(blocks + block * 5).to(tl.int64)
-    first = tl.load(blocks + block * 5 + 1)
-    stop = tl.load(blocks + block * 5 + 2)
+    batch, first, stop, begin, end = load_block(blocks, block)
     pair = tl.program_id(0) % pieces * PAIRS + tl.arange(0, PAIRS)
     coordinate = tl.arange(0, GROUP)[None, :]
     i = tl.load(pair_table + pair, mask=pair < NUMBER, other=0)[:, None] * GROUP + coordinate  # [PAIRS, 8]
     j = tl.load(pair_table + NUMBER + pair, mask=pair < NUMBER, other=0)[:, None] * GROUP + coordinate
     sums = tl.zeros((PAIRS * PAIR, DV_PAD), tl.float32)
-    x_head = x + batch * x_strides[0] + (head * group).to(tl.int64) * x_strides[2]
-    y_head = y + batch * y_strides[0] + (head * group).to(tl.int64) * y_strides[2]
+    x, y = of_head(x, x_strides, batch, head * group), of_head(y, y_strides, batch, head * group)
     for h in range(0, group):
         for t in range(first, stop, BT):
             rows = t + tl.arange(0, BT)
             inside = (rows < stop) & (rows >= past)
             # Features as rows: the product needs no transposed operand.
-            at = x_head + (rows - past).to(tl.int64)[None, None, :] * x_strides[1]
+            at = x + (rows - past).to(tl.int64)[None, None, :] * x_strides[1]
             x_i = tl.load(at + i[:, :, None], mask=inside[None, None, :], other=0.0)  # [PAIRS, 8, BT]
             x_j = tl.load(at + j[:, :, None], mask=inside[None, None, :], other=0.0)
             phi = tl.reshape(multiply(x_i[:, :, None, :], x_j[:, None, :, :], TYPE), (PAIRS * PAIR, BT))
-            y_rows = load_rows(y_head, rows - past, y_strides[1], inside, DV, DV_PAD)  # [BT, DV]
+            y_rows = load_rows(y, rows - past, y_strides[1], inside, DV, DV_PAD)  # [BT, DV]
             if QUERIES:
                 at = (batch * tokens + rows - past) * (heads * group) + head * group + h
                 y_rows = y_rows.to(tl.float32) / tl.load(norm + at, mask=inside, other=1.0)[:, None]
@@ -91,8 +88,8 @@ def squared_state_kernel(
                 factor = tl.exp(tl.load(log_factor + at, mask=inside, other=0.0))
                 y_rows = y_rows.to(tl.float32) * factor[:, None]
             sums = tl.dot(phi, y_rows.to(TYPE), sums, input_precision="ieee")  # [64 PAIRS, BT] @ [BT, DV]
-        x_head += x_strides[2]
-        y_head += y_strides[2]
+        x += x_strides[2]
+        y += y_strides[2]
     features = tl.program_id(0) % pieces * (PAIRS * PAIR) + tl.arange(0, PAIRS * PAIR)
     out = values + (block.to(tl.int64) * heads + head) * (F * DV)
     store_rows(out, features, DV, features < NUMBER * PAIR, sums, DV, DV_PAD)
@@ -115,9 +112,7 @@ def squared_state_rest_kernel(
     block, head = tl.program_id(0), tl.program_id(1)
     heads = tl.num_programs(1)
     TYPE: tl.constexpr = values.dtype.element_ty
-    batch = tl.load(blocks + block * 5).to(tl.int64)
-    first = tl.load(blocks + block * 5 + 1)
-    stop = tl.load(blocks + block * 5 + 2)
+    batch, first, stop, begin, end = load_block(blocks, block)
     gram = tl.zeros((R_PAD, R_PAD), tl.float32)
     x_sum = tl.zeros((R_PAD,), tl.float32)
     z_sum = tl.zeros((BT,), tl.float32)
@@ -125,13 +120,12 @@ def squared_state_rest_kernel(
         x_y = tl.zeros((R_PAD, DV_PAD), tl.float32)
     if CONSTANT:
         y_sum = tl.zeros((DV_PAD,), tl.float32)
-    x_head = x + batch * x_strides[0] + (head * group).to(tl.int64) * x_strides[2]
-    y_head = y + batch * y_strides[0] + (head * group).to(tl.int64) * y_strides[2]
+    x, y = of_head(x, x_strides, batch, head * group), of_head(y, y_strides, batch, head * group)
     for h in range(0, group):
         for t in range(first, stop, BT):
             rows = t + tl.arange(0, BT)
             inside = (rows < stop) & (rows >= past)
-            x_rows = load_rows(x_head, rows - past, x_strides[1], inside, R, R_PAD)  # [BT, R]
+            x_rows = load_rows(x, rows - past, x_strides[1], inside, R, R_PAD)  # [BT, R]
             factor = tl.where(inside, 1.0, 0.0)
             if GATED:
                 at = (batch * (tokens + past) + rows) * heads + head
@@ -147,14 +141,14 @@ def squared_state_rest_kernel(
             x_sum += tl.sum(x_z, axis=0)
             z_sum += z_rows
             if LINEAR or CONSTANT:
-                y_rows = load_rows(y_head, rows - past, y_strides[1], inside, DV, DV_PAD).to(tl.float32)
+                y_rows = load_rows(y, rows - past, y_strides[1], inside, DV, DV_PAD).to(tl.float32)
                 y_rows *= factor[:, None]  # [BT, DV]
                 if LINEAR:
                     x_y = tl.dot(tl.trans(x_rows.to(TYPE)), y_rows.to(TYPE), x_y, input_precision="ieee")
                 if CONSTANT:
                     y_sum += tl.sum(y_rows, axis=0)
-        x_head += x_strides[2]
-        y_head += y_strides[2]
+        x += x_strides[2]
+        y += y_strides[2]
     slot = block.to(tl.int64) * heads + head
     coordinates, columns = tl.arange(0, R_PAD), tl.arange(0, DV_PAD)
     store_rows(norms + slot * M, coordinates, R, coordinates < R, gram, R, R_PAD)

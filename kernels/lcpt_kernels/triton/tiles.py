@@ -1,4 +1,4 @@
-"""What the kernels of squared attention share: tiles of rows, products of pairs of groups, weights."""
+"""What the kernels of squared attention share: where a program is, tiles of rows, products of pairs of groups."""
 
 from __future__ import annotations
 
@@ -9,6 +9,19 @@ from lcpt_kernels.triton import layout
 
 GROUP = tl.constexpr(layout.GROUP)
 PAIR = tl.constexpr(layout.PAIR)
+
+
+@triton.jit
+def load_block(blocks, block):
+    """A row of the table: batch; the block's first token, the one after its last; the same of its document."""
+    row = blocks + block * 5
+    return tl.load(row).to(tl.int64), tl.load(row + 1), tl.load(row + 2), tl.load(row + 3), tl.load(row + 4)
+
+
+@triton.jit
+def of_head(x, strides, batch, head):
+    """x [B, T, H, ·] -> its rows [T, ·] of one head."""
+    return x + batch * strides[0] + head.to(tl.int64) * strides[2]
 
 
 @triton.jit
@@ -36,6 +49,13 @@ def load_group(x, rows, stride, inside, group):
     """Coordinates `group` of x[rows], [n, 8]."""
     columns = group * GROUP + tl.arange(0, GROUP)
     return tl.load(x + rows.to(tl.int64)[:, None] * stride + columns[None, :], mask=inside[:, None], other=0.0)
+
+
+@triton.jit
+def load_pair(x, rows, stride, inside, pair_table, pair, PAIRS: tl.constexpr):
+    """The groups I and J of a pair: their coordinates of x[rows], [n, 8] each, and their numbers."""
+    i, j = tl.load(pair_table + pair), tl.load(pair_table + PAIRS + pair)
+    return load_group(x, rows, stride, inside, i), load_group(x, rows, stride, inside, j), i, j
 
 
 @triton.jit
@@ -69,19 +89,3 @@ def contract(d_features, x_i, x_j, i, j, dx):
     d_j = tl.sum(d * x_i.to(tl.float32)[:, :, None], axis=1)
     groups = tl.arange(0, dx.shape[1])[None, :, None]
     return dx + tl.where(groups == i, d_i[:, None, :], 0.0) + tl.where(groups == j, d_j[:, None, :], 0.0)
-
-
-@triton.jit
-def weight_and_slope(s, c0, c1, c2, DEGREE: tl.constexpr):
-    """w(s) and its derivative: s^DEGREE, or for DEGREE 0 the quadratic c0 + c1·s + c2·s²."""
-    if DEGREE == 0:
-        weight = c0 + s * (c1 + c2 * s)
-        slope = c1 + 2.0 * c2 * s
-    else:
-        square = s * s
-        lower = s
-        for _ in tl.static_range(DEGREE // 2 - 1):
-            lower *= square
-        weight = lower * s
-        slope = DEGREE * lower
-    return weight, slope

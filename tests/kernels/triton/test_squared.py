@@ -66,12 +66,11 @@ def test_block_sizes(agree, block_size):
 
 @pytest.mark.parametrize("dtype, shape", [
     (torch.bfloat16, {"r": 32, "d": 32, "dv": 32}), (torch.bfloat16, {"gated": True}),
-    (torch.bfloat16, {"near": False}), (torch.float16, {"gated": True}), (torch.float16, {"near": False}),
+    (torch.bfloat16, {"near": False, "gated": True}), (torch.float16, {"gated": True, "h": 4, "hkv": 2}),
+    (torch.float16, {"near": False}),
 ], ids=str)
 def test_16_bits(agree, dtype, shape):
-    """The gate's gradient is made of differences that are exact, but for o in the 16 bits that it is returned in: with
-    that alone rounded, in PyTorch, it errs by 5e-3."""
-    agree(inputs(2 * C + 7, **shape), 5e-3, gate_tolerance=1.5e-2, dtype=dtype, block_size=C, scale=1 / 16, **OFFSET)
+    agree(inputs(2 * C + 7, **shape), 5e-3, dtype=dtype, block_size=C, scale=1 / 16, **OFFSET)
 
 
 @pytest.mark.parametrize("factor, dtype, tolerance", [
@@ -85,7 +84,7 @@ def test_norms(agree, factor, dtype, tolerance):
 
 
 @pytest.mark.parametrize("lengths, local_blocks, gated", [
-    ([C, 1, 2 * C + 1, 3], 1, True), ([C, 1, 2 * C + 1, 3], 2, True), ([5, 0, C + 7, 0], 2, False),
+    ([C, 1, 2 * C + 1, 3], 1, True), ([C, 1, 2 * C + 1, 3], 2, False), ([5, 0, C + 7, 0], 2, True),
     ([2, 1, 3], 1, True),
 ], ids=str)
 def test_packed_documents(agree, small_tiles, lengths, local_blocks, gated):
