@@ -44,11 +44,11 @@ def main() -> int:
         return 2
     try:
         Path(args.output).parent.mkdir(parents=True, exist_ok=True)
-        rows = compiled(report, targets)
+        rows = compiled(report.rows, targets)
     except (OSError, RuntimeError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    print_rows(rows)
+    print_rows(rows, report.SIZES)
     replace_text(Path(args.output), json.dumps(header(torch.device("cpu")) | {"rows": rows}, indent=1) + "\n")
     print(f"\nwritten to {args.output}")
     faults = [(row, fault) for row in rows if (fault := report.fault(row))]
@@ -57,29 +57,28 @@ def main() -> int:
     return 1 if faults else 0
 
 
-def compiled(report, targets: list[str]) -> list[dict]:
-    """Rows in the order of settings and targets, compiled by as many processes as there are cores."""
-    tasks = [(settings, target) for settings in report.SETTINGS for target in targets]
+def compiled(rows_of, targets: list[str]) -> list[dict]:
+    """Rows in the order of the targets, compiled by as many processes as there are cores."""
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(min(len(tasks), os.cpu_count() or 1), mp_context=context) as pool:
-        futures = [pool.submit(report.rows, *task) for task in tasks]
-        for done in tqdm(as_completed(futures), total=len(tasks), desc="compiling", disable=None):
+    with ProcessPoolExecutor(min(len(targets), os.cpu_count() or 1), mp_context=context) as pool:
+        futures = [pool.submit(rows_of, target) for target in targets]
+        for done in tqdm(as_completed(futures), total=len(targets), desc="compiling", disable=None):
             done.result()  # the first failure ends it
     return [row for future in futures for row in future.result()]
 
 
-def print_rows(rows: list[dict]) -> None:
+def print_rows(rows: list[dict], sizes: tuple[str, ...]) -> None:
     before = None
     for row in rows:
         settings = dict(row["settings"])
-        title = f"{row['target']}, head dimension {settings.pop('head_dim')}, sketch {settings.pop('sketch_size')}"
-        if title != before:
+        tiles = " ".join(f"{name}={settings.pop(name)}" for name in row["settings"] if name in sizes)
+        title = ", ".join(f"{name} {value}" for name, value in settings.items())
+        if (row["target"], title) != before:
             heads = f"{'registers':>10}{'spilled':>9}{'shared':>9}{'tensor':>8}{'wgmma':>12}{'blocks':>8}"
-            print(f"\n{title:38}{heads}  tiles")
-            before = title
+            print(f"\n{row['target']}: {title}\n{'':38}{heads}  tiles")
+            before = row["target"], title
         wgmma = "serialised" if row["wgmma_serialized"] else "-"
         occupancy = "-" if row["occupancy"] is None else row["occupancy"]
-        tiles = " ".join(f"{name}={value}" for name, value in settings.items())
         print(f"{row['kernel']:38}{row['registers']:>10}{row['spill_bytes']:>9}{row['shared_bytes']:>9,}"
               f"{row['tensor_core_ops']:>8}{wgmma:>12}{occupancy:>8}  {tiles}")
 

@@ -18,8 +18,7 @@ def rows(monkeypatch):
     """rows(*rows): what the tool is told instead of compiling."""
 
     def tell(*rows):
-        monkeypatch.setattr(report, "SETTINGS", ({},))
-        monkeypatch.setattr(report, "rows", lambda settings, target: [row for row in rows if row["target"] == target])
+        monkeypatch.setattr(report, "rows", lambda target: [row for row in rows if row["target"] == target])
         monkeypatch.setattr("concurrent.futures.ProcessPoolExecutor", lambda n, mp_context: ThreadPoolExecutor(n))
 
     return tell
@@ -56,7 +55,7 @@ def test_bad_input(call_tool, monkeypatch, tmp_path):
 
 
 def test_one_kernel_is_compiled_as_it_is_started():
-    launches = report.launches(64, 16)
+    launches = report.launches("sm_90", 64, 16)
     names = {launch.kernel.__name__ for launch in launches}
     assert {"squared_output_kernel", "squared_backward_key_kernel", "scan_backward_kernel"} <= names
     launch = next(launch for launch in launches if launch.kernel.__name__ == "normaliser_backward_kernel")
@@ -69,8 +68,23 @@ def test_one_kernel_is_compiled_as_it_is_started():
 @pytest.mark.parametrize("options", [{}, {"gated": True, "local_blocks": 2}], ids=str)
 def test_a_kernel_is_compiled_once_for_all_lengths(options):
     """Nothing that it is compiled for depends on the number of tokens."""
-    lengths = [{repr(launch) for launch in report.launches(64, 16, tokens=n, **options)} for n in (1, 512, 777, 5000)]
+    lengths = [{repr(x) for x in report.launches("sm_90", 64, 16, tokens=n, **options)} for n in (1, 512, 777, 5000)]
     assert all(other == lengths[0] for other in lengths)
+
+
+def test_tiles_are_those_of_the_target():
+    def tiles(target):
+        return {x.kernel.__name__: report.tiles(x) for x in report.launches(target, 128, 16)}
+
+    assert tiles("sm_90")["squared_output_kernel"]["BN"] == 64 and tiles("sm_80")["squared_output_kernel"]["BN"] == 32
+    assert tiles("sm_90")["scan_kernel"] == tiles("gfx942")["scan_kernel"]
+
+
+def test_nothing_for_sm_90_spills_or_waits():
+    rows = report.rows("sm_90")
+    faults = [(row["kernel"], row["settings"], fault) for row in rows if (fault := report.fault(row))]
+    assert not faults
+    assert all(row["tensor_core_ops"] for row in rows if "squared" in row["kernel"])
 
 
 @pytest.mark.slow

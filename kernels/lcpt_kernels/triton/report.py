@@ -19,22 +19,27 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction
 
-from lcpt_kernels.chunked import Plan, Power
+from lcpt_kernels.chunked import Plan, Power, Quadratic
 from lcpt_kernels.features import QuadraticFeatures
+from lcpt_kernels.triton import configurations
 from lcpt_kernels.triton.squared import compute
 
 TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32), "sm_90": GPUTarget("cuda", 90, 32), "sm_100": GPUTarget("cuda", 100, 32),
     "gfx942": GPUTarget("hip", "gfx942", 64),
 }
-SETTINGS = (
-    {"head_dim": 64, "sketch_size": 32}, {"head_dim": 64, "sketch_size": 16}, {"head_dim": 128, "sketch_size": 32},
+SETTINGS = (  # of calls of squared_attention, as arguments of `launches`
+    {"head_dim": 64, "sketch_size": 32}, {"head_dim": 128, "sketch_size": 32}, {"head_dim": 64, "sketch_size": 16},
+    {"head_dim": 64, "sketch_size": 64}, {"head_dim": 64, "sketch_size": 32, "gated": True, "local_blocks": 2},
+    {"head_dim": 64, "sketch_size": 64, "coefficients": (1, 1, 0.5)},  # Fastmax
 )
+FEW = SETTINGS[:2]  # for targets other than sm_90
 # KiB of shared memory a multiprocessor and a block of threads may have, by NVIDIA's compute capability tables
 SHARED = {"sm_80": (164, 163), "sm_90": (228, 227), "sm_100": (228, 227)}
 REGISTERS, WARPS = 65536, 64  # of a multiprocessor, the same for these
 TYPES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32", torch.int32: "i32", torch.int64: "i64"}
 TILES = ("B", "BT", "BM", "BN")
+SIZES = (*TILES, "num_warps", "num_stages")
 
 
 class Launch(NamedTuple):
@@ -47,16 +52,22 @@ class Launch(NamedTuple):
     options: dict[str, int]  # num_warps, num_stages
 
 
-def rows(settings: dict, target: str) -> list[dict]:
-    """The rows of the report for one of SETTINGS and one of TARGETS."""
-    return [row(launch, settings, target) for launch in launches(**settings)]
+def rows(target: str) -> list[dict]:
+    """The rows of the report for one of TARGETS: what several of SETTINGS start stands with the first."""
+    found = {}
+    for settings in SETTINGS if target == "sm_90" else FEW:
+        for launch in launches(target, **settings):
+            if repr(launch) not in found:
+                found[repr(launch)] = row(launch, settings, target)
+    return list(found.values())
 
 
 def launches(
-    head_dim: int, sketch_size: int, *, dtype: torch.dtype = torch.bfloat16, local_blocks: int = 1, gated: bool = False,
-    tokens: int = 512,
+    target: str, head_dim: int, sketch_size: int, *, coefficients: tuple[float, float, float] | None = None,
+    local_blocks: int = 1, gated: bool = False, dtype: torch.dtype = torch.bfloat16, tokens: int = 512,
 ) -> list[Launch]:
-    """Those of squared_attention with q and k, degree 4, blocks of 256, forward and backward, each once."""
+    """Those of squared_attention in blocks of 256, forward and backward, each once. coefficients None: with q and k,
+    degree 4, and (0, 0, 1)."""
     found = {}
 
     def tensor(*size):
@@ -67,13 +78,17 @@ def launches(
         launch = specialise(kernel, arguments, {"num_warps": num_warps, "num_stages": num_stages})
         found.setdefault(repr(launch), launch)
 
-    features = QuadraticFeatures(sketch_size, (0, 0, 1))
-    plan = Plan(Power(4), features, 1 / head_dim, head_dim**-4.0, 256, local_blocks)
-    keys = {"k": tensor(head_dim), "v": tensor(head_dim), "b": tensor(sketch_size)}
+    features = QuadraticFeatures(sketch_size, coefficients or (0, 0, 1))
+    local = Quadratic(*coefficients) if coefficients else Power(4)
+    plan = Plan(local, features, 1 / head_dim, head_dim**-4.0, 256, local_blocks)
+    a, keys = tensor(sketch_size), {"v": tensor(head_dim), "b": tensor(sketch_size)}
+    q = a if coefficients else tensor(head_dim)
+    if not coefficients:
+        keys["k"] = tensor(head_dim)
     if gated:
         keys["log_gate"] = tensor()
-    with mock.patch.object(JITFunction, "run", note):
-        compute(plan, tensor(head_dim), tensor(sketch_size), keys, None, False)[0].sum().backward()
+    with mock.patch.object(JITFunction, "run", note), mock.patch.object(configurations, "target", lambda: target):
+        compute(plan, q, a, keys, None, False)[0].sum().backward()
     return list(found.values())
 
 
@@ -124,21 +139,18 @@ def of_constants(launch: Launch) -> dict:
 def nvidia(compiled, target: str, warps: int) -> dict:
     tools = Path(triton.__file__).parent / "backends/nvidia/bin"
     with tempfile.TemporaryDirectory() as folder:
-        cubin, ptx = Path(folder, "kernel.cubin"), Path(folder, "kernel.ptx")
-        cubin.write_bytes(compiled.kernel)
+        ptx = Path(folder, "kernel.ptx")
         ptx.write_text(compiled.asm["ptx"])
-        resources = call(tools / "cuobjdump", "--dump-resource-usage", cubin)
-        instructions = call(tools / "cuobjdump", "--dump-sass", cubin)
         assembler = tools / ("ptxas-blackwell" if target == "sm_100" else "ptxas")
         architecture = re.search(r"\.target (\w+)", compiled.asm["ptx"])[1]
         log = call(assembler, "-v", f"--gpu-name={architecture}", ptx, "-o", Path(folder, "again.cubin"))
-    registers = int(re.search(r"REG:(\d+)", resources)[1])
+    registers = int(re.search(r"Used (\d+) registers", log)[1])
     shared = compiled.metadata.shared
     return {
         "registers": registers,
         "spill_bytes": sum(map(int, re.findall(r"(\d+) bytes spill", log))),
         "shared_bytes": shared,
-        "tensor_core_ops": len(re.findall(r"\b(?:HGMMA|UTCHMMA|HMMA)\b", instructions)),
+        "tensor_core_ops": len(re.findall(r"\b(?:wgmma\.mma_async|tcgen05\.mma|mma\.sync)\b", compiled.asm["ptx"])),
         "wgmma_serialized": bool(re.search(r"C75\d\d.*serialized", log)),
         "occupancy": occupancy(registers, shared, warps, *SHARED[target]),
     }
