@@ -10,8 +10,12 @@ from __future__ import annotations
 import torch
 
 
-def scan() -> dict[str, int]:
-    return {"B": 512, "num_warps": 4, "num_stages": 3}
+def scan(numbers: int) -> dict[str, int]:
+    """numbers: of the states of one block each of all documents and heads. Few make small programs, for every
+    multiprocessor some."""
+    if numbers < 2**18:
+        return {"B": 128, "num_warps": 1, "num_stages": 1}
+    return {"B": 512, "num_warps": 4, "num_stages": 1}
 
 
 def state(width: int, type: torch.dtype) -> dict[str, int]:

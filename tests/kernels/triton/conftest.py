@@ -35,7 +35,7 @@ def large_tiles_of_scans(monkeypatch):
     """For speed: an interpreter's time goes by operations, not by numbers."""
     from lcpt_kernels.triton import configurations
 
-    monkeypatch.setattr(configurations, "scan", lambda: {"B": 8192, "num_warps": 4, "num_stages": 1})
+    monkeypatch.setattr(configurations, "scan", lambda _: {"B": 8192, "num_warps": 4, "num_stages": 1})
 
 
 @pytest.fixture
