@@ -11,7 +11,8 @@ from pathlib import Path
 
 import torch
 
-PACKAGES = ("torch", "deepspeed", "triton", "numpy", "sentencepiece", "safetensors")
+KERNELS = ("lcpt_kernels.triton", "fla.")  # modules whose functions start Triton kernels
+PACKAGES = ("torch", "deepspeed", "triton", "numpy", "sentencepiece", "safetensors", "flash-linear-attention")
 
 
 def header(device: torch.device) -> dict:
@@ -28,6 +29,21 @@ def header(device: torch.device) -> dict:
 
 def command() -> list[str]:
     return [Path(sys.argv[0]).name, *sys.argv[1:]]
+
+
+def backend_of(x: torch.Tensor) -> str:
+    """"triton" if one of the functions that x, with gradients, comes from starts Triton kernels, else "torch"."""
+    waiting, seen = [x.grad_fn], set()
+    while waiting:
+        node = waiting.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        function = getattr(node, "_forward_cls", None)  # the torch.autograd.Function, where it is one
+        if function is not None and function.__module__.startswith(KERNELS):
+            return "triton"
+        waiting += [before for before, _ in node.next_functions]
+    return "torch"
 
 
 def device_name(device: torch.device) -> str:
