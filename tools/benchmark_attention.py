@@ -5,8 +5,7 @@ polysketch's kernel on sketches that are given. Before it is timed, each method 
 that is wrong is named and left out, and the exit code is 1. A baseline that this machine does not have is left out too.
 Without a GPU it is the time of one thread at work, which the neighbours on a shared machine disturb least.
 
-OUT.json is written anew after every context; OUT.md, the same as a table, and OUT.png, times over contexts, at the
-end."""
+OUT.json, OUT.md, the same as a table, and OUT.png, times over contexts, are written anew after every context."""
 
 from __future__ import annotations
 
@@ -136,8 +135,8 @@ def benchmark(
                 for name, reason in failed.items():
                     leave_out(name, reason, context=context, mode=mode)
                 report["rows"] += rows
-                replace_text(Path(args.output), json.dumps(report, indent=1) + "\n")
-    finish(report["rows"], Path(args.output))
+            write(report, Path(args.output))
+    print(f"{table(report['rows'])}\npeak: beyond a pass's inputs\nwritten to {args.output}, .md and .png")
     return any(reason["method"] not in baselines(layer.device) for reason in reasons)
 
 
@@ -159,14 +158,11 @@ def checked(chosen: dict[str, Method], layer: Layer, progress, leave_out) -> dic
     return backends
 
 
-def finish(rows: list[dict], output: Path) -> None:
-    if not rows:
-        return
-    text = table(rows)
-    replace_text(output.with_suffix(".md"), text + "\n")
-    print(f"{text}\npeak: beyond a pass's inputs")
-    draw(rows, output.with_suffix(".png"))
-    print(f"written to {output}, .md and .png")
+def write(report: dict, output: Path) -> None:
+    replace_text(output, json.dumps(report, indent=1) + "\n")
+    replace_text(output.with_suffix(".md"), table(report["rows"]) + "\n")
+    if report["rows"]:
+        draw(report["rows"], output.with_suffix(".png"))
 
 
 if __name__ == "__main__":

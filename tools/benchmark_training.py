@@ -1,8 +1,8 @@
 """Time and memory of a training step, of configs side by side in one run.
 
 Without a GPU it is the time of one thread at work, which the neighbours on a shared machine disturb least. A config
-that does not fit a GPU's memory at a context is named and left out there. OUT.json is written anew after every context;
-OUT.md, the same as a table, at the end."""
+that does not fit a GPU's memory at a context is named and left out there. OUT.json, and OUT.md, the same as a table,
+are written anew after every context."""
 
 from __future__ import annotations
 
@@ -67,10 +67,8 @@ def main() -> int:
             report["left_out"].append({"method": name, "context": context, "reason": reason})
         report["rows"] += rows
         replace_text(Path(args.output), json.dumps(report, indent=2) + "\n")
-    if report["rows"]:
-        text = table(report["rows"])
-        replace_text(Path(args.output).with_suffix(".md"), text + "\n")
-        print(f"{text}\nwritten to {args.output} and .md")
+        replace_text(Path(args.output).with_suffix(".md"), table(report["rows"]) + "\n")
+    print(f"{table(report['rows'])}\nwritten to {args.output} and .md")
     return 1 if report["left_out"] else 0
 
 

@@ -8,6 +8,8 @@ from lcpt.evaluation.attention_baselines import SOFTMAX
 def table(rows: list[dict]) -> str:
     """Of attention and of training steps: columns of which nothing is known are left out. A time's ratio to another
     method's is how many times as fast as that it is."""
+    if not rows:
+        return "no rows"
     columns = {
         "context": [f"{row['context']:,}" for row in rows],
         "batch": [str(row["batch"]) for row in rows],

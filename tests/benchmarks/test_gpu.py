@@ -1,0 +1,91 @@
+"""benchmarks/gpu.sh without a GPU: with the real Python, and with a stand-in that says there is one."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parents[2]
+SCRIPT = ROOT / "benchmarks/gpu.sh"
+
+# What the script asks Python for is `-`, a program on its standard input, and FILE ARGUMENTS.
+PYTHON = """#!/bin/bash
+if [ "$1" = - ]; then echo "a warning"; echo "nvidia-test-1 sm_90"; exit; fi
+echo "$@" >>"$CALLS"
+case $1 in
+    *$FAILS*) exit 3 ;;
+    *$HANGS*) exit 124 ;;  # as `timeout` does
+esac
+"""
+
+
+@pytest.fixture
+def gpu(tmp_path):
+    """gpu(**environment) -> (exit code, stdout, stderr, calls of Python) with a stand-in for Python."""
+    python, calls = tmp_path / "python", tmp_path / "calls"
+    python.write_text(PYTHON)
+    python.chmod(0o755)
+
+    def call(**environment):
+        given = {"PYTHON": str(python), "CALLS": str(calls), "OUT": str(tmp_path / "out"), "FAILS": "none",
+                 "HANGS": "none"}
+        done = subprocess.run([SCRIPT], env=os.environ | given | environment, capture_output=True, text=True)
+        return done.returncode, done.stdout, done.stderr, calls.read_text().splitlines() if calls.exists() else []
+
+    return call
+
+
+def test_it_is_bash():
+    assert subprocess.run(["bash", "-n", SCRIPT], capture_output=True).returncode == 0
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="has a GPU")
+def test_no_gpu_is_one_line(tmp_path):
+    environment = os.environ | {"PYTHON": sys.executable, "OUT": str(tmp_path / "out")}
+    done = subprocess.run([SCRIPT], env=environment, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (2, "error: PyTorch finds no GPU here\n")
+    assert done.stdout == "" and not (tmp_path / "out").exists()
+
+
+def test_every_stage_runs_and_writes_under_the_gpus_name(gpu, tmp_path):
+    code, out, err, calls = gpu()
+    assert (code, err) == (0, "")
+    for call, (tool, stage) in zip(calls, [
+        ("tools/kernel_report.py", "kernels"), ("benchmarks/check_kernels.py", "correct"),
+        ("tools/benchmark_attention.py", "attention"), ("tools/benchmark_training.py", "training"),
+    ], strict=True):
+        assert call.startswith(tool) and f"--output {tmp_path}/out/{stage}-nvidia-test-1.json" in call
+        assert f"{stage}-nvidia-test-1.json" in out
+    assert "--targets sm_90" in calls[0]
+
+
+def test_stages_that_fail_or_hang_are_named_and_the_others_run(gpu):
+    code, _, err, calls = gpu(FAILS="kernel_report", HANGS="check_kernels")
+    assert code == 1 and len(calls) == 4
+    assert err == "error: failed: kernels (exit code 3) correct (not done in 120 s)\n"
+
+
+def test_some_stages(gpu):
+    assert [call.split()[0] for call in gpu(STAGES="attention")[3]] == ["tools/benchmark_attention.py"]
+    code, _, err, _ = gpu(STAGES="attention speed")
+    assert (code, err) == (2, "error: no stage is called speed\n")
+
+
+def test_wheels_that_are_not_there(gpu, tmp_path):
+    code, _, err, _ = gpu(WHEELS=str(tmp_path))
+    assert (code, err) == (2, f"error: there are no wheels in {tmp_path}\n")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="has a GPU")
+def test_what_the_stages_ask_for_is_understood():
+    """The arguments that the script gives are those of the tools: each gets as far as finding no GPU, or its work."""
+    text = SCRIPT.read_text().replace("\\\n", " ")
+    line = next(line for line in text.splitlines() if line.startswith("run") and " attention " in line)
+    arguments = line.split("tools/benchmark_attention.py")[1].replace("$out/attention-$gpu.json", "/dev/null").split()
+    environment = os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT}/kernels"}
+    done = subprocess.run([sys.executable, ROOT / "tools/benchmark_attention.py", *(x.strip('"') for x in arguments)],
+                          env=environment, capture_output=True, text=True)
+    assert done.stderr == "error: --device cuda: PyTorch finds no GPU here; take cpu\n"
