@@ -68,7 +68,7 @@ run() { # seconds, name, command: within that time
     esac
 }
 
-run 45 kernels tools/kernel_report.py --targets "$target" --output "$out/kernels-$gpu.json"
+run 60 kernels tools/kernel_report.py --targets "$target" --output "$out/kernels-$gpu.json"
 run 120 correct benchmarks/check_kernels.py --limit 110 --output "$out/correct-$gpu.json"
 run 200 attention tools/benchmark_attention.py --device cuda --methods polysketch,squared \
     --contexts 2048,4096,8192,16384,32768,65536,131072 --tokens 65536 --heads 12 --head-dim 64 --dtype bf16 \

@@ -48,7 +48,7 @@ def cases() -> list[Case]:
         *(Case(dtype, sketch=64, exact=False, coefficients=FASTMAX) for dtype in DTYPES),
         Case(sketch=64, exact=False, coefficients=FASTMAX, gated=True),
         Case("fp32", sketch=64, exact=False, coefficients=(1.0, 1.0, 0.0)),
-        Case(key_heads=4), Case(key_heads=1, gated=True), Case("fp32", key_heads=4, head_dim=128, batch=2),
+        Case(key_heads=4), Case(heads=4, key_heads=1, gated=True), Case("fp32", key_heads=4, head_dim=128, batch=2),
         Case(tokens=4096, batch=4), Case(head_dim=256), Case(sketch=128, heads=4, key_heads=4),
         Case(lengths=(1, 2000, 256, 1916)), Case("fp32", lengths=(700, 0, 3000, 473), gated=True, local_blocks=2),
         Case(pieces=(1000, 1300)), Case("fp32", pieces=(256, 3001), gated=True, local_blocks=2),

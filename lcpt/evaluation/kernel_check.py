@@ -24,12 +24,12 @@ def check(case: Case, device: torch.device, repeats: int, backend: str = "triton
     do = torch.randn(*given["a"].shape[:3], case.head_dim, device=device).to(given["v"].dtype)
     with poisoned():
         found = results(case, given, do, how, backend)
-        differing = 0
-        for repeat in range(repeats):
-            if repeat % 2:
-                occupy(device)
-            again = results(case, given, do, how, backend)
-            differing += any(not torch.equal(again[name], x) for name, x in found.items())
+    differing, first = 0, results(case, given, do, how, backend) if repeats else {}
+    for repeat in range(repeats):
+        if repeat % 2:
+            occupy(device)
+        again = results(case, given, do, how, backend)
+        differing += any(not torch.equal(again[name], x) for name, x in first.items())
     reference = "reference" if case.tokens <= QUADRATIC else "torch"
     exact = definition(case, given, do, how, reference)
     errors = {name: relative_error(found[name], exact[name]) for name in exact}

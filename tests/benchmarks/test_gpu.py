@@ -80,12 +80,9 @@ def test_wheels_that_are_not_there(gpu, tmp_path):
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="has a GPU")
-def test_what_the_stages_ask_for_is_understood():
-    """The arguments that the script gives are those of the tools: each gets as far as finding no GPU, or its work."""
-    text = SCRIPT.read_text().replace("\\\n", " ")
-    line = next(line for line in text.splitlines() if line.startswith("run") and " attention " in line)
-    arguments = line.split("tools/benchmark_attention.py")[1].replace("$out/attention-$gpu.json", "/dev/null").split()
-    environment = os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT}/kernels"}
-    done = subprocess.run([sys.executable, ROOT / "tools/benchmark_attention.py", *(x.strip('"') for x in arguments)],
-                          env=environment, capture_output=True, text=True)
-    assert done.stderr == "error: --device cuda: PyTorch finds no GPU here; take cpu\n"
+def test_the_tools_understand_what_the_stages_ask_for(gpu, call_program):
+    """The first finds no GPU; the second reads every config before it meets a name that is none."""
+    attention, training = gpu()[3][2:]
+    assert call_program(*attention.split()) == (2, "", "error: --device cuda: PyTorch finds no GPU here; take cpu\n")
+    code, _, err = call_program(*training.replace("flash,cudnn", "none").split())
+    assert (code, err) == (2, "error: --sdpa none is none of flash, cudnn, efficient\n")
