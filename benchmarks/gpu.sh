@@ -13,7 +13,7 @@
 #                           flash-linear-attention where it is installed; .md is the table, .png the picture
 #     training-GPU.json     steps of GPT-2 small, 8k to 64k tokens; .md is the table
 #
-#     WHEELS=FOLDER   wheels of Python packages that are missing here (of deepspeed, omegaconf, flash-linear-attention …)
+#     WHEELS=FOLDER   wheels of Python packages that are missing here (omegaconf, flash-linear-attention …)
 #     PYTHON=FILE     the Python to take (.venv/bin/python where there is one, else python3)
 #     STAGES="kernels correct attention training"   those to run
 set -uo pipefail

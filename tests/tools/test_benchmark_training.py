@@ -1,6 +1,7 @@
 import json
 
 import pytest
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 
 @pytest.fixture
@@ -29,8 +30,14 @@ def test_rows_hold_what_the_contract_names(call_tool, config, tmp_path):
     assert (tmp_path / "steps.md").read_text().count("\n") == 2 + 4
 
 
-def test_own_kinds_kernels_of_softmax_and_a_constant_number_of_tokens(call_tool, config, tmp_path):
-    output = tmp_path / "steps.json"
+def test_own_kinds_kernels_of_softmax_and_a_constant_number_of_tokens(call_tool, config, tmp_path, monkeypatch):
+    output, asked = tmp_path / "steps.json", []
+
+    def note(backends):
+        asked.append(backends)
+        return sdpa_kernel(backends)
+
+    monkeypatch.setattr("torch.nn.attention.sdpa_kernel", note)
     code, _, said = call_tool("benchmark_training", "--configs", config, "--kinds", "own,polysketch", "--sdpa",
                               "flash", "--contexts", "32,64", "--tokens", 128, "--repeats", 1, "--output", output)
     assert code == 0, said
@@ -38,6 +45,7 @@ def test_own_kinds_kernels_of_softmax_and_a_constant_number_of_tokens(call_tool,
     assert [(row["method"], row["batch"], row["settings"].get("sdpa")) for row in rows] == [
         ("tiny polysketch+softmax (flash)", 4, "flash"), ("tiny polysketch", 4, None),
         ("tiny polysketch+softmax (flash)", 2, "flash"), ("tiny polysketch", 2, None)]
+    assert asked == [[SDPBackend.FLASH_ATTENTION]] * 4  # a warm-up and a step at each context
 
 
 def test_what_does_not_fit_is_left_out(call_tool, config, tmp_path, monkeypatch):
