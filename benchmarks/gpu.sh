@@ -4,30 +4,32 @@
 #     benchmarks/gpu.sh                  one NVIDIA GPU of 80 GB; writes into benchmarks/results
 #     OUT=FOLDER benchmarks/gpu.sh       writes there
 #
-# Four stages, each with its own time limit: one that fails or hangs is named at the end, the others run, and the exit
+# Five stages, each with its own time limit: one that fails or hangs is named at the end, the others run, and the exit
 # code is 1. Files are named after the GPU:
 #
 #     kernels-GPU.json      what its Triton makes of the kernels: registers, spills, tensor-core instructions
 #     correct-GPU.json      kernels at real sizes against float64, and against themselves bit by bit
-#     attention-GPU.json    time and memory, 2k to 128k tokens, against SDPA, FlexAttention, a window and
-#                           flash-linear-attention where it is installed; .md is the table, .png the picture
+#     attention-GPU.json    time and memory, 2k to 128k tokens, against SDPA; .md is the table, .png the picture
+#     rivals-GPU.json       the same against FlexAttention, a sliding window and, where it is installed,
+#                           flash-linear-attention, which compile and tune for a minute or two
 #     training-GPU.json     steps of GPT-2 small, 8k to 64k tokens; .md is the table
 #
 #     WHEELS=FOLDER   wheels of Python packages that are missing here (omegaconf, flash-linear-attention …)
 #     PYTHON=FILE     the Python to take (.venv/bin/python where there is one, else python3)
-#     STAGES="kernels correct attention training"   those to run
+#     STAGES="kernels correct attention rivals training"   those to run
 set -uo pipefail
 
 cd "$(dirname "$0")/.."
 python=${PYTHON:-.venv/bin/python}
 [ -n "${PYTHON:-}" ] || [ -x "$python" ] || python=python3
 out=${OUT:-benchmarks/results}
-stages=${STAGES:-kernels correct attention training}
+every="kernels correct attention rivals training"
+stages=${STAGES:-$every}
 export PYTHONPATH=$PWD:$PWD/kernels${PYTHONPATH:+:$PYTHONPATH}
 
 fail() { echo "error: $*" >&2; exit 2; }
 for stage in $stages; do
-    [[ " kernels correct attention training " = *" $stage "* ]] || fail "no stage is called $stage"
+    [[ " $every " = *" $stage "* ]] || fail "no stage is called $stage"
 done
 if [ -n "${WHEELS:-}" ]; then
     compgen -G "$WHEELS/*.whl" >/dev/null || fail "there are no wheels in $WHEELS"
@@ -68,14 +70,21 @@ run() { # seconds, name, command: within that time
     esac
 }
 
-run 60 kernels tools/kernel_report.py --targets "$target" --output "$out/kernels-$gpu.json"
-run 120 correct benchmarks/check_kernels.py --limit 110 --output "$out/correct-$gpu.json"
-run 200 attention tools/benchmark_attention.py --device cuda --methods polysketch,squared \
-    --contexts 2048,4096,8192,16384,32768,65536,131072 --tokens 65536 --heads 12 --head-dim 64 --dtype bf16 \
-    --repeats 20 --budget 0.5 --set polysketch.size=32 block_size=256 --output "$out/attention-$gpu.json"
+run 50 kernels tools/kernel_report.py --targets "$target" --output "$out/kernels-$gpu.json"
+run 110 correct benchmarks/check_kernels.py --limit 95 --output "$out/correct-$gpu.json"
+benchmark=(tools/benchmark_attention.py --device cuda --tokens 65536 --heads 12 --head-dim 64 --dtype bf16 --repeats 20
+    --budget 0.5 --set polysketch.size=32 block_size=256)
+run 90 attention "${benchmark[@]}" --methods polysketch,squared,sdpa_flash,sdpa_cudnn,sdpa_efficient \
+    --contexts 2048,4096,8192,16384,32768,65536,131072 --output "$out/attention-$gpu.json"
+run 130 rivals "${benchmark[@]}" --methods squared,sdpa_flash,sdpa_cudnn,flex,window,fla_simple_gla,fla_based \
+    --contexts 8192,32768,65536 --output "$out/rivals-$gpu.json"
 run 100 training tools/benchmark_training.py --configs configs/gpt2-small-8k.yaml,configs/gpt2-small-32k.yaml \
     --kinds own,softmax --sdpa flash,cudnn --contexts 8192,16384,32768,65536 --tokens 65536 --repeats 3 \
     --output "$out/training-$gpu.json"
 
-[ ${#failed[@]} = 0 ] || { echo "error: failed:$(printf ' %s' "${failed[@]}")" >&2; exit 1; }
+if [ ${#failed[@]} != 0 ]; then
+    names=$(printf ', %s' "${failed[@]}")
+    echo "error: failed: ${names:2}" >&2
+    exit 1
+fi
 echo "written to $out: $(for stage in $stages; do echo -n "$stage-$gpu.json "; done)"

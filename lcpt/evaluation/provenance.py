@@ -17,12 +17,15 @@ PACKAGES = ("torch", "deepspeed", "triton", "numpy", "sentencepiece", "safetenso
 
 def header(device: torch.device) -> dict:
     """What every report of measured figures begins with."""
+    gpu = {}
+    if device.type == "cuda":
+        gpu = {"cuda": torch.version.cuda or "absent", "cudnn": str(torch.backends.cudnn.version())}
     return {
         "schema_version": 1,
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "git_commit": git_commit(),
         "device": device_name(device),
-        "versions": versions(),
+        "versions": versions() | gpu,
         "command": command(),
     }
 
