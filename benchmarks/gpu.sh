@@ -70,7 +70,7 @@ run() { # seconds, name, command: within that time
     esac
 }
 
-run 50 kernels tools/kernel_report.py --targets "$target" --output "$out/kernels-$gpu.json"
+run 40 kernels tools/kernel_report.py --targets "$target" --output "$out/kernels-$gpu.json"
 run 110 correct benchmarks/check_kernels.py --limit 95 --output "$out/correct-$gpu.json"
 benchmark=(tools/benchmark_attention.py --device cuda --tokens 65536 --heads 12 --head-dim 64 --dtype bf16 --repeats 20
     --budget 0.5 --set polysketch.size=32 block_size=256)
@@ -78,7 +78,7 @@ run 90 attention "${benchmark[@]}" --methods polysketch,squared,sdpa_flash,sdpa_
     --contexts 2048,4096,8192,16384,32768,65536,131072 --output "$out/attention-$gpu.json"
 run 130 rivals "${benchmark[@]}" --methods squared,sdpa_flash,sdpa_cudnn,flex,window,fla_simple_gla,fla_based \
     --contexts 8192,32768,65536 --output "$out/rivals-$gpu.json"
-run 100 training tools/benchmark_training.py --configs configs/gpt2-small-8k.yaml,configs/gpt2-small-32k.yaml \
+run 110 training tools/benchmark_training.py --configs configs/gpt2-small-8k.yaml,configs/gpt2-small-32k.yaml \
     --kinds own,softmax --sdpa flash,cudnn --contexts 8192,16384,32768,65536 --tokens 65536 --repeats 3 \
     --output "$out/training-$gpu.json"
 

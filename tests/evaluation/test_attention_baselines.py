@@ -70,6 +70,7 @@ def test_mask_is_pytorchs_own(tokens, window):
     assert torch.equal(band.mask_mod(0, 0, t, s).expand_as(seen), seen)
 
 
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
 @pytest.mark.parametrize("name, window", [("flex", None), ("window", baselines.WINDOW)])
 def test_flex_is_its_definition(name, window):
     method = baselines.BASELINES["cuda"][name](LAYER)
