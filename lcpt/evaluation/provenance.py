@@ -11,7 +11,8 @@ from pathlib import Path
 
 import torch
 
-KERNELS = ("lcpt_kernels.triton", "fla.")  # modules whose functions start Triton kernels
+OPERATORS = "lcpt_kernels_"  # in the names of PyTorch operators that start Triton kernels
+MODULES = ("fla.",)  # whose functions do
 PACKAGES = ("torch", "deepspeed", "triton", "numpy", "sentencepiece", "safetensors", "flash-linear-attention")
 
 
@@ -43,7 +44,7 @@ def backend_of(x: torch.Tensor) -> str:
             continue
         seen.add(node)
         function = getattr(node, "_forward_cls", None)  # the torch.autograd.Function, where it is one
-        if function is not None and function.__module__.startswith(KERNELS):
+        if OPERATORS in node.name() or (function is not None and function.__module__.startswith(MODULES)):
             return "triton"
         waiting += [before for before, _ in node.next_functions]
     return "torch"
