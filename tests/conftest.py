@@ -1,13 +1,16 @@
 """What several folders share."""
 
+import importlib.util
 import json
 import multiprocessing.connection
 import os
 import pickle
 import random
 import socket
+import sys
 import time
 import traceback
+from pathlib import Path
 
 import pytest
 import torch
@@ -18,6 +21,24 @@ torch.set_num_threads(1)  # tensors are tiny here, and cores are shared
 @pytest.fixture(autouse=True)
 def seeded():
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def call_program(monkeypatch, capsys):
+    """call_program(path, *arguments) -> (exit code, stdout, stderr) of a program of this repository, in this
+    process."""
+
+    def call(path, *arguments):
+        file = Path(__file__).parents[1] / path
+        spec = importlib.util.spec_from_file_location(file.stem, file)
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        monkeypatch.setattr(sys, "argv", [str(file), *map(str, arguments)])
+        code = module.main()
+        said = capsys.readouterr()
+        return code, said.out, said.err
+
+    return call
 
 
 @pytest.fixture

@@ -1,8 +1,11 @@
 """Time and memory of attention alone, method beside method in one run.
 
 A kind of attention is timed as the model runs it: sketch, feature maps, pooling and gate are inside. "squared" is
-polysketch's kernel on sketches that are given. Before it is timed, each method is compared with its definition.
-Without a GPU it is the time of one thread at work, which the neighbours on a shared machine disturb least."""
+polysketch's kernel on sketches that are given. Before it is timed, each method is compared with its definition: one
+that is wrong is named and left out, and the exit code is 1. A baseline that this machine does not have is left out too.
+Without a GPU it is the time of one thread at work, which the neighbours on a shared machine disturb least.
+
+OUT.json, OUT.md, the same as a table, and OUT.png, times over contexts, are written anew after every context."""
 
 from __future__ import annotations
 
@@ -18,16 +21,23 @@ from tqdm import tqdm
 
 from lcpt.attention import AttentionConfig
 from lcpt.checkpoint.files import replace_text
-from lcpt.data.errors import first_line
-from lcpt.evaluation.attention_benchmark import DTYPES, MODES, check, measure
-from lcpt.evaluation.attention_methods import Layer, baselines, known, methods
+from lcpt.evaluation.attention_benchmark import DTYPES, MODES, WrongResult, check, measure
+from lcpt.evaluation.attention_layer import Layer, Method
+from lcpt.evaluation.attention_methods import baselines, known, methods
+from lcpt.evaluation.attention_report import draw
+from lcpt.evaluation.peaks import measured_peaks
 from lcpt.evaluation.provenance import header
+from lcpt.evaluation.tables import table
+from lcpt.evaluation.timing import one_line
 from lcpt.parallel import groups
+from lcpt.parallel.groups import first_line
 
 EXAMPLE = """example:
   python tools/benchmark_attention.py --methods polysketch,flurka,softmax --contexts 8192,16384 --output attention.json
   python tools/benchmark_attention.py --methods squared,sdpa_cpu --contexts 16384 --device cpu --dtype bf16 \\
-      --mode forward_backward --set polysketch.size=32 block_size=256 --output squared.json"""
+      --mode forward_backward --set polysketch.size=32 block_size=256 --output squared.json
+  python tools/benchmark_attention.py --methods polysketch,squared --contexts 8192,32768 --tokens 65536 --heads 12 \\
+      --dtype bf16 --output gpu.json"""
 
 
 def main() -> int:
@@ -40,7 +50,9 @@ def main() -> int:
     parser.add_argument("--device", choices=("cpu", "cuda"), default=groups.device().type)
     parser.add_argument("--dtype", choices=DTYPES, default="fp32")
     parser.add_argument("--mode", default=",".join(MODES), metavar="A,B", help=f"({','.join(MODES)})")
-    parser.add_argument("--batch", type=int, default=1, metavar="N", help="(1)")
+    parser.add_argument("--batch", type=int, default=1, metavar="N", help="sequences (1)")
+    parser.add_argument("--tokens", type=int, metavar="N",
+                        help="in all sequences together, in place of --batch; at least one sequence")
     parser.add_argument("--heads", type=int, default=4, metavar="H", help="(4)")
     parser.add_argument("--head-dim", type=int, default=64, metavar="D", help="(64)")
     parser.add_argument("--repeats", type=int, default=5, metavar="N", help="timed passes of each, in turn (5)")
@@ -51,27 +63,25 @@ def main() -> int:
     parser.add_argument("--output", required=True, metavar="OUT.json")
     args = parser.parse_args()
     try:
-        contexts, modes, layer, chosen = read_arguments(args)
+        contexts, modes, layer, chosen, left_out = read_arguments(args)
         Path(args.output).parent.mkdir(parents=True, exist_ok=True)
-        rows = benchmark(contexts, modes, layer, chosen, args.repeats, args.budget)
+        wrong = benchmark(args, contexts, modes, layer, chosen, left_out)
     except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    replace_text(Path(args.output), json.dumps(header(layer.device) | {"rows": rows}, indent=1) + "\n")
-    print_table(rows, args.output)
-    return 0
+    return 1 if wrong else 0
 
 
-def read_arguments(args: argparse.Namespace) -> tuple[list[int], list[str], Layer, dict]:
-    """contexts, modes, layer, methods by name. ValueError in one line."""
+def read_arguments(args: argparse.Namespace) -> tuple[list[int], list[str], Layer, dict[str, Method], dict[str, str]]:
+    """contexts, modes, layer, methods by name, baselines that are not to be had. ValueError in one line."""
     contexts = [int(context) if context.isdecimal() else 0 for context in args.contexts.split(",")]
     if min(contexts) < 1:
         raise ValueError(f"--contexts {args.contexts} is no list of whole numbers ≥ 1; give 8192,16384")
     modes = args.mode.split(",")
     if not set(modes) <= set(MODES):
         raise ValueError(f"--mode {args.mode} is neither {' nor '.join(MODES)}, nor both")
-    for name in ("batch", "heads", "head_dim", "repeats"):
-        if getattr(args, name) < 1:
+    for name in ("batch", "heads", "head_dim", "repeats", "tokens"):
+        if getattr(args, name) is not None and getattr(args, name) < 1:
             raise ValueError(f"--{name.replace('_', '-')} {getattr(args, name)} must be ≥ 1")
     if args.head_dim % 2:
         raise ValueError(f"--head-dim {args.head_dim} must be even, for rotary positions")
@@ -83,7 +93,7 @@ def read_arguments(args: argparse.Namespace) -> tuple[list[int], list[str], Laye
     if not set(names) & baselines(device).keys():
         names += baselines(device)
     torch.manual_seed(0)
-    return contexts, modes, layer, methods(names, read_config(args.set), layer)
+    return contexts, modes, layer, *methods(names, read_config(args.set), layer)
 
 
 def read_config(settings: list[str]) -> AttentionConfig:
@@ -94,29 +104,63 @@ def read_config(settings: list[str]) -> AttentionConfig:
         raise ValueError(f"--set {' '.join(settings)}: {first_line(error)}") from error
 
 
-def benchmark(contexts, modes, layer, chosen, repeats, budget) -> list[dict]:
-    with tqdm(total=len(chosen) * (1 + len(contexts) * len(modes) * (repeats + 1)), unit="pass", disable=None) as bar:
-        def progress(name: str) -> None:
-            bar.set_description(name)
-            bar.update()
+def benchmark(
+    args: argparse.Namespace, contexts: list[int], modes: list[str], layer: Layer, chosen: dict[str, Method],
+    left_out: dict[str, str],
+) -> bool:
+    """Checks, measures, writes. -> whether one that is no baseline was left out."""
+    reasons = [{"method": name, "reason": reason} for name, reason in left_out.items()]
+    bar = tqdm(total=len(chosen) * (1 + len(contexts) * len(modes) * (args.repeats + 1)), unit="pass", disable=None)
 
-        block = max(method.settings.get("block_size", 1) for method in chosen.values())
-        for name, method in chosen.items():
-            progress(name)
-            check(name, method, layer, tokens=3 * block + 17)
-        return [row for context in contexts for mode in modes
-                for row in measure(chosen, layer, context, mode, repeats, budget, progress)]
+    def progress(name: str) -> None:
+        bar.set_description(name)
+        bar.update()
+
+    def leave_out(name: str, reason: str, **where) -> None:
+        bar.write(f"left out: {name}: {reason}", file=sys.stderr)
+        reasons.append({"method": name, "reason": reason} | where)
+
+    with bar:
+        for name, reason in left_out.items():
+            bar.write(f"left out: {name}: {reason}", file=sys.stderr)
+        backends = checked(chosen, layer, progress, leave_out)
+        right = {name: chosen[name] for name in backends}
+        peaks = measured_peaks(layer.device) if layer.device.type == "cuda" else None
+        report = header(layer.device) | {"measured_peaks": peaks, "left_out": reasons, "rows": []}
+        for context in contexts:
+            batch = layer.batch if args.tokens is None else max(1, args.tokens // context)
+            for mode in modes:
+                rows, failed = measure(right, backends, layer._replace(batch=batch), context, mode, args.repeats,
+                                       args.budget, peaks, progress)
+                for name, reason in failed.items():
+                    leave_out(name, reason, context=context, mode=mode)
+                report["rows"] += rows
+            write(report, Path(args.output))
+    print(f"{table(report['rows'])}\npeak: beyond a pass's inputs\nwritten to {args.output}, .md and .png")
+    return any(reason["method"] not in baselines(layer.device) for reason in reasons)
 
 
-def print_table(rows: list[dict], output: str) -> None:
-    print(f"{'context':>8} {'mode':18}{'method':14}{'median ms':>11}{'p10':>9}{'p90':>9}{'passes':>8}{'peak MiB':>10}"
-          "  times as fast as")
-    for row in rows:
-        ms = row["milliseconds"]
-        others = ", ".join(f"{name}: {ratio:.2f}" for name, ratio in row["speedup"].items())
-        print(f"{row['context']:>8} {row['mode']:18}{row['method']:14}{ms['p50']:11.1f}{ms['p10']:9.1f}{ms['p90']:9.1f}"
-              f"{row['repeats']:>8}{row['peak_memory_bytes'] / 2**20:10.1f}  {others}")
-    print(f"peak: beyond a pass's inputs\nwritten to {output}")
+def checked(chosen: dict[str, Method], layer: Layer, progress, leave_out) -> dict[str, str]:
+    """The methods that are right, each with the backend that computes it."""
+    block = max(method.settings.get("block_size", 1) for method in chosen.values())
+    window = max(method.settings.get("window") or 0 for method in chosen.values())
+    backends = {}
+    for name, method in chosen.items():
+        progress(name)
+        try:
+            backends[name] = check(name, method, layer, tokens=max(3 * block, 2 * window) + 17)
+        except WrongResult as error:
+            leave_out(name, str(error))
+        except Exception as error:  # compilers and other libraries raise what they like
+            leave_out(name, one_line(error))
+    return backends
+
+
+def write(report: dict, output: Path) -> None:
+    replace_text(output, json.dumps(report, indent=1) + "\n")
+    replace_text(output.with_suffix(".md"), table(report["rows"]) + "\n")
+    if report["rows"]:
+        draw(report["rows"], output.with_suffix(".png"))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,8 @@
 """Time and memory of a training step, of configs side by side in one run.
 
-Without a GPU it is the time of one thread at work, which the neighbours on a shared machine disturb least."""
+Without a GPU it is the time of one thread at work, which the neighbours on a shared machine disturb least. A config
+that does not fit a GPU's memory at a context is named and left out there. OUT.json, and OUT.md, the same as a table,
+are written anew after every context."""
 
 from __future__ import annotations
 
@@ -8,18 +10,27 @@ import argparse
 import dataclasses
 import json
 import sys
+from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
+
+from torch.nn.attention import sdpa_kernel
 
 from lcpt.checkpoint.files import replace_text
 from lcpt.config import Config, ConfigError, load_config
-from lcpt.evaluation.provenance import header
-from lcpt.evaluation.timing import time_in_turn
+from lcpt.evaluation.attention_baselines import SDPA
+from lcpt.evaluation.provenance import backend_of, header
+from lcpt.evaluation.tables import table
+from lcpt.evaluation.timing import first_passes, time_in_turn
 from lcpt.parallel import groups
 from lcpt.training.benchmark import training_step
 
 EXAMPLE = """example:
   python tools/benchmark_training.py --configs configs/demo.yaml --kinds softmax,polysketch --contexts 8192,16384 \\
-      --output steps.json"""
+      --output steps.json
+  python tools/benchmark_training.py --configs configs/gpt2-small-32k.yaml --kinds own,softmax --sdpa flash,cudnn \\
+      --contexts 8192,32768 --tokens 65536 --output gpu.json"""
+OWN = "own"  # in --kinds: as the config says
 
 
 def main() -> int:
@@ -27,15 +38,20 @@ def main() -> int:
         description=__doc__, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--configs", required=True, metavar="X.yaml,Y.yaml")
-    parser.add_argument("--kinds", metavar="A,B", help="each config once with each of these in all layers")
+    parser.add_argument("--kinds", metavar="A,B", help="each config once with each of these in all layers; own: as is")
+    parser.add_argument("--sdpa", metavar="A,B",
+                        help=f"each that has softmax layers once with each of PyTorch's kernels: {', '.join(SDPA)}")
     parser.add_argument("--contexts", required=True, metavar="N,N", help="tokens a sequence")
+    parser.add_argument("--tokens", type=int, metavar="N",
+                        help="in all sequences together, in place of the config's micro_batch; at least one sequence")
     parser.add_argument("--repeats", type=int, default=5, metavar="N", help="timed steps of each, in turn (5)")
     parser.add_argument("--output", required=True, metavar="OUT.json")
     args = parser.parse_args()
     try:
         contexts = [int(context) for context in args.contexts.split(",")]
         Path(args.output).parent.mkdir(parents=True, exist_ok=True)
-        configs = read_configs(args.configs.split(","), args.kinds.split(",") if args.kinds else [])
+        configs = read_configs(args.configs.split(","), args.kinds.split(",") if args.kinds else [OWN])
+        variants = with_sdpa(configs, args.sdpa.split(",") if args.sdpa else [])
     except (ConfigError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -43,55 +59,89 @@ def main() -> int:
         print(f"error: --contexts {args.contexts} is no list of whole numbers; give 8192,16384", file=sys.stderr)
         return 2
 
-    rows = [row for context in contexts for row in measure(configs, context, args.repeats)]
-    report = header(groups.device()) | {"rows": rows}
-    replace_text(Path(args.output), json.dumps(report, indent=2) + "\n")
-    print_table(rows, args.output)
-    return 0
+    report = header(groups.device()) | {"left_out": [], "rows": []}
+    for context in contexts:
+        rows, failed = measure(variants, context, args.tokens, args.repeats)
+        for name, reason in failed.items():
+            print(f"left out: {name} at {context}: {reason}", file=sys.stderr)
+            report["left_out"].append({"method": name, "context": context, "reason": reason})
+        report["rows"] += rows
+        replace_text(Path(args.output), json.dumps(report, indent=2) + "\n")
+        replace_text(Path(args.output).with_suffix(".md"), table(report["rows"]) + "\n")
+    print(f"{table(report['rows'])}\nwritten to {args.output} and .md")
+    return 1 if report["left_out"] else 0
 
 
 def read_configs(paths: list[str], kinds: list[str]) -> dict[str, Config]:
     """A name for each row of the table -> its config: every file as it is, or once with each kind in all layers."""
-    overrides = [[f"model.attention.kind={kind}", "model.attention.pattern=[]"] for kind in kinds] or [[]]
+    overrides = [[] if kind == OWN else [f"model.attention.kind={kind}", "model.attention.pattern=[]"]
+                 for kind in kinds]
     configs = [(Path(path).stem, load_config(path, given)) for path in paths for given in overrides]
     return {f"{stem} {'+'.join(sorted(set(config.model.kinds)))}": config for stem, config in configs}
 
 
-def measure(configs: dict, context: int, repeats: int) -> list[dict]:
+def with_sdpa(configs: dict[str, Config], backends: list[str]) -> dict[str, tuple[Config, str | None]]:
+    """Those with softmax layers once with each of PyTorch's kernels for it; None: PyTorch chooses."""
+    if unknown := set(backends) - SDPA.keys():
+        raise ConfigError(f"--sdpa {', '.join(unknown)} is none of {', '.join(SDPA)}")
+    variants = {}
+    for name, config in configs.items():
+        if "softmax" in config.model.kinds and backends:
+            variants |= {f"{name} ({backend})": (config, backend) for backend in backends}
+        else:
+            variants[name] = config, None
+    return variants
+
+
+def measure(
+    variants: dict[str, tuple[Config, str | None]], context: int, tokens: int | None, repeats: int
+) -> tuple[list[dict], dict[str, str]]:
+    """A row a variant; and why there is none of those that a GPU cannot run."""
     device = groups.device()
+    batches = {name: config.training.micro_batch if tokens is None else max(1, tokens // context)
+               for name, (config, _) in variants.items()}
+    backends = {}
     steps = {
-        name: training_step(config.model, config.training.micro_batch, context, config.training.precision, device)
-        for name, config in configs.items()
+        name: noting(backends, name, sdpa, training_step(
+            config.model, batches[name], context, config.training.precision, device))
+        for name, (config, sdpa) in variants.items()
     }
+    failed = first_passes(steps, device)
+    for name in failed:
+        del steps[name]
     figures = time_in_turn(steps, repeats, device)
     medians = {name: figure["milliseconds"]["p50"] for name, figure in figures.items()}
-    return [
-        {
+    rows = []
+    for name in steps:
+        config, sdpa = variants[name]
+        rows.append({
             "method": name,
-            "settings": dataclasses.asdict(config.model),
+            "settings": dataclasses.asdict(config.model) | ({} if sdpa is None else {"sdpa": sdpa}),
             "context": context,
-            "batch": config.training.micro_batch,
+            "batch": batches[name],
             "heads": config.model.n_heads,
             "head_dim": config.model.d_model // config.model.n_heads,
             "dtype": config.training.precision,
             "device": device.type,
-            "backend": "torch",
+            "backend": backends[name],
             "mode": "training_step",
             **figures[name],
-            "speedup": {other: medians[other] / medians[name] for other in configs if other != name},
-        }
-        for name, config in configs.items()
-    ]
+            "tokens_per_second": 1e3 * batches[name] * context / medians[name],
+            "speedup": {other: medians[other] / medians[name] for other in steps if other != name},
+        })
+    return rows, failed
 
 
-def print_table(rows: list[dict], output: str) -> None:
-    print(f"{'context':>8}  {'step':32}{'median ms':>10}{'p10':>9}{'p90':>9}{'peak MiB':>10}  times as fast as")
-    for row in rows:
-        ms = row["milliseconds"]
-        others = ", ".join(f"{name}: {ratio:.2f}" for name, ratio in row["speedup"].items())
-        print(f"{row['context']:>8}  {row['method']:32}{ms['p50']:10.0f}{ms['p10']:9.0f}{ms['p90']:9.0f}"
-              f"{row['peak_memory_bytes'] / 2**20:10.0f}  {others}")
-    print(f"written to {output}")
+def noting(backends: dict[str, str], name: str, sdpa: str | None, step: Callable) -> Callable[[], None]:
+    """step with PyTorch's kernel named `sdpa`; the first time its backend is written down."""
+
+    def run() -> None:
+        with nullcontext() if sdpa is None else sdpa_kernel([SDPA[sdpa]]):
+            loss = step()
+        if name not in backends:
+            backends[name] = backend_of(loss)
+
+    return run
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 BACKENDS = ("auto", "reference", "torch")
@@ -35,8 +36,14 @@ def check_degree(degree: int) -> None:
 
 
 def check_packed(cu_seqlens: Tensor, batch: int, tokens: int) -> None:
-    ends = cu_seqlens.tolist()
+    """On a GPU, and in compiled code, what it holds is checked where it is, without a wait for it."""
     require(batch == 1, f"packed documents need B = 1, not {batch}")
+    require(cu_seqlens.ndim == 1 and len(cu_seqlens) > 1, f"cu_seqlens is {list(cu_seqlens.shape)}; it must be [N + 1]")
+    if cu_seqlens.is_cuda or torch.compiler.is_compiling():
+        rises = (cu_seqlens[0] == 0) & (cu_seqlens[-1] == tokens) & (cu_seqlens.diff() >= 0).all()
+        torch._assert_async(rises, f"cu_seqlens must rise from 0 to T = {tokens}")
+        return
+    ends = cu_seqlens.tolist()
     require(ends[0] == 0 and ends[-1] == tokens and ends == sorted(ends),
             f"cu_seqlens must rise from 0 to T = {tokens}; it is {ends}")
 

@@ -6,11 +6,13 @@ from torch import Tensor
 
 from lcpt_kernels import reference
 from lcpt_kernels.arguments import check_backend, check_pair, check_stream
+from lcpt_kernels.autocast import under_autocast
 from lcpt_kernels.chunked import Linear, Plan
 from lcpt_kernels.features import Explicit
 from lcpt_kernels.streaming import Exchange, State, attend, each_document
 
 
+@under_autocast
 def feature_attention(
     phi_q: Tensor, phi_k: Tensor, v: Tensor, *, offset: float = 0.0, block_size: int = 256, local_blocks: int = 1,
     log_gate: Tensor | None = None, initial_state: State | None = None, output_final_state: bool = False,

@@ -6,6 +6,7 @@ from torch import Tensor
 
 from lcpt_kernels import reference
 from lcpt_kernels.arguments import check_backend, check_pair, check_stream, require
+from lcpt_kernels.autocast import under_autocast
 from lcpt_kernels.chunked import Exponential, Linear, Plan
 from lcpt_kernels.features import Explicit
 from lcpt_kernels.streaming import Exchange, State, attend, each_document
@@ -13,6 +14,7 @@ from lcpt_kernels.streaming import Exchange, State, attend, each_document
 LOCAL = {"softmax": Exponential(), "linear": Linear()}
 
 
+@under_autocast
 def flurka_attention(
     q: Tensor, k: Tensor, v: Tensor, phi_q: Tensor, phi_summary: Tensor, v_summary: Tensor, *,
     mass_summary: Tensor | None = None, local: str = "softmax", scale: float | None = None, gain: Tensor | None = None,

@@ -10,9 +10,11 @@ from torch.utils.checkpoint import checkpoint
 
 from lcpt_kernels import reference
 from lcpt_kernels.arguments import check_backend, check_pair, require
+from lcpt_kernels.autocast import under_autocast
 from lcpt_kernels.streaming import each_document
 
 
+@under_autocast
 def lowrank_attention(
     q: Tensor, k: Tensor, v: Tensor, q_far: Tensor, k_summary: Tensor, v_summary: Tensor, *, summaries: int,
     scale: float | None = None, block_size: int = 256, local_blocks: int = 2, cu_seqlens: Tensor | None = None,

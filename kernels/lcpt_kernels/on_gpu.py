@@ -13,8 +13,11 @@ from torch import Tensor
 from lcpt_kernels.arguments import require
 from lcpt_kernels.streaming import Compute
 
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+HAVE_TRITON = find_spec("triton") is not None
 WIDEST = 256  # of q, k and v
 WIDEST_SKETCH = 128  # of a and b
+MOST_HEADS = 65535  # of a grid's second axis
 
 
 def squared(backend: str, a: Tensor, v: Tensor, q: Tensor | None) -> Compute | None:
@@ -27,22 +30,24 @@ def squared(backend: str, a: Tensor, v: Tensor, q: Tensor | None) -> Compute | N
 
         return compute
     require(backend == "auto", f"backend triton: {reason}")
-    log_once(f"squared_attention runs in PyTorch: {reason}")
+    if not torch.compiler.is_compiling():
+        log_once(f"squared_attention runs in PyTorch: {reason}")
     return None
 
 
 def obstacle(a: Tensor, v: Tensor, q: Tensor | None) -> str | None:
     """Why the kernels do not take these; None: they do."""
-    interpreted = os.environ.get("TRITON_INTERPRET") == "1"
     width, sketch = max(v.shape[3], 0 if q is None else q.shape[3]), a.shape[3]
-    if not (v.is_cuda or interpreted):
+    if not (v.is_cuda or INTERPRETED):
         return f"tensors are on {v.device.type}"
-    if find_spec("triton") is None:
+    if not HAVE_TRITON:
         return "Triton is not installed"
     if v.dtype not in (torch.float32, torch.bfloat16, torch.float16):
         return f"{v.dtype} is none of float32, bfloat16, float16"
     if width > WIDEST:
         return f"heads are {width} wide, {WIDEST} are the most"
+    if a.shape[2] > MOST_HEADS:
+        return f"{a.shape[2]} heads, {MOST_HEADS} are the most"
     if sketch > WIDEST_SKETCH:
         return f"a and b are {sketch} wide, {WIDEST_SKETCH} are the most"
     return None

@@ -8,12 +8,14 @@ from torch import Tensor
 
 from lcpt_kernels import reference
 from lcpt_kernels.arguments import check_backend, check_degree, check_pair, require
+from lcpt_kernels.autocast import under_autocast
 from lcpt_kernels.chunked import Far, Plan, Power, block_causal_attention
 from lcpt_kernels.streaming import each_document
 
 ROWS = 256  # queries at a time: bounds the memory of a tile of scores to ROWS × T
 
 
+@under_autocast
 def polynomial_attention(
     q: Tensor, k: Tensor, v: Tensor, *, degree: int = 4, scale: float = 1.0, offset: float | None = None,
     cu_seqlens: Tensor | None = None, backend: str = "auto",

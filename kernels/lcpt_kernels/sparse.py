@@ -16,6 +16,7 @@ from torch import Tensor
 
 from lcpt_kernels import reference
 from lcpt_kernels.arguments import check_backend, check_packed, check_pair, require
+from lcpt_kernels.autocast import under_autocast
 from lcpt_kernels.chunked import accumulated
 from lcpt_kernels.streaming import each_document
 
@@ -23,6 +24,7 @@ ROWS = 128  # queries at a time: bounds the memory of a tile of scores to ROWS Ã
 INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
 
+@under_autocast
 def sparse_attention(
     q: Tensor, k: Tensor, v: Tensor, *, q_keep: Tensor | None = None, k_keep: Tensor | None = None,
     q_bucket: Tensor | None = None, k_bucket: Tensor | None = None, scale: float | None = None,

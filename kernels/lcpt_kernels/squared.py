@@ -6,11 +6,13 @@ from torch import Tensor
 
 from lcpt_kernels import on_gpu, reference
 from lcpt_kernels.arguments import BACKENDS, check_backend, check_degree, check_pair, check_stream, require
+from lcpt_kernels.autocast import under_autocast
 from lcpt_kernels.chunked import Plan, Power, Quadratic
 from lcpt_kernels.features import QuadraticFeatures
 from lcpt_kernels.streaming import Exchange, State, attend, each_document
 
 
+@under_autocast
 def squared_attention(
     a: Tensor, b: Tensor, v: Tensor, *, q: Tensor | None = None, k: Tensor | None = None, degree: int = 4,
     scale: float = 1.0, offset: float | None = None, coefficients: tuple[float, float, float] = (0, 0, 1),

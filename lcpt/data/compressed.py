@@ -8,11 +8,9 @@ import zlib
 from collections.abc import Iterator
 from typing import BinaryIO
 
-import zstandard
-
 CHUNK = 2**20
 COMPRESSIONS = (".gz", ".xz", ".zst")
-DAMAGE = (OSError, EOFError, zlib.error, lzma.LZMAError, zstandard.ZstdError)  # what reading a bad file raises
+DAMAGE = (OSError, EOFError, zlib.error, lzma.LZMAError)  # what reading a bad file raises
 
 
 def read_chunks(path: str) -> Iterator[bytes]:
@@ -29,14 +27,19 @@ def read_chunks(path: str) -> Iterator[bytes]:
 
 def _unpack_zstandard(file: BinaryIO) -> Iterator[bytes]:
     """Every frame of the file. zstandard.open would take a file that is cut short for a complete one."""
+    import zstandard  # here: little else needs it
+
     frame = None
-    while packed := file.read(CHUNK):
-        while packed:
-            frame = frame or zstandard.ZstdDecompressor().decompressobj()
-            if chunk := frame.decompress(packed):
-                yield chunk
-            packed = frame.unused_data
-            if frame.eof:
-                frame = None
+    try:
+        while packed := file.read(CHUNK):
+            while packed:
+                frame = frame or zstandard.ZstdDecompressor().decompressobj()
+                if chunk := frame.decompress(packed):
+                    yield chunk
+                packed = frame.unused_data
+                if frame.eof:
+                    frame = None
+    except zstandard.ZstdError as error:
+        raise OSError(str(error)) from error
     if frame is not None:
         raise EOFError("compressed file ended before the end of its last frame")

@@ -5,55 +5,40 @@ from __future__ import annotations
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import asdict, replace
-from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from lcpt_kernels import squared_attention
 from torch import Tensor
 
 from lcpt.attention import ATTENTION, AttentionConfig
 from lcpt.attention.base import LinearCost, Projected, rotary_table
-from lcpt.attention.polysketch import DEGREE
+from lcpt.attention.polysketch import DEGREE, Polysketch
 from lcpt.attention.sketch import RandomSketch
+from lcpt.evaluation.attention_baselines import BASELINES, Unavailable
+from lcpt.evaluation.attention_layer import ROUNDED, Layer, Method
+from lcpt.evaluation.roofline import Size, squared_cost
 
 
-class Layer(NamedTuple):
-    """Of what size the attention is, in what it computes, and where."""
-
-    batch: int
-    heads: int
-    head_dim: int
-    dtype: torch.dtype
-    device: torch.device
-
-    @property
-    def d_model(self) -> int:
-        return self.heads * self.head_dim
-
-
-class Method(NamedTuple):
-    settings: dict
-    inputs: Callable[[Projected], list[Tensor]]  # what is ready before the clock starts
-    attend: Callable[..., Tensor]  # of the inputs -> o [B, T, H, D]: what is timed
-    definition: Callable[..., Tensor]  # of the inputs in float64 -> the same, as it should be
-    weights: tuple[Tensor, ...] = ()  # that learn, of `attend`
-    exact_weights: tuple[Tensor, ...] = ()  # the same in float64, of `definition`
-
-
-def methods(names: list[str], config: AttentionConfig, layer: Layer) -> dict[str, Method]:
-    """ValueError for a name that is none of `known(layer.device)`."""
+def methods(names: list[str], config: AttentionConfig, layer: Layer) -> tuple[dict[str, Method], dict[str, str]]:
+    """Methods by name; and why a baseline is not among them. ValueError for a name that is none of
+    `known(layer.device)`."""
     if unknown := [name for name in names if name not in known(layer.device)]:
         raise ValueError(f"no method is called {', '.join(unknown)}; there are {', '.join(known(layer.device))}")
-    return {name: _method(name, config, layer) for name in names}
+    found, left_out = {}, {}
+    for name in names:
+        try:
+            found[name] = _method(name, config, layer)
+        except Unavailable as error:
+            left_out[name] = str(error)
+    return found, left_out
 
 
 def known(device: torch.device) -> list[str]:
     return [*ATTENTION, "squared", *baselines(device)]
 
 
-def baselines(device: torch.device) -> dict[str, Callable[..., Tensor]]:
-    """name -> softmax attention of q, k, v [B, H, T, D], causal -> [B, H, T, D]: what others are compared with."""
+def baselines(device: torch.device) -> dict[str, Callable[[Layer], Method]]:
+    """What others are compared with on a device, by name."""
     return BASELINES.get(device.type, {})
 
 
@@ -68,7 +53,7 @@ def projected(layer: Layer, tokens: int) -> Projected:
 
 def _method(name: str, config: AttentionConfig, layer: Layer) -> Method:
     if name in baselines(layer.device):
-        return _baseline(baselines(layer.device)[name])
+        return baselines(layer.device)[name](layer)
     return _squared(config, layer) if name == "squared" else _kind(name, config, layer)
 
 
@@ -106,7 +91,27 @@ def _kind(kind: str, config: AttentionConfig, layer: Layer) -> Method:
         settings["block_size"] = config.block_size
     if isinstance(module, LinearCost):
         settings["gate"] = config.gate
-    return Method(settings, inputs, attend, definition, tuple(module.parameters()), tuple(exact.parameters()))
+    weights, exact_weights = tuple(module.parameters()), tuple(exact.parameters())
+    cost = _cost(module, config, layer)
+    return Method(settings, inputs, attend, definition, weights, exact_weights, ROUNDED, cost, "triton")
+
+
+def _cost(module, config: AttentionConfig, layer: Layer) -> Callable[[int, str], tuple[float, float]] | None:
+    """Of polysketch without a gate: the sketches of a head, whose backward is twice their forward, and the kernels."""
+    if not isinstance(module, Polysketch) or config.gate != "none":
+        return None
+
+    def cost(context: int, mode: str) -> tuple[float, float]:
+        flops, n_bytes = squared_cost(layer.heads, _size(config, layer, context), mode)
+        maps = (module.n_heads + module.n_kv_heads) * module.map_flops() * context
+        return flops + maps * (3 if mode == "forward_backward" else 1), n_bytes
+
+    return cost
+
+
+def _size(config: AttentionConfig, layer: Layer, context: int) -> Size:
+    own = config.polysketch
+    return Size(context, layer.head_dim, own.size, config.block_size, own.local_blocks, layer.dtype)
 
 
 def _squared(config: AttentionConfig, layer: Layer) -> Method:
@@ -125,26 +130,7 @@ def _squared(config: AttentionConfig, layer: Layer) -> Method:
     def definition(a, b, v, q, k) -> Tensor:
         return squared_attention(a, b, v, q=q, k=k, **stream, backend="reference")[0]
 
-    return Method({"size": config.polysketch.size, **stream}, inputs, attend, definition)
+    def cost(context: int, mode: str) -> tuple[float, float]:
+        return squared_cost(layer.heads, _size(config, layer, context), mode)
 
-
-def _baseline(sdpa: Callable[..., Tensor]) -> Method:
-    def inputs(p: Projected) -> list[Tensor]:
-        return [x.detach().transpose(1, 2).contiguous().requires_grad_() for x in (p.q, p.k, p.v)]
-
-    def attend(q, k, v) -> Tensor:
-        return sdpa(q, k, v).transpose(1, 2)
-
-    def definition(q, k, v) -> Tensor:
-        scores = q @ k.mT * q.shape[-1] ** -0.5
-        future = torch.ones_like(scores, dtype=torch.bool).triu(1)
-        return (scores.masked_fill(future, -torch.inf).softmax(-1) @ v).transpose(1, 2)
-
-    return Method({}, inputs, attend, definition)
-
-
-def _sdpa(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    return F.scaled_dot_product_attention(q, k, v, is_causal=True)
-
-
-BASELINES: dict[str, dict[str, Callable[..., Tensor]]] = {"cpu": {"sdpa_cpu": _sdpa}}  # by type of device
+    return Method({"size": config.polysketch.size, **stream}, inputs, attend, definition, cost=cost, cost_of="triton")

@@ -58,6 +58,23 @@ def steps(lines: list[tuple[str, list[dict]]], key: str, x: str, y: str, output:
     _save(figure, output)
 
 
+def over_contexts(panels: list[tuple[str, list[tuple[str, list[int], list[float]]]]], output: Path) -> None:
+    """Panels (what the y axis shows, lines (name, contexts, values)) above each other as PNG, both axes logarithmic,
+    those of one name in one colour."""
+    names = list(dict.fromkeys(name for _, lines in panels for name, *_ in lines))
+    colours = {name: pyplot.get_cmap("tab20")(number % 20) for number, name in enumerate(names)}
+    figure, axes = pyplot.subplots(len(panels), figsize=(9, 4 * len(panels)), layout="constrained", squeeze=False)
+    for (y, lines), ax in zip(panels, axes[:, 0], strict=True):
+        _dress(ax, "tokens of context", y)
+        for name, *values in lines:
+            ax.plot(*values, "o-", color=colours[name], label=name, markersize=4)
+        ax.set_xscale("log", base=2)
+        ax.set_yscale("log")
+        ax.xaxis.set_major_formatter("{x:,.0f}")
+        ax.legend(frameon=False, fontsize="small", loc="center left", bbox_to_anchor=(1, 0.5))
+    _save(figure, output)
+
+
 def _wide_axes(x: str, y: str, names: list[str]):
     """(figure, axes, name -> colour), with the names beside the axes."""
     figure, axes = _axes(x, y)
@@ -72,11 +89,15 @@ def _wide_axes(x: str, y: str, names: list[str]):
 
 def _axes(x: str, y: str):
     figure, axes = pyplot.subplots(figsize=(7, 4), layout="constrained")
+    _dress(axes, x, y)
+    return figure, axes
+
+
+def _dress(axes, x: str, y: str) -> None:
     axes.set_xlabel(x)
     axes.set_ylabel(y)
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(alpha=0.3)
-    return figure, axes
 
 
 def _save(figure, output: Path) -> None:

@@ -11,23 +11,43 @@ from pathlib import Path
 
 import torch
 
-PACKAGES = ("torch", "deepspeed", "triton", "numpy", "sentencepiece", "safetensors")
+OPERATORS = "lcpt_kernels_"  # in the names of PyTorch operators that start Triton kernels
+MODULES = ("fla.",)  # whose functions do
+PACKAGES = ("torch", "deepspeed", "triton", "numpy", "sentencepiece", "safetensors", "flash-linear-attention")
 
 
 def header(device: torch.device) -> dict:
     """What every report of measured figures begins with."""
+    gpu = {}
+    if device.type == "cuda":
+        gpu = {"cuda": torch.version.cuda or "absent", "cudnn": str(torch.backends.cudnn.version())}
     return {
         "schema_version": 1,
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "git_commit": git_commit(),
         "device": device_name(device),
-        "versions": versions(),
+        "versions": versions() | gpu,
         "command": command(),
     }
 
 
 def command() -> list[str]:
     return [Path(sys.argv[0]).name, *sys.argv[1:]]
+
+
+def backend_of(x: torch.Tensor) -> str:
+    """"triton" if one of the functions that x, with gradients, comes from starts Triton kernels, else "torch"."""
+    waiting, seen = [x.grad_fn], set()
+    while waiting:
+        node = waiting.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        function = getattr(node, "_forward_cls", None)  # the torch.autograd.Function, where it is one
+        if OPERATORS in node.name() or (function is not None and function.__module__.startswith(MODULES)):
+            return "triton"
+        waiting += [before for before, _ in node.next_functions]
+    return "torch"
 
 
 def device_name(device: torch.device) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
+from functools import cache
 
 import numpy as np
 import torch
@@ -20,11 +21,13 @@ def time_in_turn(
     in turn after one warm-up each.
 
     On a CPU it is the time that one thread works: the wall clock of a shared machine says more about the neighbours.
-    On a GPU it is the time between two synchronisations. A step that has taken `budget` seconds is not repeated
-    further; where the warm-up alone took as long, that is its one time. progress(name) is called before each.
+    On a GPU it is the time between two events, with a cold L2 cache. A step that has taken `budget` seconds is not
+    repeated further; where the warm-up alone took as long, that is its one time. progress(name) is called before each.
     """
     if device.type == "cpu":
         torch.set_num_threads(1)
+    else:
+        _filler(device)  # its memory is nobody's
     seconds: dict[str, list[float]] = {}
     memory = {}
     for name, step in steps.items():
@@ -46,13 +49,45 @@ def time_in_turn(
     return figures
 
 
+def first_passes(steps: dict[str, Callable], device: torch.device) -> dict[str, str]:
+    """The steps that cannot be, and why in one line. On a GPU, whose first passes compile and tune; elsewhere none is
+    tried."""
+    failed = {}
+    for name, step in steps.items() if device.type == "cuda" else ():
+        try:
+            step()
+            torch.cuda.synchronize()
+        except Exception as error:  # other libraries raise what they like
+            failed[name] = one_line(error)
+            torch.cuda.empty_cache()
+    return failed
+
+
+def one_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines() or [""]
+    return f"{type(error).__name__}: {lines[0][:200]}"
+
+
 def _seconds(step: Callable, device: torch.device) -> float:
     if device.type == "cuda":
-        torch.cuda.synchronize()
-        began = time.perf_counter()
-        step()
-        torch.cuda.synchronize()
-        return time.perf_counter() - began
+        return _seconds_on_gpu(step, device)
     began = time.process_time()
     step()
     return time.process_time() - began
+
+
+def _seconds_on_gpu(step: Callable, device: torch.device) -> float:
+    """While the GPU still overwrites its cache, Python gets ahead with the first launches: they are not in the time."""
+    start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    _filler(device).zero_()
+    start.record()
+    step()
+    end.record()
+    end.synchronize()
+    return start.elapsed_time(end) / 1e3
+
+
+@cache
+def _filler(device: torch.device) -> torch.Tensor:
+    """Several times as large as an L2 cache."""
+    return torch.empty(2**29, dtype=torch.int8, device=device)

@@ -1,7 +1,3 @@
-import importlib.util
-import sys
-from pathlib import Path
-
 import pytest
 
 from lcpt.attention import AttentionConfig
@@ -11,26 +7,14 @@ from lcpt.data import DataConfig
 from lcpt.model import GPT, ModelConfig
 from lcpt.training.run_folder import RunConfig
 
-TOOLS = Path(__file__).parents[2] / "tools"
 MODEL = ModelConfig(n_layers=2, d_model=32, n_heads=2, vocab_size=330, attention=AttentionConfig(block_size=16))
 
 
-
-
 @pytest.fixture
-def call_tool(monkeypatch, capsys):
+def call_tool(call_program):
     """call_tool(name, *arguments) -> (exit code, stdout, stderr) of tools/name.py, in this process."""
 
-    def call(name, *arguments):
-        spec = importlib.util.spec_from_file_location(name, TOOLS / f"{name}.py")
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        monkeypatch.setattr(sys, "argv", [str(TOOLS / f"{name}.py"), *map(str, arguments)])
-        code = module.main()
-        said = capsys.readouterr()
-        return code, said.out, said.err
-
-    return call
+    return lambda name, *arguments: call_program(f"tools/{name}.py", *arguments)
 
 
 @pytest.fixture

@@ -1,18 +1,18 @@
 import json
+from functools import partial
 
 import pytest
 import torch
-import torch.nn.functional as F
 from lcpt_kernels import squared_attention
 
-from lcpt.attention import ATTENTION, AttentionConfig
-from lcpt.evaluation.attention_benchmark import WrongResult, check
-from lcpt.evaluation.attention_methods import BASELINES, Layer, methods
+from lcpt.attention import ATTENTION
+from lcpt.evaluation.attention_baselines import BASELINES, Unavailable, heads_first, softmax
+from lcpt.evaluation.attention_layer import Method
 
 SMALL = ["--heads", 2, "--head-dim", 16, "--repeats", 2, "--set", "block_size=16", "polysketch.size=8",
          "flurka.summaries.number=2", "lowrank.summaries.number=2"]
 KEYS = {"method", "settings", "context", "batch", "heads", "head_dim", "dtype", "device", "backend", "mode",
-        "milliseconds", "repeats", "peak_memory_bytes", "speedup"}
+        "milliseconds", "repeats", "peak_memory_bytes", "percent_of_peak", "speedup"}
 
 
 @pytest.fixture
@@ -33,6 +33,7 @@ def test_rows_hold_what_the_contract_names(benchmark):
     assert code == 0, err
     assert report["schema_version"] == 1
     assert {"date", "git_commit", "device", "versions", "command", "rows"} <= report.keys()
+    assert report["left_out"] == [] and report["measured_peaks"] is None
     assert [(row["context"], row["mode"], row["method"]) for row in report["rows"]] == [
         (context, mode, method) for context in (40, 96) for mode in ("forward", "forward_backward")
         for method in ("polysketch", "squared", "sdpa_cpu")]
@@ -40,7 +41,7 @@ def test_rows_hold_what_the_contract_names(benchmark):
         assert row.keys() == KEYS
         assert (row["batch"], row["heads"], row["head_dim"], row["dtype"], row["device"]) == (2, 2, 16, "fp32", "cpu")
         assert 0 < row["milliseconds"]["p10"] <= row["milliseconds"]["p50"] <= row["milliseconds"]["p90"]
-        assert row["repeats"] == 2
+        assert row["repeats"] == 2 and row["backend"] == "torch"
     polysketch, squared, baseline = report["rows"][:3]
     assert polysketch["settings"]["size"] == squared["settings"]["size"] == 8
     assert polysketch["settings"]["block_size"] == squared["settings"]["block_size"] == 16
@@ -100,21 +101,66 @@ def wrong_gradient(a, b, *args, backend="auto", **kwargs):
 
 
 @pytest.mark.parametrize("wrong", [wrong_output, wrong_gradient])
-@pytest.mark.parametrize("name, where", [
-    ("polysketch", "lcpt.attention.polysketch"), ("squared", "lcpt.evaluation.attention_methods"),
+@pytest.mark.parametrize("name, other, where", [
+    ("polysketch", "squared", "lcpt.attention.polysketch"),
+    ("squared", "polysketch", "lcpt.evaluation.attention_methods"),
 ])
-def test_a_wrong_kernel_is_refused(benchmark, monkeypatch, name, where, wrong):
+def test_a_wrong_kernel_is_named_and_left_out(benchmark, monkeypatch, name, other, where, wrong):
     monkeypatch.setattr(f"{where}.squared_attention", wrong)
-    code, report, out, err = benchmark()
-    assert (code, report, out) == (2, None, "") and err.startswith(f"error: {name} is wrong") and err.count("\n") == 1
+    code, report, _, err = benchmark("--mode", "forward")
+    assert code == 1 and err.startswith(f"left out: {name}: {name} is wrong at 65 tokens") and err.count("\n") == 1
+    assert [row["method"] for row in report["rows"]] == [other, "sdpa_cpu"]
+    assert [reason["method"] for reason in report["left_out"]] == [name]
 
 
-@pytest.mark.parametrize("wrong", [
-    lambda q, k, v: F.scaled_dot_product_attention(q, k, v),  # sees the future
-    lambda q, k, v: F.scaled_dot_product_attention(q, k, v, is_causal=True) * torch.nan,
+def missing(layer):
+    raise Unavailable("a library is not installed")
+
+
+def refusing(layer):
+    def attend(q, k, v):
+        raise RuntimeError("No available kernel.\nAborting execution.")
+
+    return sdpa_like(attend)
+
+
+def sdpa_like(attend):
+    return Method({}, heads_first, attend, partial(softmax, window=None))
+
+
+@pytest.mark.parametrize("rival, reason", [
+    (missing, "a library is not installed"), (refusing, "RuntimeError: No available kernel."),
+    (lambda layer: sdpa_like(lambda q, k, v: v.transpose(1, 2)), "rival is wrong at 65 tokens"),
+    (lambda layer: sdpa_like(lambda q, k, v: softmax(q, k, v, None) * torch.nan), "rival is wrong at 65 tokens"),
 ])
-def test_a_wrong_baseline_is_refused(monkeypatch, wrong):
-    monkeypatch.setitem(BASELINES["cpu"], "sdpa_cpu", wrong)
-    layer = Layer(1, 2, 16, torch.float32, torch.device("cpu"))
-    with pytest.raises(WrongResult, match="sdpa_cpu is wrong at 50 tokens"):
-        check("sdpa_cpu", methods(["sdpa_cpu"], AttentionConfig(), layer)["sdpa_cpu"], layer, 50)
+def test_a_baseline_that_cannot_be_is_left_out_in_a_line(benchmark, monkeypatch, rival, reason):
+    monkeypatch.setitem(BASELINES["cpu"], "rival", rival)
+    code, report, _, err = benchmark("--mode", "forward")
+    assert code == 0 and err.startswith(f"left out: rival: {reason}") and err.count("\n") == 1
+    assert [row["method"] for row in report["rows"]] == ["polysketch", "squared", "sdpa_cpu"]
+    assert report["left_out"][0]["method"] == "rival" and report["left_out"][0]["reason"].startswith(reason)
+
+
+def test_what_a_gpu_cannot_run_is_left_out_there(benchmark, monkeypatch):
+    def failing(steps, device):
+        return {"squared": "OutOfMemoryError: too large"} if "squared" in steps else {}
+
+    monkeypatch.setattr("lcpt.evaluation.attention_benchmark.first_passes", failing)
+    code, report, _, err = benchmark("--mode", "forward")
+    assert code == 1 and err == "left out: squared: OutOfMemoryError: too large\n"
+    assert [row["method"] for row in report["rows"]] == ["polysketch", "sdpa_cpu"]
+    reason = {"method": "squared", "reason": "OutOfMemoryError: too large", "context": 96, "mode": "forward"}
+    assert report["left_out"] == [reason]
+
+
+def test_tokens_are_constant_over_contexts(benchmark):
+    _, report, _, _ = benchmark("--contexts", "32,64,256", "--tokens", 128, "--mode", "forward")
+    assert [row["batch"] for row in report["rows"][::3]] == [4, 2, 1]
+
+
+def test_a_table_and_a_picture_stand_beside_it(benchmark, tmp_path):
+    code, _, out, _ = benchmark("--contexts", "32,64")
+    lines = (tmp_path / "attention.md").read_text().splitlines()
+    assert code == 0 and lines == out.splitlines()[: len(lines)] and len(lines) == 2 + 2 * 2 * 3
+    assert "x fastest softmax" in lines[0] and "% of bandwidth" not in lines[0]
+    assert (tmp_path / "attention.png").read_bytes().startswith(b"\x89PNG")

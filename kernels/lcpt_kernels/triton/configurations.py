@@ -17,7 +17,7 @@ NAMES = {
     "backward_query": ("BM", "BN"), "backward_value": ("BM", "BN"), "backward_key": ("BM", "BN"),
 }
 TABLE = {  # tiles, then warps and stages
-    "scan": {64: (512, 4, 3)},
+    "scan": {2**18: (128, 1, 1), 2**62: (512, 4, 1)},  # by the numbers of all states of one block: programs for all
     "state": {64: (2, 64, 8, 2), 128: (2, 64, 8, 2), 256: (1, 32, 8, 2), "fp32": (1, 32, 8, 1)},
     "rest": {64: (64, 4, 1), "fp32": (32, 4, 1)},
     "output": {64: (128, 64, 8, 2), 128: (128, 64, 8, 2), 256: (64, 32, 8, 2), "fp32": (32, 32, 4, 1)},

@@ -90,16 +90,47 @@ def _places(layout: Layout, size: int, device: torch.device) -> tuple[Tensor, Te
 
 def from_common(S: Tensor, layout: Layout, size: int) -> tuple[Tensor, Tensor]:
     """S [B, H, F, Dv + 1] of QuadraticFeatures(size) -> values [B, H, features, Dv], norms [B, H, norms]."""
-    rows, places = _places(layout, size, S.device)
-    values = S.new_zeros(*S.shape[:2], layout.features, S.shape[3] - 1).index_copy(2, rows, S[..., :-1])
-    norms = S.new_zeros(*S.shape[:2], layout.norms).index_copy(2, places, S[..., -1])
-    gram, rest = norms[..., : layout.size**2].unflatten(-1, (layout.size, layout.size)), norms[..., layout.size**2 :]
-    group = torch.arange(layout.size, device=S.device) // GROUP
-    mirrored = torch.where(group[:, None] > group[None, :], gram.mT, gram)  # only I ≤ J are features
+    values, norms = _spread(S, layout, size)
+    gram, rest = _gram(norms, layout)
+    mirrored = torch.where(_below(layout, S.device), gram.mT, gram)  # only I ≤ J are features
     return values, torch.cat((mirrored.flatten(-2), rest), dim=-1)
+
+
+def from_common_backward(d_values: Tensor, d_norms: Tensor, layout: Layout, size: int) -> Tensor:
+    """The gradient of S, of what from_common made of it."""
+    gram, rest = _gram(d_norms, layout)
+    both = torch.where(_below(layout, d_norms.device).mT, gram + gram.mT, gram)
+    return to_common(d_values, torch.cat((both.flatten(-2), rest), dim=-1), layout, size)
 
 
 def to_common(values: Tensor, norms: Tensor, layout: Layout, size: int) -> Tensor:
     """The inverse of from_common."""
     rows, places = _places(layout, size, values.device)
     return torch.cat((values[:, :, rows], norms[:, :, places, None]), dim=-1)
+
+
+def to_common_backward(dS: Tensor, layout: Layout, size: int) -> tuple[Tensor, Tensor]:
+    """The gradients of values and norms. That of a Gram matrix, which is symmetric, as a symmetric one: kernels take
+    2 dG b for (dG + dGᵀ) b."""
+    d_values, d_norms = _spread(dS, layout, size)
+    gram, rest = _gram(d_norms, layout)
+    return d_values, torch.cat((((gram + gram.mT) / 2).flatten(-2), rest), dim=-1)
+
+
+def _spread(S: Tensor, layout: Layout, size: int) -> tuple[Tensor, Tensor]:
+    """The features of S in their places; 0 elsewhere."""
+    rows, places = _places(layout, size, S.device)
+    values = S.new_zeros(*S.shape[:2], layout.features, S.shape[3] - 1).index_copy(2, rows, S[..., :-1])
+    return values, S.new_zeros(*S.shape[:2], layout.norms).index_copy(2, places, S[..., -1])
+
+
+def _gram(norms: Tensor, layout: Layout) -> tuple[Tensor, Tensor]:
+    """[.., norms] -> the matrix [.., R, R] and what stands behind it."""
+    square = layout.size**2
+    return norms[..., :square].unflatten(-1, (layout.size, layout.size)), norms[..., square:]
+
+
+def _below(layout: Layout, device: torch.device) -> Tensor:
+    """[R, R]: whether the row's group is after the column's."""
+    group = torch.arange(layout.size, device=device) // GROUP
+    return group[:, None] > group[None, :]

@@ -5,6 +5,10 @@ With x_n what block n adds, Λ_n its decay, and blocks n … m of one document:
 S_n takes the place of x_n, times what queries weigh it by. Backwards the same recurrence runs from the last block to
 the first: x_n is then the gradient of S_n that comes from block n itself, and the gradient of what block n added takes
 its place. Sums are fp32 whatever the states are kept in.
+
+Blocks come one after the other, numbers of a state side by side: one pass over memory. A scan in two levels would read
+twice; that there is enough under way comes from loads that run AHEAD of the sums and stores before them, which no
+compiler may move there by itself.
 """
 
 from __future__ import annotations
@@ -16,6 +20,8 @@ from torch import Tensor
 
 from lcpt_kernels.triton import configurations
 from lcpt_kernels.triton.blocks import Blocks
+
+AHEAD = tl.constexpr(6)  # blocks
 
 
 def scan(
@@ -52,7 +58,8 @@ def scan_backward(
 
 def launch(x: Tensor, blocks: Blocks, local_blocks: int) -> tuple[tuple[int, int], dict[str, int]]:
     width = x.shape[3] if x.ndim == 4 else 1
-    elements, tiles = x.shape[2] * width, configurations.tiles("scan")
+    elements = x.shape[2] * width
+    tiles = configurations.tiles("scan", len(blocks.documents) * x.shape[1] * elements)
     sizes = dict(ELEMENTS=elements, WIDTH=width, LOCAL_BLOCKS=local_blocks, **tiles)
     return (len(blocks.documents) * triton.cdiv(elements, tiles["B"]), x.shape[1]), sizes
 
@@ -80,7 +87,7 @@ def scan_kernel(
     if BEFORE:
         state = tl.load(before + (document * heads + head) * ELEMENTS + element, mask=mask, other=0.0)
     slot = first.to(tl.int64) * heads + head
-    for _ in range(first, last):
+    for _ in tl.range(first, last, num_stages=AHEAD):
         at = x + slot * ELEMENTS + element
         added = tl.load(at, mask=mask, other=0.0).to(tl.float32)
         tl.store(at, (weight * state).to(x.dtype.element_ty), mask=mask)
@@ -131,7 +138,7 @@ def scan_backward_kernel(
             tl.store(through + slot * tiles + tl.program_id(0) % tiles, tl.sum(S * leaving), mask=first <= last)
     later = tl.zeros((B,), tl.float32)  # the last block's keys reach no state
     tl.store(at, later.to(x.dtype.element_ty), mask=some)
-    for _ in range(first, last):
+    for _ in tl.range(first, last, num_stages=AHEAD):
         slot -= heads
         at = x + slot * ELEMENTS + element
         own = weight * tl.load(at, mask=mask, other=0.0).to(tl.float32)

@@ -6,20 +6,31 @@
               δ = −do·o; states once more: kept, they would be the largest tensors of a layer; dq, da
               → squared_state → scan_backward → squared_backward_value, squared_backward_key
               of queries what it was of keys: the gradient of the state; dv, db; dk
+
+Both are operators of PyTorch, which torch.compile takes as they are.
 """
 
 from __future__ import annotations
 
 from contextlib import nullcontext
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from lcpt_kernels.chunked import Plan
-from lcpt_kernels.triton.blocks import dense, packed
+from lcpt_kernels.chunked import Plan, Power, Quadratic
+from lcpt_kernels.features import QuadraticFeatures
+from lcpt_kernels.triton.blocks import Blocks, dense, packed
 from lcpt_kernels.triton.gates import gradient_of_gate
-from lcpt_kernels.triton.layout import GROUP, Layout, from_common, to_common
+from lcpt_kernels.triton.layout import (
+    GROUP,
+    Layout,
+    from_common,
+    from_common_backward,
+    to_common,
+    to_common_backward,
+)
 from lcpt_kernels.triton.normaliser import normaliser_backward
 from lcpt_kernels.triton.problem import Problem
 from lcpt_kernels.triton.scan import scan, scan_backward
@@ -41,77 +52,161 @@ def compute(
 
     -> (o [B, T, H, Dv] in q's dtype, with `final` the state [B, Hkv, F, Dv + 1] for the token after the last).
     """
-    v, b = keys["v"], keys["b"]
-    size, f = a.shape[3], plan.features
-    layout = Layout(-(-size // GROUP) * GROUP, (f.c0, f.c1, f.c2))
-    a, b = with_rows_of(a, layout.size), with_rows_of(b, layout.size)
-    q, k = (with_rows(q), with_rows(keys["k"])) if "k" in keys else (a, b)
-    if cu_seqlens is None:
-        blocks = dense(*v.shape[:2], plan.block_size, v.device, final)
-    else:
-        blocks = packed(cu_seqlens.to(v.device), v.shape[1], plan.block_size)
-    state = (None, None) if initial is None else from_common(initial.float(), layout, size)
-    with torch.cuda.device(v.device) if v.is_cuda else nullcontext():
-        o, *end = _Squared.apply(q, k, with_rows(v), a, b, keys.get("log_gate"), *state, blocks, plan, layout, final)
-    return o, to_common(*end, layout, size) if final else None
+    k, f = keys.get("k"), plan.features
+    o, _, end = torch.ops.lcpt_kernels.squared_attention(
+        None if k is None else q, k, keys["v"], a, keys["b"], keys.get("log_gate"), initial, cu_seqlens,
+        0 if k is None else plan.local.degree, [f.c0, f.c1, f.c2], plan.scale, plan.offset, plan.block_size,
+        plan.local_blocks, final)
+    return o, end if final else None
 
 
-def with_rows(x: Tensor) -> Tensor:
-    """x with numbers of one row side by side; other strides are free."""
-    return x if x.stride(3) == 1 else x.contiguous()
+class Call(NamedTuple):
+    """The arguments of both operators, as `compute` says; degree 0: local weights are those of the state."""
+
+    q: Tensor | None
+    k: Tensor | None
+    v: Tensor
+    a: Tensor
+    b: Tensor
+    log_gate: Tensor | None
+    initial: Tensor | None
+    cu_seqlens: Tensor | None
+    degree: int
+    coefficients: list[float]
+    scale: float
+    offset: float
+    block_size: int
+    local_blocks: int
+    final: bool
+
+    @property
+    def sketch(self) -> int:
+        return self.a.shape[3]
+
+    @property
+    def features(self) -> QuadraticFeatures:
+        return QuadraticFeatures(self.sketch, tuple(self.coefficients))
+
+    @property
+    def layout(self) -> Layout:
+        return Layout(-(-self.sketch // GROUP) * GROUP, tuple(self.coefficients))
+
+    def plan(self) -> Plan:
+        local = Power(self.degree) if self.degree else Quadratic(*self.coefficients)
+        return Plan(local, self.features, self.scale, self.offset, self.block_size, self.local_blocks)
+
+    def blocks(self) -> Blocks:
+        batch, tokens = self.v.shape[:2]
+        if self.cu_seqlens is None:
+            return dense(batch, tokens, self.block_size, self.v.device, self.final)
+        return packed(self.cu_seqlens.to(self.v.device), tokens, self.block_size)
+
+    def problem(self) -> Problem:
+        a, b = (with_rows_of(x, self.layout.size) for x in (self.a, self.b))
+        q, k = (a, b) if self.q is None else (with_rows(self.q), with_rows(self.k))
+        return Problem.of(
+            q, k, with_rows(self.v), a, b, self.log_gate, self.blocks(), self.plan(), self.layout,
+            self.initial is not None, self.final)
+
+    def state_before(self) -> tuple[Tensor | None, Tensor | None]:
+        if self.initial is None:
+            return None, None
+        return from_common(self.initial.float(), self.layout, self.sketch)
 
 
-def with_rows_of(x: Tensor, size: int) -> Tensor:
-    """The same with zeros up to `size`: products of whole groups."""
-    return with_rows(x if x.shape[3] == size else pad(x, (0, size - x.shape[3])))
+ARGUMENTS = """Tensor? q, Tensor? k, Tensor v, Tensor a, Tensor b, Tensor? log_gate, Tensor? initial,
+    Tensor? cu_seqlens, int degree, float[] coefficients, float scale, float offset, int block_size, int local_blocks,
+    bool final"""
 
 
-class _Squared(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, q, k, v, a, b, log_gate, values_before, norms_before, blocks, plan, layout, final):
-        problem = Problem.of(q, k, v, a, b, log_gate, blocks, plan, layout, values_before is not None, final)
-        values, norms, *end = states_met(problem, values_before, norms_before)
+@torch.library.custom_op(
+    "lcpt_kernels::squared_attention", mutates_args=(), schema=f"({ARGUMENTS}) -> (Tensor o, Tensor z, Tensor end)")
+def forward(*arguments):
+    """-> o; z [B, T, H] fp32, its normaliser; end, empty if not asked for."""
+    call = Call(*arguments)
+    with on_device_of(call.v):
+        problem = call.problem()
+        values, norms, *end = states_met(problem, *call.state_before())
         o, z = squared_output(problem, values, norms)
-        ctx.save_for_backward(q, k, v, a, b, log_gate, values_before, norms_before, o, z)
-        ctx.options = blocks, plan, layout, final
-        return o, *end
+        return o, z, to_common(*end, call.layout, call.sketch) if end else z.new_empty(0)
 
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx, do, d_values_end=None, d_norms_end=None):
-        q, k, v, a, b, log_gate, values_before, norms_before, o, z = ctx.saved_tensors
-        blocks, plan, layout, final = ctx.options
-        problem = Problem.of(q, k, v, a, b, log_gate, blocks, plan, layout, values_before is not None, final)
-        do = with_rows(do)
-        delta = normaliser_backward(do, o)
 
-        values, norms, *_ = states_met(problem, values_before, norms_before)
-        dq, da, near, far = squared_backward_query(problem, values, norms, do, delta, z)
-        if log_gate is None:
-            values = norms = None  # the gradients of states take their memory
+@forward.register_fake
+def _(*arguments):
+    call = Call(*arguments)
+    batch, tokens, heads, _ = call.a.shape
+    key_heads, width = call.v.shape[2:]
+    o = call.a.new_empty(batch, tokens, heads, width)
+    z = o.new_empty(batch, tokens, heads, dtype=torch.float32)
+    end = (batch, key_heads, call.features.dimension, width + 1) if call.final else (0,)
+    return o, z, z.new_empty(end)
 
-        d_values, d_norms = squared_state(
-            a, do, problem.since, blocks, layout, problem.type, heads=v.shape[2], past=problem.past, delta=delta,
-            norm=z)
-        if final:
-            d_norms_end = symmetric(d_norms_end, layout)
-        weights, of_norms = layout.weights(q.device)
-        back = dict(log_decay=problem.log_decay, blocks=blocks, local_blocks=plan.local_blocks,
-                    keep_before=problem.continued)
-        d_values_before, through = scan_backward(d_values, weights, d_end=d_values_end, met=values, **back)
-        d_norms_before, through_norms = scan_backward(d_norms, of_norms, d_end=d_norms_end, met=norms, **back)
 
-        dv, db, far_keys = squared_backward_value(problem, d_values, d_norms, do, z)
-        dk, near_keys = squared_backward_key(problem, do, delta, z)
-        if not problem.exact:  # k is b: one gradient
-            dk, db = None, (dk + db).to(b.dtype)
+@torch.library.custom_op(
+    "lcpt_kernels::squared_attention_backward", mutates_args=(),
+    schema=f"(Tensor do, Tensor? d_end, Tensor o, Tensor z, {ARGUMENTS}) -> Tensor[]")
+def backward(do, d_end, o, z, *arguments):
+    """-> the gradients of q, k, v, a, b, log_gate and initial; empty for what is not there."""
+    call = Call(*arguments)
+    with on_device_of(call.v):
+        gradients = _backward(call, call.problem(), with_rows(do), d_end, o, z)
+    return [z.new_empty(0) if x is None else x for x in gradients]
 
-        d_log_gate = None
-        if log_gate is not None:
-            near, far = (pad(x.unflatten(2, (v.shape[2], -1)).sum(3), (0, 0, problem.past, 0)) for x in (near, far))
-            d_log_gate = gradient_of_gate(
-                near - near_keys, far, far_keys, through + through_norms, blocks, problem.past).to(log_gate.dtype)
-        return dq, dk, dv, da, db, d_log_gate, d_values_before, d_norms_before, None, None, None, None
+
+def _backward(call: Call, problem: Problem, do: Tensor, d_end: Tensor | None, o: Tensor, z: Tensor):
+    p, blocks, layout = problem, problem.blocks, problem.layout
+    delta = normaliser_backward(do, o)
+
+    values, norms, *_ = states_met(p, *call.state_before())
+    dq, da, near, far = squared_backward_query(p, values, norms, do, delta, z)
+    if p.log_decay is None:
+        values = norms = None  # the gradients of states take their memory
+
+    d_values, d_norms = squared_state(
+        p.a, do, p.since, blocks, layout, p.type, heads=p.v.shape[2], past=p.past, delta=delta, norm=z)
+    d_values_end, d_norms_end = (None, None) if d_end is None else to_common_backward(d_end, layout, call.sketch)
+    weights, of_norms = layout.weights(do.device)
+    back = dict(log_decay=p.log_decay, blocks=blocks, local_blocks=call.local_blocks, keep_before=p.continued)
+    d_values_before, through = scan_backward(d_values, weights, d_end=d_values_end, met=values, **back)
+    d_norms_before, through_norms = scan_backward(d_norms, of_norms, d_end=d_norms_end, met=norms, **back)
+
+    dv, db, far_keys = squared_backward_value(p, d_values, d_norms, do, z)
+    dk, near_keys = squared_backward_key(p, do, delta, z)
+    if not p.exact:  # k is b: one gradient
+        dk, db = None, (dk + db).to(call.b.dtype)
+
+    d_log_gate = d_initial = None
+    if p.log_decay is not None:
+        near, far = (pad(x.unflatten(2, (p.v.shape[2], -1)).sum(3), (0, 0, p.past, 0)) for x in (near, far))
+        d_log_gate = gradient_of_gate(
+            near - near_keys, far, far_keys, through + through_norms, blocks, p.past).to(call.log_gate.dtype)
+    if p.continued:
+        d_initial = from_common_backward(d_values_before, d_norms_before, layout, call.sketch).to(call.initial.dtype)
+    return dq, dk, dv, of_size(da, call.sketch), of_size(db, call.sketch), d_log_gate, d_initial
+
+
+@backward.register_fake
+def _(do, d_end, o, z, *arguments):
+    call = Call(*arguments)
+    inputs = call.q, call.k, call.v, call.a, call.b, call.log_gate, call.initial
+    return [z.new_empty(0) if x is None else x.new_empty(x.shape) for x in inputs]
+
+
+def save(ctx, inputs, output):
+    call, (o, z, _) = Call(*inputs), output
+    ctx.save_for_backward(o, z, *call[:8])
+    ctx.numbers = call[8:]
+
+
+def differentiate(ctx, do, _, d_end):
+    o, z, *tensors = ctx.saved_tensors
+    call = Call(*tensors, *ctx.numbers)
+    gradients = torch.ops.lcpt_kernels.squared_attention_backward(do, d_end if call.final else None, o, z, *call)
+    given = [None if x is None else dx for x, dx in zip(tensors[:7], gradients, strict=True)]
+    return *given, *(None for _ in call[7:])
+
+
+forward.register_autograd(differentiate, setup_context=save)
 
 
 def states_met(problem: Problem, values_before: Tensor | None, norms_before: Tensor | None) -> tuple[Tensor, ...]:
@@ -126,8 +221,21 @@ def states_met(problem: Problem, values_before: Tensor | None, norms_before: Ten
     return (values, norms, values_end, norms_end) if p.ended else (values, norms)
 
 
-def symmetric(d_norms: Tensor, layout: Layout) -> Tensor:
-    """The gradient of a Gram matrix, which is symmetric, as a symmetric one: kernels take 2 dG b for (dG + dGᵀ) b."""
-    gram, rest = d_norms[..., : layout.size**2], d_norms[..., layout.size**2 :]
-    gram = gram.unflatten(-1, (layout.size, layout.size))
-    return torch.cat((((gram + gram.mT) / 2).flatten(-2), rest), dim=-1)
+def with_rows(x: Tensor) -> Tensor:
+    """x with numbers of one row side by side; other strides are free."""
+    return x if x.stride(3) == 1 else x.contiguous()
+
+
+def with_rows_of(x: Tensor, size: int) -> Tensor:
+    """The same with zeros up to `size`: products of whole groups."""
+    return with_rows(x if x.shape[3] == size else pad(x, (0, size - x.shape[3])))
+
+
+def of_size(x: Tensor, size: int) -> Tensor:
+    """Without the zeros behind `size`."""
+    return x if x.shape[3] == size else x[..., :size].contiguous()
+
+
+def on_device_of(x: Tensor):
+    """Where kernels start."""
+    return torch.cuda.device(x.device) if x.is_cuda else nullcontext()

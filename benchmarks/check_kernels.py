@@ -1,0 +1,114 @@
+"""Are the kernels of squared attention right on this GPU: output and every gradient against the float64 definition, at
+real sizes and settings, and the same bits each time, also beside another stream.
+
+    python benchmarks/check_kernels.py --output benchmarks/results/kernels-right.json
+
+A few cases a process, so that one which breaks the GPU's context takes few others with it; OUT.json is written anew
+after each. Exit code 1 where a case is wrong or did not end. --small is for Triton's interpreter (TRITON_INTERPRET=1).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import os
+import sys
+import time
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from lcpt.checkpoint.files import replace_text
+from lcpt.evaluation.kernel_cases import Case, cases, smaller
+from lcpt.evaluation.kernel_check import check
+from lcpt.evaluation.provenance import header
+from lcpt.evaluation.timing import one_line
+
+A_PROCESS = 3  # cases: to begin one takes as long as to compile a few
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", required=True, metavar="OUT.json")
+    parser.add_argument("--repeats", type=int, default=20, metavar="N", help="passes that must be the same bits (20)")
+    parser.add_argument("--limit", type=float, default=95, metavar="SECONDS",
+                        help="after which what is not done is named (95)")
+    parser.add_argument("--processes", type=int, default=os.cpu_count(), metavar="N")
+    parser.add_argument("--only", metavar="TEXT", help="cases whose names have it")
+    parser.add_argument("--small", action="store_true", help="sizes for Triton's interpreter")
+    args = parser.parse_args()
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if device.type == "cpu" and os.environ.get("TRITON_INTERPRET") != "1":
+        print("error: PyTorch finds no GPU here; TRITON_INTERPRET=1 with --small goes without one", file=sys.stderr)
+        return 2
+    chosen = [case for case in cases() if args.only is None or args.only in case.name]
+    if args.small:
+        chosen = list(dict.fromkeys(map(smaller, chosen)))
+    if not chosen:
+        print(f"error: no case has {args.only!r} in its name", file=sys.stderr)
+        return 2
+    Path(args.output).parent.mkdir(parents=True, exist_ok=True)
+    report = header(device) | {"rows": []}
+
+    def write(row: dict) -> None:
+        report["rows"].append(row)
+        replace_text(Path(args.output), json.dumps(report, indent=1) + "\n")
+
+    for row in tqdm(checked(chosen, device, args), total=len(chosen), unit="case", disable=None):
+        write(row)
+    done = {row["case"] for row in report["rows"]}
+    for case in chosen:
+        if case.name not in done:
+            write({"case": case.name, "settings": case._asdict(), "passed": False,
+                   "error": f"not done within {args.limit:g} seconds, or its process died"})
+    return finish(report["rows"], args.output)
+
+
+def checked(chosen: list[Case], device: torch.device, args: argparse.Namespace) -> Iterator[dict]:
+    """A row for each case as its process ends; those that are not done within the limit, or whose process dies, have
+    none."""
+    groups = [(chosen[n : n + A_PROCESS], device, args.repeats) for n in range(0, len(chosen), A_PROCESS)]
+    end = time.monotonic() + args.limit
+    spawn = multiprocessing.get_context("spawn")
+    with spawn.Pool(min(args.processes, len(groups)), maxtasksperchild=1) as pool:
+        found = pool.imap_unordered(rows_of_a_process, groups)
+        for _ in groups:
+            try:
+                yield from found.next(timeout=max(0.0, end - time.monotonic()))
+            except multiprocessing.TimeoutError:
+                return
+
+
+def rows_of_a_process(group: tuple[list[Case], torch.device, int]) -> list[dict]:
+    torch.set_num_threads(1)
+    warnings.filterwarnings("ignore", message=".*deterministic")  # asked for the NaN that it brings
+    rows = []
+    for case in group[0]:
+        try:
+            rows.append(check(case, *group[1:]))
+        except Exception as error:  # a compiler's or a GPU's; the others are still worth knowing
+            rows.append({"case": case.name, "settings": case._asdict(), "passed": False, "error": one_line(error)})
+    return rows
+
+
+def finish(rows: list[dict], output: str) -> int:
+    for row in rows:
+        if "errors" in row:
+            name, error = max(row["errors"].items(), key=lambda item: item[1] / row["limits"][item[0]])
+            said = f"{error:.1e} ({name}), {row['differing_repeats']} of the repeats differ, {row['seconds']:.1f} s"
+        else:
+            said = row["error"]
+        print(f"{'right' if row['passed'] else 'WRONG':6} {row['case']}: {said}")
+    wrong = [row["case"] for row in rows if not row["passed"]]
+    print(f"{len(rows) - len(wrong)} of {len(rows)} cases are right; written to {output}")
+    if wrong:
+        print(f"error: wrong: {'; '.join(wrong)}", file=sys.stderr)
+    return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

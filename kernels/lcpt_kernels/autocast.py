@@ -1,0 +1,33 @@
+"""Attention under torch.autocast."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import wraps
+
+import torch
+from torch import Tensor
+
+KEPT = {"log_gate", "gain", "mass_summary"}  # sums of these would suffer
+
+
+def under_autocast(attention: Callable) -> Callable:
+    """Takes its tensors in autocast's dtype, as PyTorch's own attention does, and computes as it does without: sums in
+    fp32. float64 stays as it is, and so do gates."""
+
+    @wraps(attention)
+    def run(*tensors, **options):
+        device = next(x.device.type for x in (*tensors, *options.values()) if isinstance(x, Tensor))
+        if not torch.is_autocast_enabled(device):
+            return attention(*tensors, **options)
+        dtype = torch.get_autocast_dtype(device)
+
+        def cast(x):
+            lower = isinstance(x, Tensor) and x.is_floating_point() and x.dtype != torch.float64
+            return x.to(dtype) if lower else x
+
+        options = {name: x if name in KEPT else cast(x) for name, x in options.items()}
+        with torch.autocast(device, enabled=False):
+            return attention(*map(cast, tensors), **options)
+
+    return run

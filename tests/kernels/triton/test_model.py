@@ -1,0 +1,55 @@
+"""A model runs on the kernels as it runs in PyTorch, and nothing in it knows."""
+
+import pytest
+import torch
+from lcpt_kernels import on_gpu
+
+from lcpt.attention import AttentionConfig
+from lcpt.attention.polynomial import PolynomialConfig
+from lcpt.attention.polysketch import PolysketchConfig
+from lcpt.model import GPT, ModelConfig
+from tests.kernels.conftest import relative_error
+from tests.kernels.triton.conftest import DEVICE, KERNELS
+
+T, V = 21, 50
+
+
+def model_of(kind, pattern=(), **changes):
+    torch.manual_seed(0)
+    attention = AttentionConfig(
+        kind, list(pattern), block_size=16, polysketch=PolysketchConfig(size=8), polynomial=PolynomialConfig(degree=2))
+    return GPT(ModelConfig(n_layers=2, d_model=32, n_heads=2, vocab_size=V, attention=attention, **changes)).to(DEVICE)
+
+
+def outcome(model, **options):
+    tokens = torch.randint(V, (1, T + 1), generator=torch.Generator().manual_seed(1)).to(DEVICE)
+    loss, _ = model(tokens[:, :-1], labels=tokens[:, 1:], **options)
+    return [loss.detach(), *torch.autograd.grad(loss, list(model.parameters()))]
+
+
+@pytest.mark.parametrize("kind, changes, options", [
+    ("polysketch", {}, {}), ("fastmax", {"n_kv_heads": 1}, {}), ("polynomial", {"activation_checkpointing": True}, {}),
+    ("polysketch", {"pattern": ["polysketch", "softmax"]}, {"cu_seqlens": [0, 18, T]}),
+], ids=str)
+def test_loss_and_gradients_are_those_in_pytorch(kind, changes, options, started, monkeypatch):
+    options = {name: torch.tensor(x, dtype=torch.int32, device=DEVICE) for name, x in options.items()}
+    model = model_of(kind, **changes)
+    found = outcome(model, **options)
+    assert KERNELS <= set(started)
+    started.clear()
+    monkeypatch.setattr(on_gpu, "squared", lambda *_: None)
+    expected = outcome(model, **options)
+    assert not started
+    errors = [relative_error(x, y) for x, y in zip(found, expected, strict=True)]
+    assert max(errors) < 2e-4, errors
+
+
+def test_decoding_goes_on_where_the_kernels_stopped(started):
+    model = model_of("polysketch").eval()
+    tokens = torch.randint(V, (1, T)).to(DEVICE)
+    with torch.no_grad():
+        logits, cache = model.prefill(tokens[:, :-1])
+        last, _ = model.decode(tokens[:, -1], cache)
+        whole = model(tokens)
+    assert "squared_output_kernel" in started
+    torch.testing.assert_close(torch.cat((logits, last[:, None]), dim=1), whole, rtol=1e-4, atol=1e-4)

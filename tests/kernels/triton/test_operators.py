@@ -1,0 +1,105 @@
+"""What PyTorch does with an operator: compiles, checkpoints and casts around it."""
+
+import pytest
+import torch
+from lcpt_kernels import squared_attention
+from torch._dynamo.testing import CompileCounterWithBackend
+from torch.utils.checkpoint import checkpoint
+
+from tests.kernels.triton.conftest import DEVICE
+from tests.kernels.triton.test_squared import OFFSET, inputs
+
+C = 16
+OPTIONS = {"block_size": C, "scale": 1 / 16, "backend": "triton", **OFFSET}
+
+
+def leaves(t, dtype=torch.float32, **shape):
+    return {name: x.to(DEVICE).to(dtype).requires_grad_() for name, x in inputs(t, **shape).items()}
+
+
+def outcome(attention, given, **options):
+    """Output, final state, and the gradients of both in all that is given."""
+    o, state = attention(**given, **OPTIONS, **options)
+    loss = o.square().sum() if state is None else o.square().sum() + state.S.square().sum()
+    gradients = torch.autograd.grad(loss, list(given.values()))
+    return [o.detach(), *([] if state is None else [state.S.detach()]), *gradients]
+
+
+def same(found, expected):
+    assert all(torch.equal(x, y) for x, y in zip(found, expected, strict=True))
+
+
+def packed(*ends):
+    return torch.tensor([0, *ends], dtype=torch.int32, device=DEVICE)
+
+
+@pytest.mark.parametrize("shape, options", [
+    ({"gated": True, "r": 20}, {"local_blocks": 2, "output_final_state": True}), ({"near": False, "b": 2}, {}),
+    ({}, {"cu_seqlens": packed(C + 3, C + 9)}),
+], ids=str)
+def test_compiled_in_one_graph(shape, options):
+    compiled = torch.compile(squared_attention, fullgraph=True, backend="aot_eager")
+    given = leaves(C + 9, **shape)
+    same(outcome(compiled, given, **options), outcome(squared_attention, given, **options))
+
+
+def test_lengths_share_one_graph():
+    torch._dynamo.reset()
+    count = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(squared_attention, fullgraph=True, backend=count)
+    for t in (C + 1, C + 2, C + 7, 2 * C + 3):
+        given = leaves(t)
+        same(outcome(compiled, given), outcome(squared_attention, given))
+    assert count.frame_count == 2  # for the first length, and for any
+
+
+@pytest.mark.parametrize("shape, dtype, final", [
+    ({"gated": True, "r": 20}, torch.float32, True), ({"near": False}, torch.bfloat16, False),
+], ids=str)
+def test_what_the_operators_say_of_themselves(shape, dtype, final):
+    """Shapes, strides and dtypes without computing, derivatives, no change of what is given: PyTorch's own checks."""
+    from lcpt_kernels.triton import squared  # noqa: F401, which defines them
+
+    calls = {}
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("squared_attention", "squared_attention_backward"):
+            operator = getattr(torch.ops.lcpt_kernels, name)
+
+            def note(*arguments, operator=operator):
+                calls[operator] = arguments
+                return operator(*arguments)
+
+            patch.setattr(torch.ops.lcpt_kernels, name, note)
+        o, _ = squared_attention(**leaves(C + 3, dtype, **shape), **OPTIONS, output_final_state=final)
+        o.sum().backward()
+    forward, backward = calls
+    torch.library.opcheck(forward.default, calls[forward])
+    without_graph = [x.detach() if isinstance(x, torch.Tensor) else x for x in calls[backward]]
+    torch.library.opcheck(backward.default, without_graph)
+
+
+def test_checkpointed():
+    given = leaves(C + 9, gated=True)
+
+    def again(**arguments):
+        return checkpoint(squared_attention, **arguments, use_reentrant=False)
+
+    same(outcome(again, given), outcome(squared_attention, given))
+
+
+def test_under_autocast():
+    """fp32 arguments are taken in bf16, but for the gate; a module around gets gradients in fp32."""
+    given = leaves(C + 9, gated=True)
+    lower = {name: x if name == "log_gate" else x.detach().bfloat16().requires_grad_() for name, x in given.items()}
+    with torch.autocast(DEVICE, torch.bfloat16):
+        found = outcome(squared_attention, given)
+    expected = outcome(squared_attention, lower)
+    assert found[0].dtype == torch.bfloat16 and found[1].dtype == torch.float32
+    same(found, [expected[0], *(x.float() for x in expected[1:])])
+
+
+@pytest.mark.parametrize("ends", [(C, C + 8), (C + 3, C, C + 9)])
+def test_packed_documents_that_do_not_fit_are_noticed_where_nobody_waits(ends):
+    compiled = torch.compile(squared_attention, fullgraph=True, backend="aot_eager")
+    with pytest.raises(RuntimeError, match="cu_seqlens must rise from 0 to T"):
+        compiled(**leaves(C + 9), **OPTIONS, cu_seqlens=packed(*ends))
