@@ -52,5 +52,7 @@ def gradient_of_gate(
 
 
 def before(x: Tensor) -> Tensor:
-    """x [B, T, H] -> float64 [B, T + 1, H]: the sum of all before t."""
-    return pad(x.double().cumsum(1), (0, 0, 1, 0))
+    """x [B, T, H] -> float64 [B, T + 1, H]: the sum of all before t. Heads first: over columns, a thread of a GPU would
+    sum a whole sequence. One row more than there are: over a single row, PyTorch's order on a GPU is not fixed."""
+    rows = pad(x.double().transpose(1, 2).flatten(0, 1), (1, 0, 0, 1))
+    return rows.cumsum(1)[:-1].unflatten(0, (x.shape[0], x.shape[2])).transpose(1, 2).contiguous()
