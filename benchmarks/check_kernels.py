@@ -98,7 +98,7 @@ def rows_of_a_process(group: tuple[list[Case], torch.device, int]) -> list[dict]
 def finish(rows: list[dict], output: str) -> int:
     for row in rows:
         if "errors" in row:
-            name, error = max(row["errors"].items(), key=lambda item: item[1] / row["limits"][item[0]])
+            name, error = max(row["errors"].items(), key=lambda item: item[1])
             said = f"{error:.1e} ({name}), {row['differing_repeats']} of the repeats differ, {row['seconds']:.1f} s"
         else:
             said = row["error"]

@@ -22,7 +22,7 @@ SMALL = list(dict.fromkeys(map(smaller, cases())))
 def test_what_is_right_passes(case):
     row = kernel_check.check(case, CPU, repeats=2, backend="torch")
     assert row["passed"] and row["differing_repeats"] == 0, row["errors"]
-    assert row["errors"].keys() == row["limits"].keys() == {"o", *inputs(case, CPU)}
+    assert row["errors"].keys() == {"o", *inputs(case, CPU)}
     assert max(row["errors"].values()) > 0  # fp32 is not the definition
 
 
