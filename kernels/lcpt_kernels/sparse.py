@@ -14,8 +14,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lcpt_kernels import reference
-from lcpt_kernels.arguments import check_backend, check_packed, check_pair, require
+from lcpt_kernels import on_gpu, reference
+from lcpt_kernels.arguments import BACKENDS, check_backend, check_packed, check_pair, require
 from lcpt_kernels.autocast import under_autocast
 from lcpt_kernels.chunked import accumulated
 from lcpt_kernels.streaming import each_document
@@ -36,12 +36,13 @@ def sparse_attention(
     begin with keys of earlier tokens, [B, P + T, Hkv, ·]. For every query head, also of grouped ones:
     q_keep bool [B, T, H] and k_keep bool [B, P + T, H], None: all are kept; q_bucket [B, T, H] and k_bucket
     [B, P + T, H], any integers, both or None: one bucket.
-    scale None: D^−½. cu_seqlens [N + 1]: packed documents, B = 1. backend: "reference", "torch" or "auto".
+    scale None: D^−½. cu_seqlens [N + 1]: packed documents, B = 1. backend: "reference", "torch", "triton" (for
+    a GPU) or "auto".
     Returns o [B, T, H, Dv] in q's dtype, 0 for a query that is dropped or sees no key. ValueError names what does not
     fit.
     Source: SCFA (arXiv 2306.01160).
     """
-    check_backend(backend)
+    check_backend(backend, (*BACKENDS, "triton"))
     check_pair(q, k[:, -q.shape[1] :], v[:, -q.shape[1] :], "qk")
     require(k.shape[1] == v.shape[1], f"k has {k.shape[1]} tokens, v has {v.shape[1]}")
     marks = {"q_keep": q_keep, "k_keep": k_keep, "q_bucket": q_bucket, "k_bucket": k_bucket}
@@ -51,6 +52,10 @@ def sparse_attention(
                 f"{k.shape[1]}")
         check_packed(cu_seqlens, *q.shape[:2])
     scale = q.shape[3] ** -0.5 if scale is None else scale
+    if on_gpu.intervals(backend, "sparse_attention", v, q):
+        from lcpt_kernels.triton.sparse import sparse_attention as in_triton
+
+        return in_triton(q, k, v, marks, scale, cu_seqlens)
     k, v = reference.per_query_head(q.shape[2], k, v)
     if backend == "reference":
         return each_document(

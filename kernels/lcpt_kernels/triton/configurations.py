@@ -60,3 +60,27 @@ def backward_key(width: int, type: torch.dtype) -> dict[str, int]:
     if width <= 128:
         return {"BM": 32, "BN": 128, "num_warps": 8, "num_stages": 2 if width <= 64 else 1}
     return {"BM": 16, "BN": 128, "num_warps": 8, "num_stages": 1}
+
+
+def interval_output(width: int, type: torch.dtype) -> dict[str, int]:
+    if type == torch.float32:
+        return {"BM": 32, "BN": 32, "num_warps": 4, "num_stages": 1}
+    if width <= 128:
+        return {"BM": 128, "BN": 64, "num_warps": 8, "num_stages": 3 if width <= 64 else 2}
+    return {"BM": 64, "BN": 32, "num_warps": 8, "num_stages": 2}
+
+
+def interval_backward_query(width: int, type: torch.dtype) -> dict[str, int]:
+    if type == torch.float32:
+        return {"BM": 32, "BN": 32, "num_warps": 8, "num_stages": 1}
+    if width <= 128:
+        return {"BM": 128, "BN": 64, "num_warps": 8, "num_stages": 2}
+    return {"BM": 64, "BN": 32, "num_warps": 8, "num_stages": 2}
+
+
+def interval_backward_key(width: int, type: torch.dtype) -> dict[str, int]:
+    if type == torch.float32:
+        return {"BM": 32, "BN": 32, "num_warps": 8, "num_stages": 1}
+    if width <= 128:
+        return {"BM": 64, "BN": 128, "num_warps": 8, "num_stages": 2}
+    return {"BM": 32, "BN": 64, "num_warps": 8, "num_stages": 1}
