@@ -63,24 +63,26 @@ def backward_key(width: int, type: torch.dtype) -> dict[str, int]:
 
 
 def interval_output(width: int, type: torch.dtype) -> dict[str, int]:
+    """Those of intervals have a stage more than others, for the rows' places, which are read before the rows."""
     if type == torch.float32:
-        return {"BM": 32, "BN": 32, "num_warps": 4, "num_stages": 1}
+        return interval_of_fp32(width)
     if width <= 128:
-        return {"BM": 128, "BN": 64, "num_warps": 8, "num_stages": 3 if width <= 64 else 2}
-    return {"BM": 64, "BN": 32, "num_warps": 8, "num_stages": 2}
+        return {"BM": 64, "BN": 64, "num_warps": 4, "num_stages": 3}
+    return {"BM": 64, "BN": 32, "num_warps": 8, "num_stages": 3}
 
 
 def interval_backward_query(width: int, type: torch.dtype) -> dict[str, int]:
-    if type == torch.float32:
-        return {"BM": 32, "BN": 32, "num_warps": 8, "num_stages": 1}
-    if width <= 128:
-        return {"BM": 128, "BN": 64, "num_warps": 8, "num_stages": 2}
-    return {"BM": 64, "BN": 32, "num_warps": 8, "num_stages": 2}
+    return interval_output(width, type)
 
 
 def interval_backward_key(width: int, type: torch.dtype) -> dict[str, int]:
     if type == torch.float32:
-        return {"BM": 32, "BN": 32, "num_warps": 8, "num_stages": 1}
+        return interval_of_fp32(width)
     if width <= 128:
-        return {"BM": 64, "BN": 128, "num_warps": 8, "num_stages": 2}
-    return {"BM": 32, "BN": 64, "num_warps": 8, "num_stages": 1}
+        return {"BM": 32, "BN": 64, "num_warps": 4, "num_stages": 3}
+    return {"BM": 32, "BN": 32, "num_warps": 8, "num_stages": 3}
+
+
+def interval_of_fp32(width: int) -> dict[str, int]:
+    size = 32 if width <= 64 else 16
+    return {"BM": size, "BN": size, "num_warps": 8, "num_stages": 1}

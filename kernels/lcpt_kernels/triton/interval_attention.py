@@ -13,6 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from lcpt_kernels.softmax import joined
 from lcpt_kernels.triton.interval_backward_key import interval_backward_key
 from lcpt_kernels.triton.interval_backward_query import interval_backward_query
 from lcpt_kernels.triton.interval_output import interval_output
@@ -61,15 +62,9 @@ def forward(*arguments):
         type = call.q[0].dtype
         if len(parts) == 1 and call.log_mass[0] == 0:
             return interval_output(parts[0], type)
-        return joined([interval_output(part, torch.float32) for part in parts], call.log_mass, type)
-
-
-def joined(outputs: list[tuple[Tensor, Tensor]], log_mass: list[float], type: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Softmaxes over disjoint keys -> the softmax over all of them."""
-    each = torch.stack([lse + mass for (_, lse), mass in zip(outputs, log_mass, strict=True)])
-    lse = each.logsumexp(0)
-    shares = (each - lse.where(lse.isfinite(), 0.0)).exp_()  # 0 where nothing is seen at all
-    return sum(share[..., None] * o for share, (o, _) in zip(shares, outputs, strict=True)).to(type), lse
+        outputs = [interval_output(part, torch.float32) for part in parts]
+        o, lse = joined([(o, lse + mass) for (o, lse), mass in zip(outputs, call.log_mass, strict=True)])
+        return o.to(type), lse
 
 
 @forward.register_fake

@@ -6,19 +6,17 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from lcpt_kernels.sparse import Sight
 from lcpt_kernels.triton.intervals import Intervals
 
 DROPPED = 2**63 - 1  # the place of what is dropped: behind everything else
 
 
-def meeting(
-    q_keep: Tensor | None, k_keep: Tensor | None, q_bucket: Tensor | None, k_bucket: Tensor | None, since: Tensor,
-    until: Tensor, span: int,
-) -> Intervals:
-    """Marks [B, T, H] and [B, S, H], S = `span`, as in sparse_attention: query t, if it is kept, sees the kept keys of
-    its bucket at positions since[t] ≤ s ≤ until[t], int64 [T], neither of which falls or passes the query's own."""
+def meeting(sight: Sight, span: int) -> Intervals:
+    """Of T queries, the last ones of `span` tokens."""
+    *marks, since, until = sight
     q_keep, k_keep, q_bucket, k_bucket = (
-        x if x is None else x.transpose(1, 2).flatten(0, 1).contiguous() for x in (q_keep, k_keep, q_bucket, k_bucket))
+        x if x is None else x.transpose(1, 2).flatten(0, 1).contiguous() for x in marks)
     if q_bucket is not None:
         q_bucket, k_bucket = numbered(q_bucket, k_bucket)
     positions = torch.arange(span, device=since.device)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import subprocess
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 from unittest import mock
@@ -21,6 +22,8 @@ from triton.runtime.jit import JITFunction
 
 from lcpt_kernels.chunked import Plan, Power
 from lcpt_kernels.features import QuadraticFeatures
+from lcpt_kernels.sparse import Sight
+from lcpt_kernels.triton.sparse import sparse_attention
 from lcpt_kernels.triton.squared import compute
 
 TARGETS = {
@@ -29,6 +32,7 @@ TARGETS = {
 }
 SETTINGS = (
     {"head_dim": 64, "sketch_size": 32}, {"head_dim": 64, "sketch_size": 16}, {"head_dim": 128, "sketch_size": 32},
+    {"head_dim": 64}, {"head_dim": 128},  # sparse attention, which has no sketch
 )
 # KiB of shared memory a multiprocessor and a block of threads may have, by NVIDIA's compute capability tables
 SHARED = {"sm_80": (164, 163), "sm_90": (228, 227), "sm_100": (228, 227)}
@@ -49,7 +53,8 @@ class Launch(NamedTuple):
 
 def rows(settings: dict, target: str) -> list[dict]:
     """The rows of the report for one of SETTINGS and one of TARGETS."""
-    return [row(launch, settings, target) for launch in launches(**settings)]
+    of_family = launches if "sketch_size" in settings else launches_of_intervals
+    return [row(launch, settings, target) for launch in of_family(**settings)]
 
 
 def launches(
@@ -57,23 +62,39 @@ def launches(
     tokens: int = 512,
 ) -> list[Launch]:
     """Those of squared_attention with q and k, degree 4, blocks of 256, forward and backward, each once."""
-    found = {}
-
     def tensor(*size):
         return torch.zeros(1, tokens, 2, *size, dtype=dtype, requires_grad=True)
-
-    def note(kernel, *args, grid, warmup, num_warps=4, num_stages=3, **kwargs):
-        arguments = dict(zip(kernel.arg_names, args, strict=False)) | kwargs
-        launch = specialise(kernel, arguments, {"num_warps": num_warps, "num_stages": num_stages})
-        found.setdefault(repr(launch), launch)
 
     features = QuadraticFeatures(sketch_size, (0, 0, 1))
     plan = Plan(Power(4), features, 1 / head_dim, head_dim**-4.0, 256, local_blocks)
     keys = {"k": tensor(head_dim), "v": tensor(head_dim), "b": tensor(sketch_size)}
     if gated:
         keys["log_gate"] = tensor()
+    return started(lambda: compute(plan, tensor(head_dim), tensor(sketch_size), keys, None, False)[0])
+
+
+def launches_of_intervals(
+    head_dim: int, *, dtype: torch.dtype = torch.bfloat16, kept: bool = True, tokens: int = 512
+) -> list[Launch]:
+    """Those of sparse attention, forward and backward, each once."""
+    q, k, v = (torch.zeros(1, tokens, 2, head_dim, dtype=dtype, requires_grad=True) for _ in range(3))
+    keep = torch.ones(1, tokens, 2, dtype=torch.bool) if kept else None
+    t = torch.arange(tokens)
+    sight = Sight(keep, keep, None, None, torch.zeros_like(t), t)
+    return started(lambda: sparse_attention(q, k, v, [sight], 1.0))
+
+
+def started(run: Callable[[], torch.Tensor]) -> list[Launch]:
+    """Every kernel that run() and the backward pass of its result start, once."""
+    found = {}
+
+    def note(kernel, *args, grid, warmup, num_warps=4, num_stages=3, **kwargs):
+        arguments = dict(zip(kernel.arg_names, args, strict=False)) | kwargs
+        launch = specialise(kernel, arguments, {"num_warps": num_warps, "num_stages": num_stages})
+        found.setdefault(repr(launch), launch)
+
     with mock.patch.object(JITFunction, "run", note):
-        compute(plan, tensor(head_dim), tensor(sketch_size), keys, None, False)[0].sum().backward()
+        run().sum().backward()
     return list(found.values())
 
 
