@@ -63,7 +63,7 @@ def sparse_attention(
         return each_document(
             lambda **document: reference.sparse_attention(**document, scale=scale, window=window), cu_seqlens,
             {"q": q, "k": k, "v": v, **marks})
-    sights = _sights(q, k, marks, window, cu_seqlens)
+    sights = sights_of(q, k, marks, window, cu_seqlens)
     if on_gpu.intervals(backend, "sparse_attention", v, q):
         from lcpt_kernels.triton.sparse import sparse_attention as in_triton
 
@@ -85,7 +85,7 @@ class Sight(NamedTuple):
     until: Tensor  # int64 [T], never falling, not beyond t
 
 
-def _sights(q: Tensor, k: Tensor, marks: dict, window: int, cu_seqlens: Tensor | None) -> list[Sight]:
+def sights_of(q: Tensor, k: Tensor, marks: dict, window: int, cu_seqlens: Tensor | None) -> list[Sight]:
     t = torch.arange(k.shape[1] - q.shape[1], k.shape[1], device=q.device)
     start = torch.zeros_like(t)
     if cu_seqlens is not None:
