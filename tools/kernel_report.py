@@ -72,7 +72,9 @@ def print_rows(rows: list[dict]) -> None:
     before = None
     for row in rows:
         settings = dict(row["settings"])
-        title = f"{row['target']}, head dimension {settings.pop('head_dim')}, sketch {settings.pop('sketch_size')}"
+        title = f"{row['target']}, head dimension {settings.pop('head_dim')}"
+        if "sketch_size" in settings:
+            title += f", sketch {settings.pop('sketch_size')}"
         if title != before:
             heads = f"{'registers':>10}{'spilled':>9}{'shared':>9}{'tensor':>8}{'wgmma':>12}{'blocks':>8}"
             print(f"\n{title:38}{heads}  tiles")

@@ -66,10 +66,13 @@ def test_one_kernel_is_compiled_as_it_is_started():
     assert row["settings"] == {"head_dim": 64, "sketch_size": 16, "BM": 64, "num_warps": 4, "num_stages": 3}
 
 
-@pytest.mark.parametrize("options", [{}, {"gated": True, "local_blocks": 2}], ids=str)
-def test_a_kernel_is_compiled_once_for_all_lengths(options):
+@pytest.mark.parametrize("launches, options", [
+    (report.launches, {"sketch_size": 16}), (report.launches, {"sketch_size": 16, "gated": True, "local_blocks": 2}),
+    (report.launches_of_intervals, {}), (report.launches_of_intervals, {"kept": False}),
+], ids=str)
+def test_a_kernel_is_compiled_once_for_all_lengths(launches, options):
     """Nothing that it is compiled for depends on the number of tokens."""
-    lengths = [{repr(launch) for launch in report.launches(64, 16, tokens=n, **options)} for n in (1, 512, 777, 5000)]
+    lengths = [{repr(launch) for launch in launches(64, tokens=n, **options)} for n in (1, 512, 777, 5000)]
     assert all(other == lengths[0] for other in lengths)
 
 

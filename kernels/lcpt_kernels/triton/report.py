@@ -62,6 +62,7 @@ def launches(
     tokens: int = 512,
 ) -> list[Launch]:
     """Those of squared_attention with q and k, degree 4, blocks of 256, forward and backward, each once."""
+
     def tensor(*size):
         return torch.zeros(1, tokens, 2, *size, dtype=dtype, requires_grad=True)
 
