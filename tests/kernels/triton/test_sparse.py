@@ -63,7 +63,7 @@ def test_shapes(agree, marks, shape):
     (torch.bfloat16, {"d": 64, "dv": 64}, 0), (torch.bfloat16, {"h": 2, "hkv": 1}, 5), (torch.float16, {"d": 64}, 0),
 ], ids=str)
 def test_16_bits(agree, dtype, shape, window):
-    given = inputs(2 * T, **shape)
+    given = inputs(T, **shape)
     agree(given, 5e-3, dtype=dtype, **hashed(given), window=window)
 
 
@@ -191,6 +191,23 @@ def test_compiled_without_a_break(marks, packed):
         o = function(*leaves)
         results.append([o, *torch.autograd.grad(o.square().sum(), leaves)])
     assert all(torch.equal(x, y) for x, y in zip(*results, strict=True))
+
+
+def test_what_the_operators_say_of_themselves():
+    """Shapes, strides and dtypes without computing, derivatives, no change of what is given: PyTorch's own checks."""
+    from lcpt_kernels.triton import interval_attention  # noqa: F401, which defines them
+
+    given = inputs(3, h=2, hkv=1, dv=20)
+    q, k, v = ([x.float().to(DEVICE).requires_grad_()] * 2 for x in given.values())
+    made = dict.fromkeys(("q_keep", "k_keep", "q_bucket", "k_bucket")) | kept(given)
+    lists = [x for sight in sights_of(q[0], k[0], made, 1, None) for x in meeting(sight, 3)]
+    operators = torch.ops.lcpt_kernels
+    checks = ("test_schema", "test_autograd_registration", "test_faketensor")  # others are compiled above
+    torch.library.opcheck(operators.interval_attention.default, (q, k, v, lists, 0.3, [0.0, 0.5]), test_utils=checks)
+    q, k, v = ([x.detach() for x in side] for side in (q, k, v))
+    o, lse = operators.interval_attention(q, k, v, lists, 0.3, [0.0, 0.5])
+    arguments = o, o, lse, q, k, v, lists, 0.3, [0.0, 0.5]
+    torch.library.opcheck(operators.interval_attention_backward.default, arguments, test_utils=checks)
 
 
 @pytest.mark.parametrize("change, named", [({"dtype": torch.float64}, "torch.float64"), ({"dv": 512}, "512 wide, 256")])
