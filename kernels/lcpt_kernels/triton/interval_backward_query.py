@@ -68,7 +68,7 @@ def interval_backward_query_kernel(
     dq_rows = over_keys(
         dq_rows, q_rows, do_rows, lse2, delta_rows, begin, end, k, k_strides[1], v, v_strides[1], other, start, stop,
         before, inner, edges, base2, D, D_PAD, DV, DV_PAD, BN, EDGE=True)
-    store_rows(dq, row, D, inside, tl.where(sees[:, None], scale * dq_rows, 0.0), D, D_PAD)
+    store_rows(dq, row, D, inside, scale * dq_rows, D, D_PAD)
 
 
 @triton.jit
