@@ -33,7 +33,7 @@ def meeting(sight: Sight, span: int) -> Intervals:
     last = torch.searchsorted(there, end, right=True, out_int32=True)
     if q_keep is not None:
         last = torch.where(wanted == DROPPED, first, last)
-    return Intervals(queries.int(), keys.int(), first, torch.maximum(first, last))
+    return Intervals(queries.int(), keys.int(), first, last)
 
 
 def numbered(q_bucket: Tensor, k_bucket: Tensor) -> tuple[Tensor, Tensor]:

@@ -39,7 +39,7 @@ MARKS = {"none": lambda given: {}, "kept": kept, "hashed": hashed,
          "both": lambda given: kept(given, 0.8) | hashed(given, 2),
          "queries": lambda given: {"q_keep": kept(given)["q_keep"]},
          "keys": lambda given: {"k_keep": kept(given)["k_keep"]},
-         "early keys": lambda given: {"k_keep": kept(given, 2)["k_keep"] & (torch.arange(T) < 20).to(DEVICE)[:, None]}}
+         "early keys": lambda given: {"k_keep": kept(given, 2)["k_keep"] & (torch.arange(T) < 5).to(DEVICE)[:, None]}}
 
 
 @pytest.mark.parametrize("marks, t, past, window", [
