@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from lcpt_kernels import reference
-from lcpt_kernels.arguments import check_backend, check_pair, require
+from lcpt_kernels import on_gpu, reference
+from lcpt_kernels.arguments import BACKENDS, check_backend, check_packed, check_pair, require
 from lcpt_kernels.autocast import under_autocast
 from lcpt_kernels.streaming import each_document
 
@@ -27,17 +27,18 @@ def lowrank_attention(
     [B, N·r, Hkv, Dv] of the N whole blocks, in packed documents of those of every document. k and v may begin with
     keys of earlier tokens, [B, P + T, Hkv, ·], from the beginning of a block on; summaries then are of all blocks so
     far, also of those before these keys. Cost grows with T²·r/c, memory with T.
-    scale None: D^−½. backend: "reference", "torch" or "auto". Returns o [B, T, H, Dv] in q's dtype. ValueError names
-    what does not fit.
+    scale None: D^−½. backend: "reference", "torch", "triton" (for a GPU) or "auto". Returns o [B, T, H, Dv] in q's
+    dtype. ValueError names what does not fit.
     Source: Transformer-LS (arXiv 2107.02192); the summaries' mass as in Transformer-VQ (arXiv 2309.16354).
     """
-    check_backend(backend)
+    check_backend(backend, (*BACKENDS, "triton"))
     check_pair(q, k[:, -q.shape[1] :], v[:, -q.shape[1] :], "qk")
-    lengths = torch.tensor([k.shape[1]]) if cu_seqlens is None else cu_seqlens.diff()
-    rows, whole = k_summary.shape[1], int((lengths // block_size).sum()) * summaries
-    require(rows >= whole and rows % summaries == 0,
-            f"k_summary has {rows} rows; {summaries} summaries of every whole block of {block_size} tokens are {whole}")
+    _check_summaries(k_summary.shape[1], summaries, block_size, *k.shape[:2], cu_seqlens)
     scale = q.shape[3] ** -0.5 if scale is None else scale
+    if on_gpu.intervals(backend, "lowrank_attention", v, q, q_far):
+        from lcpt_kernels.triton.lowrank import lowrank_attention as in_triton
+
+        return in_triton(q, k, v, q_far, k_summary, v_summary, summaries, scale, block_size, local_blocks, cu_seqlens)
 
     def one(q, k, v, q_far, k_summary, v_summary):
         k, v, k_summary, v_summary = reference.per_query_head(q.shape[2], k, v, k_summary, v_summary)
@@ -49,6 +50,24 @@ def lowrank_attention(
 
     near = {"q": q, "k": k, "v": v, "q_far": q_far}
     return each_document(one, cu_seqlens, near, {"k_summary": k_summary, "v_summary": v_summary}, block_size)
+
+
+def _check_summaries(
+    rows: int, summaries: int, block_size: int, batch: int, tokens: int, cu_seqlens: Tensor | None
+) -> None:
+    """Of documents on a GPU, and in compiled code, the number is checked where it is, without a wait for it."""
+    message = f"k_summary has {rows} rows; {summaries} summaries of every whole block of {block_size} tokens are "
+    require(rows % summaries == 0, message + f"a multiple of {summaries}")
+    if cu_seqlens is None:
+        whole = tokens // block_size * summaries
+    else:
+        check_packed(cu_seqlens, batch, tokens)
+        whole = (cu_seqlens.diff() // block_size).sum() * summaries
+        if cu_seqlens.is_cuda or torch.compiler.is_compiling():
+            torch._assert_async(whole <= rows, message + "more")
+            return
+        whole = int(whole)
+    require(rows >= whole, message + str(whole))
 
 
 def _by_block(q, k, v, q_far, k_summary, v_summary, summaries, scale, block_size, local_blocks):

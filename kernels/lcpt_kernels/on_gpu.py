@@ -35,9 +35,32 @@ def squared(backend: str, a: Tensor, v: Tensor, q: Tensor | None) -> Compute | N
     return None
 
 
+def intervals(backend: str, name: str, v: Tensor, *queries: Tensor) -> bool:
+    """Whether `backend` and the tensors want the interval kernels for the function `name`. ValueError: "triton" cannot
+    be."""
+    if backend not in ("auto", "triton"):
+        return False
+    reason = obstacle_of_heads(v, max(x.shape[3] for x in (v, *queries)))
+    if reason is None:
+        return True
+    require(backend == "auto", f"backend triton: {reason}")
+    if not torch.compiler.is_compiling():
+        log_once(f"{name} runs in PyTorch: {reason}")
+    return False
+
+
 def obstacle(a: Tensor, v: Tensor, q: Tensor | None) -> str | None:
-    """Why the kernels do not take these; None: they do."""
-    width, sketch = max(v.shape[3], 0 if q is None else q.shape[3]), a.shape[3]
+    """Why the kernels of squared attention do not take these; None: they do."""
+    reason = obstacle_of_heads(v, max(v.shape[3], 0 if q is None else q.shape[3]))
+    if reason is None and a.shape[2] > MOST_HEADS:
+        return f"{a.shape[2]} heads, {MOST_HEADS} are the most"
+    if reason is None and a.shape[3] > WIDEST_SKETCH:
+        return f"a and b are {a.shape[3]} wide, {WIDEST_SKETCH} are the most"
+    return reason
+
+
+def obstacle_of_heads(v: Tensor, width: int) -> str | None:
+    """Why no kernel takes heads like these, of which the widest has this width; None: they do."""
     if not (v.is_cuda or INTERPRETED):
         return f"tensors are on {v.device.type}"
     if not HAVE_TRITON:
@@ -46,10 +69,6 @@ def obstacle(a: Tensor, v: Tensor, q: Tensor | None) -> str | None:
         return f"{v.dtype} is none of float32, bfloat16, float16"
     if width > WIDEST:
         return f"heads are {width} wide, {WIDEST} are the most"
-    if a.shape[2] > MOST_HEADS:
-        return f"{a.shape[2]} heads, {MOST_HEADS} are the most"
-    if sketch > WIDEST_SKETCH:
-        return f"a and b are {sketch} wide, {WIDEST_SKETCH} are the most"
     return None
 
 

@@ -96,18 +96,19 @@ def lowrank_attention(q, k, v, q_far, k_summary, v_summary, summaries, scale, bl
     return torch.einsum("bhts,bshe->bthe", weights / weights.sum(-1, keepdim=True), torch.cat((v_summary, v), dim=1))
 
 
-def sparse_attention(q, k, v, q_keep, k_keep, q_bucket, k_bucket, scale):
+def sparse_attention(q, k, v, q_keep, k_keep, q_bucket, k_bucket, scale, window):
     """DESIGN.md, section 3: a softmax over the earlier keys, itself among them, that are kept and of the query's
-    bucket; 0 where the query is dropped or sees none. Marks are [B, T, H]; with more keys than queries, the last ones
-    are of the same tokens."""
+    bucket, or among the last `window`; 0 where the query is dropped or sees none. Marks are [B, T, H]; with more keys
+    than queries, the last ones are of the same tokens."""
     tokens, keys = q.shape[1], k.shape[1]
-    seen = torch.ones(q.shape[0], q.shape[2], tokens, keys, dtype=torch.bool, device=q.device).tril(keys - tokens)
-    if q_keep is not None:
-        seen = seen & q_keep.transpose(1, 2)[..., :, None]
+    seen = torch.ones(q.shape[0], q.shape[2], tokens, keys, dtype=torch.bool, device=q.device)
     if k_keep is not None:
         seen = seen & k_keep.transpose(1, 2)[..., None, :]
     if q_bucket is not None:
         seen = seen & (q_bucket.transpose(1, 2)[..., :, None] == k_bucket.transpose(1, 2)[..., None, :])
+    seen = (seen | seen.new_ones(tokens, keys).triu(keys - tokens - window + 1)).tril(keys - tokens)
+    if q_keep is not None:
+        seen = seen & q_keep.transpose(1, 2)[..., :, None]
     blind = ~seen.any(-1, keepdim=True)
     s = (scale * scores(q, k)).masked_fill(~(seen | blind), -torch.inf)  # a row of -inf would give NaN
     return torch.einsum("bhts,bshe->bthe", s.softmax(-1) * seen, v)

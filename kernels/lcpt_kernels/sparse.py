@@ -4,6 +4,9 @@ Sorted by head, then bucket, then position, the keys that a query sees lie side 
 in the same order both ends only move forwards. So whatever is kept, hashed or packed is one list of queries, one of
 keys and an interval for every query (`Meeting`), and the algorithm knows nothing of where these come from: a tile of
 ROWS queries meets the keys from its first query's `first` to its last query's `last`, masked at the two edges.
+
+A window of the last tokens, seen whatever their marks, is a second such list, of all keys. So that none counts twice,
+the marks decide on what comes before the window alone; the two softmaxes are joined by their normalisers.
 """
 
 from __future__ import annotations
@@ -14,10 +17,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lcpt_kernels import reference
-from lcpt_kernels.arguments import check_backend, check_packed, check_pair, require
+from lcpt_kernels import on_gpu, reference
+from lcpt_kernels.arguments import BACKENDS, check_backend, check_packed, check_pair, require
 from lcpt_kernels.autocast import under_autocast
 from lcpt_kernels.chunked import accumulated
+from lcpt_kernels.softmax import joined
 from lcpt_kernels.streaming import each_document
 
 ROWS = 128  # queries at a time: bounds the memory of a tile of scores to ROWS × the keys that they see
@@ -27,7 +31,7 @@ INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 @under_autocast
 def sparse_attention(
     q: Tensor, k: Tensor, v: Tensor, *, q_keep: Tensor | None = None, k_keep: Tensor | None = None,
-    q_bucket: Tensor | None = None, k_bucket: Tensor | None = None, scale: float | None = None,
+    q_bucket: Tensor | None = None, k_bucket: Tensor | None = None, window: int = 0, scale: float | None = None,
     cu_seqlens: Tensor | None = None, backend: str = "auto",
 ) -> Tensor:
     """A softmax of scale · q_t·k_s over the s ≤ t that are kept and in the bucket of q_t; t itself is one of them.
@@ -35,13 +39,15 @@ def sparse_attention(
     q [B, T, H, D]; k [B, T, Hkv, D]; v [B, T, Hkv, Dv]; H a multiple of Hkv; floating point, strides free. k and v may
     begin with keys of earlier tokens, [B, P + T, Hkv, ·]. For every query head, also of grouped ones:
     q_keep bool [B, T, H] and k_keep bool [B, P + T, H], None: all are kept; q_bucket [B, T, H] and k_bucket
-    [B, P + T, H], any integers, both or None: one bucket.
-    scale None: D^−½. cu_seqlens [N + 1]: packed documents, B = 1. backend: "reference", "torch" or "auto".
+    [B, P + T, H], any integers, both or None: one bucket. window: a query that is kept sees the last `window` tokens,
+    itself the first of them, also where they are dropped or in other buckets; 0: none.
+    scale None: D^−½. cu_seqlens [N + 1]: packed documents, B = 1. backend: "reference", "torch", "triton" (for
+    a GPU) or "auto".
     Returns o [B, T, H, Dv] in q's dtype, 0 for a query that is dropped or sees no key. ValueError names what does not
     fit.
     Source: SCFA (arXiv 2306.01160).
     """
-    check_backend(backend)
+    check_backend(backend, (*BACKENDS, "triton"))
     check_pair(q, k[:, -q.shape[1] :], v[:, -q.shape[1] :], "qk")
     require(k.shape[1] == v.shape[1], f"k has {k.shape[1]} tokens, v has {v.shape[1]}")
     marks = {"q_keep": q_keep, "k_keep": k_keep, "q_bucket": q_bucket, "k_bucket": k_bucket}
@@ -51,18 +57,57 @@ def sparse_attention(
                 f"{k.shape[1]}")
         check_packed(cu_seqlens, *q.shape[:2])
     scale = q.shape[3] ** -0.5 if scale is None else scale
-    k, v = reference.per_query_head(q.shape[2], k, v)
+    require(window >= 0, f"window {window} is negative")
     if backend == "reference":
+        k, v = reference.per_query_head(q.shape[2], k, v)
         return each_document(
-            lambda **document: reference.sparse_attention(**document, scale=scale), cu_seqlens,
+            lambda **document: reference.sparse_attention(**document, scale=scale, window=window), cu_seqlens,
             {"q": q, "k": k, "v": v, **marks})
-    meeting = Meeting.of(q, k, **marks, cu_seqlens=cu_seqlens)
+    sights = sights_of(q, k, marks, window, cu_seqlens)
+    if on_gpu.intervals(backend, "sparse_attention", v, q):
+        from lcpt_kernels.triton.sparse import sparse_attention as in_triton
+
+        return in_triton(q, k, v, sights, scale)
+    k, v = reference.per_query_head(q.shape[2], k, v)
+    outputs = [_in_pytorch(q, k, v, Meeting.of(q, k, sight), scale, with_lse=window > 0) for sight in sights]
+    o = outputs[0][0] if window == 0 else joined(outputs)[0]
+    return o.to(q.dtype)
+
+
+class Sight(NamedTuple):
+    """Who sees whom: the query at position t, if it is kept, the kept keys of its bucket at since ≤ s ≤ until."""
+
+    q_keep: Tensor | None  # as in sparse_attention
+    k_keep: Tensor | None
+    q_bucket: Tensor | None
+    k_bucket: Tensor | None
+    since: Tensor  # int64 [T], never falling
+    until: Tensor  # int64 [T], never falling, not beyond t
+
+
+def sights_of(q: Tensor, k: Tensor, marks: dict, window: int, cu_seqlens: Tensor | None) -> list[Sight]:
+    t = torch.arange(k.shape[1] - q.shape[1], k.shape[1], device=q.device)
+    start = torch.zeros_like(t)
+    if cu_seqlens is not None:
+        start = cu_seqlens.to(q.device).long()[torch.searchsorted(cu_seqlens.to(q.device), t, right=True) - 1]
+    if window == 0:
+        return [Sight(**marks, since=start, until=t)]
+    near = torch.maximum(start, t - window + 1)
+    return [Sight(**marks, since=start, until=t - window), Sight(marks["q_keep"], None, None, None, near, t)]
+
+
+def _in_pytorch(q, k, v, meeting: Meeting, scale: float, with_lse: bool) -> tuple[Tensor, Tensor | None]:
+    """k and v with the heads of q -> o [B, T, H, Dv]; lse [B, T, H], −∞ for a query that sees none."""
     rows = [x.flatten(0, 2) for x in (q, k, v)]
     q_sorted, k_sorted, v_sorted = (
         x.index_select(0, order) for x, order in zip(rows, (meeting.queries, meeting.keys, meeting.keys), strict=True))
-    o_sorted = _Intervals.apply(q_sorted, k_sorted, v_sorted, meeting.first, meeting.last, scale)
+    o_sorted, lse_sorted = _Intervals.apply(q_sorted, k_sorted, v_sorted, meeting.first, meeting.last, scale, with_lse)
     o = o_sorted.new_zeros(len(rows[0]), v.shape[3]).index_copy(0, meeting.queries, o_sorted)
-    return o.unflatten(0, q.shape[:3])
+    o = o.unflatten(0, q.shape[:3])
+    if not with_lse:
+        return o, None
+    lse = lse_sorted.new_full((len(rows[0]),), -torch.inf).index_copy(0, meeting.queries, lse_sorted)
+    return o, lse.unflatten(0, q.shape[:3])
 
 
 class Meeting(NamedTuple):
@@ -74,8 +119,9 @@ class Meeting(NamedTuple):
     last: Tensor  # int64 [Nq], never falling
 
     @classmethod
-    def of(cls, q, k, q_keep, k_keep, q_bucket, k_bucket, cu_seqlens) -> Meeting:
-        """The arguments of sparse_attention, k with the heads of q."""
+    def of(cls, q: Tensor, k: Tensor, sight: Sight) -> Meeting:
+        """k with the heads of q."""
+        q_keep, k_keep, q_bucket, k_bucket, since, until = sight
         tokens, span = q.shape[1], k.shape[1]
         positions = torch.arange(span, device=q.device)
         asking = positions[span - tokens :]
@@ -98,45 +144,52 @@ class Meeting(NamedTuple):
         queries, wanted = ordered(q_keep, q_bucket, asking)
         keys, there = ordered(k_keep, k_bucket, positions)
         own = wanted % span  # the query's position
-        start = 0 if cu_seqlens is None else _starts(cu_seqlens)[own]
-        first, last = torch.searchsorted(there, wanted - own + start), torch.searchsorted(there, wanted, right=True)
+        since, until = (x[own - (span - tokens)] - own for x in (since, until))
+        first, last = torch.searchsorted(there, wanted + since), torch.searchsorted(there, wanted + until, right=True)
         seeing = last > first
         return cls(queries[seeing], keys, first[seeing], last[seeing])
 
 
 class _Intervals(torch.autograd.Function):
-    """o_i = Σ_j p_ij v_j with p_i the softmax of scale · q_i·k_j over first[i] ≤ j < last[i]: [Nq, D] -> [Nq, Dv].
+    """o_i = Σ_j p_ij v_j with p_i the softmax of scale · q_i·k_j over first[i] ≤ j < last[i]: [Nq, D] -> [Nq, Dv]; and
+    with_lse the logarithm of its normaliser, [Nq], and o unrounded.
 
     Backward makes p anew, so nothing is kept but the arguments: with dp = do·v, dq and dk follow from
-    ds = p ∘ (dp − Σ_j p dp). All arithmetic is fp32 (float64 for float64 inputs), one tile at a time.
+    ds = p ∘ (dp − Σ_j p dp + dlse). All arithmetic is fp32 (float64 for float64 inputs), one tile at a time.
     """
 
     @staticmethod
-    def forward(ctx, q, k, v, first, last, scale):
+    def forward(ctx, q, k, v, first, last, scale, with_lse):
         ctx.save_for_backward(q, k, v, first, last)
         ctx.scale = scale
-        o = q.new_empty(len(q), v.shape[1])
-        for rows, keys, p in _tiles(q, k, first, last, scale):
-            o[rows] = p @ accumulated(v[keys])
-        return o
+        o = q.new_empty(len(q), v.shape[1], dtype=accumulated(q[:0]).dtype if with_lse else q.dtype)
+        lse = o.new_empty(len(q)) if with_lse else None
+        for rows, keys, s in _tiles(q, k, first, last, scale):
+            if with_lse:
+                lse[rows] = s.logsumexp(-1)
+            o[rows] = s.softmax(-1) @ accumulated(v[keys])
+        return o, lse
 
     @staticmethod
-    def backward(ctx, do):
+    def backward(ctx, do, dlse):
         q, k, v, first, last = ctx.saved_tensors
         dq = torch.empty_like(q)
         dk, dv = (torch.zeros_like(accumulated(x)) for x in (k, v))  # a key's share comes in parts
-        for rows, keys, p in _tiles(q, k, first, last, ctx.scale):
-            do_rows = accumulated(do[rows])
+        for rows, keys, s in _tiles(q, k, first, last, ctx.scale):
+            p, do_rows = s.softmax(-1), accumulated(do[rows])
             dv[keys] += p.mT @ do_rows
             p_dp = (do_rows @ accumulated(v[keys]).mT).mul_(p)
-            ds = p_dp.addcmul_(p, p_dp.sum(-1, keepdim=True), value=-1)
+            shift = p_dp.sum(-1, keepdim=True)
+            if dlse is not None:
+                shift -= dlse[rows, None]
+            ds = p_dp.addcmul_(p, shift, value=-1)
             dq[rows] = ctx.scale * (ds @ accumulated(k[keys]))
             dk[keys] += ds.mT @ (ctx.scale * accumulated(q[rows]))
-        return dq, dk.to(k.dtype), dv.to(v.dtype), None, None, None
+        return dq, dk.to(k.dtype), dv.to(v.dtype), None, None, None, None
 
 
 def _tiles(q, k, first, last, scale) -> Iterator[tuple[slice, slice, Tensor]]:
-    """Tiles that cover every pair that meets: (queries, sorted keys, p [queries, keys])."""
+    """Tiles that cover every pair that meets: (queries, sorted keys, scores [queries, keys])."""
     starts = torch.arange(0, len(q), ROWS, device=q.device)
     ends = (starts + ROWS - 1).clamp(max=len(q) - 1)
     first, last = first.int(), last.int()  # half the bytes to compare
@@ -148,7 +201,7 @@ def _tiles(q, k, first, last, scale) -> Iterator[tuple[slice, slice, Tensor]]:
         left, right = from_some - from_all, to_some - from_all  # no query's edge lies between these
         s[:, :left].masked_fill_(number[:left] < first[rows, None], -torch.inf)
         s[:, right:].masked_fill_(number[right:] >= last[rows, None], -torch.inf)
-        yield rows, keys, s.softmax(-1)
+        yield rows, keys, s
 
 
 def _check_marks(q, k, q_keep, k_keep, q_bucket, k_bucket) -> None:
@@ -163,8 +216,3 @@ def _check_marks(q, k, q_keep, k_keep, q_bucket, k_bucket) -> None:
         if bucket is not None:
             require(list(bucket.shape) == shape, f"{name} is {list(bucket.shape)}; it must be {shape}")
             require(bucket.dtype in INTEGERS, f"{name} is {bucket.dtype}; it must be an int")
-
-
-def _starts(cu_seqlens: Tensor) -> Tensor:
-    """[T]: where the document of each token begins."""
-    return cu_seqlens[:-1].long().repeat_interleave(cu_seqlens.diff())

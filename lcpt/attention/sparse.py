@@ -4,6 +4,8 @@ sparse_qk: every head drops a share of its queries and of its keys. sparse_hash:
 query alone. A query that is dropped, or finds no key, adds nothing: the residual stream passes it on. Keys are dropped
 or hashed per key-value head. Decisions depend on a token itself and its position alone, never on later tokens, nor on
 the batch: they are the same in training, in its recomputation, in evaluation and in decoding.
+
+With a window, a query that is not dropped sees its last tokens, itself among them, whatever is decided about them.
 """
 
 from __future__ import annotations
@@ -29,8 +31,10 @@ SEEDS = 2**24  # checkpoints hold fp32, which is exact up to here
 class SparseQKConfig:
     keep: str = "random"  # random | learned
     drop: float = 0.5  # share of the queries, and of the keys, that a head drops
+    window: int = 0  # last tokens that are seen in any case: 1 is the token itself, 0 none
 
     def __post_init__(self):
+        check_window("sparse_qk", self.window)
         if self.keep not in ("random", "learned"):
             raise ValueError(f"model.attention.sparse_qk.keep is {self.keep!r}; it is random or learned")
         if not 0 < self.drop < 1:
@@ -41,12 +45,19 @@ class SparseQKConfig:
 class SparseHashConfig:
     hash: str = "lsh"  # lsh | learned
     buckets: int = 16
+    window: int = 0  # last tokens that are seen in any case: 1 is the token itself, 0 none
 
     def __post_init__(self):
+        check_window("sparse_hash", self.window)
         if self.hash not in ("lsh", "learned"):
             raise ValueError(f"model.attention.sparse_hash.hash is {self.hash!r}; it is lsh or learned")
         if self.buckets < 2 or self.hash == "lsh" and self.buckets % 2:
             raise ValueError(f"model.attention.sparse_hash.buckets is {self.buckets}; it must be ≥ 2, for lsh even")
+
+
+def check_window(kind: str, window: int) -> None:
+    if window < 0:
+        raise ValueError(f"model.attention.{kind}.window is {window}; it must be ≥ 0")
 
 
 class Marks(NamedTuple):
@@ -62,6 +73,7 @@ class Sparse(Attention):
     """The state is every key and value so far, and their marks: [B, P, Hkv, ·] each."""
 
     mark_bytes: int
+    window: int
 
     @abstractmethod
     def marks(self, p: Projected, positions: Tensor) -> Marks:
@@ -76,7 +88,7 @@ class Sparse(Attention):
         past = 0 if state is None else state[0].shape[1]
         positions = torch.arange(past, past + p.q.shape[1], device=p.q.device)
         if cu_seqlens is not None:
-            positions = positions - cu_seqlens[:-1].repeat_interleave(cu_seqlens.diff())
+            positions = positions - cu_seqlens[:-1].repeat_interleave(cu_seqlens.diff(), output_size=len(positions))
         marks = self.marks(p, positions)
         held = p.k, _gated(p.v, marks.k_gate), marks.k
         if state is not None:
@@ -89,7 +101,8 @@ class Sparse(Attention):
     def pair_flops(self, queries: float, keys: float) -> tuple[float, float]:
         """queries: the share of tokens that ask; keys: what one of them could see at the end of the sequence. A tile
         of ROWS queries computes all keys between its first and its last; backward makes the scores anew."""
-        product = 2.0 * self.n_heads * self.head_dim * queries * (keys / 2 + ROWS)
+        near = self.window + ROWS if self.window else 0
+        product = 2.0 * self.n_heads * self.head_dim * queries * (keys / 2 + ROWS + near)
         return 2 * product, 5 * product
 
     def state_bytes(self, context: int) -> int:
@@ -110,14 +123,14 @@ class SparseQK(Sparse):
     def __init__(self, d_model, n_heads, n_kv_heads, config):
         super().__init__(d_model, n_heads, n_kv_heads, config)
         own: SparseQKConfig = config.sparse_qk
-        self.drop = own.drop
+        self.drop, self.window = own.drop, own.window
         self.chooser = CHOOSERS[own.keep](d_model, n_heads, n_kv_heads, own.drop)
 
     def marks(self, p: Projected, positions: Tensor) -> Marks:
         return self.chooser(p, positions)
 
     def attend_to(self, q, k, v, q_marks, k_marks, cu_seqlens):
-        return sparse_attention(q, k, v, q_keep=q_marks, k_keep=k_marks, cu_seqlens=cu_seqlens)
+        return sparse_attention(q, k, v, q_keep=q_marks, k_keep=k_marks, window=self.window, cu_seqlens=cu_seqlens)
 
     def attend_flops(self, context: int) -> tuple[float, float]:
         return self.pair_flops(1 - self.drop, (1 - self.drop) * context)
@@ -140,7 +153,7 @@ class RandomKeep(nn.Module):
 class LearnedKeep(nn.Module):
     """A token is kept where its score w·x + b of this head is positive; σ of the score is what the gate's gradient
     reaches. The bias starts where the target share of normally distributed scores is positive, and the pull holds the
-    share of a batch near it. Scores learn from kept tokens; the layer's input learns nothing from them."""
+    share of a batch near it. Scores learn from tokens that are seen; the layer's input learns nothing from them."""
 
     def __init__(self, d_model: int, n_heads: int, n_kv_heads: int, drop: float):
         super().__init__()
@@ -169,7 +182,7 @@ class SparseHash(Sparse):
     def __init__(self, d_model, n_heads, n_kv_heads, config):
         super().__init__(d_model, n_heads, n_kv_heads, config)
         own: SparseHashConfig = config.sparse_hash
-        self.buckets = own.buckets
+        self.buckets, self.window = own.buckets, own.window
         self.hash = HASHES[own.hash](n_kv_heads, self.head_dim, own.buckets)
 
     def marks(self, p: Projected, positions: Tensor) -> Marks:
@@ -177,7 +190,8 @@ class SparseHash(Sparse):
         return Marks(q, k, q_gate, k_gate)
 
     def attend_to(self, q, k, v, q_marks, k_marks, cu_seqlens):
-        return sparse_attention(q, k, v, q_bucket=q_marks, k_bucket=k_marks, cu_seqlens=cu_seqlens)
+        return sparse_attention(
+            q, k, v, q_bucket=q_marks, k_bucket=k_marks, window=self.window, cu_seqlens=cu_seqlens)
 
     def attend_flops(self, context: int) -> tuple[float, float]:
         """As if buckets were of equal size."""

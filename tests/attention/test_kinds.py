@@ -47,9 +47,12 @@ VARIANTS = {
     "sparse_qk-learned": ("sparse_qk", {"keep": "learned"}),
     "sparse_hash-lsh": ("sparse_hash", {"hash": "lsh", "buckets": 2}),
     "sparse_hash-learned": ("sparse_hash", {"hash": "learned", "buckets": 2}),
+    "sparse_hash-window": ("sparse_hash", {"hash": "lsh", "buckets": 2, "window": 3}),
 }
 NOT_ALL = [name for name in VARIANTS if name.startswith("sparse") or name == "softmax-window"]  # of the earlier tokens
-DECIDING = ["sparse_qk-learned", "sparse_hash-lsh", "sparse_hash-learned"]  # on numbers that rounding may turn over
+DECIDING = [  # on numbers that rounding may turn over
+    "sparse_qk-learned", "sparse_hash-lsh", "sparse_hash-learned", "sparse_hash-window",
+]
 
 
 def attention_config(variant, gate="none") -> AttentionConfig:

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from lcpt_kernels.sparse import ROWS
 
 from lcpt.attention import AttentionConfig
 from lcpt.attention.base import Projected, rotary_table
@@ -24,6 +25,8 @@ FORMS = {
     "learned": AttentionConfig("sparse_qk", sparse_qk=SparseQKConfig("learned")),
     "lsh": AttentionConfig("sparse_hash", sparse_hash=SparseHashConfig("lsh", 4)),
     "learned hash": AttentionConfig("sparse_hash", sparse_hash=SparseHashConfig("learned", 4)),
+    "learned, itself": AttentionConfig("sparse_qk", sparse_qk=SparseQKConfig("learned", window=1)),
+    "lsh, window": AttentionConfig("sparse_hash", sparse_hash=SparseHashConfig("lsh", 4, window=5)),
 }
 
 
@@ -215,15 +218,29 @@ def test_dropped_queries_add_nothing():
     assert torch.equal(o[~keep], torch.zeros_like(o[~keep])) and (~keep).any()
 
 
-def test_what_is_hashed_is_what_meets():
-    """By hand: a softmax over the earlier keys in the bucket of the query."""
-    form = FORMS["lsh"]
+def test_with_a_window_only_dropped_queries_see_nothing():
+    """Most keys are dropped. Alone with itself, a query gives its own value."""
+    form = AttentionConfig("sparse_qk", sparse_qk=SparseQKConfig(drop=0.9, window=1))
+    module, p = form.attention_of_layer(0)(32, 4, 2, form), projected(40)
+    o, marks = module.attend(p)[0], module.marks(p, torch.arange(40))
+    assert torch.equal(o[~marks.q], torch.zeros_like(o[~marks.q])) and (o[marks.q].abs().amax(-1) > 0).all()
+    earlier = marks.k.repeat_interleave(2, dim=2).cumsum(1) - marks.k.repeat_interleave(2, dim=2).long()
+    alone = marks.q & (earlier == 0)
+    assert alone.any()
+    torch.testing.assert_close(o[alone], p.v.repeat_interleave(2, dim=2)[alone])
+
+
+@pytest.mark.parametrize("name", ["lsh", "lsh, window"])
+def test_what_is_hashed_is_what_meets(name):
+    """By hand: a softmax over the earlier keys in the bucket of the query, or in the window."""
+    form = FORMS[name]
     module, p = form.attention_of_layer(0)(32, 4, 2, form), projected(30, batch=1)
     o, marks = module.attend(p)[0], module.marks(p, torch.arange(30))
     for head in range(4):
         q, k, v = p.q[0, :, head], p.k[0, :, head // 2], p.v[0, :, head // 2]
         for t in range(30):
             seen = marks.k[0, : t + 1, head // 2] == marks.q[0, t, head]
+            seen[max(0, t + 1 - module.window) :] = True
             weights = (q[t] @ k[: t + 1][seen].T * 8**-0.5).softmax(-1)
             torch.testing.assert_close(o[0, t, head], weights @ v[: t + 1][seen])
 
@@ -235,6 +252,16 @@ def test_cost_at_long_contexts(form, factor):
         config.attention_of_layer(0)(32, 4, 2, config) for config in (FORMS[form], AttentionConfig("softmax")))
     for stated, whole in zip(sparse.attend_flops(10**6), dense.attend_flops(10**6), strict=True):
         assert whole / stated == pytest.approx(factor, rel=0.01)
+
+
+def test_cost_of_a_window():
+    """As many keys more, and the tile that they begin in; the same at any context."""
+    costs = {}
+    for window in (0, 1000):
+        form = AttentionConfig("sparse_hash", sparse_hash=SparseHashConfig(window=window))
+        costs[window] = form.attention_of_layer(0)(32, 4, 2, form).attend_flops(10**5)
+    more = [near - none for near, none in zip(costs[1000], costs[0], strict=True)]
+    assert more == pytest.approx([2 * 2 * 32 * (1000 + ROWS), 5 * 2 * 32 * (1000 + ROWS)])
 
 
 def test_memory_is_counted_where_shapes_depend_on_values(form):
@@ -251,6 +278,7 @@ def test_memory_is_counted_where_shapes_depend_on_values(form):
     (SparseQKConfig, {"keep": "all"}, "'all'"), (SparseQKConfig, {"drop": 1.0}, "drop is 1.0"),
     (SparseQKConfig, {"drop": 0.0}, "drop is 0.0"), (SparseHashConfig, {"hash": "md5"}, "'md5'"),
     (SparseHashConfig, {"buckets": 1}, "buckets is 1"), (SparseHashConfig, {"buckets": 7}, "buckets is 7"),
+    (SparseQKConfig, {"window": -1}, "sparse_qk.window is -1"), (SparseHashConfig, {"window": -1}, "window is -1"),
 ])
 def test_wrong_settings_are_named(config, wrong, named):
     with pytest.raises(ValueError, match=named):

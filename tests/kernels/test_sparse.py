@@ -80,6 +80,37 @@ def test_keys_of_earlier_tokens(agree, marks, t, past):
     agree(sparse_attention, given, 1e-10, **MARKS[marks](given))
 
 
+@pytest.mark.parametrize("window", [1, 2, ROWS + 2, 40])
+@pytest.mark.parametrize("past", [0, 2 * ROWS + 3])
+@pytest.mark.parametrize("t", [1, 2 * ROWS + 1])
+@pytest.mark.parametrize("marks", MARKS)
+def test_a_window(agree, marks, t, past, window):
+    given = inputs(t, past=past)
+    agree(sparse_attention, given, 1e-10, **MARKS[marks](given), window=window)
+
+
+def test_a_window_by_hand():
+    """Every key once, whether the window, the bucket or both show it."""
+    given = inputs(9, b=1, h=1, hkv=1, d=3)
+    marks = kept(given, 0.7) | hashed(given, 2)
+    for window in (1, 3):
+        found = sparse_attention(**given, **marks, scale=1.0, window=window)
+        q, k, v = (given[name][0, :, 0] for name in "qkv")
+        qk, kk, qb, kb = (marks[name][0, :, 0] for name in ("q_keep", "k_keep", "q_bucket", "k_bucket"))
+        for t in range(9):
+            seen = [s for s in range(t + 1) if qk[t] and (t - s < window or (kk[s] and qb[t] == kb[s]))]
+            expected = (k[seen] @ q[t]).softmax(-1) @ v[seen] if seen else torch.zeros(3).double()
+            torch.testing.assert_close(found[0, t, 0], expected, rtol=1e-12, atol=1e-12)
+
+
+def test_a_window_over_everything_is_dense():
+    given = inputs(3 * ROWS + 1)
+    do, marks = torch.randn_like(given["q"]), hashed(given) | {"k_keep": kept(given)["k_keep"]}
+    found = results(sparse_attention, given, do, marks | {"window": 3 * ROWS + 1, "scale": 0.3})
+    for name, x in results(dense, given, do, {"scale": 0.3}).items():
+        torch.testing.assert_close(found[name], x, rtol=1e-11, atol=1e-12)
+
+
 @pytest.mark.parametrize("shape", [
     {"h": 4, "hkv": 4}, {"h": 3, "hkv": 1}, {"d": 32}, {"d": 64}, {"d": 128}, {"d": 7, "dv": 2}, {"dv": 9}, {"b": 1},
 ], ids=str)
@@ -91,11 +122,11 @@ def test_shapes(agree, marks, shape):
 
 @pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-5), (torch.bfloat16, 5e-3)])
 @pytest.mark.parametrize("norm", [1.0, 6.0, 1 / 30])
-@pytest.mark.parametrize("marks", ["kept", "hashed"])
-def test_precision_at_all_norms(agree, marks, dtype, tolerance, norm):
+@pytest.mark.parametrize("marks, window", [("kept", 0), ("hashed", 0), ("hashed", 3)])
+def test_precision_at_all_norms(agree, marks, window, dtype, tolerance, norm):
     """Over many tiles, so that a key's gradient comes in many parts."""
     given = {name: norm * x for name, x in inputs(300, d=64, dtype=dtype).items()}
-    agree(sparse_attention, given, tolerance, **MARKS[marks](given))
+    agree(sparse_attention, given, tolerance, **MARKS[marks](given), window=window)
 
 
 @pytest.mark.parametrize("d", [32, 64, 128])
@@ -146,17 +177,19 @@ def test_who_sees_nothing_gives_nothing(backend, blind):
 
 
 @pytest.mark.parametrize("backend", ["torch", "reference"])
+@pytest.mark.parametrize("window", [0, 3])
 @pytest.mark.parametrize("marks", MARKS)
-def test_packed_documents_are_as_alone(marks, backend):
+def test_packed_documents_are_as_alone(marks, window, backend):
     ends = [0, 1, 7, 7, 9, 9 + 3 * ROWS]
     given = inputs(ends[-1], b=1)
     made = MARKS[marks](given)
     do = torch.randn_like(given["q"])
-    packed = results(sparse_attention, given, do, made | {"cu_seqlens": torch.tensor(ends), "backend": backend})
+    options = made | {"cu_seqlens": torch.tensor(ends), "backend": backend, "window": window}
+    packed = results(sparse_attention, given, do, options)
     for start, stop in ((0, 1), (1, 7), (7, 9), (9, ends[-1])):
         alone = results(
             sparse_attention, {name: x[:, start:stop] for name, x in given.items()}, do[:, start:stop],
-            {name: x[:, start:stop] for name, x in made.items()})
+            {name: x[:, start:stop] for name, x in made.items()} | {"window": window})
         for name, x in alone.items():
             torch.testing.assert_close(packed[name][:, start:stop], x, rtol=1e-12, atol=1e-12)
 
@@ -191,6 +224,32 @@ def test_gradcheck():
     marks = kept(given, 0.8) | hashed(given, 2)
     leaves = [x.requires_grad_() for x in given.values()]
     assert torch.autograd.gradcheck(lambda q, k, v: sparse_attention(q, k, v, **marks), leaves)
+    assert torch.autograd.gradcheck(lambda q, k, v: sparse_attention(q, k, v, **marks, window=2), leaves)
+
+
+@pytest.mark.parametrize("window", [0, 3])
+@pytest.mark.parametrize("marks", MARKS)
+def test_flex_attention_with_the_same_mask(marks, window):
+    """PyTorch's, uncompiled: another hand's softmax over a mask. On a CPU it has no gradients."""
+    from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+
+    t, given = 40, inputs(40, dtype=torch.float32)
+    made = MARKS[marks](given)
+
+    def seen(b, h, i, j):
+        by_marks = i >= j
+        if "k_keep" in made:
+            by_marks = by_marks & made["k_keep"][b, j, h]
+        if "q_bucket" in made:
+            by_marks = by_marks & (made["q_bucket"][b, i, h] == made["k_bucket"][b, j, h])
+        by_marks = by_marks | ((i >= j) & (i - j < window))
+        return by_marks & made["q_keep"][b, i, h] if "q_keep" in made else by_marks
+
+    mask = create_block_mask(seen, 2, 4, t, t, device="cpu")
+
+    q, k, v = (x.transpose(1, 2) for x in given.values())
+    expected = flex_attention(q, k, v, block_mask=mask, enable_gqa=True).transpose(1, 2)
+    torch.testing.assert_close(sparse_attention(**given, **made, window=window), expected, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("marks", MARKS)
@@ -240,7 +299,8 @@ def test_only_pairs_that_meet_cost():
     ({"k_bucket": torch.ones(2, 4, 4).int()}, "k_bucket is given alone"),
     ({"q_bucket": torch.ones(2, 4, 4), "k_bucket": torch.ones(2, 4, 4).int()}, "q_bucket is torch.float32"),
     ({"q_bucket": torch.ones(2, 4, 4).int(), "k_bucket": torch.full((2, 4, 4), 2**62)}, str(2**62)),
-    ({"cu_seqlens": torch.tensor([0, 4])}, "B = 1, not 2"), ({"v": torch.ones(2, 5, 2, 8)}, "v has 5"),
+    ({"window": -1}, "window -1"), ({"cu_seqlens": torch.tensor([0, 4])}, "B = 1, not 2"),
+    ({"v": torch.ones(2, 5, 2, 8)}, "v has 5"),
 ], ids=str)
 def test_what_does_not_fit_is_named(change, named):
     with pytest.raises(ValueError) as caught:

@@ -55,7 +55,7 @@ def test_bad_input(call_tool, monkeypatch, tmp_path):
 
 
 def test_one_kernel_is_compiled_as_it_is_started():
-    launches = report.launches("sm_90", 64, 16)
+    launches = report.launches("sm_90", attention="squared", head_dim=64, sketch_size=16)
     names = {launch.kernel.__name__ for launch in launches}
     assert {"squared_output_kernel", "squared_backward_key_kernel", "scan_backward_kernel"} <= names
     launch = next(launch for launch in launches if launch.kernel.__name__ == "normaliser_backward_kernel")
@@ -65,16 +65,22 @@ def test_one_kernel_is_compiled_as_it_is_started():
     assert row["settings"] == {"head_dim": 64, "sketch_size": 16, "BM": 64, "num_warps": 4, "num_stages": 3}
 
 
-@pytest.mark.parametrize("options", [{}, {"gated": True, "local_blocks": 2}], ids=str)
-def test_a_kernel_is_compiled_once_for_all_lengths(options):
+@pytest.mark.parametrize("settings", [
+    {"attention": "squared", "sketch_size": 16},
+    {"attention": "squared", "sketch_size": 16, "gated": True, "local_blocks": 2},
+    {"attention": "sparse"}, {"attention": "sparse", "kept": False},
+], ids=str)
+def test_a_kernel_is_compiled_once_for_all_lengths(settings):
     """Nothing that it is compiled for depends on the number of tokens."""
-    lengths = [{repr(x) for x in report.launches("sm_90", 64, 16, tokens=n, **options)} for n in (1, 512, 777, 5000)]
+    lengths = [{repr(x) for x in report.launches("sm_90", head_dim=64, tokens=n, **settings)}
+               for n in (1, 512, 777, 5000)]
     assert all(other == lengths[0] for other in lengths)
 
 
 def test_tiles_are_those_of_the_target():
     def tiles(target):
-        return {x.kernel.__name__: report.tiles(x) for x in report.launches(target, 128, 16)}
+        launches = report.launches(target, attention="squared", head_dim=128, sketch_size=16)
+        return {x.kernel.__name__: report.tiles(x) for x in launches}
 
     assert tiles("sm_90")["squared_output_kernel"]["BN"] == 64 and tiles("sm_80")["squared_output_kernel"]["BN"] == 32
     assert tiles("sm_90")["scan_kernel"] == tiles("gfx942")["scan_kernel"]
@@ -84,7 +90,7 @@ def test_nothing_for_sm_90_spills_or_waits():
     rows = report.rows("sm_90")
     faults = [(row["kernel"], row["settings"], fault) for row in rows if (fault := report.fault(row))]
     assert not faults
-    assert all(row["tensor_core_ops"] for row in rows if "squared" in row["kernel"])
+    assert all(row["tensor_core_ops"] for row in rows if row["kernel"].startswith(("squared", "interval")))
 
 
 @pytest.mark.slow

@@ -19,21 +19,13 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction
 
-from lcpt_kernels.chunked import Plan, Power, Quadratic
-from lcpt_kernels.features import QuadraticFeatures
 from lcpt_kernels.triton import configurations
-from lcpt_kernels.triton.squared import compute
+from lcpt_kernels.triton.report_calls import FEW, SETTINGS, output_of
 
 TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32), "sm_90": GPUTarget("cuda", 90, 32), "sm_100": GPUTarget("cuda", 100, 32),
     "gfx942": GPUTarget("hip", "gfx942", 64),
 }
-SETTINGS = (  # of calls of squared_attention, as arguments of `launches`
-    {"head_dim": 64, "sketch_size": 32}, {"head_dim": 128, "sketch_size": 32}, {"head_dim": 64, "sketch_size": 16},
-    {"head_dim": 64, "sketch_size": 64}, {"head_dim": 64, "sketch_size": 32, "gated": True, "local_blocks": 2},
-    {"head_dim": 64, "sketch_size": 64, "coefficients": (1, 1, 0.5)},  # Fastmax
-)
-FEW = SETTINGS[:2]  # for targets other than sm_90
 # KiB of shared memory a multiprocessor and a block of threads may have, by NVIDIA's compute capability tables
 SHARED = {"sm_80": (164, 163), "sm_90": (228, 227), "sm_100": (228, 227)}
 REGISTERS, WARPS = 65536, 64  # of a multiprocessor, the same for these
@@ -62,33 +54,17 @@ def rows(target: str) -> list[dict]:
     return list(found.values())
 
 
-def launches(
-    target: str, head_dim: int, sketch_size: int, *, coefficients: tuple[float, float, float] | None = None,
-    local_blocks: int = 1, gated: bool = False, dtype: torch.dtype = torch.bfloat16, tokens: int = 512,
-) -> list[Launch]:
-    """Those of squared_attention in blocks of 256, forward and backward, each once. coefficients None: with q and k,
-    degree 4, and (0, 0, 1)."""
+def launches(target: str, **settings) -> list[Launch]:
+    """Those of a call (`report_calls`) and of its backward pass, each once."""
     found = {}
-
-    def tensor(*size):
-        return torch.zeros(1, tokens, 2, *size, dtype=dtype, requires_grad=True)
 
     def note(kernel, *args, grid, warmup, num_warps=4, num_stages=3, **kwargs):
         arguments = dict(zip(kernel.arg_names, args, strict=False)) | kwargs
         launch = specialise(kernel, arguments, {"num_warps": num_warps, "num_stages": num_stages})
         found.setdefault(repr(launch), launch)
 
-    features = QuadraticFeatures(sketch_size, coefficients or (0, 0, 1))
-    local = Quadratic(*coefficients) if coefficients else Power(4)
-    plan = Plan(local, features, 1 / head_dim, head_dim**-4.0, 256, local_blocks)
-    a, keys = tensor(sketch_size), {"v": tensor(head_dim), "b": tensor(sketch_size)}
-    q = a if coefficients else tensor(head_dim)
-    if not coefficients:
-        keys["k"] = tensor(head_dim)
-    if gated:
-        keys["log_gate"] = tensor()
     with mock.patch.object(JITFunction, "run", note), mock.patch.object(configurations, "target", lambda: target):
-        compute(plan, q, a, keys, None, False)[0].sum().backward()
+        output_of(**settings).sum().backward()
     return list(found.values())
 
 

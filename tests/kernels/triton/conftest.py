@@ -13,6 +13,10 @@ KERNELS = {
     "squared_backward_query_kernel", "scan_backward_kernel", "squared_backward_value_kernel",
     "squared_backward_key_kernel",
 }
+INTERVAL_KERNELS = {
+    "interval_output_kernel", "normaliser_backward_kernel", "interval_backward_query_kernel",
+    "interval_backward_key_kernel",
+}
 
 if not INTERPRETED and not torch.cuda.is_available():
     collect_ignore_glob = ["test_*.py"]
@@ -43,8 +47,10 @@ def small_tiles(monkeypatch):
     """Several tiles a block, and steps a tile, in sequences that an interpreter gets through."""
     from lcpt_kernels.triton import configurations
 
-    monkeypatch.setattr(configurations, "DIFFERENT", {})
-    for kernel in ("output", "backward_query", "backward_value", "backward_key"):
+    for others in ("DIFFERENT", "FP32"):
+        monkeypatch.setattr(configurations, others, {})
+    for kernel in ("output", "backward_query", "backward_value", "backward_key", "interval_output",
+                   "interval_backward_query", "interval_backward_key"):
         monkeypatch.setitem(configurations.TABLE, kernel, {64: (32, 16, 4, 1)})
     monkeypatch.setitem(configurations.TABLE, "state", {64: (2, 16, 4, 1)})
 
@@ -71,21 +77,32 @@ def agree(started):
     rounded to `dtype`; and every kernel of forward and backward was started."""
     from lcpt_kernels import squared_attention
 
+    return against_definition(squared_attention, KERNELS, started)
+
+
+@pytest.fixture
+def agree_in_intervals(started):
+    """agree_in_intervals(function): the same of a function that the interval kernels compute."""
+    return lambda function: against_definition(function, INTERVAL_KERNELS, started)
+
+
+def against_definition(function, kernels, started):
     from tests.kernels.conftest import relative_error, results
 
     def check(inputs, tolerance=1e-5, do=None, dtype=torch.float32, **options):
         inputs = {name: x.to(DEVICE).to(dtype) for name, x in inputs.items()}
         if do is None:
-            do = torch.randn(*inputs["a"].shape[:3], inputs["v"].shape[3], dtype=torch.float64)
+            queries = inputs["a" if "a" in inputs else "q"]
+            do = torch.randn(*queries.shape[:3], inputs["v"].shape[3], dtype=torch.float64)
         do = do.to(DEVICE).to(dtype)
-        found = results(squared_attention, inputs, do, options | {"backend": "triton"})
+        found = results(function, inputs, do, options | {"backend": "triton"})
         exact = {name: x.double() for name, x in inputs.items()}
-        expected = results(squared_attention, exact, do.double(), options | {"backend": "reference"})
+        expected = results(function, exact, do.double(), options | {"backend": "reference"})
         for name, x in inputs.items():
             assert found[name].dtype == x.dtype and found[name].shape == x.shape, name
         assert found["o"].dtype == dtype
         errors = {name: relative_error(found[name], expected[name]) for name in expected}
         assert all(error < tolerance for error in errors.values()), errors  # also false for NaN
-        assert KERNELS <= set(started), started
+        assert kernels <= set(started), started
 
     return check

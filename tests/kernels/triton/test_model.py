@@ -9,7 +9,7 @@ from lcpt.attention.polynomial import PolynomialConfig
 from lcpt.attention.polysketch import PolysketchConfig
 from lcpt.model import GPT, ModelConfig
 from tests.kernels.conftest import relative_error
-from tests.kernels.triton.conftest import DEVICE, KERNELS
+from tests.kernels.triton.conftest import DEVICE, INTERVAL_KERNELS, KERNELS
 
 T, V = 21, 50
 
@@ -39,6 +39,23 @@ def test_loss_and_gradients_are_those_in_pytorch(kind, changes, options, started
     started.clear()
     monkeypatch.setattr(on_gpu, "squared", lambda *_: None)
     expected = outcome(model, **options)
+    assert not started
+    errors = [relative_error(x, y) for x, y in zip(found, expected, strict=True)]
+    assert max(errors) < 2e-4, errors
+
+
+@pytest.mark.parametrize("kind", ["sparse_qk", "sparse_hash", "lowrank"])
+def test_kinds_of_intervals(kind, started, monkeypatch):
+    """Decisions are the same wherever they are carried out."""
+    model = model_of(kind, n_kv_heads=1)
+    if kind != "lowrank":
+        for block in model.blocks:
+            block.attention.window = 2
+    found = outcome(model)
+    assert INTERVAL_KERNELS <= set(started)
+    started.clear()
+    monkeypatch.setattr(on_gpu, "intervals", lambda *_: False)
+    expected = outcome(model)
     assert not started
     errors = [relative_error(x, y) for x, y in zip(found, expected, strict=True)]
     assert max(errors) < 2e-4, errors
