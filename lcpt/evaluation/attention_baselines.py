@@ -12,6 +12,7 @@ from importlib.util import find_spec
 
 import torch
 import torch.nn.functional as F
+from lcpt_kernels import sparse_attention
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
@@ -58,6 +59,50 @@ def flex(window: int | None, layer: Layer) -> Method:
 
     settings = {} if window is None else {"window": window}
     return Method(settings, heads_first, attend, partial(softmax, window=window), tolerance=ROUNDED)
+
+
+def flex_marked(marking: Callable[[Layer, int], dict[str, Tensor]], layer: Layer) -> Method:
+    """FlexAttention with the mask of sparse attention. In the order of tokens almost every block has pairs to see: it
+    leaves out later blocks alone."""
+    run = compiled if layer.device.type == "cuda" else lambda tokens: flex_attention
+    marks = lru_cache(maxsize=1)(partial(marking, layer))
+    mask = lru_cache(maxsize=1)(lambda tokens: marked(marks(tokens)))
+
+    def attend(q, k, v) -> Tensor:
+        return run(q.shape[2])(q, k, v, block_mask=mask(q.shape[2])).transpose(1, 2)
+
+    def definition(q, k, v) -> Tensor:
+        q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+        return sparse_attention(q, k, v, **marks(q.shape[1]), backend="reference")
+
+    return Method({"marks": marking.__name__}, heads_first, attend, definition, tolerance=ROUNDED)
+
+
+def half_kept(layer: Layer, tokens: int) -> dict[str, Tensor]:
+    """Marks of sparse_attention: half of the queries and of the keys of every head are dropped."""
+    return {name: at_random(layer, tokens, 2).bool() for name in ("q_keep", "k_keep")}
+
+
+def sixteen_buckets(layer: Layer, tokens: int) -> dict[str, Tensor]:
+    return {name: at_random(layer, tokens, 16) for name in ("q_bucket", "k_bucket")}
+
+
+def at_random(layer: Layer, tokens: int, values: int) -> Tensor:
+    return torch.randint(values, (layer.batch, tokens, layer.heads), device=layer.device)
+
+
+def marked(marks: dict[str, Tensor]) -> BlockMask:
+    """Who sees whom by marks [B, T, H]: keys up to the query itself that are kept as it is, and in its bucket."""
+    q_marks, k_marks = (x.transpose(1, 2).contiguous() for x in marks.values())
+    kept, tokens = "q_keep" in marks, q_marks.shape[2]
+
+    def seen(batch, head, t, s):
+        q_mark, k_mark = q_marks[batch, head, t], k_marks[batch, head, s]
+        return (s <= t) & (q_mark & k_mark if kept else q_mark == k_mark)
+
+    blocks = torch.ones(2 * (-(-tokens // BLOCK),), dtype=torch.bool, device=q_marks.device).tril()
+    return BlockMask.from_kv_blocks(
+        *listed(blocks), BLOCK_SIZE=BLOCK, mask_mod=seen, seq_lengths=(tokens, tokens))
 
 
 @lru_cache(maxsize=1)
@@ -155,7 +200,7 @@ def based(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 BASELINES: dict[str, dict[str, Callable[[Layer], Method]]] = {  # by type of device
     "cpu": {"sdpa_cpu": partial(sdpa, "cpu")},
     "cuda": {f"sdpa_{name}": partial(sdpa, name) for name in SDPA} | {
-        "flex": partial(flex, None), "window": partial(flex, WINDOW), "fla_simple_gla": fla_simple_gla,
-        "fla_based": fla_based,
+        "flex": partial(flex, None), "window": partial(flex, WINDOW), "flex_qk": partial(flex_marked, half_kept),
+        "flex_hash": partial(flex_marked, sixteen_buckets), "fla_simple_gla": fla_simple_gla, "fla_based": fla_based,
     },
 }

@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from lcpt.attention import ATTENTION
+from lcpt.attention.base import LinearCost
 from lcpt.evaluation.attention_baselines import BASELINES
 
 ROOT = Path(__file__).parents[2]
@@ -59,6 +61,7 @@ def test_every_stage_runs_and_writes_under_the_gpus_name(gpu, tmp_path):
         ("tools/kernel_report.py", "kernels"), ("benchmarks/check_kernels.py", "correct"),
         ("tools/benchmark_attention.py", "attention"), ("tools/benchmark_attention.py", "rivals"),
         ("tools/benchmark_training.py", "training"),
+        *[("tools/benchmark_attention.py", stage) for stage in ("families", "sparse-8", "sparse-16", "sparse-32")],
     ], strict=True):
         assert call.startswith(tool) and f"--output {tmp_path}/out/{stage}-nvidia-test-1.json" in call
         assert f"{stage}-nvidia-test-1.json" in out
@@ -67,14 +70,15 @@ def test_every_stage_runs_and_writes_under_the_gpus_name(gpu, tmp_path):
 
 def test_stages_that_fail_or_hang_are_named_and_the_others_run(gpu):
     code, _, err, calls = gpu(FAILS="kernel_report", HANGS="check_kernels")
-    assert code == 1 and len(calls) == 5
-    assert err == "error: failed: kernels (exit code 3), correct (not done in 110 s)\n"
+    assert code == 1 and len(calls) == 9
+    assert err == "error: failed: kernels (exit code 3), correct (not done in 100 s)\n"
 
 
 def test_every_baseline_is_in_one_of_the_stages(gpu):
     methods = [call.split("--methods ")[1].split()[0] for call in gpu()[3] if "--methods" in call]
     named = {name for names in methods for name in names.split(",")}
-    assert named == {"polysketch", "squared", *BASELINES["cuda"]}
+    linear = {kind for kind, of_kind in ATTENTION.items() if issubclass(of_kind, LinearCost)}
+    assert named >= {"squared", "lowrank", "sparse_qk", "sparse_hash", *linear, *BASELINES["cuda"]}
 
 
 def test_some_stages(gpu):
@@ -92,7 +96,7 @@ def test_wheels_that_are_not_there(gpu, tmp_path):
 @pytest.mark.skipif(torch.cuda.is_available(), reason="has a GPU")
 def test_the_tools_understand_what_the_stages_ask_for(gpu, call_program):
     """The first finds no GPU; the second reads every config before it meets a name that is none."""
-    *attention, training = gpu()[3][2:]
+    (training,), attention = ([call for call in gpu()[3] if tool in call] for tool in ("_training", "_attention"))
     for call in attention:
         assert call_program(*call.split()) == (2, "", "error: --device cuda: PyTorch finds no GPU here; take cpu\n")
     code, _, err = call_program(*training.replace("flash,cudnn", "none").split())

@@ -128,3 +128,14 @@ def test_fla_is_called_as_its_definition_says(monkeypatch, name, module, functio
     given = method.inputs(projected(LAYER, 40))
     torch.testing.assert_close(method.attend(*given), method.definition(*given), rtol=1e-4, atol=1e-5)
     assert all(x.requires_grad for x in given) and given[0].shape[-1] == method.settings["features"]
+
+
+@pytest.mark.parametrize("name", ["flex_qk", "flex_hash"])
+@pytest.mark.parametrize("tokens", [1, 100, 300])
+def test_a_mask_by_marks_is_sparse_attention(name, tokens):
+    """Also for queries that are dropped, or see no key."""
+    method = baselines.BASELINES["cuda"][name](LAYER)
+    given = [x.detach() for x in method.inputs(projected(LAYER, tokens))]
+    found, expected = method.attend(*given), method.definition(*given)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    assert not found.flatten(2).any(-1).all() or tokens == 1
