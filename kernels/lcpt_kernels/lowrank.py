@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from lcpt_kernels import on_gpu, reference
-from lcpt_kernels.arguments import BACKENDS, check_backend, check_packed, check_pair, require
+from lcpt_kernels.arguments import BACKENDS, check_backend, check_packed, check_pair
 from lcpt_kernels.autocast import under_autocast
 from lcpt_kernels.streaming import each_document
 
@@ -56,18 +56,18 @@ def _check_summaries(
     rows: int, summaries: int, block_size: int, batch: int, tokens: int, cu_seqlens: Tensor | None
 ) -> None:
     """Of documents on a GPU, and in compiled code, the number is checked where it is, without a wait for it."""
-    message = f"k_summary has {rows} rows; {summaries} summaries of every whole block of {block_size} tokens are "
-    require(rows % summaries == 0, message + f"a multiple of {summaries}")
     if cu_seqlens is None:
         whole = tokens // block_size * summaries
     else:
         check_packed(cu_seqlens, batch, tokens)
         whole = (cu_seqlens.diff() // block_size).sum() * summaries
         if cu_seqlens.is_cuda or torch.compiler.is_compiling():
-            torch._assert_async(whole <= rows, message + "more")
-            return
+            torch._assert_async(whole <= rows, "k_summary has fewer rows than whole blocks have summaries")
+            whole = 0
         whole = int(whole)
-    require(rows >= whole, message + str(whole))
+    if rows < whole or rows % summaries != 0:
+        raise ValueError(
+            f"k_summary has {rows} rows; {summaries} summaries of every whole block of {block_size} tokens are {whole}")
 
 
 def _by_block(q, k, v, q_far, k_summary, v_summary, summaries, scale, block_size, local_blocks):

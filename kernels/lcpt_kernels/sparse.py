@@ -49,12 +49,13 @@ def sparse_attention(
     """
     check_backend(backend, (*BACKENDS, "triton"))
     check_pair(q, k[:, -q.shape[1] :], v[:, -q.shape[1] :], "qk")
-    require(k.shape[1] == v.shape[1], f"k has {k.shape[1]} tokens, v has {v.shape[1]}")
+    if k.shape[1] != v.shape[1]:  # a number in a message that nobody needs would make a graph of its own
+        raise ValueError(f"k has {k.shape[1]} tokens, v has {v.shape[1]}")
     marks = {"q_keep": q_keep, "k_keep": k_keep, "q_bucket": q_bucket, "k_bucket": k_bucket}
     _check_marks(q, k, **marks)
     if cu_seqlens is not None:
-        require(k.shape[1] == q.shape[1], f"packed documents have no earlier keys: q has {q.shape[1]} tokens, k "
-                f"{k.shape[1]}")
+        if k.shape[1] != q.shape[1]:
+            raise ValueError(f"packed documents have no earlier keys: q has {q.shape[1]} tokens, k {k.shape[1]}")
         check_packed(cu_seqlens, *q.shape[:2])
     scale = q.shape[3] ** -0.5 if scale is None else scale
     require(window >= 0, f"window {window} is negative")

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from lcpt_kernels import lowrank_attention
+from torch._dynamo.testing import CompileCounterWithBackend
 
 from tests.kernels.triton.conftest import DEVICE
 
@@ -46,3 +47,14 @@ def test_packed_documents(agree):
     lengths = [C, 1, 2 * C + 1, 0, 3]
     ends = torch.tensor([0, *torch.tensor(lengths).cumsum(0)], dtype=torch.int32, device=DEVICE)
     agree(inputs(sum(lengths), n=3), block_size=C, summaries=R, local_blocks=1, cu_seqlens=ends)
+
+
+def test_lengths_share_one_graph():
+    torch._dynamo.reset()
+    count = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(lowrank_attention, fullgraph=True, backend=count)
+    for t in (C + 1, C + 2, 2 * C + 1):
+        given = {name: x.float().to(DEVICE) for name, x in inputs(t, n=2).items()}
+        options = {"block_size": C, "summaries": R, "backend": "triton"}
+        assert torch.equal(compiled(**given, **options), lowrank_attention(**given, **options))
+    assert count.frame_count == 2  # for the first length, and for any

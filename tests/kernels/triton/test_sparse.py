@@ -5,6 +5,7 @@ import torch
 from lcpt_kernels import sparse_attention
 from lcpt_kernels.sparse import sights_of
 from lcpt_kernels.triton.meeting import meeting
+from torch._dynamo.testing import CompileCounterWithBackend
 
 from tests.kernels.triton.conftest import DEVICE
 
@@ -174,8 +175,7 @@ def test_intervals_are_the_mask(marks, past, window):
     assert torch.equal(shown, 2 * expected.flatten(0, 1).int())
 
 
-@pytest.mark.parametrize("packed", [False, True])
-@pytest.mark.parametrize("marks", ["none", "both"])
+@pytest.mark.parametrize("marks, packed", [("none", True), ("both", False)])
 def test_compiled_without_a_break(marks, packed):
     """In one graph: nothing of the marks is read by the host."""
     given = inputs(20, h=2, hkv=1)
@@ -192,6 +192,17 @@ def test_compiled_without_a_break(marks, packed):
         o = function(*leaves)
         results.append([o, *torch.autograd.grad(o.square().sum(), leaves)])
     assert all(torch.equal(x, y) for x, y in zip(*results, strict=True))
+
+
+def test_lengths_share_one_graph():
+    torch._dynamo.reset()
+    count = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(sparse_attention, fullgraph=True, backend=count)
+    for t in (17, 18, 23, 35):
+        given = {name: x.float().to(DEVICE) for name, x in inputs(t, h=2).items()}
+        options = MARKS["both"](given) | {"window": 2, "backend": "triton"}
+        assert torch.equal(compiled(**given, **options), sparse_attention(**given, **options))
+    assert count.frame_count == 2  # for the first length, and for any
 
 
 def test_what_the_operators_say_of_themselves():
