@@ -27,9 +27,9 @@ TABLE = {  # tiles, then warps and stages
     "backward_value": {64: (32, 128, 8, 2), 128: (32, 128, 8, 2), 256: (32, 64, 8, 1)},
     "backward_key": {64: (32, 128, 8, 2), 128: (32, 128, 8, 1), 256: (16, 128, 8, 1)},
     # A stage more, for the rows' places, which are read before the rows.
-    "interval_output": {128: (64, 64, 4, 3), 256: (64, 32, 8, 3)},
-    "interval_backward_query": {128: (64, 64, 4, 3), 256: (64, 32, 8, 3)},
-    "interval_backward_key": {128: (32, 64, 4, 3), 256: (32, 32, 8, 3)},
+    "interval_output": {64: (64, 64, 4, 3), 128: (64, 64, 4, 3), 256: (64, 32, 8, 3)},
+    "interval_backward_query": {64: (64, 64, 4, 3), 128: (64, 64, 4, 3), 256: (64, 32, 8, 3)},
+    "interval_backward_key": {64: (32, 64, 4, 3), 128: (32, 64, 4, 3), 256: (32, 32, 8, 3)},
 }
 FP32 = {
     "state": {256: (1, 32, 8, 1)},
@@ -49,6 +49,9 @@ DIFFERENT = {
         "output": {128: (128, 32, 8, 2)},
         "backward_value": {128: (32, 64, 8, 2)},
         "backward_key": {128: (32, 64, 8, 2)},
+        "interval_output": {128: (64, 32, 4, 3)},
+        "interval_backward_query": {128: (64, 32, 4, 3)},
+        "interval_backward_key": {128: (32, 64, 8, 3)},
     },
     "sm_100": {"backward_value": {64: (32, 128, 8, 1)}},
     "gfx942": {
@@ -56,6 +59,7 @@ DIFFERENT = {
         "backward_query": {128: (64, 32, 4, 1)},
         "backward_value": {64: (32, 64, 4, 1), 128: (32, 64, 8, 1)},
         "backward_key": {64: (32, 64, 4, 1), 128: (32, 64, 8, 1)},
+        "interval_backward_key": {128: (32, 64, 4, 1)},
     },
 }
 

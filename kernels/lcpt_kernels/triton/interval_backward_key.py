@@ -14,7 +14,7 @@ from torch import Tensor
 
 from lcpt_kernels.triton import configurations
 from lcpt_kernels.triton.intervals import LOG2E, Part, load_ends, place_of_step, steps
-from lcpt_kernels.triton.tiles import load_rows, store_rows
+from lcpt_kernels.triton.tiles import load_rows, of_head, store_rows
 
 
 def interval_backward_key(part: Part, do: Tensor, lse: Tensor, delta: Tensor) -> tuple[Tensor, Tensor]:
@@ -60,11 +60,10 @@ def interval_backward_key_kernel(
     begin, end = load_ends(first + n * ends_stride, last + n * ends_stride, j, inside)
     start, stop, before, inner, edges = steps(begin, end, BM)
     seen = begin < end
-    key_head = head // group
-    k_rows = load_rows(k + batch * k_strides[0] + key_head * k_strides[2], s, k_strides[1], seen, D, D_PAD)
-    v_rows = load_rows(v + batch * v_strides[0] + key_head * v_strides[2], s, v_strides[1], seen, DV, DV_PAD)
-    q += batch * q_strides[0] + head * q_strides[2]
-    do += batch * do_strides[0] + head * do_strides[2]
+    k_rows = load_rows(of_head(k, k_strides, batch, head // group), s, k_strides[1], seen, D, D_PAD)
+    v_rows = load_rows(of_head(v, v_strides, batch, head // group), s, v_strides[1], seen, DV, DV_PAD)
+    q = of_head(q, q_strides, batch, head)
+    do = of_head(do, do_strides, batch, head)
     lse += batch * tokens * heads + head
     delta += batch * tokens * heads + head
     other += n * other_stride

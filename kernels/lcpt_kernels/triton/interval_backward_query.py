@@ -14,7 +14,7 @@ from torch import Tensor
 
 from lcpt_kernels.triton import configurations
 from lcpt_kernels.triton.intervals import LOG2E, Part, load_ends, place_of_step, steps
-from lcpt_kernels.triton.tiles import load_rows, store_rows
+from lcpt_kernels.triton.tiles import load_rows, of_head, store_rows
 
 
 def interval_backward_query(part: Part, do: Tensor, lse: Tensor, delta: Tensor) -> Tensor:
@@ -51,13 +51,13 @@ def interval_backward_query_kernel(
     begin, end = load_ends(first + n * ends_stride, last + n * ends_stride, i, inside)
     start, stop, before, inner, edges = steps(begin, end, BN)
     sees = begin < end
-    q_rows = load_rows(q + batch * q_strides[0] + head * q_strides[2], t, q_strides[1], sees, D, D_PAD)
-    do_rows = load_rows(do + batch * do_strides[0] + head * do_strides[2], t, do_strides[1], sees, DV, DV_PAD)
+    q_rows = load_rows(of_head(q, q_strides, batch, head), t, q_strides[1], sees, D, D_PAD)
+    do_rows = load_rows(of_head(do, do_strides, batch, head), t, do_strides[1], sees, DV, DV_PAD)
     row = (batch * tokens + t) * heads + head
     lse2 = tl.load(lse + row, mask=sees, other=0.0) * LOG2E
     delta_rows = tl.load(delta + row, mask=sees, other=0.0)
-    k += batch * k_strides[0] + head // group * k_strides[2]
-    v += batch * v_strides[0] + head // group * v_strides[2]
+    k = of_head(k, k_strides, batch, head // group)
+    v = of_head(v, v_strides, batch, head // group)
     other += n * other_stride
 
     base2 = scale * LOG2E

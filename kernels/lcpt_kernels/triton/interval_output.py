@@ -15,7 +15,7 @@ from torch import Tensor
 
 from lcpt_kernels.triton import configurations
 from lcpt_kernels.triton.intervals import LOG2E, Part, load_ends, place_of_step, steps
-from lcpt_kernels.triton.tiles import load_rows, store_rows
+from lcpt_kernels.triton.tiles import load_rows, of_head, store_rows
 
 
 def interval_output(part: Part, type: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -50,9 +50,9 @@ def interval_output_kernel(
     t = tl.load(own + n * own_stride + i, mask=inside, other=0)
     begin, end = load_ends(first + n * ends_stride, last + n * ends_stride, i, inside)
     start, stop, before, inner, edges = steps(begin, end, BN)
-    q_rows = load_rows(q + batch * q_strides[0] + head * q_strides[2], t, q_strides[1], begin < end, D, D_PAD)
-    k += batch * k_strides[0] + head // group * k_strides[2]
-    v += batch * v_strides[0] + head // group * v_strides[2]
+    q_rows = load_rows(of_head(q, q_strides, batch, head), t, q_strides[1], begin < end, D, D_PAD)
+    k = of_head(k, k_strides, batch, head // group)
+    v = of_head(v, v_strides, batch, head // group)
     other += n * other_stride
 
     sums = tl.zeros((BM, DV_PAD), tl.float32)
