@@ -43,13 +43,14 @@ def test_compiled_in_one_graph(shape, options):
     same(outcome(compiled, given, **options), outcome(squared_attention, given, **options))
 
 
-def test_lengths_share_one_graph():
+@pytest.mark.parametrize("documents", [False, True])
+def test_lengths_share_one_graph(documents):
     torch._dynamo.reset()
     count = CompileCounterWithBackend("aot_eager")
     compiled = torch.compile(squared_attention, fullgraph=True, backend=count)
-    for t in (C + 1, C + 2, C + 7, 2 * C + 3):
-        given = leaves(t)
-        same(outcome(compiled, given), outcome(squared_attention, given))
+    for t in (C + 1, C + 2, C + 7, 2 * C + 3)[documents:]:
+        given, options = leaves(t), {"cu_seqlens": packed(5, t)} if documents else {}
+        same(outcome(compiled, given, **options), outcome(squared_attention, given, **options))
     assert count.frame_count == 2  # for the first length, and for any
 
 
