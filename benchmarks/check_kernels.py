@@ -1,5 +1,5 @@
-"""Are the kernels of squared attention right on this GPU: output and every gradient against the float64 definition, at
-real sizes and settings, and the same bits each time, also beside another stream.
+"""Are the kernels right on this GPU: output and every gradient against the float64 definition, at real sizes and
+settings, and the same bits each time, also beside another stream.
 
     python benchmarks/check_kernels.py --output benchmarks/results/kernels-right.json
 

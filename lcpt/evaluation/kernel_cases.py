@@ -1,7 +1,8 @@
-"""At what sizes and settings the kernels of squared attention are held against their definition on a GPU."""
+"""At what sizes and settings the kernels are held against their definitions on a GPU."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -11,14 +12,18 @@ from torch.nn.functional import normalize
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 RAGGED = 4096 + 77  # tokens: no multiple of anything
 FASTMAX = (1.0, 1.0, 0.5)
+MARKS = {"kept": ("keep",), "hashed": ("bucket",), "both": ("keep", "bucket")}
+BUCKETS = 16
 
 
 class Case(NamedTuple):
-    """One call of squared_attention."""
+    """One call of an attention function."""
 
+    attention: str = "squared"
     dtype: str = "bf16"
     head_dim: int = 64
-    sketch: int = 32
+    sketch: int = 32  # width of a and b, or how many features
+    summaries: int = 32  # of a block, where there are some
     local_blocks: int = 1
     gated: bool = False
     exact: bool = True  # with q and k
@@ -30,6 +35,12 @@ class Case(NamedTuple):
     block_size: int = 256
     lengths: tuple[int, ...] = ()  # of packed documents
     pieces: tuple[int, ...] = ()  # where the sequence is cut: states go from one piece to the next
+    local: str = "softmax"  # of flurka
+    marks: str = "both"  # of sparse: kept, hashed, both
+
+    @property
+    def whole_blocks(self) -> int:
+        return sum(length // self.block_size for length in self.lengths or (self.tokens,))
 
     @property
     def name(self) -> str:
@@ -41,19 +52,35 @@ class Case(NamedTuple):
 def cases() -> list[Case]:
     """First those that a model runs."""
     shapes = [(16, 1), (32, 1), (32, 2), (64, 2)]
-    return [
-        *(Case(dtype, dim, sketch, local) for dtype in DTYPES for dim in (64, 128) for sketch, local in shapes),
-        Case(gated=True), Case(gated=True, local_blocks=2), Case(gated=True, head_dim=128), Case("fp16", gated=True),
-        Case("fp32", gated=True), Case("fp32", gated=True, local_blocks=2, sketch=16),
-        *(Case(dtype, sketch=64, exact=False, coefficients=FASTMAX) for dtype in DTYPES),
+    plain = Case()
+    squared = [
+        *(plain._replace(dtype=dtype, head_dim=dim, sketch=sketch, local_blocks=local)
+          for dtype in DTYPES for dim in (64, 128) for sketch, local in shapes),
+        Case(gated=True), Case(gated=True, local_blocks=2), Case(gated=True, head_dim=128),
+        Case(dtype="fp16", gated=True), Case(dtype="fp32", gated=True),
+        Case(dtype="fp32", gated=True, local_blocks=2, sketch=16),
+        *(Case(dtype=dtype, sketch=64, exact=False, coefficients=FASTMAX) for dtype in DTYPES),
         Case(sketch=64, exact=False, coefficients=FASTMAX, gated=True),
-        Case("fp32", sketch=64, exact=False, coefficients=(1.0, 1.0, 0.0)),
-        Case(key_heads=4), Case(heads=4, key_heads=1, gated=True), Case("fp32", key_heads=4, head_dim=128, batch=2),
-        Case(tokens=4096, batch=4), Case(head_dim=256), Case(sketch=128, heads=4, key_heads=4),
-        Case(lengths=(1, 2000, 256, 1916)), Case("fp32", lengths=(700, 0, 3000, 473), gated=True, local_blocks=2),
-        Case(pieces=(1000, 1300)), Case("fp32", pieces=(256, 3001), gated=True, local_blocks=2),
-        Case("fp32", pieces=(2500,), exact=False, sketch=64, coefficients=FASTMAX),
+        Case(dtype="fp32", sketch=64, exact=False, coefficients=(1.0, 1.0, 0.0)),
+        Case(key_heads=4), Case(heads=4, key_heads=1, gated=True),
+        Case(dtype="fp32", key_heads=4, head_dim=128, batch=2), Case(tokens=4096, batch=4), Case(head_dim=256),
+        Case(sketch=128, heads=4, key_heads=4), Case(lengths=(1, 2000, 256, 1916)),
+        Case(dtype="fp32", lengths=(700, 0, 3000, 473), gated=True, local_blocks=2),
+        Case(pieces=(1000, 1300)), Case(dtype="fp32", pieces=(256, 3001), gated=True, local_blocks=2),
+        Case(dtype="fp32", pieces=(2500,), exact=False, sketch=64, coefficients=FASTMAX),
         Case(tokens=65536), Case(tokens=65536 + 77, gated=True, heads=4, key_heads=2),
+    ]
+    feature = Case("feature", sketch=64)
+    flurka = Case("flurka", sketch=64, local_blocks=2)
+    sparse, lowrank = Case("sparse"), Case("lowrank", local_blocks=2)
+    return [
+        *squared, *(feature._replace(dtype=dtype) for dtype in DTYPES), feature._replace(sketch=16, gated=True),
+        feature._replace(sketch=256, head_dim=128), feature._replace(key_heads=4, lengths=(1, 2000, 256, 1916)),
+        *(flurka._replace(dtype=dtype) for dtype in DTYPES), flurka._replace(gated=True, key_heads=4),
+        flurka._replace(local="linear", head_dim=128), flurka._replace(dtype="fp32", lengths=(700, 0, 3000, 473)),
+        *(sparse._replace(dtype=dtype, marks=marks) for dtype, marks in zip(DTYPES, MARKS, strict=True)),
+        sparse._replace(marks="hashed", head_dim=128, key_heads=4), sparse._replace(lengths=(1, 2000, 256, 1916)),
+        lowrank, lowrank._replace(dtype="fp32", key_heads=4, lengths=(700, 0, 3000, 473)),
     ]
 
 
@@ -64,34 +91,89 @@ def smaller(case: Case) -> Case:
     pieces = (9, 19) if case.pieces else ()
     heads = 2 if case.heads != case.key_heads else 1
     return case._replace(
-        dtype="fp32", head_dim=16, sketch=min(case.sketch, 16), tokens=tokens, batch=1, heads=heads, key_heads=1,
-        block_size=size, lengths=lengths, pieces=pieces)
+        dtype="fp32", head_dim=16, sketch=min(case.sketch, 16), summaries=2, tokens=tokens, batch=1, heads=heads,
+        key_heads=1, block_size=size, lengths=lengths, pieces=pieces)
 
 
 def inputs(case: Case, device: torch.device) -> dict[str, Tensor]:
-    """Random, with gradients, in the case's dtype, a gate in fp32 as everywhere: a and b are unit vectors, so that
-    1 + s stays positive."""
+    """Random, with gradients, in the case's dtype, a gate in fp32 as everywhere."""
     generator = torch.Generator(device).manual_seed(0)
 
-    def random(heads: int, width: int) -> Tensor:
-        return torch.randn(case.batch, case.tokens, heads, width, generator=generator, device=device)
+    def random(heads: int, width: int, rows: int = case.tokens) -> Tensor:
+        return torch.randn(case.batch, rows, heads, width, generator=generator, device=device)
 
-    made = {"a": normalize(random(case.heads, case.sketch), dim=-1),
-            "b": normalize(random(case.key_heads, case.sketch), dim=-1), "v": random(case.key_heads, case.head_dim)}
-    if case.exact:
-        made |= {"q": random(case.heads, case.head_dim), "k": random(case.key_heads, case.head_dim)}
+    made = INPUTS[case.attention](case, random)
     made = {name: x.to(DTYPES[case.dtype]) for name, x in made.items()}
     if case.gated:
         made["log_gate"] = -torch.rand(made["v"].shape[:3], generator=generator, device=device) / case.block_size
     return {name: x.requires_grad_() for name, x in made.items()}
 
 
+def of_squared(case: Case, random: Callable[..., Tensor]) -> dict[str, Tensor]:
+    """a and b are unit vectors, so that 1 + s stays positive."""
+    made = {"a": normalize(random(case.heads, case.sketch), dim=-1),
+            "b": normalize(random(case.key_heads, case.sketch), dim=-1), "v": random(case.key_heads, case.head_dim)}
+    return made | (near(case, random) if case.exact else {})
+
+
+def of_feature(case: Case, random: Callable[..., Tensor]) -> dict[str, Tensor]:
+    """Features are not negative."""
+    return {"phi_q": random(case.heads, case.sketch).abs(), "phi_k": random(case.key_heads, case.sketch).abs(),
+            "v": random(case.key_heads, case.head_dim)}
+
+
+def of_flurka(case: Case, random: Callable[..., Tensor]) -> dict[str, Tensor]:
+    rows = case.whole_blocks * case.summaries
+    made = near(case, random) | {"v": random(case.key_heads, case.head_dim)}
+    if case.local == "linear":
+        made = {name: x if name == "v" else x.abs() for name, x in made.items()}
+    return made | {
+        "phi_q": random(case.heads, case.sketch).abs(), "phi_summary": random(case.key_heads, case.sketch, rows).abs(),
+        "v_summary": random(case.key_heads, case.head_dim, rows)}
+
+
+def of_sparse(case: Case, random: Callable[..., Tensor]) -> dict[str, Tensor]:
+    return near(case, random) | {"v": random(case.key_heads, case.head_dim)}
+
+
+def of_lowrank(case: Case, random: Callable[..., Tensor]) -> dict[str, Tensor]:
+    rows = case.whole_blocks * case.summaries
+    return of_sparse(case, random) | {
+        "q_far": random(case.heads, case.head_dim), "k_summary": random(case.key_heads, case.head_dim, rows),
+        "v_summary": random(case.key_heads, case.head_dim, rows)}
+
+
+def near(case: Case, random: Callable[..., Tensor]) -> dict[str, Tensor]:
+    return {"q": random(case.heads, case.head_dim), "k": random(case.key_heads, case.head_dim)}
+
+
+INPUTS = {"squared": of_squared, "feature": of_feature, "flurka": of_flurka, "sparse": of_sparse,
+          "lowrank": of_lowrank}
+
+
 def options(case: Case, device: torch.device) -> dict:
-    """The other arguments of squared_attention: local weights about as large together as those of the state."""
+    """The other arguments."""
+    blocks = {"block_size": case.block_size, "local_blocks": case.local_blocks}
+    scale = case.head_dim**-0.5
     given = {
-        "coefficients": case.coefficients, "block_size": case.block_size, "local_blocks": case.local_blocks,
-        "scale": case.head_dim**-0.5 if case.exact else 1.0, "offset": 0.01,
-    }
+        # Local weights about as large together as those of the state.
+        "squared": {"coefficients": case.coefficients, "scale": scale if case.exact else 1.0, "offset": 0.01, **blocks},
+        "feature": {"offset": 0.01, **blocks},
+        "flurka": {"local": case.local, "scale": scale, "offset": 0.01, **blocks},
+        "sparse": marks(case, device) if case.attention == "sparse" else {},
+        "lowrank": {"summaries": case.summaries, **blocks},
+    }[case.attention]
     if case.lengths:
         given["cu_seqlens"] = torch.tensor([0, *case.lengths], device=device).cumsum(0)
     return given
+
+
+def marks(case: Case, device: torch.device) -> dict[str, Tensor]:
+    generator = torch.Generator(device).manual_seed(1)
+
+    def random(values: int) -> Tensor:
+        size = case.batch, case.tokens, case.heads
+        return torch.randint(values, size, generator=generator, device=device)
+
+    made = {"keep": lambda: random(2).bool(), "bucket": lambda: random(BUCKETS)}
+    return {f"{side}_{mark}": made[mark]() for side in "qk" for mark in MARKS[case.marks]}

@@ -6,12 +6,21 @@ import time
 from contextlib import contextmanager
 
 import torch
-from lcpt_kernels import squared_attention
+from lcpt_kernels import (
+    feature_attention,
+    flurka_attention,
+    lowrank_attention,
+    sparse_attention,
+    squared_attention,
+)
 from torch import Tensor
 
 from lcpt.evaluation.kernel_cases import Case, inputs, options
 
 LIMITS = {"fp32": 1e-5, "bf16": 5e-3, "fp16": 5e-3}  # DESIGN.md, section 5
+FUNCTIONS = {"squared": squared_attention, "feature": feature_attention, "flurka": flurka_attention,
+             "sparse": sparse_attention, "lowrank": lowrank_attention}
+OF_QUERY_HEADS = {"o", "a", "q", "phi_q", "q_far", "q_keep", "k_keep", "q_bucket", "k_bucket"}
 QUADRATIC = 8192  # tokens up to which the definition itself is affordable, a head at a time
 
 
@@ -20,7 +29,7 @@ def check(case: Case, device: torch.device, repeats: int, backend: str = "triton
     "seconds", "passed"}. Every second of the repeats runs while another stream is busy."""
     began = time.monotonic()
     given, how = inputs(case, device), options(case, device)
-    do = torch.randn(*given["a"].shape[:3], case.head_dim, device=device).to(given["v"].dtype)
+    do = torch.randn(case.batch, case.tokens, case.heads, case.head_dim, device=device).to(given["v"].dtype)
     with poisoned():
         found = results(case, given, do, how, backend)
     differing, first = 0, results(case, given, do, how, backend) if repeats else {}
@@ -42,14 +51,16 @@ def check(case: Case, device: torch.device, repeats: int, backend: str = "triton
 
 def results(case: Case, given: dict[str, Tensor], do: Tensor, how: dict, backend: str) -> dict[str, Tensor]:
     """The output, called o, and the gradient of every input; in pieces, where the case has some."""
+    attention = FUNCTIONS[case.attention]
     if not case.pieces:
-        o, _ = squared_attention(**given, **how, backend=backend)
+        o = attention(**given, **how, backend=backend)
+        o = o[0] if isinstance(o, tuple) else o
     else:
         outputs, state, cuts = [], None, [0, *case.pieces, case.tokens]
         for start, stop in zip(cuts[:-1], cuts[1:], strict=True):
             piece = {name: x[:, start:stop] for name, x in given.items()}
             last = stop == case.tokens
-            o, state = squared_attention(
+            o, state = attention(
                 **piece, **how, initial_state=state, output_final_state=not last, backend=backend)
             outputs.append(o)
         o = torch.cat(outputs, dim=1)
@@ -65,11 +76,12 @@ def definition(case: Case, given: dict[str, Tensor], do: Tensor, how: dict, back
     for n in range(case.batch):
         for head in range(case.key_heads):
             def part(name: str, x: Tensor, n: int = n, head: int = head) -> Tensor:
-                per_head = group if name in ("a", "q", "o") else 1
+                per_head = group if name in OF_QUERY_HEADS else 1
                 return x[n : n + 1, :, head * per_head : (head + 1) * per_head]
 
             of_head = {name: part(name, x).detach().double().requires_grad_() for name, x in given.items()}
-            for name, x in results(whole, of_head, part("o", do).double(), how, backend).items():
+            how_of_head = {name: part(name, x) if name in OF_QUERY_HEADS else x for name, x in how.items()}
+            for name, x in results(whole, of_head, part("o", do).double(), how_of_head, backend).items():
                 part(name, exact[name]).copy_(x)
     return exact
 

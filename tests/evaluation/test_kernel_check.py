@@ -30,7 +30,8 @@ def test_every_setting_of_a_model_is_among_the_cases():
     every = cases()
     assert len(set(every)) == len(every) and len({case.name for case in every}) == len(every)
     for dtype in ("bf16", "fp16", "fp32"):
-        mine = [case for case in every if case.dtype == dtype]
+        assert {case.attention for case in every if case.dtype == dtype} >= {"squared", "feature", "flurka", "sparse"}
+        mine = [case for case in every if case.dtype == dtype and case.attention == "squared"]
         assert {case.head_dim for case in mine} >= {64, 128} and {case.sketch for case in mine} >= {16, 32, 64}
         for key in ("gated", "exact"):
             assert {getattr(case, key) for case in mine} == {False, True}
@@ -65,7 +66,7 @@ def forgets_what_came_before(*args, backend, initial_state=None, **kwargs):
     (wrong_output, "o"), (wrong_gradient, "b"), (no_number, "o"), (forgets_what_came_before, "o"),
 ])
 def test_what_is_wrong_does_not(monkeypatch, wrong, name):
-    monkeypatch.setattr(kernel_check, "squared_attention", wrong)
+    monkeypatch.setitem(kernel_check.FUNCTIONS, "squared", wrong)
     case = next(case for case in SMALL if case.pieces and case.exact)
     row = kernel_check.check(case, CPU, repeats=1, backend="torch")
     assert not row["passed"] and not row["errors"][name] < 1e-5
@@ -76,7 +77,7 @@ def test_memory_that_nobody_wrote_is_noticed(monkeypatch):
         o, state = squared_attention(a, b, v, backend=backend, **kwargs)
         return (o if backend == "reference" else o + 0 * torch.empty_like(o)), state
 
-    monkeypatch.setattr(kernel_check, "squared_attention", leaves_rows)
+    monkeypatch.setitem(kernel_check.FUNCTIONS, "squared", leaves_rows)
     assert not kernel_check.check(SMALL[0], CPU, repeats=0, backend="torch")["passed"]
     assert not torch.are_deterministic_algorithms_enabled()
 
@@ -89,15 +90,16 @@ def test_other_bits_are_noticed(monkeypatch):
         o, state = squared_attention(*args, backend=backend, **kwargs)
         return (o * (1 + 2e-7) if len(calls) in (4, 5) else o), state
 
-    monkeypatch.setattr(kernel_check, "squared_attention", restless)
+    monkeypatch.setitem(kernel_check.FUNCTIONS, "squared", restless)
     row = kernel_check.check(SMALL[0], CPU, repeats=4, backend="torch")
     assert row["differing_repeats"] == 2 and not row["passed"] and max(row["errors"].values()) < 1e-5
 
 
-def test_heads_of_a_group_meet_their_own_keys():
-    case = smaller(Case(heads=12, key_heads=4))._replace(heads=4, key_heads=2, batch=2)
+@pytest.mark.parametrize("attention", kernel_check.FUNCTIONS)
+def test_heads_of_a_group_meet_their_own_keys(attention):
+    case = smaller(Case(attention, heads=12, key_heads=4))._replace(heads=4, key_heads=2, batch=2)
     given, how = inputs(case, CPU), options(case, CPU)
-    do = torch.randn(*given["a"].shape[:3], case.head_dim)
+    do = torch.randn(2, case.tokens, 4, case.head_dim)
     whole = {name: x.detach().double().requires_grad_() for name, x in given.items()}
     expected = kernel_check.results(case, whole, do.double(), how, "reference")
     found = kernel_check.definition(case, given, do, how, "reference")
