@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from lcpt_kernels import reference
-from lcpt_kernels.arguments import check_backend, check_pair, check_stream
+from lcpt_kernels import on_gpu, reference
+from lcpt_kernels.arguments import BACKENDS, check_backend, check_pair, check_stream
 from lcpt_kernels.autocast import under_autocast
 from lcpt_kernels.chunked import Linear, Plan
 from lcpt_kernels.features import Explicit
@@ -26,11 +26,17 @@ def feature_attention(
     order of the sums alone. The other arguments, the result and the errors are those of squared_attention.
     Source: Transformers are RNNs (arXiv 2006.16236).
     """
-    check_backend(backend)
+    check_backend(backend, (*BACKENDS, "triton"))
     check_pair(phi_q, phi_k, v, ("phi_q", "phi_k"))
     piece = check_stream(
         v, log_gate, block_size, local_blocks, initial_state, output_final_state, cu_seqlens, exchange, backend)
     plan = Plan(Linear(), Explicit(phi_q.shape[-1]), 1.0, offset, block_size, local_blocks)
+
+    keys = {"b": phi_k, "v": v, "log_gate": log_gate}
+    compute = on_gpu.feature(backend, phi_q, v)
+    if compute is not None and not piece:
+        present = {name: x for name, x in keys.items() if x is not None}
+        return compute(plan, phi_q, phi_q, present, None, False, cu_seqlens)
 
     def one(phi_q, phi_k, v, log_gate):
         if backend == "reference":
@@ -39,6 +45,5 @@ def feature_attention(
         return attend(plan, phi_q, phi_q, {"b": phi_k, "v": v, "log_gate": log_gate}, None, False)[0]
 
     if piece:
-        keys = {"b": phi_k, "v": v, "log_gate": log_gate}
-        return attend(plan, phi_q, phi_q, keys, initial_state, output_final_state, exchange)
+        return attend(plan, phi_q, phi_q, keys, initial_state, output_final_state, exchange, compute)
     return each_document(one, cu_seqlens, {"phi_q": phi_q, "phi_k": phi_k, "v": v, "log_gate": log_gate}), None

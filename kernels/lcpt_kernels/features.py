@@ -17,6 +17,8 @@ GROUP = 8  # r = 32 gives 640 features instead of 1,024; finer groups save littl
 class Explicit:
     """Features that are given: query(x) = key(x) = x, columns [..., m, c]."""
 
+    c0, c1, c2 = 0, 1, 0
+
     def __init__(self, size: int):
         self.dimension = size
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from lcpt_kernels import reference
-from lcpt_kernels.arguments import check_backend, check_pair, check_stream, require
+from lcpt_kernels import on_gpu, reference
+from lcpt_kernels.arguments import BACKENDS, check_backend, check_pair, check_stream, require
 from lcpt_kernels.autocast import under_autocast
 from lcpt_kernels.chunked import Exponential, Linear, Plan
 from lcpt_kernels.features import Explicit
@@ -35,7 +35,7 @@ def flurka_attention(
     The other arguments, the result and the errors are those of squared_attention.
     Source: FLuRKA (arXiv 2306.15799), made block-causal; mass as in Transformer-VQ (arXiv 2309.16354).
     """
-    check_backend(backend)
+    check_backend(backend, (*BACKENDS, "triton"))
     check_pair(q, k, v, "qk")
     piece = check_stream(
         v, log_gate, block_size, local_blocks, initial_state, output_final_state, cu_seqlens, exchange, backend)
@@ -48,10 +48,11 @@ def flurka_attention(
     near = {"q": q, "k": k, "v": v, "phi_q": phi_q, "log_gate": log_gate}
     far = {"phi_summary": phi_summary, "v_summary": v_summary, "mass_summary": mass_summary}
     plan = Plan(LOCAL[local], Explicit(phi_q.shape[3]), scale, offset, block_size, local_blocks, summaries=r)
+    compute = on_gpu.flurka(backend, q, phi_q, v)
 
     def linear(q, k, v, phi_q, log_gate, phi_summary, v_summary, mass_summary, **piece):
         keys = {"k": k, "v": v, "log_gate": log_gate, "b": phi_summary, "far_v": v_summary, "mass": mass_summary}
-        return attend(plan, q, phi_q, keys, **piece)
+        return attend(plan, q, phi_q, keys, **piece, compute=compute)
 
     def one(q, phi_q, **keys):
         if backend == "reference":
@@ -64,6 +65,10 @@ def flurka_attention(
     if piece:
         return linear(**near, **far, initial_state=initial_state, output_final_state=output_final_state,
                       exchange=exchange)
+    if compute is not None:
+        keys = {"k": k, "v": v, "log_gate": log_gate, "b": phi_summary, "far_v": v_summary, "mass": mass_summary}
+        present = {name: x for name, x in keys.items() if x is not None}
+        return compute(plan, q, phi_q, present, None, False, cu_seqlens)
     return each_document(one, cu_seqlens, near, far, block_size), None
 
 

@@ -16,51 +16,51 @@ from lcpt_kernels.streaming import Compute
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 HAVE_TRITON = find_spec("triton") is not None
 WIDEST = 256  # of q, k and v
-WIDEST_SKETCH = 128  # of a and b
+WIDEST_SKETCH = 128  # of a and b where their products are features
 MOST_HEADS = 65535  # of a grid's second axis
 
 
 def squared(backend: str, a: Tensor, v: Tensor, q: Tensor | None) -> Compute | None:
     """The kernels of squared attention, if `backend` and the tensors want them. ValueError: "triton" cannot be."""
-    if backend not in ("auto", "triton"):
-        return None
-    reason = obstacle(a, v, q)
-    if reason is None:
-        from lcpt_kernels.triton.squared import compute
+    return _of_blocks("squared_attention", backend, v, v if q is None else q, a, WIDEST_SKETCH)
 
-        return compute
-    require(backend == "auto", f"backend triton: {reason}")
-    if not torch.compiler.is_compiling():
-        log_once(f"squared_attention runs in PyTorch: {reason}")
-    return None
+
+def feature(backend: str, phi_q: Tensor, v: Tensor) -> Compute | None:
+    """The same of feature attention."""
+    return _of_blocks("feature_attention", backend, v, v, phi_q, WIDEST)
+
+
+def flurka(backend: str, q: Tensor, phi_q: Tensor, v: Tensor) -> Compute | None:
+    """The same of FLuRKA attention."""
+    return _of_blocks("flurka_attention", backend, v, q, phi_q, WIDEST)
+
+
+def _of_blocks(name: str, backend: str, v: Tensor, q: Tensor, a: Tensor, widest: int) -> Compute | None:
+    if not _wanted(name, backend, obstacle(v, q) or obstacle_of_features(a, widest)):
+        return None
+    from lcpt_kernels.triton.block_causal import compute
+
+    return compute
 
 
 def intervals(backend: str, name: str, v: Tensor, *queries: Tensor) -> bool:
-    """Whether `backend` and the tensors want the interval kernels for the function `name`. ValueError: "triton" cannot
-    be."""
+    """Whether `backend` and the tensors want the interval kernels for the function `name`. ValueError as above."""
+    return _wanted(name, backend, obstacle(v, *queries))
+
+
+def _wanted(name: str, backend: str, reason: str | None) -> bool:
+    """reason: why the kernels cannot be; None: they can."""
     if backend not in ("auto", "triton"):
         return False
-    reason = obstacle_of_heads(v, max(x.shape[3] for x in (v, *queries)))
-    if reason is None:
-        return True
-    require(backend == "auto", f"backend triton: {reason}")
-    if not torch.compiler.is_compiling():
+    require(backend == "auto" or reason is None, f"backend triton: {reason}")
+    if reason is not None and not torch.compiler.is_compiling():
         log_once(f"{name} runs in PyTorch: {reason}")
-    return False
+    return reason is None
 
 
-def obstacle(a: Tensor, v: Tensor, q: Tensor | None) -> str | None:
-    """Why the kernels of squared attention do not take these; None: they do."""
-    reason = obstacle_of_heads(v, max(v.shape[3], 0 if q is None else q.shape[3]))
-    if reason is None and a.shape[2] > MOST_HEADS:
-        return f"{a.shape[2]} heads, {MOST_HEADS} are the most"
-    if reason is None and a.shape[3] > WIDEST_SKETCH:
-        return f"a and b are {a.shape[3]} wide, {WIDEST_SKETCH} are the most"
-    return reason
-
-
-def obstacle_of_heads(v: Tensor, width: int) -> str | None:
-    """Why no kernel takes heads like these, of which the widest has this width; None: they do."""
+def obstacle(v: Tensor, *queries: Tensor) -> str | None:
+    """Why no kernel takes heads like these; None: they do."""
+    width = max(x.shape[3] for x in (v, *queries))
     if not (v.is_cuda or INTERPRETED):
         return f"tensors are on {v.device.type}"
     if not HAVE_TRITON:
@@ -69,6 +69,15 @@ def obstacle_of_heads(v: Tensor, width: int) -> str | None:
         return f"{v.dtype} is none of float32, bfloat16, float16"
     if width > WIDEST:
         return f"heads are {width} wide, {WIDEST} are the most"
+    return None
+
+
+def obstacle_of_features(a: Tensor, widest: int) -> str | None:
+    """Why the kernels of blocks do not take a, or its like, up to so wide."""
+    if a.shape[2] > MOST_HEADS:
+        return f"{a.shape[2]} heads, {MOST_HEADS} are the most"
+    if a.shape[3] > widest:
+        return f"features are {a.shape[3]} wide, {widest} are the most"
     return None
 
 

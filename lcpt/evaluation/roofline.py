@@ -93,9 +93,9 @@ def states(size: Size, queries: bool = False) -> list[Step]:
     rows_of_rest = sum(steps(stop - first, rest["BT"]) * rest["BT"] for first, stop in s.blocks)
     scan = "scan_backward" if queries else "scan"
     return [
-        Step("squared_state", product(pieces * tiles["PAIRS"] * PAIR, rows, s.dim),
+        Step("block_state", product(pieces * tiles["PAIRS"] * PAIR, rows, s.dim),
              s.rows("sketch", "wide", *["sum"] * queries) + s.values),
-        Step("squared_state_rest", product(s.rank, rows_of_rest, s.rank),
+        Step("block_state_rest", product(s.rank, rows_of_rest, s.rank),
              s.rows("sketch", *["sum"] * 2 * queries) + s.norms),
         Step(scan, 0, 2 * s.values),
         Step(scan + ", norms", 0, 2 * s.norms),
@@ -107,7 +107,7 @@ def output(size: Size) -> Step:
     M, N = tiles["BM"], tiles["BN"]
     programs, columns = keys_of_queries(s, M, N)
     far = s.layout.pairs * product(M, PAIR, s.dim) + product(M, s.rank, s.rank)
-    return Step("squared_output", programs * far + columns * 2 * product(M, N, s.dim),
+    return Step("block_output", programs * far + columns * 2 * product(M, N, s.dim),
                 s.rows("wide", "sketch", "wide", "wide", "wide", "sum") + s.values + s.norms)
 
 
@@ -116,7 +116,7 @@ def backward_query(size: Size) -> Step:
     M, N = tiles["BM"], tiles["BN"]
     programs, columns = keys_of_queries(s, M, N)
     far = s.layout.pairs * product(M, PAIR, s.dim) + product(M, s.rank, s.rank)
-    return Step("squared_backward_query", programs * far + columns * 3 * product(M, N, s.dim),
+    return Step("block_backward_query", programs * far + columns * 3 * product(M, N, s.dim),
                 s.rows(*["wide"] * 5, "sketch", "sketch", "sum", "sum") + s.values + s.norms)
 
 
@@ -125,7 +125,7 @@ def backward_value(size: Size) -> Step:
     M, N = tiles["BM"], tiles["BN"]
     programs, rows = queries_of_keys(s, M, N)
     far = s.layout.pairs * 2 * product(N, PAIR, s.dim) + product(N, s.rank, s.rank)
-    return Step("squared_backward_value", programs * far + rows * 2 * product(M, N, s.dim),
+    return Step("block_backward_value", programs * far + rows * 2 * product(M, N, s.dim),
                 s.rows(*["wide"] * 5, "sketch", "sketch", "sum") + s.values + s.norms)
 
 
@@ -133,7 +133,7 @@ def backward_key(size: Size) -> Step:
     s, tiles = size, configurations.tiles("backward_key", size.head_dim, size.type)
     M, N = tiles["BM"], tiles["BN"]
     _, rows = queries_of_keys(s, M, N)
-    return Step("squared_backward_key", rows * 3 * product(M, N, s.dim), s.rows(*["wide"] * 5, "sum", "sum"))
+    return Step("block_backward_key", rows * 3 * product(M, N, s.dim), s.rows(*["wide"] * 5, "sum", "sum"))
 
 
 def product(m: int, n: int, k: int) -> float:

@@ -12,7 +12,7 @@ from lcpt_kernels import squared_attention
 from triton.runtime.interpreter import InterpretedFunction, InterpreterBuilder
 
 TABLES = {"blocks", "pair_table", "weights", "documents"}  # shared by all heads, and small
-UNUSED = {"squared_state_rest_kernel": {"y", "values"}}  # for coefficients (0, 0, 1)
+UNUSED = {"block_state_rest_kernel": {"y", "values"}}  # for coefficients (0, 0, 1)
 running, flops, n_bytes = [], defaultdict(float), defaultdict(float)
 dot, run = InterpreterBuilder.create_dot, InterpretedFunction.run
 

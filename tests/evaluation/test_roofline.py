@@ -48,9 +48,9 @@ def test_long_contexts_agree_with_what_polysketch_states():
     local = stated / 2 - 2 * attention.map_flops() - state
     kernels = {step.kernel: step.flops / context for step in forward(Size(context))}
     normaliser = 2 * attention.size**2
-    assert kernels["squared_state"] == state / 2
-    assert kernels["squared_state_rest"] == normaliser
-    exact = kernels["squared_output"] - state / 2 - normaliser
+    assert kernels["block_state"] == state / 2
+    assert kernels["block_state_rest"] == normaliser
+    exact = kernels["block_output"] - state / 2 - normaliser
     assert local == 2 * 2 * attention.head_dim * c
     assert exact == local * (c + 128) / 2 / c  # 128 rows a tile: a half of the block, and of a tile
 

@@ -33,6 +33,15 @@ class Blocks(NamedTuple):
         return first, torch.minimum(first + self.size, end), end, rows
 
 
+    def of_summaries(self, batch: int, summaries: int) -> Tensor:
+        """Like `table`, of rows of which each whole block of one of `batch` sequences has the next `summaries`."""
+        sequence, first, stop, _, _ = self.table.unflatten(0, (batch, -1)).unbind(2)
+        whole = (stop - first == self.size).int()
+        after = whole.cumsum(1) * summaries
+        begin, end = torch.zeros_like(after), after[:, -1:].expand_as(after)
+        return torch.stack((sequence, after - whole * summaries, after, begin, end), dim=2).flatten(0, 1).int()
+
+
 @lru_cache(maxsize=64)
 def dense(batch: int, tokens: int, size: int, device: torch.device, to_the_end: bool) -> Blocks:
     """`batch` sequences of as many tokens. to_the_end: up to the block that the next token will be in."""

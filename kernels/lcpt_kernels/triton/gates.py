@@ -25,30 +25,34 @@ def log_decay_of_blocks(since: Tensor, blocks: Blocks, past: int) -> Tensor:
 
 
 def gradient_of_gate(
-    near: Tensor, of_rows: Tensor, of_keys: Tensor, through: Tensor, blocks: Blocks, past: int
+    near: Tensor, of_rows: Tensor, of_keys: Tensor | None, through: Tensor, blocks: Blocks, past: int
 ) -> Tensor:
     """With dW_ts W_ts of every weight, W_ts ∝ e^{G_t − G_s}: a gate counts all with s before it and t not before it.
 
     near [B, T, H]: Σ_s − Σ_t of those of local keys, which a sum from t on leaves to be crossed; of the state's, summed
-    over keys for each query, of_rows [B, T, H], over queries for each key, of_keys [B, T, H], and the part that goes
-    through a whole block, through [N, H], of a document's last: that which leaves it. -> [B, T, H] fp32.
+    over keys for each query, of_rows [B, T, H], over queries for each key, of_keys [B, T, H] (None: of summaries, which
+    fade from the end of their block on), and the part that goes through a whole block, through [N, H], of a document's
+    last: that which leaves it. -> [B, T, H] fp32.
 
     What crosses from one block into the next is seen from both, of_keys before it and of_rows behind it. Rows are the
     more exact: with those of near they add up to almost 0. So keys make up for what is missing, each its share.
     """
     first, after, end, rows = blocks.of_tokens(near.shape[1])
-    near, of_rows, of_keys, size = before(near), before(of_rows), before(of_keys), before(of_keys.abs())
-    crossing = near[:, end] - near[:, :-1]
-    inside = of_rows[:, after] - of_rows[:, :-1] + of_keys[:, :-1] - of_keys[:, first]
-
+    near, of_rows = before(near), before(of_rows)
+    crossing = near[:, end] - near[:, :-1] + of_rows[:, after] - of_rows[:, :-1]
     batch, start, stop, _, _ = blocks.table.long().unbind(1)
     decayed = stop > past  # as in log_decay_of_blocks
     decayed[blocks.documents[:, 1].long() - 1] = False  # nor does a document's last block
+    crossing += torch.where(decayed[:, None], through, 0.0)[rows]
+    if of_keys is None:
+        return crossing.float()
+
+    of_keys, size = before(of_keys), before(of_keys.abs())
+    crossing += of_keys[:, :-1] - of_keys[:, first]
     entering = of_rows[batch, stop] - of_rows[batch, start] + through
     missing = entering.roll(-1, 0) - through - (of_keys[batch, stop] - of_keys[batch, start])
     missing = torch.where(decayed[:, None], missing / (size[batch, stop] - size[batch, start]).clamp(min=1e-30), 0.0)
-    inside += missing[rows] * (size[:, :-1] - size[:, first])
-    return (crossing + inside + torch.where(decayed[:, None], through, 0.0)[rows]).float()
+    return (crossing + missing[rows] * (size[:, :-1] - size[:, first])).float()
 
 
 def before(x: Tensor) -> Tensor:

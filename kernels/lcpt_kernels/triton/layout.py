@@ -43,9 +43,20 @@ class Layout(NamedTuple):
         return PAIR * self.pairs + self.size * self.linear + self.constant
 
     @property
+    def tile(self) -> int:
+        """Coordinates of x that a program works on at a time, a power of two: all of them where products need all."""
+        padded = max(16, 1 << (self.size - 1).bit_length())
+        return min(padded, PAIR) if self.linear and not self.pairs else padded
+
+    @property
+    def gram(self) -> int:
+        """Numbers of the Gram matrix [R, R]."""
+        return self.size * self.size if self.pairs else 0
+
+    @property
     def norms(self) -> int:
-        """Numbers of the normaliser: the Gram matrix [R, R], Σ x [R], and how many."""
-        return self.size * self.size + self.size + 1
+        """Numbers of the normaliser: the Gram matrix, Σ x z [R], and Σ z."""
+        return self.gram + self.size + 1
 
     def table(self, device: torch.device) -> Tensor:
         """[2, pairs] int32: I and J of every pair."""
@@ -62,7 +73,7 @@ def _table(layout: Layout, device: torch.device) -> tuple[Tensor, Tensor, Tensor
     i, j = torch.triu_indices(layout.size // GROUP, layout.size // GROUP)
     of_pairs = torch.where(i == j, c2, 2 * c2).repeat_interleave(PAIR) if layout.pairs else torch.zeros(0)
     of_values = [of_pairs, torch.full((layout.size * layout.linear,), c1), torch.full((int(layout.constant),), c0)]
-    of_norms = [torch.full((layout.size**2,), c2), torch.full((layout.size,), c1), torch.full((1,), c0)]
+    of_norms = [torch.full((layout.gram,), c2), torch.full((layout.size,), c1), torch.full((1,), c0)]
     tables = torch.stack((i, j)).int(), torch.cat(of_values).float(), torch.cat(of_norms).float()
     return tuple(x.to(device) for x in tables)
 
@@ -81,7 +92,7 @@ def _places(layout: Layout, size: int, device: torch.device) -> tuple[Tensor, Te
                     places.append(i * layout.size + j)
     if layout.linear:
         rows += range(PAIR * layout.pairs, PAIR * layout.pairs + size)
-        places += range(layout.size**2, layout.size**2 + size)
+        places += range(layout.gram, layout.gram + size)
     if layout.constant:
         rows.append(layout.features - 1)
         places.append(layout.norms - 1)
@@ -91,6 +102,8 @@ def _places(layout: Layout, size: int, device: torch.device) -> tuple[Tensor, Te
 def from_common(S: Tensor, layout: Layout, size: int) -> tuple[Tensor, Tensor]:
     """S [B, H, F, Dv + 1] of QuadraticFeatures(size) -> values [B, H, features, Dv], norms [B, H, norms]."""
     values, norms = _spread(S, layout, size)
+    if not layout.pairs:
+        return values, norms
     gram, rest = _gram(norms, layout)
     mirrored = torch.where(_below(layout, S.device), gram.mT, gram)  # only I ≤ J are features
     return values, torch.cat((mirrored.flatten(-2), rest), dim=-1)
@@ -98,6 +111,8 @@ def from_common(S: Tensor, layout: Layout, size: int) -> tuple[Tensor, Tensor]:
 
 def from_common_backward(d_values: Tensor, d_norms: Tensor, layout: Layout, size: int) -> Tensor:
     """The gradient of S, of what from_common made of it."""
+    if not layout.pairs:
+        return to_common(d_values, d_norms, layout, size)
     gram, rest = _gram(d_norms, layout)
     both = torch.where(_below(layout, d_norms.device).mT, gram + gram.mT, gram)
     return to_common(d_values, torch.cat((both.flatten(-2), rest), dim=-1), layout, size)
@@ -113,6 +128,8 @@ def to_common_backward(dS: Tensor, layout: Layout, size: int) -> tuple[Tensor, T
     """The gradients of values and norms. That of a Gram matrix, which is symmetric, as a symmetric one: kernels take
     2 dG b for (dG + dGᵀ) b."""
     d_values, d_norms = _spread(dS, layout, size)
+    if not layout.pairs:
+        return d_values, d_norms
     gram, rest = _gram(d_norms, layout)
     return d_values, torch.cat((((gram + gram.mT) / 2).flatten(-2), rest), dim=-1)
 
@@ -126,8 +143,7 @@ def _spread(S: Tensor, layout: Layout, size: int) -> tuple[Tensor, Tensor]:
 
 def _gram(norms: Tensor, layout: Layout) -> tuple[Tensor, Tensor]:
     """[.., norms] -> the matrix [.., R, R] and what stands behind it."""
-    square = layout.size**2
-    return norms[..., :square].unflatten(-1, (layout.size, layout.size)), norms[..., square:]
+    return norms[..., : layout.gram].unflatten(-1, (layout.size, layout.size)), norms[..., layout.gram :]
 
 
 def _below(layout: Layout, device: torch.device) -> Tensor:

@@ -8,6 +8,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+EXPONENTIAL = tl.constexpr(-1)  # as a DEGREE
+
 
 @triton.jit
 def scores(x, y, scale):
@@ -16,11 +18,19 @@ def scores(x, y, scale):
 
 
 @triton.jit
-def weight_and_slope(s, c0, c1, c2, DEGREE: tl.constexpr):
-    """w(s) and its derivative: s^DEGREE, or for DEGREE 0 the quadratic c0 + c1·s + c2·s²."""
+def weights_and_slopes(s, seen, log_decay, peak, c0, c1, c2, DEGREE: tl.constexpr, GATED: tl.constexpr):
+    """w(s) e^{log_decay} and its derivative by s where the query sees the key, else 0; all of them over e^peak. w(s) is
+    s^DEGREE, for DEGREE 0 the quadratic c0 + c1·s + c2·s²; peak is then 0. For EXPONENTIAL it is e^s."""
+    # Where the query does not see the key, log_decay may be above 0.
+    if DEGREE == EXPONENTIAL:
+        weight = tl.exp(exponents(s, seen, log_decay, GATED) - peak)
+        return weight, weight
     if DEGREE == 0:
         weight = c0 + s * (c1 + c2 * s)
         slope = c1 + 2.0 * c2 * s
+    elif DEGREE == 1:
+        weight = s
+        slope = s * 0.0 + 1.0
     else:
         square = s * s
         lower = s
@@ -28,15 +38,19 @@ def weight_and_slope(s, c0, c1, c2, DEGREE: tl.constexpr):
             lower *= square
         weight = lower * s
         slope = DEGREE * lower
-    return weight, slope
+    if GATED:
+        decay = tl.exp(tl.minimum(log_decay, 0.0))
+        weight *= decay
+        slope *= decay
+    return tl.where(seen, weight, 0.0), tl.where(seen, slope, 0.0)
 
 
 @triton.jit
-def decayed(x, seen, log_decay, GATED: tl.constexpr):
-    """x e^{log_decay} where the query sees the key, else 0. Beyond that, log_decay may be above 0."""
+def exponents(s, seen, log_decay, GATED: tl.constexpr):
+    """s + log_decay where the query sees the key, else −∞."""
     if GATED:
-        x *= tl.exp(tl.minimum(log_decay, 0.0))
-    return tl.where(seen, x, 0.0)
+        s += tl.minimum(log_decay, 0.0)
+    return tl.where(seen, s, float("-inf"))
 
 
 @triton.jit
@@ -47,3 +61,12 @@ def load_gates(since, start, rows, stride, inside, GATED: tl.constexpr):
         return tl.load(since + start + rows.to(tl.int64) * stride, mask=inside, other=0.0)
     else:
         return (rows * 0).to(tl.float32)
+
+
+@triton.jit
+def load_peaks(peak, place, inside, DEGREE: tl.constexpr):
+    """The log of what a query's weights were divided by, [n]; 0 where nothing is exponential."""
+    if DEGREE == EXPONENTIAL:
+        return tl.load(peak + place, mask=inside, other=0.0)
+    else:
+        return (place * 0).to(tl.float32)

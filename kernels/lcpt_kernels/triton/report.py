@@ -44,10 +44,11 @@ class Launch(NamedTuple):
     options: dict[str, int]  # num_warps, num_stages
 
 
-def rows(target: str) -> list[dict]:
-    """The rows of the report for one of TARGETS: what several of SETTINGS start stands with the first."""
+def rows(target: str, first: int | None = None) -> list[dict]:
+    """The rows of the report for one of TARGETS, for the `first` of SETTINGS, None: all for sm_90, for others a few.
+    What several of them start stands with the first."""
     found = {}
-    for settings in SETTINGS if target == "sm_90" else FEW:
+    for settings in SETTINGS[: first or (len(SETTINGS) if target == "sm_90" else FEW)]:
         for launch in launches(target, **settings):
             if repr(launch) not in found:
                 found[repr(launch)] = row(launch, settings, target)
@@ -98,7 +99,9 @@ def row(launch: Launch, settings: dict, target: str) -> dict:
     except Exception as error:
         raise RuntimeError(f"{launch.kernel.__name__} for {target}: {str(error).strip().splitlines()[-1]}") from error
     figures = nvidia(compiled, target, launch.options["num_warps"]) if target in SHARED else amd(compiled)
-    name = launch.kernel.__name__ + (", backward" if of_constants(launch).get("QUERIES") else "")
+    constants = of_constants(launch)
+    of = ", backward" * constants.get("QUERIES", False) + ", of summaries" * (not constants.get("NEAR", True))
+    name = launch.kernel.__name__ + of
     return {"kernel": name, "settings": settings | tiles(launch), "target": target} | figures
 
 

@@ -60,35 +60,34 @@ def launch(x: Tensor, blocks: Blocks, local_blocks: int) -> tuple[tuple[int, int
     width = x.shape[3] if x.ndim == 4 else 1
     elements = x.shape[2] * width
     tiles = configurations.tiles("scan", len(blocks.documents) * x.shape[1] * elements)
-    sizes = dict(ELEMENTS=elements, WIDTH=width, LOCAL_BLOCKS=local_blocks, **tiles)
+    sizes = dict(elements=elements, WIDTH=width, LOCAL_BLOCKS=local_blocks, **tiles)
     return (len(blocks.documents) * triton.cdiv(elements, tiles["B"]), x.shape[1]), sizes
 
 
 @triton.jit(do_not_specialize=["tiles"])
 def scan_kernel(
-    x,  # [N, heads, ELEMENTS]
-    weights,  # [ELEMENTS / WIDTH]
+    x,  # [N, heads, elements]
+    weights,  # [elements / WIDTH]
     log_decay,  # [N, heads]
     documents,  # [docs, 2]
-    before, end,  # [docs, heads, ELEMENTS]
-    tiles,
-    ELEMENTS: tl.constexpr, WIDTH: tl.constexpr, LOCAL_BLOCKS: tl.constexpr,
+    before, end,  # [docs, heads, elements]
+    tiles, elements, WIDTH: tl.constexpr, LOCAL_BLOCKS: tl.constexpr,
     GATED: tl.constexpr, BEFORE: tl.constexpr, END: tl.constexpr, B: tl.constexpr,
 ):
     document, head = (tl.program_id(0) // tiles).to(tl.int64), tl.program_id(1)
     heads = tl.num_programs(1)
     element = tl.program_id(0) % tiles * B + tl.arange(0, B)
-    mask = element < ELEMENTS
+    mask = element < elements
     weight = tl.load(weights + element // WIDTH, mask=mask, other=0.0)
     first = tl.load(documents + document * 2)
     last = tl.load(documents + document * 2 + 1) - 1
     state = tl.zeros((B,), tl.float32)
     earlier = tl.zeros((B,), tl.float32)
     if BEFORE:
-        state = tl.load(before + (document * heads + head) * ELEMENTS + element, mask=mask, other=0.0)
+        state = tl.load(before + (document * heads + head) * elements + element, mask=mask, other=0.0)
     slot = first.to(tl.int64) * heads + head
     for _ in tl.range(first, last, num_stages=AHEAD):
-        at = x + slot * ELEMENTS + element
+        at = x + slot * elements + element
         added = tl.load(at, mask=mask, other=0.0).to(tl.float32)
         tl.store(at, (weight * state).to(x.dtype.element_ty), mask=mask)
         if LOCAL_BLOCKS == 2:
@@ -99,48 +98,47 @@ def scan_kernel(
             state += added
         earlier = added
         slot += heads
-    at = x + slot * ELEMENTS + element
+    at = x + slot * elements + element
     tl.store(at, (weight * state).to(x.dtype.element_ty), mask=mask & (first <= last))
     if END:
-        tl.store(end + (document * heads + head) * ELEMENTS + element, state, mask=mask)
+        tl.store(end + (document * heads + head) * elements + element, state, mask=mask)
 
 
 @triton.jit(do_not_specialize=["tiles"])
 def scan_backward_kernel(
-    x,  # [N, heads, ELEMENTS]
-    weights,  # [ELEMENTS / WIDTH]
+    x,  # [N, heads, elements]
+    weights,  # [elements / WIDTH]
     log_decay,  # [N, heads]
     documents,  # [docs, 2]
-    d_end, d_before,  # [docs, heads, ELEMENTS]
-    met,  # [N, heads, ELEMENTS]
+    d_end, d_before,  # [docs, heads, elements]
+    met,  # [N, heads, elements]
     through,  # [N, heads, tiles]
-    tiles,
-    ELEMENTS: tl.constexpr, WIDTH: tl.constexpr, LOCAL_BLOCKS: tl.constexpr,
+    tiles, elements, WIDTH: tl.constexpr, LOCAL_BLOCKS: tl.constexpr,
     GATED: tl.constexpr, END: tl.constexpr, BEFORE: tl.constexpr, B: tl.constexpr,
 ):
     document, head = (tl.program_id(0) // tiles).to(tl.int64), tl.program_id(1)
     heads = tl.num_programs(1)
     element = tl.program_id(0) % tiles * B + tl.arange(0, B)
-    mask = element < ELEMENTS
+    mask = element < elements
     weight = tl.load(weights + element // WIDTH, mask=mask, other=0.0)
     first = tl.load(documents + document * 2)
     last = tl.load(documents + document * 2 + 1) - 1
     slot = last.to(tl.int64) * heads + head
-    at = x + slot * ELEMENTS + element
+    at = x + slot * elements + element
     some = mask & (first <= last)
     state = weight * tl.load(at, mask=some, other=0.0).to(tl.float32)
     if END:
-        leaving = tl.load(d_end + (document * heads + head) * ELEMENTS + element, mask=mask, other=0.0)
+        leaving = tl.load(d_end + (document * heads + head) * elements + element, mask=mask, other=0.0)
         state += leaving
         if GATED:
-            S = tl.load(met + slot * ELEMENTS + element, mask=some, other=0.0).to(tl.float32)
+            S = tl.load(met + slot * elements + element, mask=some, other=0.0).to(tl.float32)
             S /= tl.where(weight == 0.0, 1.0, weight)
             tl.store(through + slot * tiles + tl.program_id(0) % tiles, tl.sum(S * leaving), mask=first <= last)
     later = tl.zeros((B,), tl.float32)  # the last block's keys reach no state
     tl.store(at, later.to(x.dtype.element_ty), mask=some)
     for _ in tl.range(first, last, num_stages=AHEAD):
         slot -= heads
-        at = x + slot * ELEMENTS + element
+        at = x + slot * elements + element
         own = weight * tl.load(at, mask=mask, other=0.0).to(tl.float32)
         if LOCAL_BLOCKS == 1:
             later = state
@@ -148,15 +146,15 @@ def scan_backward_kernel(
         if GATED:
             # What goes through the block: S_n decayed, or of two local blocks S_{n+1}, which nothing else adds to.
             decay = tl.exp(tl.load(log_decay + slot))
-            at = met + slot * ELEMENTS + element
+            at = met + slot * elements + element
             if LOCAL_BLOCKS == 1:
                 S = decay * tl.load(at, mask=mask, other=0.0).to(tl.float32)
             else:
-                S = tl.load(at + heads * ELEMENTS, mask=mask, other=0.0).to(tl.float32)
+                S = tl.load(at + heads * elements, mask=mask, other=0.0).to(tl.float32)
             S /= tl.where(weight == 0.0, 1.0, weight)
             tl.store(through + slot * tiles + tl.program_id(0) % tiles, tl.sum(S * state))
             state *= decay
         later = state
         state += own
     if BEFORE:
-        tl.store(d_before + (document * heads + head) * ELEMENTS + element, state, mask=mask)
+        tl.store(d_before + (document * heads + head) * elements + element, state, mask=mask)

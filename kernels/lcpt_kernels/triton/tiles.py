@@ -1,4 +1,4 @@
-"""What the kernels of squared attention share: where a program is, tiles of rows, products of pairs of groups."""
+"""What the kernels share: where a program is, tiles of rows, products of pairs of groups."""
 
 from __future__ import annotations
 
@@ -40,6 +40,22 @@ def store_rows(x, rows, stride, inside, values, WIDTH: tl.constexpr, PADDED: tl.
     mask = inside[:, None]
     if PADDED != WIDTH:
         mask = mask & (columns < WIDTH)[None, :]
+    at = x + rows.to(tl.int64)[:, None] * stride + columns[None, :]
+    tl.store(at, values.to(x.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def load_columns(x, rows, stride, inside, start, WIDTH: tl.constexpr, SIZE: tl.constexpr):
+    """Columns start … start + SIZE of x[rows], [n, SIZE]: 0 beyond WIDTH."""
+    columns = start + tl.arange(0, SIZE)
+    mask = inside[:, None] & (columns < WIDTH)[None, :]
+    return tl.load(x + rows.to(tl.int64)[:, None] * stride + columns[None, :], mask=mask, other=0.0)
+
+
+@triton.jit
+def store_columns(x, rows, stride, inside, values, start, WIDTH: tl.constexpr, SIZE: tl.constexpr):
+    columns = start + tl.arange(0, SIZE)
+    mask = inside[:, None] & (columns < WIDTH)[None, :]
     at = x + rows.to(tl.int64)[:, None] * stride + columns[None, :]
     tl.store(at, values.to(x.dtype.element_ty), mask=mask)
 

@@ -9,9 +9,9 @@ import torch
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DEVICE = "cpu" if INTERPRETED else "cuda"
 KERNELS = {
-    "squared_state_rest_kernel", "scan_kernel", "squared_output_kernel", "normaliser_backward_kernel",
-    "squared_backward_query_kernel", "scan_backward_kernel", "squared_backward_value_kernel",
-    "squared_backward_key_kernel",
+    "block_state_rest_kernel", "scan_kernel", "block_output_kernel", "normaliser_backward_kernel",
+    "block_backward_query_kernel", "scan_backward_kernel", "block_backward_value_kernel",
+    "block_backward_key_kernel",
 }
 INTERVAL_KERNELS = {
     "interval_output_kernel", "normaliser_backward_kernel", "interval_backward_query_kernel",
@@ -24,9 +24,10 @@ if not INTERPRETED and not torch.cuda.is_available():
 
 @pytest.fixture(autouse=INTERPRETED)
 def numbers(monkeypatch):
-    from tests.kernels.triton.interpreter import mend_bfloat16
+    from tests.kernels.triton.interpreter import hasten, mend_bfloat16
 
     mend_bfloat16(monkeypatch)
+    hasten(monkeypatch)
 
 
 @pytest.fixture(autouse=True)
@@ -73,36 +74,27 @@ def started(monkeypatch):
 
 @pytest.fixture
 def agree(started):
-    """agree(inputs, tolerance, **options): backend "triton" against the float64 definition, for float64 inputs
-    rounded to `dtype`; and every kernel of forward and backward was started."""
-    from lcpt_kernels import squared_attention
+    """agree(inputs, tolerance, attention=squared_attention, **options): backend "triton" against the float64
+    definition, for float64 inputs rounded to `dtype`; and every kernel of forward and backward was started."""
+    from lcpt_kernels import lowrank_attention, sparse_attention, squared_attention
 
-    return against_definition(squared_attention, KERNELS, started)
-
-
-@pytest.fixture
-def agree_in_intervals(started):
-    """agree_in_intervals(function): the same of a function that the interval kernels compute."""
-    return lambda function: against_definition(function, INTERVAL_KERNELS, started)
-
-
-def against_definition(function, kernels, started):
     from tests.kernels.conftest import relative_error, results
 
-    def check(inputs, tolerance=1e-5, do=None, dtype=torch.float32, **options):
+    def check(inputs, tolerance=1e-5, attention=squared_attention, do=None, dtype=torch.float32, **options):
         inputs = {name: x.to(DEVICE).to(dtype) for name, x in inputs.items()}
         if do is None:
-            queries = inputs["a" if "a" in inputs else "q"]
+            queries = next(inputs[name] for name in ("a", "phi_q", "q") if name in inputs)
             do = torch.randn(*queries.shape[:3], inputs["v"].shape[3], dtype=torch.float64)
         do = do.to(DEVICE).to(dtype)
-        found = results(function, inputs, do, options | {"backend": "triton"})
+        found = results(attention, inputs, do, options | {"backend": "triton"})
         exact = {name: x.double() for name, x in inputs.items()}
-        expected = results(function, exact, do.double(), options | {"backend": "reference"})
+        expected = results(attention, exact, do.double(), options | {"backend": "reference"})
         for name, x in inputs.items():
             assert found[name].dtype == x.dtype and found[name].shape == x.shape, name
         assert found["o"].dtype == dtype
         errors = {name: relative_error(found[name], expected[name]) for name in expected}
         assert all(error < tolerance for error in errors.values()), errors  # also false for NaN
+        kernels = INTERVAL_KERNELS if attention in (sparse_attention, lowrank_attention) else KERNELS
         assert kernels <= set(started), started
 
     return check

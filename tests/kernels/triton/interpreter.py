@@ -6,6 +6,7 @@ work on the bits is refused, so that no kernel is tested on wrong numbers.
 
 import numpy as np
 import triton.language as tl
+from triton.runtime import interpreter
 from triton.runtime.interpreter import InterpreterBuilder, ReduceOps, TensorHandle
 
 
@@ -56,3 +57,29 @@ def mend_bfloat16(monkeypatch) -> None:
                            ("cast_impl", cast_impl)):
         monkeypatch.setattr(InterpreterBuilder, name, function)
     monkeypatch.setattr(ReduceOps, "apply_impl", apply_impl)
+
+
+def hasten(monkeypatch) -> None:
+    """The interpreter changes Triton's language for each module of device functions once a launch, not at each of their
+    calls, and remembers which type of numpy is which."""
+    patch, launch, numpy_type = interpreter._patch_lang, interpreter.GridExecutor.__call__, interpreter._get_np_dtype
+    patched, types = set(), {}
+
+    def patch_lang(function):
+        if id(function.__globals__) in patched:
+            return None
+        patched.add(id(function.__globals__))
+        return patch(function)
+
+    def launch_anew(self, *args, **kwargs):
+        patched.clear()
+        return launch(self, *args, **kwargs)
+
+    def remembered(dtype):
+        if dtype.name not in types:
+            types[dtype.name] = numpy_type(dtype)
+        return types[dtype.name]
+
+    monkeypatch.setattr(interpreter, "_patch_lang", patch_lang)
+    monkeypatch.setattr(interpreter, "_get_np_dtype", remembered)
+    monkeypatch.setattr(interpreter.GridExecutor, "__call__", launch_anew)

@@ -1,5 +1,7 @@
 """lowrank_attention, backend="triton", against the definition: output and every gradient."""
 
+from functools import partial
+
 import pytest
 import torch
 from lcpt_kernels import lowrank_attention
@@ -11,8 +13,8 @@ C, R = 20, 3  # tokens and summaries of a block
 
 
 @pytest.fixture
-def agree(agree_in_intervals, small_tiles):
-    return agree_in_intervals(lowrank_attention)
+def agree(agree, small_tiles):
+    return partial(agree, attention=lowrank_attention)
 
 
 def inputs(t, *, n=None, past=0, b=1, h=1, hkv=None, d=16, dv=16, m=16):

@@ -2,19 +2,20 @@
 
 import pytest
 import torch
-from lcpt_kernels import squared_attention
+from lcpt_kernels import flurka_attention, squared_attention
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.utils.checkpoint import checkpoint
 
 from tests.kernels.triton.conftest import DEVICE
+from tests.kernels.triton.test_flurka import inputs as summarised
 from tests.kernels.triton.test_squared import OFFSET, inputs
 
 C = 16
 OPTIONS = {"block_size": C, "scale": 1 / 16, "backend": "triton", **OFFSET}
 
 
-def leaves(t, dtype=torch.float32, **shape):
-    return {name: x.to(DEVICE).to(dtype).requires_grad_() for name, x in inputs(t, **shape).items()}
+def leaves(t, dtype=torch.float32, made=inputs, **shape):
+    return {name: x.to(DEVICE).to(dtype).requires_grad_() for name, x in made(t, **shape).items()}
 
 
 def outcome(attention, given, **options):
@@ -54,16 +55,18 @@ def test_lengths_share_one_graph(documents):
     assert count.frame_count == 2  # for the first length, and for any
 
 
-@pytest.mark.parametrize("shape, dtype, final", [
-    ({"gated": True, "r": 20}, torch.float32, True), ({"near": False}, torch.bfloat16, False),
-], ids=str)
-def test_what_the_operators_say_of_themselves(shape, dtype, final):
+@pytest.mark.parametrize("attention, given, final", [
+    (squared_attention, leaves(C + 3, gated=True, r=20), True),
+    (squared_attention, leaves(C + 3, torch.bfloat16, near=False), False),
+    (flurka_attention, leaves(C + 3, made=summarised, gated=True, massive=True), False),
+], ids=["squared", "squared without q, k", "flurka"])
+def test_what_the_operators_say_of_themselves(attention, given, final):
     """Shapes, strides and dtypes without computing, derivatives, no change of what is given: PyTorch's own checks."""
-    from lcpt_kernels.triton import squared  # noqa: F401, which defines them
+    from lcpt_kernels.triton import block_causal  # noqa: F401, which defines them
 
     calls = {}
     with pytest.MonkeyPatch.context() as patch:
-        for name in ("squared_attention", "squared_attention_backward"):
+        for name in ("block_causal_attention", "block_causal_attention_backward"):
             operator = getattr(torch.ops.lcpt_kernels, name)
 
             def note(*arguments, operator=operator):
@@ -71,7 +74,8 @@ def test_what_the_operators_say_of_themselves(shape, dtype, final):
                 return operator(*arguments)
 
             patch.setattr(torch.ops.lcpt_kernels, name, note)
-        o, _ = squared_attention(**leaves(C + 3, dtype, **shape), **OPTIONS, output_final_state=final)
+        options = {"block_size": C, "backend": "triton", **OFFSET}
+        o, _ = attention(**given, **options, output_final_state=final)
         o.sum().backward()
     forward, backward = calls
     torch.library.opcheck(forward.default, calls[forward])

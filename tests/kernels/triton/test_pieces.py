@@ -4,8 +4,9 @@ import itertools
 
 import pytest
 import torch
-from lcpt_kernels import squared_attention
+from lcpt_kernels import feature_attention, flurka_attention, squared_attention
 
+from tests.kernels import test_streaming as small
 from tests.kernels.test_exchange import Ranks
 from tests.kernels.test_streaming import cut, with_gradients
 from tests.kernels.triton.conftest import DEVICE
@@ -76,3 +77,47 @@ def test_ranks_make_the_whole():
         return torch.cat(outputs, dim=1)
 
     compare(with_gradients(given, shared), with_gradients(given, lambda leaves: exact(leaves, **options)))
+
+
+@pytest.mark.parametrize("attention, made, local_blocks, cuts, backends", [
+    (feature_attention, small.features, 1, [0, 5, 18, 23], "triton triton triton"),
+    (feature_attention, small.features, 2, [0, 13, 23], "torch triton"),
+    (flurka_attention, small.flurka, 2, [0, 13, 14, 29], "triton triton triton"),
+    (flurka_attention, small.flurka, 1, [0, 12, 20], "triton torch"),
+])
+def test_pieces_of_features_and_summaries(attention, made, local_blocks, cuts, backends):
+    """Blocks of 6; states are PyTorch's, and so are the gradients that flow back through them."""
+    options = {"block_size": small.C, "local_blocks": local_blocks, **small.OFFSET}
+    given = {name: x.float().to(DEVICE) for name, x in made(cuts[-1], b=1, h=2, hkv=1).items()}
+    states = {}
+
+    def in_pieces(leaves, backends):
+        outputs, state = [], None
+        for backend, (start, stop) in zip(backends, itertools.pairwise(cuts), strict=True):
+            o, state = attention(**cut(leaves, start, stop), initial_state=state, output_final_state=True,
+                                 backend=backend, **options)
+            outputs.append(o)
+        states[tuple(backends)] = state
+        return torch.cat(outputs, dim=1)
+
+    in_torch = ["torch"] * (len(cuts) - 1)
+    compare(with_gradients(given, lambda leaves: in_pieces(leaves, backends.split())),
+            with_gradients(given, lambda leaves: in_pieces(leaves, in_torch)))
+    found, expected = states[tuple(backends.split())], states[tuple(in_torch)]
+    torch.testing.assert_close(found.S, expected.S, rtol=1e-5, atol=1e-6)
+    assert found.tail.keys() == expected.tail.keys()
+
+
+def test_ranks_make_the_whole_of_summaries():
+    starts, tokens = [0, 2 * small.C + 1], 5 * small.C - 1
+    options = {"block_size": small.C, "local_blocks": 2, **small.OFFSET}
+    given = {name: x.float().to(DEVICE) for name, x in small.flurka(tokens, b=1, h=1, hkv=1).items()}
+
+    def shared(leaves):
+        ranks, outputs = Ranks(starts), []
+        for ranks.rank, (start, stop) in enumerate(itertools.pairwise([*starts, tokens])):
+            outputs.append(flurka_attention(**cut(leaves, start, stop), exchange=ranks, backend="triton", **options)[0])
+        return torch.cat(outputs, dim=1)
+
+    compare(with_gradients(given, shared),
+            with_gradients(given, lambda leaves: flurka_attention(**leaves, **options, backend="torch")[0]))

@@ -1,5 +1,7 @@
 """sparse_attention, backend="triton", against the definition: output and every gradient."""
 
+from functools import partial
+
 import pytest
 import torch
 from lcpt_kernels import sparse_attention
@@ -13,8 +15,8 @@ T = 75  # over several small tiles of 32 queries, or of 16 keys
 
 
 @pytest.fixture
-def agree(agree_in_intervals, small_tiles):
-    return agree_in_intervals(sparse_attention)
+def agree(agree, small_tiles):
+    return partial(agree, attention=sparse_attention)
 
 
 def inputs(t, *, past=0, b=1, h=1, hkv=None, d=16, dv=16, seed=0):

@@ -3,6 +3,7 @@
     [N_t, Z_t] = [0, offset] + e^{g_t} φ(a_t)ᵀ S + Σ_{s local} e^{G_t − G_s} w(scale·q_t·k_s) [v_s, 1]      o = N / Z
 
 A program holds BM rows of one block and one query head; g_t is the sum of the log gate from the block's start to t.
+With w = exp all of a row is over e^{M_t}, M_t the greatest local exponent, or 0 if that is greater: nothing overflows.
 """
 
 from __future__ import annotations
@@ -13,26 +14,37 @@ import triton.language as tl
 from torch import Tensor
 
 from lcpt_kernels.triton import configurations
-from lcpt_kernels.triton.local import decayed, load_gates, scores, weight_and_slope
+from lcpt_kernels.triton.local import EXPONENTIAL, exponents, load_gates, scores, weights_and_slopes
 from lcpt_kernels.triton.problem import Problem
-from lcpt_kernels.triton.tiles import PAIR, load_block, load_pair, load_rows, load_square, of_head, products, store_rows
+from lcpt_kernels.triton.tiles import (
+    PAIR,
+    load_block,
+    load_columns,
+    load_pair,
+    load_rows,
+    load_square,
+    of_head,
+    products,
+    store_rows,
+)
 
 
-def squared_output(problem: Problem, values: Tensor, norms: Tensor) -> tuple[Tensor, Tensor]:
-    """The states [N, Hkv, ·] that every block meets, scanned -> o [B, T, H, Dv], and Z [B, T, H] fp32, ∞ for 0."""
+def block_output(problem: Problem, values: Tensor, norms: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+    """The states [N, Hkv, ·] that every block meets, scanned -> o [B, T, H, Dv], Z [B, T, H] fp32, ∞ for 0; and where
+    w = exp, when Z is over e^M, M likewise."""
     p = problem
     o = torch.empty(*p.q.shape[:3], p.v.shape[3], dtype=p.q.dtype, device=p.q.device)
     z = torch.empty(p.q.shape[:3], dtype=torch.float32, device=p.q.device)
+    peak = torch.empty_like(z) if p.degree == EXPONENTIAL.value else None
     tiles = configurations.tiles("output", max(p.q.shape[3], p.v.shape[3]), p.type)
     pieces = triton.cdiv(p.blocks.size, tiles["BM"])
-    squared_output_kernel[(p.blocks.count * pieces, p.q.shape[2])](
-        **p.arguments(squared_output_kernel), values=values, norms=norms, o=o, z=z, pieces=pieces,
-        **tiles)
-    return o, z
+    block_output_kernel[(p.blocks.count * pieces, p.q.shape[2])](
+        **p.arguments(block_output_kernel), values=values, norms=norms, o=o, z=z, peak=peak, pieces=pieces, **tiles)
+    return o, z, peak
 
 
 @triton.jit(do_not_specialize=["tokens", "past", "group", "block_size", "pieces"])
-def squared_output_kernel(
+def block_output_kernel(
     q, q_strides,  # [B, T, H, D]
     k, k_strides,  # [B, past + T, Hkv, D]
     v, v_strides,  # [B, past + T, Hkv, DV]
@@ -41,19 +53,19 @@ def squared_output_kernel(
     values,  # [N, Hkv, F, DV]
     norms,  # [N, Hkv, M]
     o,  # [B, T, H, DV]
-    z,  # [B, T, H]
+    z, peak,  # [B, T, H]
     blocks,  # [N, 5]
     pair_table,  # [2, PAIRS]
     tokens, past, group, block_size, pieces, scale, offset, c0, c1, c2,
     R: tl.constexpr, R_PAD: tl.constexpr, D: tl.constexpr, D_PAD: tl.constexpr, DV: tl.constexpr, DV_PAD: tl.constexpr,
-    F: tl.constexpr, M: tl.constexpr, PAIRS: tl.constexpr, LINEAR: tl.constexpr, CONSTANT: tl.constexpr,
-    DEGREE: tl.constexpr, LOCAL_BLOCKS: tl.constexpr, GATED: tl.constexpr,
+    FT: tl.constexpr, F: tl.constexpr, M: tl.constexpr, PAIRS: tl.constexpr, LINEAR: tl.constexpr,
+    CONSTANT: tl.constexpr, DEGREE: tl.constexpr, LOCAL_BLOCKS: tl.constexpr, GATED: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr,
 ):
     block, head = tl.program_id(0) // pieces, tl.program_id(1)
     heads, key_head = tl.num_programs(1), head // group
     key_heads = heads // group
-    TYPE: tl.constexpr = values.dtype.element_ty
+    TYPE: tl.constexpr = tl.float32 if v.dtype.element_ty == tl.float32 else tl.bfloat16
     batch, first, stop, begin, end = load_block(blocks, block)
     t = first + tl.program_id(0) % pieces * BM + tl.arange(0, BM)
     inside = (t < stop) & (t >= past)
@@ -65,22 +77,24 @@ def squared_output_kernel(
     slot = block.to(tl.int64) * key_heads + key_head
     norms += slot * M
     state = values + slot * (F * DV)
-    feature, column, coordinate = tl.arange(0, PAIR), tl.arange(0, DV_PAD), tl.arange(0, R_PAD)
+    feature, column, coordinate = tl.arange(0, PAIR), tl.arange(0, DV_PAD), tl.arange(0, FT)
     sums = tl.zeros((BM, DV_PAD), tl.float32)
     norm = tl.zeros((BM,), tl.float32)
-    a_rows = load_rows(a, t - past, a_strides[1], inside, R, R_PAD)  # [BM, R]
     if PAIRS > 0:
         for pair in range(0, PAIRS):
             a_i, a_j, i, j = load_pair(a, t - past, a_strides[1], inside, pair_table, pair, PAIRS)
             S = load_rows(state, feature + pair * PAIR, DV, feature < PAIR, DV, DV_PAD)
             sums = tl.dot(products(a_i, a_j, TYPE), S, sums, input_precision="ieee")  # [BM, 64] @ [64, DV]
+        a_rows = load_rows(a, t - past, a_strides[1], inside, R, R_PAD)  # [BM, R]
         gram = load_square(norms, R, R_PAD).to(TYPE)
         norm += tl.sum(tl.dot(a_rows.to(TYPE), gram, input_precision="ieee") * a_rows.to(tl.float32), axis=1)
     if LINEAR:
-        S = load_rows(state, coordinate + PAIRS * PAIR, DV, coordinate < R, DV, DV_PAD)
-        sums = tl.dot(a_rows.to(TYPE), S, sums, input_precision="ieee")  # [BM, R] @ [R, DV]
-        b_sum = tl.load(norms + R * R + coordinate, mask=coordinate < R, other=0.0)
-        norm += tl.sum(a_rows.to(tl.float32) * b_sum[None, :], axis=1)
+        for f in range(0, R, FT):
+            a_tile = load_columns(a, t - past, a_strides[1], inside, f, R, FT)  # [BM, FT]
+            S = load_rows(state, coordinate + PAIRS * PAIR + f, DV, f + coordinate < R, DV, DV_PAD)
+            sums = tl.dot(a_tile.to(TYPE), S.to(TYPE), sums, input_precision="ieee")  # [BM, FT] @ [FT, DV]
+            b_sum = tl.load(norms + (M - 1 - R) + f + coordinate, mask=f + coordinate < R, other=0.0)
+            norm += tl.sum(a_tile.to(tl.float32) * b_sum[None, :], axis=1)
     if CONSTANT:
         sums += tl.load(state + (F - 1) * DV + column, mask=column < DV, other=0.0).to(tl.float32)[None, :]
         norm += tl.load(norms + M - 1)
@@ -89,9 +103,11 @@ def squared_output_kernel(
     if GATED:
         sums *= tl.exp(g)[:, None]
         norm *= tl.exp(g)
+    norm += offset
 
     # The local blocks, exactly.
     q_rows = load_rows(q, t - past, q_strides[1], inside, D, D_PAD)  # [BM, D]
+    peaks = tl.zeros((BM,), tl.float32)
     start = tl.maximum(begin, first - (LOCAL_BLOCKS - 1) * block_size)
     last = tl.minimum(stop, first + (tl.program_id(0) % pieces + 1) * BM)
     g_before = load_gates(since, gates, first - 1, key_heads, start < first, GATED and LOCAL_BLOCKS == 2)
@@ -99,14 +115,21 @@ def squared_output_kernel(
         s = n + tl.arange(0, BN)
         k_rows = load_rows(k, s, k_strides[1], s < stop, D, D_PAD)  # [BN, D]
         v_rows = load_rows(v, s, v_strides[1], s < stop, DV, DV_PAD)  # [BN, DV]
-        w, slope = weight_and_slope(scores(q_rows, k_rows, scale), c0, c1, c2, DEGREE)
+        score = scores(q_rows, k_rows, scale)  # [BM, BN]
         g_s = load_gates(since, gates, s, key_heads, s < stop, GATED) - tl.where(s < first, g_before, 0.0)
-        w = decayed(w, s[None, :] <= t[:, None], g[:, None] - g_s[None, :], GATED)
+        seen, log_decay = s[None, :] <= t[:, None], g[:, None] - g_s[None, :]
+        if DEGREE == EXPONENTIAL:
+            higher = tl.maximum(peaks, tl.max(exponents(score, seen, log_decay, GATED), axis=1))
+            norm *= tl.exp(peaks - higher)
+            sums *= tl.exp(peaks - higher)[:, None]
+            peaks = higher
+        w, slope = weights_and_slopes(score, seen, log_decay, peaks[:, None], c0, c1, c2, DEGREE, GATED)
         norm += tl.sum(w, axis=1)
         sums = tl.dot(w.to(TYPE), v_rows.to(TYPE), sums, input_precision="ieee")  # [BM, BN] @ [BN, DV]
 
-    norm += offset
     norm = tl.where(norm == 0.0, float("inf"), norm)  # 0/0 is 0, and so are its gradients
     row = batch * tokens + t - past
     store_rows(o, row * heads + head, DV, inside, sums / norm[:, None], DV, DV_PAD)
     tl.store(z + row * heads + head, norm, mask=inside)
+    if DEGREE == EXPONENTIAL:
+        tl.store(peak + row * heads + head, peaks, mask=inside)

@@ -15,16 +15,16 @@ from torch import Tensor
 from lcpt_kernels.triton import configurations
 from lcpt_kernels.triton.blocks import Blocks
 from lcpt_kernels.triton.layout import Layout
-from lcpt_kernels.triton.tiles import GROUP, PAIR, load_block, load_rows, multiply, of_head, store_rows
+from lcpt_kernels.triton.tiles import GROUP, PAIR, load_block, load_columns, load_rows, multiply, of_head, store_rows
 
 
-def squared_state(
+def block_state(
     x: Tensor, y: Tensor, log_factor: Tensor | None, blocks: Blocks, layout: Layout, type: torch.dtype, *,
-    heads: int, past: int = 0, delta: Tensor | None = None, norm: Tensor | None = None,
+    heads: int, past: int = 0, delta: Tensor | None = None, norm: Tensor | None = None, mass: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """x [B, T, H, R], y [B, T, H, Dv], of the tokens after the first `past`. Queries: delta and norm [B, T, H] fp32;
     z = delta, and both y and z are divided by norm. log_factor [B, past + T, heads] fp32: of each token's y and z, or
-    None. Heads are summed in groups of H / heads.
+    None. mass [B, T, heads] fp32: z of keys, None: 1. Heads are summed in groups of H / heads.
     -> values [N, heads, F, Dv] in `type`, norms [N, heads, M] fp32, both as `layout` says."""
     tokens, width = x.shape[1], y.shape[3]
     values = torch.empty(blocks.count, heads, layout.features, width, dtype=type, device=x.device)
@@ -36,19 +36,20 @@ def squared_state(
         GATED=log_factor is not None, QUERIES=norm is not None,
     )
     if layout.pairs:
-        tiles = configurations.tiles("state", width, type)
+        tiles = configurations.tiles("state", width, y.dtype)
         pieces = triton.cdiv(layout.pairs, tiles["PAIRS"])
-        squared_state_kernel[(blocks.count * pieces, heads)](
+        block_state_kernel[(blocks.count * pieces, heads)](
             **shared, pair_table=layout.table(x.device), pieces=pieces, NUMBER=layout.pairs, **tiles)
-    squared_state_rest_kernel[(blocks.count, heads)](
-        **shared, delta=delta, norms=norms, R_PAD=max(16, triton.next_power_of_2(layout.size)), M=layout.norms,
-        SQUARED=layout.pairs > 0, LINEAR=layout.linear, CONSTANT=layout.constant,
-        **configurations.tiles("rest", width, type))
+    pieces = triton.cdiv(layout.size, layout.tile)
+    block_state_rest_kernel[(blocks.count * pieces, heads)](
+        **shared, delta=delta, mass=mass, norms=norms, pieces=pieces, FT=layout.tile, M=layout.norms,
+        SQUARED=layout.pairs > 0, LINEAR=layout.linear, CONSTANT=layout.constant, MASS=mass is not None,
+        **configurations.tiles("rest", width, y.dtype))
     return values, norms
 
 
 @triton.jit(do_not_specialize=["tokens", "past", "group", "pieces"])
-def squared_state_kernel(
+def block_state_kernel(
     x, x_strides,  # [B, T, H, R]
     y, y_strides,  # [B, T, H, DV]
     norm,  # [B, T, H]
@@ -62,7 +63,7 @@ def squared_state_kernel(
 ):
     block, head = tl.program_id(0) // pieces, tl.program_id(1)
     heads = tl.num_programs(1)
-    TYPE: tl.constexpr = values.dtype.element_ty
+    TYPE: tl.constexpr = tl.float32 if y.dtype.element_ty == tl.float32 else tl.bfloat16
     batch, first, stop, begin, end = load_block(blocks, block)
     pair = tl.program_id(0) % pieces * PAIRS + tl.arange(0, PAIRS)
     coordinate = tl.arange(0, GROUP)[None, :]
@@ -95,29 +96,31 @@ def squared_state_kernel(
     store_rows(out, features, DV, features < NUMBER * PAIR, sums, DV, DV_PAD)
 
 
-@triton.jit(do_not_specialize=["tokens", "past", "group"])
-def squared_state_rest_kernel(
+@triton.jit(do_not_specialize=["tokens", "past", "group", "pieces"])
+def block_state_rest_kernel(
     x, x_strides,  # [B, T, H, R]
     y, y_strides,  # [B, T, H, DV]
     delta, norm,  # [B, T, H]
     log_factor,  # [B, past + T, heads]
+    mass,  # [B, past + T, heads]
     values,  # [N, heads, F, DV]: its last rows, Σ x yᵀ and Σ y
     norms,  # [N, heads, M]: Σ x xᵀ z, Σ x z, Σ z
     blocks,  # [N, 5]
-    tokens, past, group,
-    R: tl.constexpr, R_PAD: tl.constexpr, F: tl.constexpr, M: tl.constexpr, DV: tl.constexpr, DV_PAD: tl.constexpr,
-    SQUARED: tl.constexpr, LINEAR: tl.constexpr, CONSTANT: tl.constexpr, GATED: tl.constexpr, QUERIES: tl.constexpr,
-    BT: tl.constexpr,
+    tokens, past, group, pieces,
+    R: tl.constexpr, FT: tl.constexpr, F: tl.constexpr, M: tl.constexpr, DV: tl.constexpr, DV_PAD: tl.constexpr,
+    SQUARED: tl.constexpr, LINEAR: tl.constexpr, CONSTANT: tl.constexpr, MASS: tl.constexpr, GATED: tl.constexpr,
+    QUERIES: tl.constexpr, BT: tl.constexpr,
 ):
-    block, head = tl.program_id(0), tl.program_id(1)
+    block, head = tl.program_id(0) // pieces, tl.program_id(1)
+    start = tl.program_id(0) % pieces * FT  # of x's coordinates; where there are pairs, FT holds all of them
     heads = tl.num_programs(1)
-    TYPE: tl.constexpr = values.dtype.element_ty
+    TYPE: tl.constexpr = tl.float32 if y.dtype.element_ty == tl.float32 else tl.bfloat16
     batch, first, stop, begin, end = load_block(blocks, block)
-    gram = tl.zeros((R_PAD, R_PAD), tl.float32)
-    x_sum = tl.zeros((R_PAD,), tl.float32)
+    gram = tl.zeros((FT, FT), tl.float32)
+    x_sum = tl.zeros((FT,), tl.float32)
     z_sum = tl.zeros((BT,), tl.float32)
     if LINEAR:
-        x_y = tl.zeros((R_PAD, DV_PAD), tl.float32)
+        x_y = tl.zeros((FT, DV_PAD), tl.float32)
     if CONSTANT:
         y_sum = tl.zeros((DV_PAD,), tl.float32)
     x, y = of_head(x, x_strides, batch, head * group), of_head(y, y_strides, batch, head * group)
@@ -125,12 +128,15 @@ def squared_state_rest_kernel(
         for t in range(first, stop, BT):
             rows = t + tl.arange(0, BT)
             inside = (rows < stop) & (rows >= past)
-            x_rows = load_rows(x, rows - past, x_strides[1], inside, R, R_PAD)  # [BT, R]
+            x_rows = load_columns(x, rows - past, x_strides[1], inside, start, R, FT)  # [BT, FT]
             factor = tl.where(inside, 1.0, 0.0)
             if GATED:
                 at = (batch * (tokens + past) + rows) * heads + head
                 factor *= tl.exp(tl.load(log_factor + at, mask=inside, other=0.0))
             z_rows = factor
+            if MASS:
+                at = (batch * (tokens + past) + rows) * heads + head
+                z_rows = factor * tl.load(mass + at, mask=inside, other=0.0)
             if QUERIES:
                 at = (batch * tokens + rows - past) * (heads * group) + head * group + h
                 factor /= tl.load(norm + at, mask=inside, other=1.0)
@@ -150,13 +156,14 @@ def squared_state_rest_kernel(
         x += x_strides[2]
         y += y_strides[2]
     slot = block.to(tl.int64) * heads + head
-    coordinates, columns = tl.arange(0, R_PAD), tl.arange(0, DV_PAD)
-    store_rows(norms + slot * M, coordinates, R, coordinates < R, gram, R, R_PAD)
-    tl.store(norms + slot * M + R * R + coordinates, x_sum, mask=coordinates < R)
-    tl.store(norms + slot * M + R * R + R, tl.sum(z_sum, axis=0))
+    coordinates, columns = start + tl.arange(0, FT), tl.arange(0, DV_PAD)
+    if SQUARED:
+        store_rows(norms + slot * M, coordinates, R, coordinates < R, gram, R, FT)
+    tl.store(norms + slot * M + (M - 1 - R) + coordinates, x_sum, mask=coordinates < R)
+    tl.store(norms + slot * M + (M - 1), tl.sum(z_sum, axis=0), mask=start == 0)
     out = values + slot * (F * DV)
     if CONSTANT:
-        tl.store(out + (F - 1) * DV + columns, y_sum.to(TYPE), mask=columns < DV)
+        tl.store(out + (F - 1) * DV + columns, y_sum.to(values.dtype.element_ty), mask=(columns < DV) & (start == 0))
     if LINEAR:
         out += (F - CONSTANT - R) * DV
         store_rows(out, coordinates, DV, coordinates < R, x_y, DV, DV_PAD)

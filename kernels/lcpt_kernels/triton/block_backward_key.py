@@ -13,33 +13,36 @@ import triton.language as tl
 from torch import Tensor
 
 from lcpt_kernels.triton import configurations
-from lcpt_kernels.triton.local import decayed, load_gates, scores, weight_and_slope
+from lcpt_kernels.triton.local import load_gates, load_peaks, scores, weights_and_slopes
 from lcpt_kernels.triton.problem import Problem
 from lcpt_kernels.triton.tiles import load_block, load_rows, of_head, store_rows
 
 
-def squared_backward_key(problem: Problem, do: Tensor, delta: Tensor, z: Tensor) -> tuple[Tensor, Tensor | None]:
-    """do [B, T, H, Dv], delta and z [B, T, H] fp32 -> dk [B, K, Hkv, D], and for the gate of every key
-    Σ_t dW_ts W_ts of local queries, [B, K, Hkv] fp32 (None: no gate), with K = past + T."""
+def block_backward_key(
+    problem: Problem, do: Tensor, delta: Tensor, z: Tensor, peak: Tensor | None
+) -> tuple[Tensor, Tensor | None]:
+    """do [B, T, H, Dv]; delta, z and peak, as `block_output` says, [B, T, H] fp32 -> dk [B, K, Hkv, D], fp32 where k is
+    b too; and for the gate of every key Σ_t dW_ts W_ts of local queries, [B, K, Hkv] fp32 (None: no gate), with
+    K = past + T."""
     p = problem
-    dk = torch.empty(p.k.shape, dtype=p.k.dtype if p.exact else torch.float32, device=p.k.device)
+    dk = torch.empty(p.k.shape, dtype=p.of_gradient(p.k), device=p.k.device)
     near = None if p.since is None else torch.empty_like(p.since)
     tiles = configurations.tiles("backward_key", max(p.q.shape[3], p.v.shape[3]), p.type)
     pieces = triton.cdiv(p.blocks.size, tiles["BN"])
-    squared_backward_key_kernel[(p.blocks.count * pieces, p.v.shape[2])](
-        **p.arguments(squared_backward_key_kernel), do=do, do_strides=do.stride()[:3], delta=delta, z=z,
-        dk=dk, near=near, pieces=pieces, **tiles)
+    block_backward_key_kernel[(p.blocks.count * pieces, p.v.shape[2])](
+        **p.arguments(block_backward_key_kernel), do=do, do_strides=do.stride()[:3], delta=delta, z=z,
+        peak=peak, dk=dk, near=near, pieces=pieces, **tiles)
     return dk, near
 
 
 @triton.jit(do_not_specialize=["tokens", "past", "group", "block_size", "pieces"])
-def squared_backward_key_kernel(
+def block_backward_key_kernel(
     q, q_strides,  # [B, T, H, D]
     k, k_strides,  # [B, past + T, Hkv, D]
     v, v_strides,  # [B, past + T, Hkv, DV]
     since,  # [B, past + T, Hkv]: g
     do, do_strides,  # [B, T, H, DV]
-    delta, z,  # [B, T, H]
+    delta, z, peak,  # [B, T, H]
     dk,  # [B, past + T, Hkv, D]
     near,  # [B, past + T, Hkv]
     blocks,  # [N, 5]
@@ -71,11 +74,13 @@ def squared_backward_key_kernel(
             query = (batch * tokens + t - past) * heads + head * group + h
             do_rows = load_rows(do, t - past, do_strides[1], t < last, DV, DV_PAD)  # [BM, DV]
             delta_rows = tl.load(delta + query, mask=t < last, other=0.0)  # [BM]
-            w, slope = weight_and_slope(scores(k_rows, q_rows, scale), c0, c1, c2, DEGREE)  # [BN, BM]
+            peaks = load_peaks(peak, query, t < last, DEGREE)
+            g_t = load_gates(since, gates, t, key_heads, t < last, GATED) + tl.where(t >= stop, g_block, 0.0)
+            w, slope = weights_and_slopes(  # [BN, BM]
+                scores(k_rows, q_rows, scale), s[:, None] <= t[None, :], g_t[None, :] - g[:, None], peaks[None, :],
+                c0, c1, c2, DEGREE, GATED)
             dw = tl.dot(v_rows, tl.trans(do_rows), input_precision="ieee") + delta_rows[None, :]
             dw /= tl.load(z + query, mask=t < last, other=1.0)[None, :]
-            g_t = load_gates(since, gates, t, key_heads, t < last, GATED) + tl.where(t >= stop, g_block, 0.0)
-            dw = decayed(dw, s[:, None] <= t[None, :], g_t[None, :] - g[:, None], GATED)
             if GATED:
                 near_rows += tl.sum(w * dw, axis=1)
             ds = (slope * dw).to(TYPE)
