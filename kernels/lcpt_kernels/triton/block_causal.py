@@ -13,7 +13,6 @@ Both are operators of PyTorch, which torch.compile takes as they are.
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from typing import NamedTuple
 
 import torch
@@ -42,6 +41,7 @@ from lcpt_kernels.triton.local import EXPONENTIAL
 from lcpt_kernels.triton.normaliser import normaliser_backward
 from lcpt_kernels.triton.problem import Problem
 from lcpt_kernels.triton.scan import scan, scan_backward
+from lcpt_kernels.triton.tensors import of_size, on_device_of, with_rows, with_rows_of
 
 
 def compute(
@@ -242,23 +242,3 @@ def states_met(problem: Problem, values_before: Tensor | None, norms_before: Ten
     values_end = scan(values, weights, before=values_before, **options)
     norms_end = scan(norms, of_norms, before=norms_before, **options)
     return (values, norms, values_end, norms_end) if p.ended else (values, norms)
-
-
-def with_rows(x: Tensor) -> Tensor:
-    """x with numbers of one row side by side; other strides are free."""
-    return x if x.stride(3) == 1 else x.contiguous()
-
-
-def with_rows_of(x: Tensor, size: int) -> Tensor:
-    """The same with zeros up to `size`: products of whole groups."""
-    return with_rows(x if x.shape[3] == size else pad(x, (0, size - x.shape[3])))
-
-
-def of_size(x: Tensor, size: int) -> Tensor:
-    """Without the zeros behind `size`."""
-    return x if x.shape[3] == size else x[..., :size].contiguous()
-
-
-def on_device_of(x: Tensor):
-    """Where kernels start."""
-    return torch.cuda.device(x.device) if x.is_cuda else nullcontext()

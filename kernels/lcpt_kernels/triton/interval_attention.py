@@ -7,7 +7,6 @@ which torch.compile takes as it is, and so is its backward.
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from typing import NamedTuple
 
 import torch
@@ -19,6 +18,7 @@ from lcpt_kernels.triton.interval_backward_query import interval_backward_query
 from lcpt_kernels.triton.interval_output import interval_output
 from lcpt_kernels.triton.intervals import Intervals, Part
 from lcpt_kernels.triton.normaliser import normaliser_backward
+from lcpt_kernels.triton.tensors import on_device_of, with_rows
 
 
 def interval_attention(
@@ -114,13 +114,3 @@ def differentiate(ctx, do, _):
 
 
 forward.register_autograd(differentiate, setup_context=save)
-
-
-def with_rows(x: Tensor) -> Tensor:
-    """x with numbers of one row side by side; other strides are free."""
-    return x if x.stride(3) == 1 else x.contiguous()
-
-
-def on_device_of(x: Tensor):
-    """Where kernels start."""
-    return torch.cuda.device(x.device) if x.is_cuda else nullcontext()

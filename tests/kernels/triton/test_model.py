@@ -7,6 +7,7 @@ from lcpt_kernels import on_gpu
 from lcpt.attention import AttentionConfig
 from lcpt.attention.polynomial import PolynomialConfig
 from lcpt.attention.polysketch import PolysketchConfig
+from lcpt.attention.sparse import SparseHashConfig, SparseQKConfig
 from lcpt.model import GPT, ModelConfig
 from tests.kernels.conftest import relative_error
 from tests.kernels.triton.conftest import DEVICE, INTERVAL_KERNELS, KERNELS
@@ -17,7 +18,8 @@ T, V = 21, 50
 def model_of(kind, pattern=(), **changes):
     torch.manual_seed(0)
     attention = AttentionConfig(
-        kind, list(pattern), block_size=16, polysketch=PolysketchConfig(size=8), polynomial=PolynomialConfig(degree=2))
+        kind, list(pattern), block_size=16, polysketch=PolysketchConfig(size=8), polynomial=PolynomialConfig(degree=2),
+        sparse_qk=SparseQKConfig(window=2), sparse_hash=SparseHashConfig(window=2))
     return GPT(ModelConfig(n_layers=2, d_model=32, n_heads=2, vocab_size=V, attention=attention, **changes)).to(DEVICE)
 
 
@@ -28,34 +30,22 @@ def outcome(model, **options):
 
 
 @pytest.mark.parametrize("kind, changes, options", [
-    ("polysketch", {}, {}), ("fastmax", {"n_kv_heads": 1}, {}), ("polynomial", {"activation_checkpointing": True}, {}),
-    ("polysketch", {"pattern": ["polysketch", "softmax"]}, {"cu_seqlens": [0, 18, T]}),
+    ("polysketch", {}, {}), ("fastmax", {"n_kv_heads": 1}, {}),
+    ("polynomial", {"activation_checkpointing": True}, {}), ("kernel", {"n_kv_heads": 1}, {}),
+    ("feedforward", {}, {}), ("flurka", {}, {}),
+    ("polysketch", {"pattern": ["flurka", "softmax", "kernel"]}, {"cu_seqlens": [0, 18, T]}),
+    ("sparse_qk", {}, {}), ("sparse_hash", {"n_kv_heads": 1}, {}),
+    ("lowrank", {"n_kv_heads": 1}, {}),
 ], ids=str)
 def test_loss_and_gradients_are_those_in_pytorch(kind, changes, options, started, monkeypatch):
     options = {name: torch.tensor(x, dtype=torch.int32, device=DEVICE) for name, x in options.items()}
     model = model_of(kind, **changes)
     found = outcome(model, **options)
-    assert KERNELS <= set(started)
+    in_intervals = kind in ("sparse_qk", "sparse_hash", "lowrank")
+    assert (INTERVAL_KERNELS if in_intervals else KERNELS) <= set(started)
     started.clear()
-    monkeypatch.setattr(on_gpu, "squared", lambda *_: None)
+    monkeypatch.setattr(on_gpu, "_wanted", lambda *_: False)
     expected = outcome(model, **options)
-    assert not started
-    errors = [relative_error(x, y) for x, y in zip(found, expected, strict=True)]
-    assert max(errors) < 2e-4, errors
-
-
-@pytest.mark.parametrize("kind", ["sparse_qk", "sparse_hash", "lowrank"])
-def test_kinds_of_intervals(kind, started, monkeypatch):
-    """Decisions are the same wherever they are carried out."""
-    model = model_of(kind, n_kv_heads=1)
-    if kind != "lowrank":
-        for block in model.blocks:
-            block.attention.window = 2
-    found = outcome(model)
-    assert INTERVAL_KERNELS <= set(started)
-    started.clear()
-    monkeypatch.setattr(on_gpu, "intervals", lambda *_: False)
-    expected = outcome(model)
     assert not started
     errors = [relative_error(x, y) for x, y in zip(found, expected, strict=True)]
     assert max(errors) < 2e-4, errors
