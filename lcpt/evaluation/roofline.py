@@ -102,12 +102,16 @@ def states(size: Size, queries: bool = False) -> list[Step]:
     ]
 
 
+def from_state(size: Size, M: int) -> float:
+    """FLOPs of M queries' products with a state: of every pair of groups, and with the Gram matrix."""
+    return size.layout.pairs * product(M, PAIR, size.dim) + product(M, size.rank, size.rank)
+
+
 def output(size: Size) -> Step:
     s, tiles = size, configurations.tiles("output", size.head_dim, size.type)
     M, N = tiles["BM"], tiles["BN"]
     programs, columns = keys_of_queries(s, M, N)
-    far = s.layout.pairs * product(M, PAIR, s.dim) + product(M, s.rank, s.rank)
-    return Step("block_output", programs * far + columns * 2 * product(M, N, s.dim),
+    return Step("block_output", programs * from_state(s, M) + columns * 2 * product(M, N, s.dim),
                 s.rows("wide", "sketch", "wide", "wide", "wide", "sum") + s.values + s.norms)
 
 
@@ -115,8 +119,7 @@ def backward_query(size: Size) -> Step:
     s, tiles = size, configurations.tiles("backward_query", size.head_dim, size.type)
     M, N = tiles["BM"], tiles["BN"]
     programs, columns = keys_of_queries(s, M, N)
-    far = s.layout.pairs * product(M, PAIR, s.dim) + product(M, s.rank, s.rank)
-    return Step("block_backward_query", programs * far + columns * 3 * product(M, N, s.dim),
+    return Step("block_backward_query", programs * from_state(s, M) + columns * 3 * product(M, N, s.dim),
                 s.rows(*["wide"] * 5, "sketch", "sketch", "sum", "sum") + s.values + s.norms)
 
 
