@@ -17,6 +17,7 @@ INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 HAVE_TRITON = find_spec("triton") is not None
 WIDEST = 256  # of q, k and v
 WIDEST_SKETCH = 128  # of a and b where their products are features
+WIDEST_ROW = 128  # of what is mapped row by row
 MOST_HEADS = 65535  # of a grid's second axis
 
 
@@ -46,6 +47,13 @@ def _of_blocks(name: str, backend: str, v: Tensor, q: Tensor, a: Tensor, widest:
 def intervals(backend: str, name: str, v: Tensor, *queries: Tensor) -> bool:
     """Whether `backend` and the tensors want the interval kernels for the function `name`. ValueError as above."""
     return _wanted(name, backend, obstacle(v, *queries))
+
+
+def rows(name: str, backend: str, x: Tensor, *widths: int) -> bool:
+    """The same of the kernels that map rows of x, and of these other widths, one by one."""
+    widest = max(x.shape[3], *widths)
+    too_wide = f"rows are {widest} wide, {WIDEST_ROW} are the most" if widest > WIDEST_ROW else None
+    return _wanted(name, backend, obstacle(x) or too_wide)
 
 
 def _wanted(name: str, backend: str, reason: str | None) -> bool:

@@ -24,6 +24,11 @@ def of_size(x: Tensor, size: int) -> Tensor:
     return x if x.shape[3] == size else x[..., :size].contiguous()
 
 
+def flat(x: Tensor) -> Tensor:
+    """x [B, T, H, D] -> [B · T, H, D], numbers of a row side by side; a view where strides allow."""
+    return with_rows(x).flatten(0, 1)
+
+
 def on_device_of(x: Tensor):
     """Where kernels start."""
     return torch.cuda.device(x.device) if x.is_cuda else nullcontext()
