@@ -50,6 +50,17 @@ def check_packed(cu_seqlens: Tensor, batch: int, tokens: int) -> None:
             f"cu_seqlens must rise from 0 to T = {tokens}; it is {ends}")
 
 
+def check_packed_summaries(name: str, rows: int, summaries: int, block_size: int, cu_seqlens: Tensor) -> None:
+    """As many rows as the documents' whole blocks have summaries, or more; checked as in `check_packed`."""
+    require(summaries > 0 and rows % summaries == 0, f"{name} has {rows} rows, no multiple of {summaries} summaries")
+    whole = (cu_seqlens.diff() // block_size).sum() * summaries
+    if cu_seqlens.is_cuda or torch.compiler.is_compiling():
+        torch._assert_async(whole <= rows, f"{name} has fewer rows than whole blocks have summaries")
+        return
+    require(rows >= int(whole), f"{name} has {rows} rows; {summaries} summaries of every whole block of {block_size} "
+            f"tokens are {int(whole)}")
+
+
 def check_stream(
     v: Tensor, log_gate: Tensor | None, block_size: int, local_blocks: int, initial_state, output_final_state: bool,
     cu_seqlens: Tensor | None, exchange, backend: str,

@@ -18,7 +18,7 @@ def under_autocast(attention: Callable) -> Callable:
     @wraps(attention)
     def run(*tensors, **options):
         device = next(x.device.type for x in (*tensors, *options.values()) if isinstance(x, Tensor))
-        if not torch.is_autocast_enabled(device):
+        if not (torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)):
             return attention(*tensors, **options)
         dtype = torch.get_autocast_dtype(device)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from lcpt_kernels import on_gpu, reference
-from lcpt_kernels.arguments import BACKENDS, check_backend, check_pair, check_stream, require
+from lcpt_kernels.arguments import BACKENDS, check_backend, check_packed_summaries, check_pair, check_stream, require
 from lcpt_kernels.autocast import under_autocast
 from lcpt_kernels.chunked import Exponential, Linear, Plan
 from lcpt_kernels.features import Explicit
@@ -18,9 +18,9 @@ LOCAL = {"softmax": Exponential(), "linear": Linear()}
 def flurka_attention(
     q: Tensor, k: Tensor, v: Tensor, phi_q: Tensor, phi_summary: Tensor, v_summary: Tensor, *,
     mass_summary: Tensor | None = None, local: str = "softmax", scale: float | None = None, gain: Tensor | None = None,
-    offset: float = 0.0, block_size: int = 256, local_blocks: int = 2, log_gate: Tensor | None = None,
-    initial_state: State | None = None, output_final_state: bool = False, cu_seqlens: Tensor | None = None,
-    exchange: Exchange | None = None, backend: str = "auto",
+    offset: float = 0.0, summaries: int | None = None, block_size: int = 256, local_blocks: int = 2,
+    log_gate: Tensor | None = None, initial_state: State | None = None, output_final_state: bool = False,
+    cu_seqlens: Tensor | None = None, exchange: Exchange | None = None, backend: str = "auto",
 ) -> tuple[Tensor, State | None]:
     """Exact weights in the last `local_blocks` blocks of `block_size` = c tokens; before them a block is r summaries.
 
@@ -30,6 +30,8 @@ def flurka_attention(
     local "softmax": the weight of s at t is exp(scale · q·k), scale None: D^−½; "linear": scale · q·k as it is, scale
     None: 1. The weight of a summary is gain · (c/r) · phi_q·phi_summary, gain [H], None: 1. One normaliser, with
     `offset`; 0/0 is 0.
+    summaries: r; None: what the rows of phi_summary say, for which packed documents on a GPU are waited for. Where it
+    is given, these may have more rows than whole blocks have summaries; nothing sees what is too much, at the end.
     Under log_gate [B, T, Hkv] a summary fades from the end of its block on; what faded within it is for v_summary to
     say, and for mass_summary [B, N·r, Hkv], what a summary counts for in the normaliser (None: 1).
     The other arguments, the result and the errors are those of squared_attention.
@@ -42,9 +44,15 @@ def flurka_attention(
     require(local in LOCAL, f"local {local!r} is neither softmax nor linear")
     scale = (q.shape[3] ** -0.5 if local == "softmax" else 1.0) if scale is None else scale
     start = 0 if exchange is None else exchange.start
-    r = check_summaries(phi_q, phi_summary, v_summary, mass_summary, v, block_size, cu_seqlens, initial_state, start)
-    phi_summary = phi_summary * (block_size / r)
-    phi_q = phi_q if gain is None else (phi_q * gain[:, None]).to(phi_q.dtype)
+    r = summaries_of_block(phi_summary.shape[1], summaries, v.shape[1], block_size, cu_seqlens, initial_state, start)
+    check_shapes(phi_q, phi_summary, v_summary, mass_summary, v)
+    mass = block_size / r
+    if gain is not None:
+        if phi_q.shape[2] == v.shape[2]:  # no heads are shared: r rows a block are fewer than c
+            mass = mass * gain[:, None]
+        else:
+            phi_q = (phi_q * gain[:, None]).to(phi_q.dtype)
+    phi_summary = (phi_summary * mass).to(phi_summary.dtype)
     near = {"q": q, "k": k, "v": v, "phi_q": phi_q, "log_gate": log_gate}
     far = {"phi_summary": phi_summary, "v_summary": v_summary, "mass_summary": mass_summary}
     plan = Plan(LOCAL[local], Explicit(phi_q.shape[3]), scale, offset, block_size, local_blocks, summaries=r)
@@ -69,28 +77,33 @@ def flurka_attention(
         keys = {"k": k, "v": v, "log_gate": log_gate, "b": phi_summary, "far_v": v_summary, "mass": mass_summary}
         present = {name: x for name, x in keys.items() if x is not None}
         return compute(plan, q, phi_q, present, None, False, cu_seqlens)
-    return each_document(one, cu_seqlens, near, far, block_size), None
+    return each_document(one, cu_seqlens, near, far, block_size, r), None
 
 
-def check_summaries(
-    phi_q, phi_summary, v_summary, mass_summary, v, block_size, cu_seqlens, initial_state, start
-) -> int:
-    """r, the summaries of a block; 1 where there is no whole block. start: tokens on the ranks before."""
-    rows = phi_summary.shape[1]
+def check_shapes(phi_q, phi_summary, v_summary, mass_summary, v) -> None:
+    batch, rows, heads = v.shape[0], phi_summary.shape[1], v.shape[2]
+    for name, x, last in (("phi_summary", phi_summary, phi_q.shape[3]), ("v_summary", v_summary, v.shape[3])):
+        expected = batch, rows, heads, last
+        require(tuple(x.shape) == expected, f"{name} is {tuple(x.shape)}, it must be {expected}")
+    if mass_summary is not None:
+        expected = batch, rows, heads
+        require(tuple(mass_summary.shape) == expected, f"mass_summary is {tuple(mass_summary.shape)}, not {expected}")
+
+
+def summaries_of_block(rows, summaries, tokens, block_size, cu_seqlens, initial_state, start) -> int:
+    """r; 1 where there is no whole block. rows: of phi_summary; start: tokens on the ranks before."""
+    if cu_seqlens is not None and summaries is not None:
+        check_packed_summaries("phi_summary", rows, summaries, block_size, cu_seqlens)
+        return summaries
     if cu_seqlens is None:
         held = start if initial_state is None else initial_state.tail["v"].shape[1]
-        blocks = (held % block_size + v.shape[1]) // block_size
+        blocks = (held % block_size + tokens) // block_size
     else:
         blocks = int((cu_seqlens.diff() // block_size).sum())
     require(rows % blocks == 0 if blocks else rows == 0,
             f"phi_summary has {rows} rows, which is no multiple of {blocks} whole blocks of {block_size} tokens")
-    for name, x, last in (("phi_summary", phi_summary, phi_q.shape[3]), ("v_summary", v_summary, v.shape[3])):
-        expected = v.shape[0], rows, v.shape[2], last
-        require(tuple(x.shape) == expected, f"{name} is {tuple(x.shape)}, it must be {expected}")
-    if mass_summary is not None:
-        expected = v.shape[0], rows, v.shape[2]
-        require(tuple(mass_summary.shape) == expected, f"mass_summary is {tuple(mass_summary.shape)}, not {expected}")
-    r = rows // blocks if blocks else 1
+    r = rows // blocks if blocks else summaries or 1
+    require(summaries in (None, r), f"phi_summary has {r} rows a block of {block_size} tokens, not {summaries}")
     held_blocks = 0 if initial_state is None else initial_state.tail["v"].shape[1] // block_size
     if held_blocks:
         before = initial_state.tail["b"].shape[1] // held_blocks

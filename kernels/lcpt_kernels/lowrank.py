@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from lcpt_kernels import on_gpu, reference
-from lcpt_kernels.arguments import BACKENDS, check_backend, check_packed, check_pair
+from lcpt_kernels.arguments import BACKENDS, check_backend, check_packed, check_packed_summaries, check_pair, require
 from lcpt_kernels.autocast import under_autocast
 from lcpt_kernels.streaming import each_document
 
@@ -24,9 +24,9 @@ def lowrank_attention(
     scale · q_far·k_summary + log(c/r) over the r = `summaries` of every block before them.
 
     q [B, T, H, D]; k [B, T, Hkv, D]; v [B, T, Hkv, Dv]; q_far [B, T, H, m]; k_summary [B, N·r, Hkv, m] and v_summary
-    [B, N·r, Hkv, Dv] of the N whole blocks, in packed documents of those of every document. k and v may begin with
-    keys of earlier tokens, [B, P + T, Hkv, ·], from the beginning of a block on; summaries then are of all blocks so
-    far, also of those before these keys. Cost grows with T²·r/c, memory with T.
+    [B, N·r, Hkv, Dv] of the N whole blocks, in packed documents of those of every document and, at the end, any more,
+    which nothing sees. k and v may begin with keys of earlier tokens, [B, P + T, Hkv, ·], from the beginning of a block
+    on; summaries then are of all blocks so far, also of those before these keys. Cost grows with T²·r/c, memory with T.
     scale None: D^−½. backend: "reference", "torch", "triton" (for a GPU) or "auto". Returns o [B, T, H, Dv] in q's
     dtype. ValueError names what does not fit.
     Source: Transformer-LS (arXiv 2107.02192); the summaries' mass as in Transformer-VQ (arXiv 2309.16354).
@@ -49,25 +49,19 @@ def lowrank_attention(
         return _by_block(*heads_first, summaries, scale, block_size, local_blocks).transpose(1, 2)
 
     near = {"q": q, "k": k, "v": v, "q_far": q_far}
-    return each_document(one, cu_seqlens, near, {"k_summary": k_summary, "v_summary": v_summary}, block_size)
+    far = {"k_summary": k_summary, "v_summary": v_summary}
+    return each_document(one, cu_seqlens, near, far, block_size, summaries)
 
 
 def _check_summaries(
     rows: int, summaries: int, block_size: int, batch: int, tokens: int, cu_seqlens: Tensor | None
 ) -> None:
-    """Of documents on a GPU, and in compiled code, the number is checked where it is, without a wait for it."""
-    if cu_seqlens is None:
-        whole = tokens // block_size * summaries
-    else:
+    if cu_seqlens is not None:
         check_packed(cu_seqlens, batch, tokens)
-        whole = (cu_seqlens.diff() // block_size).sum() * summaries
-        if cu_seqlens.is_cuda or torch.compiler.is_compiling():
-            torch._assert_async(whole <= rows, "k_summary has fewer rows than whole blocks have summaries")
-            whole = 0
-        whole = int(whole)
-    if rows < whole or rows % summaries != 0:
-        raise ValueError(
-            f"k_summary has {rows} rows; {summaries} summaries of every whole block of {block_size} tokens are {whole}")
+        return check_packed_summaries("k_summary", rows, summaries, block_size, cu_seqlens)
+    whole = tokens // block_size * summaries
+    require(rows >= whole and rows % summaries == 0, f"k_summary has {rows} rows; {summaries} summaries of every whole "
+            f"block of {block_size} tokens are {whole}")
 
 
 def _by_block(q, k, v, q_far, k_summary, v_summary, summaries, scale, block_size, local_blocks):

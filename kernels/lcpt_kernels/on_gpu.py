@@ -69,7 +69,7 @@ def _wanted(name: str, backend: str, reason: str | None) -> bool:
 def obstacle(v: Tensor, *queries: Tensor) -> str | None:
     """Why no kernel takes heads like these; None: they do."""
     width = max(x.shape[3] for x in (v, *queries))
-    if not (v.is_cuda or INTERPRETED):
+    if not (v.is_cuda or v.is_meta or INTERPRETED):  # meta: shapes alone, so that one may count what a GPU would do
         return f"tensors are on {v.device.type}"
     if not HAVE_TRITON:
         return "Triton is not installed"

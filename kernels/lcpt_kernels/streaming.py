@@ -111,12 +111,12 @@ def check_state(state: State, plan: Plan, keys: dict[str, Tensor]) -> None:
 
 def each_document(
     attend_one: Callable[..., Tensor], cu_seqlens: Tensor | None, tensors: dict[str, Tensor | None],
-    summaries: dict[str, Tensor | None] | None = None, block_size: int = 1,
+    summaries: dict[str, Tensor | None] | None = None, block_size: int = 1, number: int = 0,
 ) -> Tensor:
     """attend_one(**tensors, **summaries), where documents are packed one document at a time: o [1, T, H, Dv].
 
     cu_seqlens [N + 1], int: document n is tokens cu_seqlens[n] … cu_seqlens[n + 1], and begins its blocks anew.
-    summaries: rows of the whole blocks of `block_size` tokens of each document.
+    summaries: `number` rows of each whole block of `block_size` tokens, document after document.
     """
     summaries = summaries or {}
     if cu_seqlens is None:
@@ -129,7 +129,6 @@ def each_document(
         if start < stop:
             document = {name: x if x is None else x[:, start:stop] for name, x in tensors.items()}
             for name, x in summaries.items():
-                r = 0 if x is None or not blocks[-1] else x.shape[1] // blocks[-1]
-                document[name] = x if x is None else x[:, first * r : last * r]
+                document[name] = x if x is None else x[:, first * number : last * number]
             outputs.append(attend_one(**document))
     return torch.cat(outputs, dim=1)

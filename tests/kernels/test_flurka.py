@@ -119,9 +119,20 @@ def test_poisoned_memory(agree, poisoned):
     ({"phi_summary": torch.rand(2, 16, 2, 6).double()}, "16 rows"),
     ({"v_summary": torch.rand(2, 15, 2, 4).double()}, "v_summary is (2, 15, 2, 4)"),
     ({"mass_summary": torch.rand(2, 15, 3).double()}, "(2, 15, 3)"),
-    ({"block_size": 0}, "block_size 0"),
+    ({"block_size": 0}, "block_size 0"), ({"summaries": 2}, "3 rows a block of 6 tokens, not 2"),
 ], ids=str)
 def test_what_does_not_fit_is_named(change, part):
     with pytest.raises(ValueError) as caught:
         flurka_attention(**({**inputs(31, c=6), "block_size": 6} | change))
     assert part in str(caught.value)
+
+
+def test_documents_may_leave_summaries_over():
+    ends, given = torch.tensor([0, 6, 10, 23, 26]), inputs(26, c=6, b=1, gated=True, massive=True)
+    less = {name: x[:, : 3 * 3] if "summary" in name else x for name, x in given.items()}
+    expected, _ = flurka_attention(**less, block_size=6, cu_seqlens=ends)
+    for more in (given, less):
+        found, _ = flurka_attention(**more, block_size=6, cu_seqlens=ends, summaries=3)
+        assert torch.equal(found, expected)
+    with pytest.raises(ValueError, match="phi_summary has 9 rows; 3 summaries of every whole block of 6 tokens are 12"):
+        flurka_attention(**less, block_size=6, cu_seqlens=torch.tensor([0, 26]), summaries=3)

@@ -52,10 +52,10 @@ def test_later_queries_alone(n):
 
 
 def test_packed_documents_are_documents_alone():
-    lengths = [C, 1, 2 * C + 1, 3]
-    given, ends = inputs(sum(lengths), b=1), [0, 6, 7, 20, 23]
+    lengths = [C, 4, 2 * C + 1, 3]
+    given, ends = inputs(sum(lengths), b=1), [0, 6, 10, 23, 26]
     rows = [0, R, R, 3 * R, 3 * R]
-    given |= {name: given[name][:, : 3 * R] for name in ("k_summary", "v_summary")}
+    assert given["k_summary"].shape[1] > 3 * R  # the rest is seen by none
     packed = lowrank_attention(**given, summaries=R, block_size=C, cu_seqlens=torch.tensor(ends))
     for n in range(4):
         alone = {
@@ -71,3 +71,6 @@ def test_missing_summaries_are_named():
     given["k_summary"] = given["k_summary"][:, :8]
     with pytest.raises(ValueError, match="8 rows"):
         lowrank_attention(**given, summaries=R, block_size=C)
+    with pytest.raises(ValueError, match="8 rows; 2 summaries of every whole block of 6 tokens are 10"):
+        given = {name: x[:1] for name, x in given.items()}
+        lowrank_attention(**given, summaries=R, block_size=C, cu_seqlens=torch.tensor([0, 31]))

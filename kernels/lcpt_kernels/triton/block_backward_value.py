@@ -52,8 +52,9 @@ def block_backward_value(
     says, [B, T, H] fp32."""
     p = problem
     dv, far_dv = torch.empty(p.v.shape, dtype=p.v.dtype, device=p.v.device), None
-    db = torch.empty(p.b.shape, dtype=p.of_gradient(p.b), device=p.b.device)
-    d_mass = None if p.mass is None else torch.empty_like(p.mass)
+    of_far = torch.zeros if p.summaries else torch.empty  # there may be summaries of no block
+    db = of_far(p.b.shape, dtype=p.of_gradient(p.b), device=p.b.device)
+    d_mass = None if p.mass is None else torch.zeros_like(p.mass)
     far = torch.empty_like(p.until) if p.until is not None else None
     given = dict(values=d_values, norms=d_norms, do=do, do_strides=do.stride()[:3], z=z, peak=peak, db=db,
                  d_mass=d_mass, far=far)
@@ -65,7 +66,7 @@ def block_backward_value(
         block_backward_value_kernel[(p.blocks.count * pieces, p.v.shape[2])](**arguments, dv=dv, pieces=pieces, **tiles)
 
     if p.summaries:
-        far_dv = torch.empty(p.far_v.shape, dtype=p.far_v.dtype, device=p.v.device)
+        far_dv = of_far(p.far_v.shape, dtype=p.far_v.dtype, device=p.v.device)
         launch(dv, p.blocks.size, NEAR=True, FAR=False)
         launch(far_dv, p.summaries, NEAR=False, FAR=True, v=p.far_v, v_strides=p.far_v.stride()[:3], GATED=False,
                blocks=p.far_blocks.table, tokens=p.b.shape[1], past=0)
