@@ -100,6 +100,13 @@ def test_mass_and_gain_by_hand():
     torch.testing.assert_close(o[0, 4, 0], expected)
 
 
+def test_gain_of_heads_that_share_keys():
+    given, gain = inputs(31, c=6, massive=True), torch.rand(4, dtype=torch.float64) + 0.5
+    alone = {name: x if x.shape[2] == 4 else x.repeat_interleave(2, dim=2) for name, x in given.items()}
+    shared, _ = flurka_attention(**given, gain=gain, block_size=6)
+    torch.testing.assert_close(flurka_attention(**alone, gain=gain, block_size=6)[0], shared)
+
+
 def test_gradcheck():
     given = inputs(9, c=2, r=2, b=1, h=2, hkv=1, d=3, dv=2, m=2, gated=True, massive=True)
     names = list(given)
