@@ -1,0 +1,198 @@
+"""norm_rotary, backend="triton", against the float64 definition: both outputs and every gradient."""
+
+import numpy as np
+import pytest
+import torch
+from lcpt_kernels.norm_rotary import norm_rotary
+from torch._dynamo.testing import CompileCounterWithBackend
+
+from tests.kernels.conftest import relative_error
+from tests.kernels.triton.conftest import DEVICE, INTERPRETED
+
+LEARNED, BOTH = ("x", "weight", "bias"), ("turned", "plain")
+
+
+@pytest.fixture(autouse=True)
+def small_pieces(monkeypatch):
+    """Several steps a program, and programs, for a few rows."""
+    from lcpt_kernels.triton import configurations
+
+    monkeypatch.setitem(configurations.TABLE, "norm_rotary_output", {128: (32, 4, 1)})
+    monkeypatch.setitem(configurations.TABLE, "norm_rotary_backward", {128: (64, 32, 4, 1)})
+
+
+def inputs(t, *, b=1, h=2, d=16, others=3, level=5.0):
+    """x as a model has it: heads in the midst of a wider tensor, whose other numbers are NaN."""
+    torch.manual_seed(0)
+    wide = torch.full((b, t, h + others, d), torch.nan, dtype=torch.float64)
+    heads = slice(1, 1 + h) if others else slice(None)
+    wide[:, :, heads] = 3 * torch.randn(b, t, h, d) + level * torch.randn(b, t, h, 1)
+    angles = 3 * torch.randn(t, 1, d // 2)
+    weight, bias = torch.randn(2, d, dtype=torch.float64)
+    return {"x": wide[:, :, heads], "weight": weight, "bias": bias, "cos": angles.cos(), "sin": angles.sin()}
+
+
+def on_device(given, dtype=torch.float32, **dtypes):
+    """The tables are fp32 in any case."""
+    dtypes = {"cos": torch.float32, "sin": torch.float32} | dtypes
+    return {name: x.to(DEVICE).to(dtypes.get(name, dtype)) for name, x in given.items()}
+
+
+def results(given, gradients, function=norm_rotary, **options):
+    """The outputs; and, for `gradients` of those that are named in it, those of what is learned."""
+    leaves = {name: x.detach().requires_grad_(name in LEARNED) for name, x in given.items()}
+    outputs = dict(zip(BOTH, function(**leaves, **options), strict=True))
+    learned = [leaves[name] for name in LEARNED]
+    found = torch.autograd.grad([outputs[name] for name in gradients], learned, list(gradients.values()))
+    outputs = {name: None if y is None else y.detach() for name, y in outputs.items()}
+    return outputs | dict(zip(LEARNED, found, strict=True))
+
+
+def random_gradients(x, used):
+    return {name: torch.randn_like(x) for name in used}
+
+
+@pytest.fixture
+def agree(started):
+    def check(given, tolerance=1e-5, used=BOTH, keep_plain=True, gradients=None):
+        gradients = gradients or random_gradients(given["x"], used)
+        found = results(given, gradients, keep_plain=keep_plain, backend="triton")
+        exact, of_exact = ({name: x.double() for name, x in tensors.items()} for tensors in (given, gradients))
+        expected = results(exact, of_exact, keep_plain=keep_plain, backend="torch")
+        assert started == ["norm_rotary_output_kernel", "norm_rotary_backward_kernel"]
+        assert (found["plain"] is None) == (not keep_plain)
+        for name, y in found.items():
+            if y is not None:
+                assert y.dtype == given.get(name, given["x"]).dtype and y.shape == expected[name].shape, name
+                assert y.is_contiguous()
+                assert relative_error(y, expected[name]) < tolerance, name  # also false for NaN
+
+    return check
+
+
+@pytest.mark.parametrize("t", [1, 15, 16, 17, 33, 83])  # rows are twice as many: 32 a step, 64 a program
+def test_every_length(agree, t):
+    agree(on_device(inputs(t)))
+
+
+@pytest.mark.parametrize("shape", [
+    {"d": 6}, {"d": 34}, {"d": 40}, {"d": 64}, {"d": 128}, {"b": 3, "h": 5}, {"h": 1, "others": 0},
+], ids=str)
+def test_shapes(agree, shape):
+    agree(on_device(inputs(9, **shape)))
+
+
+@pytest.mark.parametrize("used, keep_plain", [
+    (BOTH, True), (["turned"], False), (["turned"], True), (["plain"], True),
+], ids=str)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_16_bits(agree, dtype, used, keep_plain):
+    agree(on_device(inputs(21, d=64), dtype), 5e-3, used, keep_plain)
+
+
+def test_weights_in_fp32(agree):
+    agree(on_device(inputs(21, d=64), torch.bfloat16, weight=torch.float32, bias=torch.float32), 5e-3)
+
+
+def test_rows_far_from_zero(agree):
+    """A variance as a difference of squares would be off by 1e-3."""
+    agree(on_device(inputs(21, d=64, level=300.0)), 3e-5)
+
+
+def test_equal_numbers():
+    """Nothing is divided by zero."""
+    given = on_device(inputs(4)) | {"x": torch.full((1, 4, 2, 16), 3.0, device=DEVICE)}
+    found = results(given, random_gradients(given["x"], BOTH), keep_plain=True, backend="triton")
+    assert torch.equal(found["plain"], given["bias"].expand(1, 4, 2, 16)) and found["x"].isfinite().all()
+
+
+def test_epsilon():
+    given = on_device(inputs(4))
+    gradients = random_gradients(given["x"], BOTH)
+    found, expected = (
+        results(given, gradients, keep_plain=True, backend=backend, eps=4.0) for backend in ("triton", "torch"))
+    assert all(relative_error(found[name], expected[name]) < 1e-5 for name in expected)
+
+
+STRIDED = {
+    "heads first": lambda: torch.randn(2, 3, 9, 16).transpose(1, 2),
+    "columns first": lambda: torch.randn(2, 16, 3, 9).transpose(1, 3),
+    "expanded": lambda: torch.randn(16).expand(2, 9, 3, 16),
+    "of a sum": lambda: torch.ones(()).expand(2, 9, 3, 16),
+}
+
+
+@pytest.mark.parametrize("of_x, of_turned, of_plain", [
+    ("heads first", "of a sum", "columns first"), ("columns first", "expanded", "heads first"),
+    ("expanded", "heads first", "expanded"),
+])
+def test_strides(agree, of_x, of_turned, of_plain):
+    x, d_turned, d_plain = (STRIDED[name]().to(DEVICE) for name in (of_x, of_turned, of_plain))
+    agree(on_device(inputs(9)) | {"x": x}, gradients={"turned": d_turned, "plain": d_plain})
+
+
+def test_wide_heads_run_in_pytorch(started):
+    given = on_device(inputs(3, d=130))
+    assert torch.equal(norm_rotary(**given)[0], norm_rotary(**given, backend="torch")[0])
+    assert not started
+    with pytest.raises(ValueError, match="130 wide"):
+        norm_rotary(**given, backend="triton")
+
+
+def test_the_same_bits_twice():
+    given = on_device(inputs(83))
+    gradients = random_gradients(given["x"], BOTH)
+    first, again = (results(given, gradients, keep_plain=True, backend="triton") for _ in range(2))
+    assert all(torch.equal(first[name], again[name]) for name in first)
+
+
+@pytest.mark.parametrize("used, keep_plain", [(BOTH, True), (["turned"], False), (["plain"], True)], ids=str)
+def test_lengths_share_one_graph(used, keep_plain):
+    torch._dynamo.reset()
+    count = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(norm_rotary, fullgraph=True, backend=count)
+    for t in (9, 10, 17):
+        given = on_device(inputs(t))
+        gradients = random_gradients(given["x"], used)
+        found, expected = (
+            results(given, gradients, function, keep_plain=keep_plain, backend="triton")
+            for function in (compiled, norm_rotary))
+        assert all(torch.equal(found[name], y) for name, y in expected.items() if y is not None)
+    assert count.frame_count == 2  # for the first length, and for any
+
+
+@pytest.mark.parametrize("used, keep_plain", [(BOTH, True), (["turned"], False)], ids=str)
+def test_what_the_operators_say_of_themselves(used, keep_plain):
+    """Shapes, strides and dtypes without computing, derivatives, no change of what is given: PyTorch's own checks."""
+    import lcpt_kernels.triton.norm_rotary  # noqa: F401, which defines them
+
+    x, *others = on_device(inputs(9), torch.bfloat16).values()
+    learned = [y.requires_grad_() for y in (x, *others[:2])]
+    operators, eps = torch.ops.lcpt_kernels, 1e-5
+    torch.library.opcheck(operators.norm_rotary.default, (*learned, *others[2:], eps, keep_plain))
+    gradients = random_gradients(x, used)
+    x, weight, _, *tables = (y.detach() for y in (x, *others))
+    torch.library.opcheck(
+        operators.norm_rotary_backward.default, (*map(gradients.get, BOTH), x, weight, *tables, eps))
+
+
+def test_offsets_of_64_bits(monkeypatch):
+    """A tensor of more than 2³¹ numbers, of which few are touched."""
+    tokens, d, stride = 67, 16, 2**25  # the last token stands at 2.1e9
+    if INTERPRETED:  # it would copy all of the memory onto itself
+        from triton.runtime.interpreter import GridExecutor
+
+        monkeypatch.setattr(GridExecutor, "_restore_args_dev", lambda *_: None)
+        memory = torch.from_numpy(np.empty((tokens, stride), dtype=np.float16))
+    else:
+        memory = torch.cuda.FloatTensor(tokens, stride).half()
+    given = on_device(inputs(tokens, h=1), torch.float16)
+    memory[:, :d] = given["x"][0, :, 0]
+    memory[:, d : 2 * d] = torch.randn(tokens, d, dtype=torch.float16, device=DEVICE)
+
+    def run(memory):
+        x, gradient = (y[None, :, None] for y in memory.split(d, dim=1))
+        return results(given | {"x": x}, dict.fromkeys(BOTH, gradient), keep_plain=True, backend="triton")
+
+    far, near = run(memory[:, : 2 * d]), run(memory[:, : 2 * d].clone())
+    assert all(torch.equal(far[name], near[name]) for name in near)
