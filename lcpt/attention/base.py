@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 import torch.nn.functional as F
+from lcpt_kernels.norm_rotary import norm_rotary
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ class Projected(NamedTuple):
     k: Tensor  # [B, T, Hkv, D], the same
     v: Tensor  # [B, T, Hkv, D]
     log_gate: Tensor | None = None  # fp32 [B, T, Hkv], ≤ 0
-    q_plain: Tensor | None = None  # q and k without their positions
+    q_plain: Tensor | None = None  # q and k without their positions, in kinds that have use for them
     k_plain: Tensor | None = None
     x: Tensor | None = None  # the layer's input, [B, T, d_model]
 
@@ -32,12 +33,14 @@ class Attention(nn.Module, ABC):
     learning rate, and the polynomial kinds need bounded scores.
     """
 
+    keep_plain = False  # whether `attend` takes q and k without their positions too
+
     def __init__(self, d_model: int, n_heads: int, n_kv_heads: int, config: AttentionConfig):
         super().__init__()
         self.n_heads, self.n_kv_heads, self.head_dim = n_heads, n_kv_heads, d_model // n_heads
         self.qkv = nn.Linear(d_model, (n_heads + 2 * n_kv_heads) * self.head_dim, bias=False)
-        self.q_norm = nn.LayerNorm(self.head_dim)
-        self.k_norm = nn.LayerNorm(self.head_dim)
+        self.q_norm = NormRotary(self.head_dim)
+        self.k_norm = NormRotary(self.head_dim)
         self.out_norm = nn.RMSNorm(self.head_dim, eps=1e-6) if config.output_norm else nn.Identity()
         self.out = nn.Linear(d_model, d_model, bias=False)
 
@@ -58,8 +61,9 @@ class Attention(nn.Module, ABC):
     def project(self, x: Tensor, rotary: tuple[Tensor, Tensor]) -> Projected:
         heads = self.qkv(x).unflatten(-1, (-1, self.head_dim))  # [B, T, H + 2 Hkv, D]
         q, k, v = heads.split((self.n_heads, self.n_kv_heads, self.n_kv_heads), dim=2)
-        q, k = self.q_norm(q), self.k_norm(k)
-        return Projected(rotate(q, rotary), rotate(k, rotary), v, self.gate(x), q, k, x)
+        q, q_plain = self.q_norm(q, rotary, self.keep_plain)
+        k, k_plain = self.k_norm(k, rotary, self.keep_plain)
+        return Projected(q, k, v, self.gate(x), q_plain, k_plain, x)
 
     def gate(self, x: Tensor) -> Tensor | None:
         """x [B, T, d_model] -> log gate, fp32 [B, T, Hkv], ≤ 0; None in kinds that have none."""
@@ -155,6 +159,15 @@ class LinearCost(Attention):
         return 4 * self.n_kv_heads * (self.features() * (self.head_dim + 1) + tail)
 
 
+class NormRotary(nn.LayerNorm):
+    """LayerNorm of every head, then its position: [B, T, H, D] -> (that, and if asked for without the position)."""
+
+    def forward(
+        self, x: Tensor, rotary: tuple[Tensor, Tensor], keep_plain: bool = False
+    ) -> tuple[Tensor, Tensor | None]:
+        return norm_rotary(x, self.weight, self.bias, *rotary, eps=self.eps, keep_plain=keep_plain)
+
+
 def in_fp32(x: Tensor) -> Tensor:
     """x in fp32; float64 stays what it is."""
     return x if x.dtype == torch.float64 else x.float()
@@ -193,10 +206,3 @@ def rotary_table(positions: Tensor, head_dim: int, base: float) -> tuple[Tensor,
     frequencies = base ** (-torch.arange(0, head_dim, 2, device=positions.device, dtype=torch.float32) / head_dim)
     angles = positions.float()[:, None] * frequencies
     return angles.cos()[:, None, :], angles.sin()[:, None, :]
-
-
-def rotate(x: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
-    """Turn the pairs (x_i, x_{i + D/2}) of [B, T, H, D] by their position's angle, in x's dtype."""
-    cos, sin = rotary
-    first, second = x.chunk(2, dim=-1)
-    return torch.cat((first * cos - second * sin, first * sin + second * cos), dim=-1).to(x.dtype)

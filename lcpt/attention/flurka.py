@@ -34,6 +34,7 @@ class FlurkaConfig:
 
 class Flurka(LinearCost):
     local_blocks = 2
+    keep_plain = True
 
     def __init__(self, d_model, n_heads, n_kv_heads, config):
         super().__init__(d_model, n_heads, n_kv_heads, config)

@@ -23,6 +23,8 @@ class LowrankConfig:
 
 
 class Lowrank(Attention):
+    keep_plain = True
+
     def __init__(self, d_model, n_heads, n_kv_heads, config):
         super().__init__(d_model, n_heads, n_kv_heads, config)
         self.block_size = config.block_size

@@ -4,9 +4,10 @@ import inspect
 
 import pytest
 import torch
+from lcpt_kernels.norm_rotary import rotate
 
 from lcpt.attention import ATTENTION, Attention, AttentionConfig, sparse
-from lcpt.attention.base import LinearCost, Projected, rotary_table, rotate
+from lcpt.attention.base import LinearCost, Projected, rotary_table
 from lcpt.attention.fastmax import FastmaxConfig
 from lcpt.attention.feedforward import FeedforwardConfig
 from lcpt.attention.flurka import FlurkaConfig
@@ -208,7 +209,7 @@ def test_rope_sees_distances_only():
     """Queries turned by position m times keys turned by n depend on m - n."""
     table = rotary(20)
     q, k = (torch.randn(HEAD_DIM).expand(1, 20, 1, HEAD_DIM) for _ in range(2))
-    scores = (rotate(q, table)[0, :, 0] @ rotate(k, table)[0, :, 0].T).detach()
+    scores = (rotate(q, *table)[0, :, 0] @ rotate(k, *table)[0, :, 0].T).detach()
     for distance in range(-19, 20):
         diagonal = scores.diagonal(distance)
         torch.testing.assert_close(diagonal, diagonal[:1].expand_as(diagonal), rtol=0, atol=1e-5)
@@ -217,7 +218,7 @@ def test_rope_sees_distances_only():
 
 def test_rope_keeps_norms_and_the_first_token():
     x = torch.randn(2, 9, 3, HEAD_DIM)
-    turned = rotate(x, rotary(9))
+    turned = rotate(x, *rotary(9))
     torch.testing.assert_close(turned.norm(dim=-1), x.norm(dim=-1))
     assert torch.equal(turned[:, 0], x[:, 0]) and not torch.allclose(turned[:, 1], x[:, 1])
 
