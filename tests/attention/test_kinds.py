@@ -223,6 +223,20 @@ def test_rope_keeps_norms_and_the_first_token():
     assert torch.equal(turned[:, 0], x[:, 0]) and not torch.allclose(turned[:, 1], x[:, 1])
 
 
+@pytest.mark.parametrize("variant", ["softmax", "lowrank", "flurka-elu1"])
+def test_queries_and_keys_are_normed_and_turned(variant):
+    module, x = build(variant, kv_heads=2), torch.randn(2, 9, D_MODEL)
+    for norm in (module.q_norm, module.k_norm):
+        for parameter in norm.parameters():
+            torch.nn.init.normal_(parameter)
+    p = module.project(x, rotary(9))
+    q, k, _ = module.qkv(x).unflatten(-1, (-1, HEAD_DIM)).split((HEADS, 2, 2), dim=2)
+    for rows, norm, turned, plain in ((q, module.q_norm, p.q, p.q_plain), (k, module.k_norm, p.k, p.k_plain)):
+        normed = torch.nn.functional.layer_norm(rows, (HEAD_DIM,), norm.weight, norm.bias)
+        assert torch.equal(turned, rotate(normed, *rotary(9)))
+        assert plain is None if variant == "softmax" else torch.equal(plain, normed)
+
+
 @pytest.mark.parametrize("variant", LINEAR)
 def test_linear_cost_does_not_grow_with_the_context(variant):
     module = build(variant)

@@ -17,7 +17,7 @@ NAMES = {
     "scan": ("B",), "state": ("PAIRS", "BT"), "rest": ("BT",), "output": ("BM", "BN"),
     "backward_query": ("BM", "BN"), "backward_value": ("BM", "BN"), "backward_key": ("BM", "BN"),
     "interval_output": ("BM", "BN"), "interval_backward_query": ("BM", "BN"), "interval_backward_key": ("BM", "BN"),
-    "norm_rotary_output": ("BM",), "norm_rotary_backward": ("ROWS", "BM"),
+    "norm_rotary_output": ("BT",), "norm_rotary_backward": ("BT",),
 }
 TABLE = {  # tiles, then warps and stages
     "scan": {2**18: (128, 1, 1), 2**62: (512, 4, 1)},  # by the numbers of all states of one block: programs for all
@@ -32,7 +32,7 @@ TABLE = {  # tiles, then warps and stages
     "interval_backward_query": {64: (64, 64, 4, 3), 128: (64, 64, 4, 3), 256: (64, 32, 8, 3)},
     "interval_backward_key": {64: (32, 64, 4, 3), 128: (32, 64, 4, 3), 256: (32, 32, 8, 3)},
     "norm_rotary_output": {64: (32, 4, 1), 128: (16, 4, 1)},
-    "norm_rotary_backward": {64: (256, 32, 4, 1), 128: (256, 16, 4, 1)},
+    "norm_rotary_backward": {64: (32, 4, 1), 128: (16, 4, 1)},
 }
 FP32 = {
     "state": {256: (1, 32, 8, 1)},

@@ -1,9 +1,9 @@
-"""LayerNorm of rows of heads, whose two halves are then turned by their position:
+"""LayerNorm of every head of a token, whose two halves are then turned by the token's position:
 
     y = w (x − mean) / √(var + ε) + b        turned = [y₁ cos − y₂ sin, y₁ sin + y₂ cos]
 
-A row is a token's head; a program holds BM of them, all heads of a token before the next token's, as two halves. Mean
-and variance are those of the row in registers: no difference of large numbers.
+A program holds BT tokens and goes through their heads: cos, sin, w and b are read once for all of them. Mean and
+variance are those of the row in registers: no difference of large numbers.
 """
 
 from __future__ import annotations
@@ -24,45 +24,42 @@ def norm_rotary_output(
     turned = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     plain = torch.empty_like(turned) if keep_plain else None
     batch, tokens, heads, width = x.shape
-    rows, tiles = batch * tokens * heads, configurations.tiles("norm_rotary_output", width, x.dtype)
-    norm_rotary_output_kernel[(triton.cdiv(rows, tiles["BM"]),)](
+    tiles = configurations.tiles("norm_rotary_output", width, x.dtype)
+    norm_rotary_output_kernel[(triton.cdiv(batch * tokens, tiles["BT"]),)](
         x, x.stride()[:3], weight.contiguous(), bias.contiguous(), cos.contiguous(), sin.contiguous(), turned, plain,
-        rows, tokens, heads, float(eps), HALF=width // 2, HALF_PAD=triton.next_power_of_2(width // 2), **tiles)
+        batch, tokens, heads, float(eps), HALF=width // 2, HALF_PAD=triton.next_power_of_2(width // 2), **tiles)
     return turned, plain
 
 
-@triton.jit(do_not_specialize=["rows", "tokens", "heads"])
+@triton.jit(do_not_specialize=["batch", "tokens", "heads"])
 def norm_rotary_output_kernel(
     x, x_strides,  # [B, T, H, D]
     weight, bias,  # [D]
     cos, sin,  # [T, D/2]
     turned, plain,  # [B, T, H, D]
-    rows, tokens, heads, eps, HALF: tl.constexpr, HALF_PAD: tl.constexpr, BM: tl.constexpr,
+    batch, tokens, heads, eps, HALF: tl.constexpr, HALF_PAD: tl.constexpr, BT: tl.constexpr,
 ):
-    row = tl.program_id(0) * BM + tl.arange(0, BM)
-    inside = row < rows
-    x1, x2 = load_halves(x, of_row(x_strides, row, tokens, heads), inside, HALF, HALF_PAD)  # [BM, D/2]
+    token = tl.program_id(0) * BT + tl.arange(0, BT)
+    inside = token < batch * tokens
+    c, s = load_turn(cos, sin, token % tokens, inside, HALF, HALF_PAD)  # [BT, D/2]
     w1, w2 = load_affine(weight, HALF, HALF_PAD)
     b1, b2 = load_affine(bias, HALF, HALF_PAD)
-    n1, n2, _ = standardised(x1, x2, eps, HALF, HALF_PAD)
-    y1, y2 = n1 * w1 + b1, n2 * w2 + b2
-    c, s = load_turn(cos, sin, row, tokens, heads, inside, HALF, HALF_PAD)
-    store_halves(turned, row, inside, y1 * c - y2 * s, y1 * s + y2 * c, HALF, HALF_PAD)
-    if plain is not None:
-        store_halves(plain, row, inside, y1, y2, HALF, HALF_PAD)
+    for head in range(0, heads):
+        x1, x2 = load_halves(x, x_strides, token, head, tokens, inside, HALF, HALF_PAD)  # [BT, D/2]
+        n1, n2, _ = standardised(x1, x2, eps, HALF, HALF_PAD)
+        y1, y2 = n1 * w1 + b1, n2 * w2 + b2
+        row = token * heads + head
+        store_halves(turned, row, inside, y1 * c - y2 * s, y1 * s + y2 * c, HALF, HALF_PAD)
+        if plain is not None:
+            store_halves(plain, row, inside, y1, y2, HALF, HALF_PAD)
 
 
 @triton.jit
-def of_row(strides, row, tokens, heads):
-    """Where row [BM] of B · T · H stands in a tensor of these strides."""
-    token, head = row // heads, row % heads
+def load_halves(x, strides, token, head, tokens, inside, HALF: tl.constexpr, HALF_PAD: tl.constexpr):
+    """The halves of one head of tokens of x [B, T, H, D], `token` counted over B · T: fp32 [BT, HALF_PAD] each."""
     batch, t = (token // tokens).to(tl.int64), (token % tokens).to(tl.int64)
-    return batch * strides[0] + t * strides[1] + head.to(tl.int64) * strides[2]
-
-
-@triton.jit
-def load_halves(x, place, inside, HALF: tl.constexpr, HALF_PAD: tl.constexpr):
-    """The halves of the rows of x that stand at `place`, fp32 [BM, HALF_PAD] each."""
+    x += tl.cast(head, tl.int64) * strides[2]
+    place = batch * strides[0] + t * strides[1]
     first = load_rows(x, place, 1, inside, HALF, HALF_PAD)
     second = load_rows(x + HALF, place, 1, inside, HALF, HALF_PAD)
     return first.to(tl.float32), second.to(tl.float32)
@@ -70,9 +67,16 @@ def load_halves(x, place, inside, HALF: tl.constexpr, HALF_PAD: tl.constexpr):
 
 @triton.jit
 def store_halves(x, row, inside, first, second, HALF: tl.constexpr, HALF_PAD: tl.constexpr):
-    """Into rows of x [B, T, H, D], contiguous."""
+    """Into rows of x [B · T · H, D]."""
     store_rows(x, row, 2 * HALF, inside, first, HALF, HALF_PAD)
     store_rows(x + HALF, row, 2 * HALF, inside, second, HALF, HALF_PAD)
+
+
+@triton.jit
+def load_turn(cos, sin, t, inside, HALF: tl.constexpr, HALF_PAD: tl.constexpr):
+    """cos and sin of positions t, fp32 [BT, HALF_PAD] each."""
+    c, s = load_rows(cos, t, HALF, inside, HALF, HALF_PAD), load_rows(sin, t, HALF, inside, HALF, HALF_PAD)
+    return c.to(tl.float32), s.to(tl.float32)
 
 
 @triton.jit
@@ -85,16 +89,8 @@ def load_affine(x, HALF: tl.constexpr, HALF_PAD: tl.constexpr):
 
 
 @triton.jit
-def load_turn(cos, sin, row, tokens, heads, inside, HALF: tl.constexpr, HALF_PAD: tl.constexpr):
-    """cos and sin of each row's position, fp32 [BM, HALF_PAD]. Heads of one token read the same: once, in effect."""
-    t = row // heads % tokens
-    c, s = load_rows(cos, t, HALF, inside, HALF, HALF_PAD), load_rows(sin, t, HALF, inside, HALF, HALF_PAD)
-    return c.to(tl.float32), s.to(tl.float32)
-
-
-@triton.jit
 def standardised(x1, x2, eps, HALF: tl.constexpr, HALF_PAD: tl.constexpr):
-    """-> the halves of (x − mean) / √(var + ε), 0 beyond HALF, and 1 / √(var + ε) as [BM, 1]."""
+    """-> the halves of (x − mean) / √(var + ε), 0 beyond HALF, and 1 / √(var + ε) as [BT, 1]."""
     mean = row_mean(x1 + x2, HALF)
     x1, x2 = x1 - mean, x2 - mean
     if HALF_PAD != HALF:
@@ -106,5 +102,5 @@ def standardised(x1, x2, eps, HALF: tl.constexpr, HALF_PAD: tl.constexpr):
 
 @triton.jit
 def row_mean(of_both, HALF: tl.constexpr):
-    """of_both [BM, HALF_PAD]: first half and second added -> the mean of the row, [BM, 1]."""
-    return (tl.sum(of_both, axis=1) / (2 * HALF))[:, None]
+    """of_both [BT, HALF_PAD]: first half and second added -> the mean of the row, [BT, 1]."""
+    return (tl.sum(of_both, axis=1) * (0.5 / HALF))[:, None]
