@@ -8,7 +8,7 @@ from functools import wraps
 import torch
 from torch import Tensor
 
-KEPT = {"log_gate", "gain", "mass_summary"}  # sums of these would suffer
+KEPT = {"log_gate", "gain", "mass_summary", "logits", "segments", "gamma"}  # sums of these would suffer
 
 
 def under_autocast(attention: Callable) -> Callable:

@@ -11,9 +11,10 @@ from itertools import pairwise
 from typing import NamedTuple, Optional
 
 import torch
+from lcpt_kernels.pooling import pool_blocks
 from torch import Tensor, nn
 
-from lcpt.attention.base import Projected, in_fp32
+from lcpt.attention.base import Projected
 
 OWN_SEGMENT = 4.0  # at first a summary looks e⁴ times as much at a token of its own segment of the block
 
@@ -67,14 +68,13 @@ class Summaries(nn.Module):
         whole, rest = self._split(rows["k"].shape[1], cu_seqlens)
         blocks = {name: x[:, whole].unflatten(1, (-1, self.block_size)) for name, x in rows.items()}  # [B, N, c, ...]
 
-        logits = self.table if self.W_P is None else blocks["logits"]
-        P = (in_fp32(logits) + self.segments).softmax(-3).expand(*blocks["k"].shape[:4], -1)  # [B, N, c, Hkv, r]
-        k, v, mass = blocks["k"], blocks["v"], None
+        gamma = None
         if "log_gate" in blocks:
             G = blocks["log_gate"].cumsum(2)
-            gamma = (G[:, :, -1:] - G).exp().to(P.dtype)  # [B, N, c, Hkv]
-            v, mass = v * gamma[..., None].to(v.dtype), torch.einsum("bnchr,bnch->bnrh", P, gamma).flatten(1, 2)
-        k, v = (torch.einsum("bnchr,bnchd->bnrhd", P.to(x.dtype), x).flatten(1, 2) for x in (k, v))
+            gamma = (G[:, :, -1:] - G).exp()  # [B, N, c, Hkv]
+        k, v, mass = pool_blocks(
+            blocks["k"], blocks["v"], logits=self.table if self.W_P is None else blocks["logits"],
+            segments=self.segments, gamma=gamma)
         return Pooled(self.k_norm(k), v, mass, {name: x[:, rest] for name, x in rows.items()})
 
     def _split(self, tokens: int, cu_seqlens: Tensor | None) -> tuple[Tensor | slice, slice]:

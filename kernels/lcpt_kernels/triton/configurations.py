@@ -1,10 +1,10 @@
 """Tile sizes, warps and stages of every kernel: a table, and no search at run time.
 
-BM are queries and BN keys: of the program, or of a step of its loop. BT are tokens, PAIRS tiles of 64 features, B the
-numbers of a state. A column is for tensors up to so wide; FP32 says where fp32 differs from 16 bits, DIFFERENT where
-another target does from sm_90. Chosen by what the compiler makes of them (report.py): no spills, no serialised wgmma,
-states read by as many rows as fit. Which are fastest, a GPU has yet to say. Nothing depends on how many tokens there
-are.
+BM are queries and BN keys: of the program, or of a step of its loop. BT are tokens, BR summaries of a block, PAIRS
+tiles of 64 features, B the numbers of a state. A column is for tensors up to so wide; FP32 says where fp32 differs from
+16 bits, DIFFERENT where another target does from sm_90. Chosen by what the compiler makes of them (report.py): no
+spills, no serialised wgmma, states read by as many rows as fit. Which are fastest, a GPU has yet to say. Nothing
+depends on how many tokens there are.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ NAMES = {
     "backward_query": ("BM", "BN"), "backward_value": ("BM", "BN"), "backward_key": ("BM", "BN"),
     "interval_output": ("BM", "BN"), "interval_backward_query": ("BM", "BN"), "interval_backward_key": ("BM", "BN"),
     "norm_rotary_output": ("BT",), "norm_rotary_backward": ("BT",),
+    "pooling_forward": ("BR", "BT"), "pooling_backward": ("BR", "BT"),
 }
 TABLE = {  # tiles, then warps and stages
     "scan": {2**18: (128, 1, 1), 2**62: (512, 4, 1)},  # by the numbers of all states of one block: programs for all
@@ -33,6 +34,8 @@ TABLE = {  # tiles, then warps and stages
     "interval_backward_key": {64: (32, 64, 4, 3), 128: (32, 64, 4, 3), 256: (32, 32, 8, 3)},
     "norm_rotary_output": {64: (32, 4, 1), 128: (16, 4, 1)},
     "norm_rotary_backward": {64: (32, 4, 1), 128: (16, 4, 1)},
+    "pooling_forward": {64: (64, 64, 4, 3), 128: (64, 64, 8, 3)},
+    "pooling_backward": {64: (32, 64, 4, 2), 128: (32, 64, 4, 2)},
 }
 FP32 = {
     "state": {256: (1, 32, 8, 1)},
@@ -44,6 +47,8 @@ FP32 = {
     "interval_output": {64: (32, 32, 8, 1), 128: (16, 16, 8, 1)},
     "interval_backward_query": {64: (32, 32, 8, 1), 128: (16, 16, 8, 1)},
     "interval_backward_key": {64: (32, 32, 8, 1), 128: (16, 16, 8, 1)},
+    "pooling_forward": {128: (32, 32, 4, 1)},
+    "pooling_backward": {128: (16, 32, 4, 1)},
 }
 DIFFERENT = {
     "sm_80": {
