@@ -53,29 +53,30 @@ def pooling_backward_kernel(
     R: tl.constexpr, D: tl.constexpr, D_PAD: tl.constexpr, DV: tl.constexpr, DV_PAD: tl.constexpr, GATED: tl.constexpr,
     PIECES: tl.constexpr, BR: tl.constexpr, BT: tl.constexpr,
 ):
-    block, head = tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int64)
+    block, head = tl.program_id(0), tl.program_id(1)
+    batch, n = block // count, block % count
     heads = tl.num_programs(1)
-    k = of_block(k, k_strides, block, count, head)
-    v = of_block(v, v_strides, block, count, head)
-    logits = of_block(logits, logits_strides, block, count, head)
-    dk_pooled = of_head(dk_pooled, dk_pooled_strides, block // count, head)
-    dv_pooled = of_head(dv_pooled, dv_pooled_strides, block // count, head)
+    k = of_block(k, k_strides, batch, n, head)
+    v = of_block(v, v_strides, batch, n, head)
+    logits = of_block(logits, logits_strides, batch, n, head)
+    dk_pooled = of_head(dk_pooled, dk_pooled_strides, batch.to(tl.int64), head)
+    dv_pooled = of_head(dv_pooled, dv_pooled_strides, batch.to(tl.int64), head)
     pieces = tl.arange(0, PIECES)[:, None]
 
     deltas = tl.zeros((PIECES, BR), tl.float32)
     for piece in range(0, tl.cdiv(R, BR)):
         j = piece * BR + tl.arange(0, BR)
         here = j < R
-        summary = (block * R + j) * heads + head
-        dk_rows = load_rows(dk_pooled, block % count * R + j, dk_pooled_strides[1], here, D, D_PAD)  # [BR, D]
-        dv_rows = load_rows(dv_pooled, block % count * R + j, dv_pooled_strides[1], here, DV, DV_PAD)  # [BR, DV]
+        summary = (block.to(tl.int64) * R + j) * heads + head
+        dk_rows = load_rows(dk_pooled, n * R + j, dk_pooled_strides[1], here, D, D_PAD)  # [BR, D]
+        dv_rows = load_rows(dv_pooled, n * R + j, dv_pooled_strides[1], here, DV, DV_PAD)  # [BR, DV]
         sums = tl.zeros((BT, BR), tl.float32)
         for first in range(0, block_size, BT):
             t = first + tl.arange(0, BT)
             inside = t < block_size
             k_rows = load_rows(k, t, k_strides[2], inside, D, D_PAD)  # [BT, D]
             v_rows = load_rows(v, t, v_strides[2], inside, DV, DV_PAD)  # [BT, DV]
-            gamma_rows = load_gamma(gamma, gamma_strides, block, count, head, t, inside, GATED)
+            gamma_rows = load_gamma(gamma, gamma_strides, batch, n, head, t, inside, GATED)
             p = weights(logits, logits_strides[2], segments, t, j, block_size, lse, summary, R)
             dm = load_mass(d_mass, summary, here, GATED)
             sums += p * weight_gradients(k_rows, v_rows, gamma_rows, dk_rows, dv_rows, dm, GATED)
@@ -86,17 +87,17 @@ def pooling_backward_kernel(
         inside = t < block_size
         k_rows = load_rows(k, t, k_strides[2], inside, D, D_PAD)
         v_rows = load_rows(v, t, v_strides[2], inside, DV, DV_PAD)
-        gamma_rows = load_gamma(gamma, gamma_strides, block, count, head, t, inside, GATED)
-        row = (block * block_size + t) * heads + head
+        gamma_rows = load_gamma(gamma, gamma_strides, batch, n, head, t, inside, GATED)
+        row = (block.to(tl.int64) * block_size + t) * heads + head
         k_sums = tl.zeros((BT, D_PAD), tl.float32)
         v_sums = tl.zeros((BT, DV_PAD), tl.float32)
         mass_sums = tl.zeros((BT,), tl.float32)
         for piece in range(0, tl.cdiv(R, BR)):
             j = piece * BR + tl.arange(0, BR)
             here = j < R
-            summary = (block * R + j) * heads + head
-            dk_rows = load_rows(dk_pooled, block % count * R + j, dk_pooled_strides[1], here, D, D_PAD)
-            dv_rows = load_rows(dv_pooled, block % count * R + j, dv_pooled_strides[1], here, DV, DV_PAD)
+            summary = (block.to(tl.int64) * R + j) * heads + head
+            dk_rows = load_rows(dk_pooled, n * R + j, dk_pooled_strides[1], here, D, D_PAD)
+            dv_rows = load_rows(dv_pooled, n * R + j, dv_pooled_strides[1], here, DV, DV_PAD)
             p = weights(logits, logits_strides[2], segments, t, j, block_size, lse, summary, R)
             dm = load_mass(d_mass, summary, here, GATED)
             dp = weight_gradients(k_rows, v_rows, gamma_rows, dk_rows, dv_rows, dm, GATED)

@@ -1,10 +1,9 @@
-"""Summaries of blocks: flash attention whose r queries are rows of logits.
+"""Summaries of blocks, weighted means of their tokens under a softmax of given logits:
 
     K̃_j = Σ_t P_tj k_t        Ṽ_j = Σ_t P_tj γ_t v_t        mass_j = Σ_t P_tj γ_t        P_tj = e^{logit_tj − lse_j}
 
 t goes over the c tokens of a block, and logit is with its segment's share. A program holds BR summaries of one block
-and head.
-Source: FlashAttention-2 (arXiv 2307.08691) for the running maximum and sum.
+and head. It reads the logits twice, for their maximum first: what takes the place of a running one costs no waiting.
 """
 
 from __future__ import annotations
@@ -87,48 +86,53 @@ def pooling_forward_kernel(
     R: tl.constexpr, D: tl.constexpr, D_PAD: tl.constexpr, DV: tl.constexpr, DV_PAD: tl.constexpr, GATED: tl.constexpr,
     BR: tl.constexpr, BT: tl.constexpr,
 ):
-    block, head = (tl.program_id(0) // pieces).to(tl.int64), tl.program_id(1).to(tl.int64)
+    block, head = tl.program_id(0) // pieces, tl.program_id(1)
+    batch, n = block // count, block % count
     j = tl.program_id(0) % pieces * BR + tl.arange(0, BR)
-    k = of_block(k, k_strides, block, count, head)
-    v = of_block(v, v_strides, block, count, head)
-    logits = of_block(logits, logits_strides, block, count, head)
+    k = of_block(k, k_strides, batch, n, head)
+    v = of_block(v, v_strides, batch, n, head)
+    logits = of_block(logits, logits_strides, batch, n, head)
+
+    highest = tl.full((BR, BT), float("-inf"), tl.float32)
+    for first in range(0, block_size, BT):
+        t = first + tl.arange(0, BT)
+        x = load_logits(logits, logits_strides[2], segments, t[None, :], j[:, None], block_size, R)
+        highest = tl.maximum(highest, x)
+    top = tl.max(highest, axis=1)
 
     k_sums = tl.zeros((BR, D_PAD), tl.float32)
     v_sums = tl.zeros((BR, DV_PAD), tl.float32)
-    masses = tl.zeros((BR,), tl.float32)
-    norm = tl.zeros((BR,), tl.float32)
-    top = tl.full((BR,), float("-inf"), tl.float32)
+    norms = tl.zeros((BR, BT), tl.float32)
+    masses = tl.zeros((BR, BT), tl.float32)
     for first in range(0, block_size, BT):
         t = first + tl.arange(0, BT)
         inside = t < block_size
         k_rows = load_rows(k, t, k_strides[2], inside, D, D_PAD)  # [BT, D]
         v_rows = load_rows(v, t, v_strides[2], inside, DV, DV_PAD)  # [BT, DV]
-        # Summaries as rows: the product needs no transposed operand.
-        score = load_logits(logits, logits_strides[2], segments, t[None, :], j[:, None], block_size, R)  # [BR, BT]
-        highest = tl.maximum(top, tl.max(score, axis=1))
-        w = tl.exp(score - highest[:, None])
-        shrink = tl.exp(top - highest)
-        norm = norm * shrink + tl.sum(w, axis=1)
-        k_sums = tl.dot(w.to(k_rows.dtype), k_rows, k_sums * shrink[:, None], input_precision="ieee")
+        # Summaries as rows: the products need no transposed operand.
+        x = load_logits(logits, logits_strides[2], segments, t[None, :], j[:, None], block_size, R)  # [BR, BT]
+        w = tl.exp(x - top[:, None])
+        norms += w
+        k_sums = tl.dot(w.to(k_rows.dtype), k_rows, k_sums, input_precision="ieee")  # [BR, BT] @ [BT, D]
         if GATED:
-            w *= load_gamma(gamma, gamma_strides, block, count, head, t, inside, GATED)[None, :]
-            masses = masses * shrink + tl.sum(w, axis=1)
-        v_sums = tl.dot(w.to(v_rows.dtype), v_rows, v_sums * shrink[:, None], input_precision="ieee")
-        top = highest
+            w *= load_gamma(gamma, gamma_strides, batch, n, head, t, inside, GATED)[None, :]
+            masses += w
+        v_sums = tl.dot(w.to(v_rows.dtype), v_rows, v_sums, input_precision="ieee")
 
+    norm = tl.sum(norms, axis=1)
     here = j < R
-    row = (block * R + j) * tl.num_programs(1) + head
+    row = (block.to(tl.int64) * R + j) * tl.num_programs(1) + head
     store_rows(k_pooled, row, D, here, k_sums / norm[:, None], D, D_PAD)
     store_rows(v_pooled, row, DV, here, v_sums / norm[:, None], DV, DV_PAD)
     tl.store(lse + row, top + tl.log(norm), mask=here)
     if GATED:
-        tl.store(mass + row, masses / norm, mask=here)
+        tl.store(mass + row, tl.sum(masses, axis=1) / norm, mask=here)
 
 
 @triton.jit
-def of_block(x, strides, block, count, head):
-    """x [B, N, c, H, ·] -> its rows [c, ·] of one block, counted over all of B, and one head."""
-    return x + block // count * strides[0] + block % count * strides[1] + head * strides[3]
+def of_block(x, strides, batch, n, head):
+    """x [B, N, c, H, ·] -> its rows [c, ·] of one block and head."""
+    return x + batch.to(tl.int64) * strides[0] + n.to(tl.int64) * strides[1] + head.to(tl.int64) * strides[3]
 
 
 @triton.jit
@@ -143,10 +147,10 @@ def load_logits(logits, stride, segments, t, j, block_size, R: tl.constexpr):
 
 
 @triton.jit
-def load_gamma(gamma, strides, block, count, head, t, inside, GATED: tl.constexpr):
+def load_gamma(gamma, strides, batch, n, head, t, inside, GATED: tl.constexpr):
     """γ of tokens t, 1 without a gate."""
     if GATED:
-        at = of_block(gamma, strides, block, count, head) + t.to(tl.int64) * strides[2]
+        at = of_block(gamma, strides, batch, n, head) + t.to(tl.int64) * strides[2]
         return tl.load(at, mask=inside, other=0.0)
     else:
         return (t * 0 + 1).to(tl.float32)
