@@ -36,6 +36,8 @@ TABLE = {  # tiles, then warps and stages
     "norm_rotary_backward": {64: (32, 4, 1), 128: (16, 4, 1)},
     "pooling_forward": {64: (64, 64, 4, 3), 128: (64, 64, 8, 3)},
     "pooling_backward": {64: (32, 64, 4, 2), 128: (32, 64, 4, 2)},
+    "pooling_forward": {64: (32, 64, 8, 2), 128: (32, 32, 8, 2)},
+    "pooling_backward": {64: (32, 64, 4, 2), 128: (32, 32, 8, 2)},
 }
 FP32 = {
     "state": {256: (1, 32, 8, 1)},
@@ -47,8 +49,8 @@ FP32 = {
     "interval_output": {64: (32, 32, 8, 1), 128: (16, 16, 8, 1)},
     "interval_backward_query": {64: (32, 32, 8, 1), 128: (16, 16, 8, 1)},
     "interval_backward_key": {64: (32, 32, 8, 1), 128: (16, 16, 8, 1)},
-    "pooling_forward": {128: (32, 32, 4, 1)},
-    "pooling_backward": {128: (16, 32, 4, 1)},
+    "pooling_forward": {128: (32, 32, 8, 1)},
+    "pooling_backward": {128: (16, 16, 4, 1)},
 }
 DIFFERENT = {
     "sm_80": {

@@ -1,6 +1,6 @@
 """Gradients of what is pooled, whose weights P are made again from the logits and lse:
 
-    dk_t = Σ_j P_tj dK̃_j        dv_t = γ_t Σ_j P_tj dṼ_j        dγ_t = v_t·(Σ_j P_tj dṼ_j) + Σ_j P_tj dmass_j
+    dk_t = Σ_j P_tj dK̃_j        dv_t = γ_t Σ_j P_tj dṼ_j        dγ_t = Σ_j P_tj (v_t·dṼ_j + dmass_j)
     dlogit_tj = P_tj (dP_tj − δ_j)        dP_tj = k_t·dK̃_j + γ_t (v_t·dṼ_j + dmass_j)        δ_j = Σ_t P_tj dP_tj
 
 A program is one block and head, and goes through its tokens twice: for δ, and for all else. δ is also
@@ -79,7 +79,8 @@ def pooling_backward_kernel(
             gamma_rows = load_gamma(gamma, gamma_strides, batch, n, head, t, inside, GATED)
             p = weights(logits, logits_strides[2], segments, t, j, block_size, lse, summary, R)
             dm = load_mass(d_mass, summary, here, GATED)
-            sums += p * weight_gradients(k_rows, v_rows, gamma_rows, dk_rows, dv_rows, dm, GATED)
+            dp, _ = weight_gradients(k_rows, v_rows, gamma_rows, dk_rows, dv_rows, dm, GATED)
+            sums += p * dp
         deltas = tl.where(pieces == piece, tl.sum(sums, axis=0)[None, :], deltas)
 
     for first in range(0, block_size, BT):
@@ -91,7 +92,7 @@ def pooling_backward_kernel(
         row = (block.to(tl.int64) * block_size + t) * heads + head
         k_sums = tl.zeros((BT, D_PAD), tl.float32)
         v_sums = tl.zeros((BT, DV_PAD), tl.float32)
-        mass_sums = tl.zeros((BT,), tl.float32)
+        gamma_sums = tl.zeros((BT,), tl.float32)
         for piece in range(0, tl.cdiv(R, BR)):
             j = piece * BR + tl.arange(0, BR)
             here = j < R
@@ -100,16 +101,16 @@ def pooling_backward_kernel(
             dv_rows = load_rows(dv_pooled, n * R + j, dv_pooled_strides[1], here, DV, DV_PAD)
             p = weights(logits, logits_strides[2], segments, t, j, block_size, lse, summary, R)
             dm = load_mass(d_mass, summary, here, GATED)
-            dp = weight_gradients(k_rows, v_rows, gamma_rows, dk_rows, dv_rows, dm, GATED)
+            dp, faded = weight_gradients(k_rows, v_rows, gamma_rows, dk_rows, dv_rows, dm, GATED)
             delta = tl.sum(tl.where(pieces == piece, deltas, 0.0), axis=0)
             store_columns(d_logits, row, R, inside, p * (dp - delta[None, :]), piece * BR, R, BR)
             k_sums = tl.dot(p.to(dk_rows.dtype), dk_rows, k_sums, input_precision="ieee")  # [BT, BR] @ [BR, D]
             v_sums = tl.dot(p.to(dv_rows.dtype), dv_rows, v_sums, input_precision="ieee")
             if GATED:
-                mass_sums += tl.sum(p * dm[None, :], axis=1)
+                gamma_sums += tl.sum(p * faded, axis=1)
         store_rows(dk, row, D, inside, k_sums, D, D_PAD)
         if GATED:
-            tl.store(d_gamma + row, mass_sums + tl.sum(v_rows.to(tl.float32) * v_sums, axis=1), mask=inside)
+            tl.store(d_gamma + row, gamma_sums, mask=inside)
             v_sums *= gamma_rows[:, None]
         store_rows(dv, row, DV, inside, v_sums, DV, DV_PAD)
 
@@ -124,11 +125,13 @@ def weights(logits, stride, segments, t, j, block_size, lse, summary, R: tl.cons
 
 @triton.jit
 def weight_gradients(k_rows, v_rows, gamma_rows, dk_rows, dv_rows, dm, GATED: tl.constexpr):
-    """dP, [BT, BR]."""
-    dp = tl.dot(v_rows, tl.trans(dv_rows), input_precision="ieee")
+    """dP, and that of it which γ multiplies, before it does; [BT, BR] both."""
+    faded = tl.dot(v_rows, tl.trans(dv_rows), input_precision="ieee")
+    dp = faded
     if GATED:
-        dp = gamma_rows[:, None] * (dp + dm[None, :])
-    return tl.dot(k_rows, tl.trans(dk_rows), dp, input_precision="ieee")
+        faded += dm[None, :]
+        dp = gamma_rows[:, None] * faded
+    return tl.dot(k_rows, tl.trans(dk_rows), dp, input_precision="ieee"), faded
 
 
 @triton.jit
