@@ -50,7 +50,7 @@ FP32 = {
     "interval_backward_query": {64: (32, 32, 8, 1), 128: (16, 16, 8, 1)},
     "interval_backward_key": {64: (32, 32, 8, 1), 128: (16, 16, 8, 1)},
     "pooling_forward": {128: (32, 32, 8, 1)},
-    "pooling_backward": {128: (16, 16, 4, 1)},
+    "pooling_backward": {128: (16, 16, 8, 1)},
 }
 DIFFERENT = {
     "sm_80": {
@@ -62,6 +62,7 @@ DIFFERENT = {
         "interval_output": {128: (64, 32, 4, 3)},
         "interval_backward_query": {128: (64, 32, 4, 3)},
         "interval_backward_key": {128: (32, 64, 8, 3)},
+        "pooling_backward": {64: (32, 32, 4, 2)},
     },
     "sm_100": {"backward_value": {64: (32, 128, 8, 1)}},
     "gfx942": {
@@ -70,6 +71,8 @@ DIFFERENT = {
         "backward_value": {64: (32, 64, 4, 1), 128: (32, 64, 8, 1)},
         "backward_key": {64: (32, 64, 4, 1), 128: (32, 64, 8, 1)},
         "interval_backward_key": {128: (32, 64, 4, 1)},
+        "pooling_forward": {64: (32, 32, 4, 2), 128: (32, 32, 4, 2)},
+        "pooling_backward": {128: (32, 32, 4, 1)},
     },
 }
 
