@@ -79,7 +79,7 @@ def norm_rotary_backward_kernel(
         g1, g2 = w1 * dy1, w2 * dy2
         along, level = scale * row_mean(n1 * g1 + n2 * g2, HALF), scale * row_mean(g1 + g2, HALF)
         dx1, dx2 = scale * g1 - level - along * n1, scale * g2 - level - along * n2
-        store_halves(dx, token * heads + head, inside, dx1, dx2, HALF, HALF_PAD)
+        store_halves(dx, token.to(tl.int64) * heads + head, inside, dx1, dx2, HALF, HALF_PAD)
     share = shares + tl.program_id(0).to(tl.int64) * 4 * HALF
     store_share(share, dw1, dw2, HALF, HALF_PAD)
     store_share(share + 2 * HALF, db1, db2, HALF, HALF_PAD)

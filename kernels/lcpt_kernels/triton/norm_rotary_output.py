@@ -48,7 +48,7 @@ def norm_rotary_output_kernel(
         x1, x2 = load_halves(x, x_strides, token, head, tokens, inside, HALF, HALF_PAD)  # [BT, D/2]
         n1, n2, _ = standardised(x1, x2, eps, HALF, HALF_PAD)
         y1, y2 = n1 * w1 + b1, n2 * w2 + b2
-        row = token * heads + head
+        row = token.to(tl.int64) * heads + head
         store_halves(turned, row, inside, y1 * c - y2 * s, y1 * s + y2 * c, HALF, HALF_PAD)
         if plain is not None:
             store_halves(plain, row, inside, y1, y2, HALF, HALF_PAD)

@@ -131,6 +131,24 @@ def test_strides(agree, of_x, of_turned, of_plain):
     agree(on_device(inputs(9)) | {"x": x}, gradients={"turned": d_turned, "plain": d_plain})
 
 
+@pytest.mark.parametrize("backend", ["triton", "torch"])
+def test_the_dtype_is_that_of_x_under_autocast(backend):
+    """PyTorch's own LayerNorm would make it fp32 on a GPU."""
+    given = on_device(inputs(9, d=64), x=torch.bfloat16)
+    with torch.autocast(DEVICE, torch.bfloat16):
+        found = norm_rotary(**given, keep_plain=True, backend=backend)
+    exact = norm_rotary(**{name: x.double() for name, x in given.items()}, keep_plain=True, backend="torch")
+    for y, z in zip(found, exact, strict=True):
+        assert y.dtype == torch.bfloat16 and relative_error(y, z) < 5e-3
+
+
+def test_no_tokens():
+    given = on_device(inputs(0))
+    found = results(given, random_gradients(given["x"], BOTH), keep_plain=True, backend="triton")
+    assert found["turned"].shape == found["x"].shape == (1, 0, 2, 16)
+    assert not found["weight"].any() and not found["bias"].any()
+
+
 def test_wide_heads_run_in_pytorch(started):
     given = on_device(inputs(3, d=130))
     assert torch.equal(norm_rotary(**given)[0], norm_rotary(**given, backend="torch")[0])
