@@ -4,11 +4,12 @@
 #     benchmarks/gpu.sh                  one NVIDIA GPU of 80 GB; writes into benchmarks/results
 #     OUT=FOLDER benchmarks/gpu.sh       writes there
 #
-# Nine stages, each with its own time limit: one that fails or hangs is named at the end, the others run, and the exit
+# Ten stages, each with its own time limit: one that fails or hangs is named at the end, the others run, and the exit
 # code is 1. Files are named after the GPU:
 #
 #     kernels-GPU.json      what its Triton makes of the kernels: registers, spills, tensor-core instructions
 #     correct-GPU.json      kernels at real sizes against float64, and against themselves bit by bit
+#     fused-GPU.json        what stands around the attention kernels: right, bytes, time, beside PyTorch and compiled
 #     attention-GPU.json    time and memory, 2k to 128k tokens, against SDPA; .md is the table, .png the picture
 #     rivals-GPU.json       the same against FlexAttention, a sliding window and, where it is installed,
 #                           flash-linear-attention, which compile and tune for a minute or two
@@ -18,14 +19,14 @@
 #
 #     WHEELS=FOLDER   wheels of Python packages that are missing here (omegaconf, flash-linear-attention …)
 #     PYTHON=FILE     the Python to take (.venv/bin/python where there is one, else python3)
-#     STAGES="kernels correct attention rivals training families sparse-8 sparse-16 sparse-32"   those to run
+#     STAGES="kernels correct fused attention rivals training families sparse-8 sparse-16 sparse-32"   those to run
 set -uo pipefail
 
 cd "$(dirname "$0")/.."
 python=${PYTHON:-.venv/bin/python}
 [ -n "${PYTHON:-}" ] || [ -x "$python" ] || python=python3
 out=${OUT:-benchmarks/results}
-every="kernels correct attention rivals training families sparse-8 sparse-16 sparse-32"
+every="kernels correct fused attention rivals training families sparse-8 sparse-16 sparse-32"
 stages=${STAGES:-$every}
 export PYTHONPATH=$PWD:$PWD/kernels${PYTHONPATH:+:$PYTHONPATH}
 
@@ -73,21 +74,22 @@ run() { # seconds, name, command: within that time
 }
 
 run 40 kernels tools/kernel_report.py --targets "$target" --output "$out/kernels-$gpu.json"
-run 100 correct benchmarks/check_kernels.py --limit 85 --output "$out/correct-$gpu.json"
+run 95 correct benchmarks/check_kernels.py --limit 80 --output "$out/correct-$gpu.json"
+run 50 fused benchmarks/fused.py --compiled norm_rotary,learned_sketch --output "$out/fused-$gpu.json"
 benchmark=(tools/benchmark_attention.py --device cuda --tokens 65536 --heads 12 --head-dim 64 --dtype bf16 --repeats 20
     --budget 0.5 --set polysketch.size=32 block_size=256)
 run 80 attention "${benchmark[@]}" --methods polysketch,squared,sdpa_flash,sdpa_cudnn,sdpa_efficient \
     --contexts 2048,4096,8192,16384,32768,65536,131072 --output "$out/attention-$gpu.json"
-run 110 rivals "${benchmark[@]}" --methods squared,sdpa_flash,sdpa_cudnn,flex,window,fla_simple_gla,fla_based \
+run 100 rivals "${benchmark[@]}" --methods squared,sdpa_flash,sdpa_cudnn,flex,window,fla_simple_gla,fla_based \
     --contexts 8192,32768,65536 --output "$out/rivals-$gpu.json"
 run 100 training tools/benchmark_training.py --configs configs/gpt2-small-8k.yaml,configs/gpt2-small-32k.yaml \
     --kinds own,softmax --sdpa flash,cudnn --contexts 8192,16384,32768,65536 --tokens 65536 --repeats 3 \
     --output "$out/training-$gpu.json"
-run 70 families "${benchmark[@]}" --methods polysketch,kernel,flurka,feedforward,fastmax,lowrank,sdpa_flash,sdpa_cudnn \
+run 60 families "${benchmark[@]}" --methods polysketch,kernel,flurka,feedforward,fastmax,lowrank,sdpa_flash,sdpa_cudnn \
     --contexts 8192,16384,32768 --output "$out/families-$gpu.json"
 for setting in "8 0.3" "16 0.5" "32 0.7"; do
     read -r buckets drop <<<"$setting"
-    run 25 "sparse-$buckets" "${benchmark[@]}" "sparse_hash.buckets=$buckets" "sparse_qk.drop=$drop" \
+    run 22 "sparse-$buckets" "${benchmark[@]}" "sparse_hash.buckets=$buckets" "sparse_qk.drop=$drop" \
         --methods sparse_hash,sparse_qk,sdpa_flash,sdpa_cudnn,flex_qk,flex_hash --contexts 8192,16384,32768 \
         --output "$out/sparse-$buckets-$gpu.json"
 done

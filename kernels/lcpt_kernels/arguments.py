@@ -41,7 +41,7 @@ def check_packed(cu_seqlens: Tensor, batch: int, tokens: int) -> None:
     require(batch == 1, f"packed documents need B = 1, not {batch}")
     if cu_seqlens.ndim != 1 or len(cu_seqlens) < 2:
         raise ValueError(f"cu_seqlens is {list(cu_seqlens.shape)}; it must be [N + 1]")
-    if cu_seqlens.is_cuda or torch.compiler.is_compiling():
+    if cu_seqlens.device.type != "cpu" or torch.compiler.is_compiling():
         rises = (cu_seqlens[0] == 0) & (cu_seqlens[-1] == tokens) & (cu_seqlens.diff() >= 0).all()
         torch._assert_async(rises, "cu_seqlens must rise from 0 to T")
         return
@@ -54,7 +54,7 @@ def check_packed_summaries(name: str, rows: int, summaries: int, block_size: int
     """As many rows as the documents' whole blocks have summaries, or more; checked as in `check_packed`."""
     require(summaries > 0 and rows % summaries == 0, f"{name} has {rows} rows, no multiple of {summaries} summaries")
     whole = (cu_seqlens.diff() // block_size).sum() * summaries
-    if cu_seqlens.is_cuda or torch.compiler.is_compiling():
+    if cu_seqlens.device.type != "cpu" or torch.compiler.is_compiling():
         torch._assert_async(whole <= rows, f"{name} has fewer rows than whole blocks have summaries")
         return
     require(rows >= int(whole), f"{name} has {rows} rows; {summaries} summaries of every whole block of {block_size} "

@@ -7,7 +7,6 @@ projection, as in Transformer-LS (arXiv 2107.02192), and only a block that is co
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import NamedTuple, Optional
 
 import torch
@@ -32,7 +31,7 @@ class SummariesConfig:
 
 
 class Pooled(NamedTuple):
-    k: Tensor  # K̃ [B, N·r, Hkv, D] of the N blocks that were completed
+    k: Tensor  # K̃ [B, N·r, Hkv, D] of the N blocks that were completed; of documents, N = T // c, the last are no one's
     v: Tensor  # Ṽ, the same
     mass: Tensor | None  # P γ [B, N·r, Hkv] under a gate
     pending: dict[str, Tensor]  # what the tokens of the unfinished block leave for the summaries to come
@@ -78,12 +77,22 @@ class Summaries(nn.Module):
         return Pooled(self.k_norm(k), v, mass, {name: x[:, rest] for name, x in rows.items()})
 
     def _split(self, tokens: int, cu_seqlens: Tensor | None) -> tuple[Tensor | slice, slice]:
-        """The tokens of whole blocks, of each document its own; and those of the last, unfinished one."""
+        """The tokens of whole blocks, of each document its own; and those of the last, unfinished one.
+
+        Packed documents have as many whole blocks as there can be: the host does not read cu_seqlens, so that it need
+        not wait for the device. What is too much, at the end, is of tokens that are there.
+        """
         c = self.block_size
         if cu_seqlens is None:
             return slice(0, tokens // c * c), slice(tokens // c * c, tokens)
-        whole = [torch.arange(i, i + (j - i) // c * c) for i, j in pairwise(cu_seqlens.tolist())]
-        return torch.cat(whole).to(cu_seqlens.device), slice(tokens, tokens)
+        ends = cu_seqlens.long()
+        count = ends.diff() // c
+        after = count.cumsum(0)  # [docs]: the whole block after a document's last
+        block = torch.arange(tokens // c, device=ends.device)
+        document = torch.searchsorted(after, block, right=True).clamp_(max=len(count) - 1)
+        first = ends[document] + (block - (after - count)[document]) * c
+        whole = first.clamp_(max=tokens - c)[:, None] + torch.arange(c, device=ends.device)
+        return whole.flatten(), slice(tokens, tokens)
 
     def flops(self) -> float:
         """A token, for one key-value head, without W_P, which is a matrix of the layer: P K and P V."""

@@ -119,8 +119,9 @@ class GPT(nn.Module):
         """The normed output of the last block, [B, T, d_model]."""
         positions = torch.arange(tokens.shape[1], device=tokens.device)
         if cu_seqlens is not None:
-            lengths = cu_seqlens.diff()
-            positions = positions - cu_seqlens[:-1].repeat_interleave(lengths)
+            # Told how many they are, the host need not wait for the device.
+            starts = cu_seqlens[:-1].repeat_interleave(cu_seqlens.diff(), output_size=len(positions))
+            positions = positions - starts
         rotary, x = self._rotary(positions), self.embedding(tokens)
         for block in self.blocks:
             if self.config.activation_checkpointing and torch.is_grad_enabled():

@@ -58,6 +58,7 @@ def test_every_stage_runs_and_writes_under_the_gpus_name(gpu, tmp_path):
     assert (code, err) == (0, "")
     for call, (tool, stage) in zip(calls, [
         ("tools/kernel_report.py", "kernels"), ("benchmarks/check_kernels.py", "correct"),
+        ("benchmarks/fused.py", "fused"),
         ("tools/benchmark_attention.py", "attention"), ("tools/benchmark_attention.py", "rivals"),
         ("tools/benchmark_training.py", "training"),
         *[("tools/benchmark_attention.py", stage) for stage in ("families", "sparse-8", "sparse-16", "sparse-32")],
@@ -69,8 +70,8 @@ def test_every_stage_runs_and_writes_under_the_gpus_name(gpu, tmp_path):
 
 def test_stages_that_fail_or_hang_are_named_and_the_others_run(gpu):
     code, _, err, calls = gpu(FAILS="kernel_report", HANGS="check_kernels")
-    assert code == 1 and len(calls) == 9
-    assert err == "error: failed: kernels (exit code 3), correct (not done in 100 s)\n"
+    assert code == 1 and len(calls) == 10
+    assert err == "error: failed: kernels (exit code 3), correct (not done in 95 s)\n"
 
 
 def test_every_baseline_is_in_one_of_the_stages(gpu):

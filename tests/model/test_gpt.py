@@ -167,3 +167,13 @@ def test_packed_documents_are_documents_alone(kind, recompute):
     for one, other in zip(found, torch.autograd.grad(sum(alone), weights, allow_unused=True), strict=True):
         if other is not None:
             torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", [kind for kind in ATTENTION if kind not in ("softmax", "polynomial")])
+def test_the_host_does_not_wait_for_packed_documents(kind):
+    """On a device, a step reads no number of theirs; tensors on "meta" have none to read."""
+    with torch.device("meta"):
+        model, x = build(kind), torch.zeros(1, 19, dtype=torch.int64)
+        loss, _ = model(x, labels=x, cu_seqlens=torch.tensor([0, 11, 19]))
+        loss.backward()
+    assert all(p.grad is not None and p.grad.shape == p.shape for p in model.parameters())

@@ -34,8 +34,6 @@ TABLE = {  # tiles, then warps and stages
     "interval_backward_key": {64: (32, 64, 4, 3), 128: (32, 64, 4, 3), 256: (32, 32, 8, 3)},
     "norm_rotary_output": {64: (32, 4, 1), 128: (16, 4, 1)},
     "norm_rotary_backward": {64: (32, 4, 1), 128: (16, 4, 1)},
-    "pooling_forward": {64: (64, 64, 4, 3), 128: (64, 64, 8, 3)},
-    "pooling_backward": {64: (32, 64, 4, 2), 128: (32, 64, 4, 2)},
     "pooling_forward": {64: (32, 64, 8, 2), 128: (32, 32, 8, 2)},
     "pooling_backward": {64: (32, 64, 4, 2), 128: (32, 32, 8, 2)},
 }

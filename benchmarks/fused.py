@@ -1,0 +1,133 @@
+"""What fusing pays around the attention kernels: LayerNorm and rotary positions, the learned sketch, feature maps, the
+pooling of blocks; each in Triton beside the same in PyTorch.
+
+    python benchmarks/fused.py --output benchmarks/results/fused.json
+
+Anywhere: the bytes that PyTorch's operators move, each operator's tensors once. On a GPU also, after each kernel has
+shown that it is right (output and every gradient against float64, the same bits twice): times, in turn, of PyTorch as
+it comes, of torch.compile (--compiled: it takes its time), and of the kernels. Exit code 1 where one is wrong.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from lcpt.checkpoint.files import replace_text
+from lcpt.evaluation.attention_layer import Layer
+from lcpt.evaluation.fused_steps import Step, check, steps
+from lcpt.evaluation.provenance import header
+from lcpt.evaluation.tables import number
+from lcpt.evaluation.timing import first_passes, one_line, time_in_turn
+from lcpt.evaluation.traffic import traffic
+
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+MODES = ("forward", "forward_backward")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tokens", type=int, default=65536, metavar="N", help="in sequences of 8,192 (65536)")
+    parser.add_argument("--heads", type=int, default=12, metavar="H", help="(12)")
+    parser.add_argument("--head-dim", type=int, default=64, metavar="D", help="(64)")
+    parser.add_argument("--dtype", choices=DTYPES, default="bf16")
+    parser.add_argument("--repeats", type=int, default=20, metavar="N", help="timed passes of each, in turn (20)")
+    parser.add_argument("--compiled", default="", metavar="A,B", help="steps that torch.compile has a try at too")
+    parser.add_argument("--only", default="", metavar="TEXT", help="steps whose names have it")
+    parser.add_argument("--output", required=True, metavar="OUT.json")
+    args = parser.parse_args()
+    if args.tokens % 8192 or min(args.tokens, args.heads, args.head_dim, args.repeats) < 1 or args.head_dim % 2:
+        print("error: --tokens is a multiple of 8192, --head-dim even, --heads and --repeats ≥ 1", file=sys.stderr)
+        return 2
+    on_gpu = torch.cuda.is_available()
+    device = torch.device("cuda" if on_gpu else "meta")
+    layer = Layer(args.tokens // 8192, args.heads, args.head_dim, DTYPES[args.dtype], device)
+    torch.manual_seed(0)
+    chosen = {name: step for name, step in steps(layer, 8192).items() if args.only in name}
+    if not chosen:
+        print(f"error: no step has {args.only!r} in its name", file=sys.stderr)
+        return 2
+    report = header(device if on_gpu else torch.device("cpu")) | {"wrong": {}, "rows": []}
+    Path(args.output).parent.mkdir(parents=True, exist_ok=True)
+    for name, step in tqdm(chosen.items(), unit="step", disable=None):
+        if on_gpu:
+            try:
+                check(step)
+            except Exception as error:  # a compiler's or a GPU's; the others are still worth knowing
+                report["wrong"][name] = one_line(error)
+                continue
+        report["rows"] += rows(name, step, layer, args)
+        replace_text(Path(args.output), json.dumps(report, indent=1) + "\n")
+    print(table(report["rows"]))
+    for name, reason in report["wrong"].items():
+        print(f"error: {name}: {reason}", file=sys.stderr)
+    print(f"written to {args.output}" + ("" if on_gpu else "; bytes are counted, no GPU is here to take times"))
+    return 1 if report["wrong"] else 0
+
+
+def rows(name: str, step: Step, layer: Layer, args: argparse.Namespace) -> list[dict]:
+    """A row for each backend and mode: what it moves, and on a GPU its time."""
+    functions = {backend: partial(step.function, backend=backend) for backend in ("torch", "triton")}
+    moved = {backend: traffic(function, step.inputs) for backend, function in functions.items()}
+    if layer.device.type == "cuda" and name in args.compiled.split(","):
+        functions["compiled"] = torch.compile(functions["torch"], dynamic=False)
+    made = []
+    for mode in MODES:
+        figures = times(functions, step, mode, layer, args) if layer.device.type == "cuda" else {}
+        medians = {backend: figure["milliseconds"]["p50"] for backend, figure in figures.items()}
+        for backend in functions:
+            if backend in moved or backend in figures:
+                figure = figures.get(backend, {"milliseconds": None})
+                made.append({
+                    "method": name, "settings": {}, "context": 8192, "batch": layer.batch, "heads": layer.heads,
+                    "head_dim": layer.head_dim, "dtype": args.dtype, "device": layer.device.type, "backend": backend,
+                    "mode": mode, **moved.get(backend, {}).get(mode, {}), **figure,
+                    "speedup": {other: medians[other] / medians[backend] for other in medians
+                                if other != backend and backend in medians}})
+    return made
+
+
+def times(functions: dict, step: Step, mode: str, layer: Layer, args: argparse.Namespace) -> dict[str, dict]:
+    wanted = [x for x in step.inputs if x.requires_grad]
+    given = [torch.randn_like(x) for x in step.function(*step.inputs, backend="torch") if x is not None]
+
+    def forward(function: Callable) -> None:
+        with torch.no_grad():
+            function(*step.inputs)
+
+    def forward_backward(function: Callable) -> None:
+        torch.autograd.grad([x for x in function(*step.inputs) if x is not None], wanted, given)
+
+    passes = {backend: partial(forward if mode == "forward" else forward_backward, function)
+              for backend, function in functions.items()}
+    for backend, reason in first_passes(passes, layer.device).items():
+        tqdm.write(f"left out: {backend}: {reason}", file=sys.stderr)
+        del passes[backend]
+    return time_in_turn(passes, args.repeats, layer.device, budget=0.5)
+
+
+def table(rows: list[dict]) -> str:
+    """A line for each step and mode."""
+    lines = [f"{'step':20}{'mode':18}{'MB, PyTorch':>13}{'Triton':>9}{'operators':>11}{'':>4}{'ms, PyTorch':>13}"
+             f"{'compiled':>10}{'Triton':>9}"]
+    by_line = {}
+    for row in rows:
+        by_line.setdefault((row["method"], row["mode"]), {})[row["backend"]] = row
+    for (name, mode), of in by_line.items():
+        taken = [of.get(backend, {}).get("milliseconds") for backend in ("torch", "compiled", "triton")]
+        taken = [number(x["p50"]) if x else "-" for x in taken]
+        lines.append(
+            f"{name:20}{mode:18}{of['torch']['bytes'] / 1e6:13.0f}{of['triton']['bytes'] / 1e6:9.0f}"
+            f"{of['torch']['operators']:11}{of['triton']['operators']:4}{taken[0]:>13}{taken[1]:>10}{taken[2]:>9}")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,59 @@
+import json
+
+import pytest
+import torch
+
+from lcpt.evaluation.attention_layer import Layer
+from lcpt.evaluation.fused_steps import Step, WrongResult, check, outputs_and_gradients, steps
+
+
+@pytest.fixture
+def fused(call_program):
+    return lambda *arguments: call_program("benchmarks/fused.py", *arguments)
+
+
+def test_bytes_are_counted_without_a_gpu(fused, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    code, out, err = fused("--tokens", 8192, "--heads", 2, "--output", tmp_path / "out.json")
+    assert code == 0 and "no GPU is here to take times" in out
+    report = json.loads((tmp_path / "out.json").read_text())
+    assert report["wrong"] == {} and all(row["milliseconds"] is None for row in report["rows"])
+    rows = {(row["method"], row["mode"], row["backend"]): row for row in report["rows"]}
+    assert len(rows) == len(report["rows"]) == 4 * len({row["method"] for row in report["rows"]}) >= 4 * 10
+    tensor = 2 * 8192 * 2 * 64  # bytes of x
+    for (name, mode, backend), row in rows.items():
+        assert row["bytes"] >= 1.4 * tensor, (name, mode, backend)
+        if backend == "triton":
+            assert row["bytes"] < rows[name, mode, "torch"]["bytes"], (name, mode)
+            assert row["operators"] <= 4, (name, mode)
+    assert rows["elu1", "forward", "triton"]["bytes"] == 2 * tensor
+    assert rows["elu1", "forward", "torch"]["bytes"] == 4 * tensor
+
+
+def test_bad_input_is_one_line(fused, tmp_path):
+    for arguments in (["--tokens", 5000], ["--heads", 0], ["--head-dim", 7], ["--only", "nothing"]):
+        code, _, err = fused(*arguments, "--output", tmp_path / "out.json")
+        assert code == 2 and err.startswith("error: ") and err.count("\n") == 1
+
+
+def small_steps(dtype=torch.float32):
+    return steps(Layer(2, 2, 16, dtype, torch.device("cpu")), 40, block_size=16, summaries=4, sketch=8)
+
+
+def test_every_step_runs_and_gives_a_gradient_to_all_that_learns():
+    for name, step in small_steps().items():
+        found = outputs_and_gradients(step.function, step.inputs, backend="torch")
+        assert all(x.isfinite().all() for x in found), name
+        assert all(x.norm() > 0 for x in found), name
+
+
+@pytest.mark.parametrize("change, part", [
+    (lambda y, backend: y * (1.1 if backend == "triton" else 1.0), "rounding explains"),
+    (lambda y, backend: y * torch.rand(()) if backend == "triton" else y, "other bits"),
+    (lambda y, backend: y + (torch.nan if backend == "triton" else 0.0), "other bits"),
+])
+def test_a_wrong_kernel_is_found(change, part):
+    x = torch.randn(1, 9, 2, 4, requires_grad=True)
+    with pytest.raises(WrongResult, match=part):
+        check(Step(lambda x, backend: (change(x.sin(), backend),), [x]))
+    check(Step(lambda x, backend: (x.sin(),), [x]))
