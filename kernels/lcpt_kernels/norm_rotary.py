@@ -25,7 +25,7 @@ def norm_rotary(
     """
     check_backend(backend, ("auto", "torch", "triton"))
     _check(x, weight, bias, cos, sin)
-    if on_gpu.rows("norm_rotary", backend, x, x.shape[3]):
+    if on_gpu.rows("norm_rotary", backend, x):
         from lcpt_kernels.triton.norm_rotary import norm_rotary as in_triton
 
         return in_triton(x, weight, bias, cos, sin, eps, keep_plain)

@@ -51,7 +51,7 @@ def intervals(backend: str, name: str, v: Tensor, *queries: Tensor) -> bool:
 
 def rows(name: str, backend: str, x: Tensor, *widths: int) -> bool:
     """The same of the kernels that map rows of x, and of these other widths, one by one."""
-    widest = max(x.shape[3], *widths)
+    widest = max((x.shape[3], *widths))
     too_wide = f"rows are {widest} wide, {WIDEST_ROW} are the most" if widest > WIDEST_ROW else None
     return _wanted(name, backend, obstacle(x) or too_wide)
 
