@@ -18,9 +18,9 @@ def pool_blocks(
     tokens.
 
     k [B, N, c, Hkv, D] and v [B, N, c, Hkv, Dv] of the same dtype, N whole blocks; logits [B, N, c, Hkv, r], or
-    [c, Hkv, r], the same for every block; segments [c, 1, r], added to them; gamma [B, N, c, Hkv], what a token has
-    faded to by the end of its block, None: 1. Strides are free. Logits, segments and gamma meet in fp32, also under
-    autocast. backend: "torch", "triton" (for a GPU) or "auto".
+    [c, Hkv, r], the same for every block; segments [c, 1, r], constants that are added to them; gamma [B, N, c, Hkv],
+    what a token has faded to by the end of its block, None: 1. Strides are free. Logits, segments and gamma meet in
+    fp32, also under autocast. backend: "torch", "triton" (for a GPU) or "auto".
     -> (K̃ [B, N·r, Hkv, D] and Ṽ [B, N·r, Hkv, Dv] in k's dtype, mass [B, N·r, Hkv] fp32 or None: without gamma).
     ValueError names what does not fit.
     Source: Transformer-LS (arXiv 2107.02192), where every block has a projection of its own; γ as in gated linear
@@ -28,6 +28,7 @@ def pool_blocks(
     """
     check_backend(backend, ("auto", "torch", "triton"))
     _check(k, v, logits, segments, gamma)
+    segments = segments.detach()
     if on_gpu.rows("pool_blocks", backend, k[:, :, 0], v.shape[4]):
         from lcpt_kernels.triton.pooling import pool_blocks as in_triton
 
@@ -47,13 +48,13 @@ def _check(k: Tensor, v: Tensor, logits: Tensor, segments: Tensor, gamma: Tensor
     for name, x in (("k", k), ("v", v)):
         require(x.ndim == 5, f"{name} has {x.ndim} dimensions {tuple(x.shape)}; [B, N, c, Hkv, D] needs 5")
     blocks = tuple(k.shape[:4])
-    require(v.shape[:4] == blocks, f"k and v disagree on [B, N, c, Hkv]: {list(blocks)}, {list(v.shape[:4])}")
+    require(tuple(v.shape[:4]) == blocks, f"k and v disagree on [B, N, c, Hkv]: {list(blocks)}, {list(v.shape[:4])}")
     require(k.dtype == v.dtype, f"k and v differ in dtype: {k.dtype}, {v.dtype}")
     require(blocks[2] > 0, "blocks of 0 tokens have no summaries")
     r = logits.shape[-1]
+    require(r > 0, "logits are of 0 summaries")
     require(tuple(logits.shape) in ((*blocks, r), (*blocks[2:], r)),
             f"logits are {list(logits.shape)}; they must be {[*blocks, r]} or {[*blocks[2:], r]}")
-    require(r > 0, "there are 0 summaries of a block")
     require(tuple(segments.shape) == (blocks[2], 1, r), f"segments are {list(segments.shape)}, not {[blocks[2], 1, r]}")
-    require(gamma is None or tuple(gamma.shape) == blocks,
-            f"gamma is {list(gamma.shape) if gamma is not None else None}; it must be {list(blocks)}")
+    if gamma is not None:
+        require(tuple(gamma.shape) == blocks, f"gamma is {list(gamma.shape)}; it must be {list(blocks)}")

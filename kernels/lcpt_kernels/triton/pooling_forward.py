@@ -3,7 +3,7 @@
     K̃_j = Σ_t P_tj k_t        Ṽ_j = Σ_t P_tj γ_t v_t        mass_j = Σ_t P_tj γ_t        P_tj = e^{logit_tj − lse_j}
 
 t goes over the c tokens of a block, and logit is with its segment's share. A program holds BR summaries of one block
-and head. It reads the logits twice, for their maximum first: what takes the place of a running one costs no waiting.
+and head. It reads the logits twice, first for their maximum: a running one would make every step wait for a reduction.
 """
 
 from __future__ import annotations
@@ -151,6 +151,6 @@ def load_gamma(gamma, strides, batch, n, head, t, inside, GATED: tl.constexpr):
     """γ of tokens t, 1 without a gate."""
     if GATED:
         at = of_block(gamma, strides, batch, n, head) + t.to(tl.int64) * strides[2]
-        return tl.load(at, mask=inside, other=0.0)
+        return tl.load(at, mask=inside, other=0.0).to(tl.float32)
     else:
         return (t * 0 + 1).to(tl.float32)
