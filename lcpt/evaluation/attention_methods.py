@@ -46,7 +46,7 @@ def projected(layer: Layer, tokens: int) -> Projected:
     """Of random tokens, with gradients to every part of it; the gate is each kind's own."""
     with torch.no_grad():
         module = _module(AttentionConfig("softmax"), layer)
-        module.keep_plain = True
+        module.keep_plain = True  # other kinds have use for them
         x = torch.randn(layer.batch, tokens, layer.d_model, device=layer.device).to(layer.dtype)
         p = module.project(x, rotary_table(torch.arange(tokens, device=layer.device), layer.head_dim, 10_000.0))
     return Projected(*(part if part is None else part.detach().requires_grad_() for part in p))
