@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
+from lcpt_kernels.learned_sketch import learned_sketch
 from torch import Tensor, nn
 
 
@@ -60,10 +60,7 @@ class LearnedSketch(nn.Module):
         self.down = nn.ParameterList(torch.randn(2, hidden, size) * hidden**-0.5 for _ in inputs)
 
     def forward(self, x: Tensor) -> Tensor:
-        first = second = x
-        for up, down in zip(self.up, self.down, strict=True):
-            first, second = F.gelu(first @ up[0]) @ down[0], F.gelu(second @ up[1]) @ down[1]
-        return torch.tanh(first * second * self.size**-0.5)
+        return learned_sketch(x, tuple(self.up), tuple(self.down))
 
     def flops(self) -> int:
         return 2 * sum(p.numel() for p in self.parameters())

@@ -19,6 +19,7 @@ NAMES = {
     "interval_output": ("BM", "BN"), "interval_backward_query": ("BM", "BN"), "interval_backward_key": ("BM", "BN"),
     "norm_rotary_output": ("BT",), "norm_rotary_backward": ("BT",),
     "pooling_forward": ("BR", "BT"), "pooling_backward": ("BR", "BT"),
+    "learned_sketch_output": ("BT", "PROGRAMS"), "learned_sketch_backward": ("BT", "NETWORKS", "PROGRAMS"),
 }
 TABLE = {  # tiles, then warps and stages
     "scan": {2**18: (128, 1, 1), 2**62: (512, 4, 1)},  # by the numbers of all states of one block: programs for all
@@ -36,6 +37,8 @@ TABLE = {  # tiles, then warps and stages
     "norm_rotary_backward": {64: (32, 4, 1), 128: (16, 4, 1)},
     "pooling_forward": {64: (32, 64, 8, 2), 128: (32, 32, 8, 2)},
     "pooling_backward": {64: (32, 64, 4, 2), 128: (32, 32, 8, 2)},
+    "learned_sketch_output": {64: (128, 528, 8, 2), 128: (64, 528, 8, 2)},
+    "learned_sketch_backward": {64: (64, 2, 264, 8, 2), 128: (32, 1, 264, 8, 2)},
 }
 FP32 = {
     "state": {256: (1, 32, 8, 1)},
@@ -49,6 +52,8 @@ FP32 = {
     "interval_backward_key": {64: (32, 32, 8, 1), 128: (16, 16, 8, 1)},
     "pooling_forward": {128: (32, 32, 8, 1)},
     "pooling_backward": {128: (16, 16, 8, 1)},
+    "learned_sketch_output": {64: (32, 528, 8, 1), 128: (16, 528, 8, 1)},
+    "learned_sketch_backward": {64: (16, 1, 264, 8, 1), 128: (16, 1, 264, 8, 1)},
 }
 DIFFERENT = {
     "sm_80": {

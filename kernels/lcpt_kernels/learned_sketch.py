@@ -1,0 +1,64 @@
+"""The learned sketch: products of two small networks' outputs, shared by all heads."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lcpt_kernels import on_gpu
+from lcpt_kernels.arguments import check_backend, require
+from lcpt_kernels.autocast import under_autocast
+
+
+def learned_sketch(x: Tensor, up: Sequence[Tensor], down: Sequence[Tensor], *, backend: str = "auto") -> Tensor:
+    """S(x) = tanh(f₁(x) ∘ f₂(x) / √r), each f the levels W₂ GELU(W₁ ·) one after the other, with the exact GELU.
+
+    x [B, T, H, d], strides free, or with fewer dimensions before d; of level l up[l] [2, ·, h] holds the W₁ of both
+    networks, the first level's [2, d, h], and down[l] [2, h, r] the W₂; all of one dtype, floating point.
+    backend: "torch", "triton" (for a GPU, one level) or "auto". Returns [B, T, H, r] in that dtype. ValueError names
+    what does not fit.
+    Source: PolySketchFormer (arXiv 2310.01655, section 3).
+    """
+    check_backend(backend, ("auto", "torch", "triton"))
+    require(len(up) == len(down) >= 1, f"{len(up)} levels up and {len(down)} down; it must be as many, and one at least")
+    return _sketch(x, *up, *down, backend=backend)
+
+
+@under_autocast
+def _sketch(x: Tensor, *matrices: Tensor, backend: str) -> Tensor:
+    up, down = matrices[: len(matrices) // 2], matrices[len(matrices) // 2 :]
+    _check(x, up, down)
+    rows = x[(None,) * (4 - x.ndim)]
+    if _on_gpu(backend, rows, up, down):
+        from lcpt_kernels.triton.learned_sketch import learned_sketch as in_triton
+
+        return in_triton(rows, up[0], down[0]).view(*x.shape[:-1], -1)
+    first = second = x
+    for u, d in zip(up, down, strict=True):
+        first, second = F.gelu(first @ u[0]) @ d[0], F.gelu(second @ u[1]) @ d[1]
+    return torch.tanh(first * second * down[-1].shape[2] ** -0.5)
+
+
+def _on_gpu(backend: str, rows: Tensor, up: tuple[Tensor, ...], down: tuple[Tensor, ...]) -> bool:
+    """Kernels hold one level: behind a second, the gradients of all matrices would not fit into registers."""
+    if len(up) == 1:
+        return on_gpu.rows("learned_sketch", backend, rows, *down[0].shape[1:])
+    reason = f"the sketch has {len(up)} levels, 1 is the most"
+    require(backend != "triton", f"backend triton: {reason}")
+    if backend == "auto" and not torch.compiler.is_compiling():
+        on_gpu.log_once(f"learned_sketch runs in PyTorch: {reason}")
+    return False
+
+
+def _check(x: Tensor, up: tuple[Tensor, ...], down: tuple[Tensor, ...]) -> None:
+    require(1 <= x.ndim <= 4, f"x has {x.ndim} dimensions; [B, T, H, d] has 4")
+    width = x.shape[-1]
+    for level, (u, d) in enumerate(zip(up, down, strict=True)):
+        hidden, size = u.shape[-1], d.shape[-1]
+        for name, matrix, shape in (("up", u, (2, width, hidden)), ("down", d, (2, hidden, size))):
+            require(matrix.shape == shape, f"{name}[{level}] is {list(matrix.shape)}; it must be {list(shape)}")
+            require(matrix.dtype == x.dtype, f"{name}[{level}] is {matrix.dtype}, x is {x.dtype}")
+        width = size
