@@ -12,6 +12,8 @@ from lcpt_kernels import on_gpu
 from lcpt_kernels.arguments import check_backend, require
 from lcpt_kernels.autocast import under_autocast
 
+WIDEST_FP32 = 64  # of rows, hidden layer and sketch
+
 
 def learned_sketch(x: Tensor, up: Sequence[Tensor], down: Sequence[Tensor], *, backend: str = "auto") -> Tensor:
     """S(x) = tanh(f₁(x) ∘ f₂(x) / √r), each f the levels W₂ GELU(W₁ ·) one after the other, with the exact GELU.
@@ -43,10 +45,14 @@ def _sketch(x: Tensor, *matrices: Tensor, backend: str) -> Tensor:
 
 
 def _on_gpu(backend: str, rows: Tensor, up: tuple[Tensor, ...], down: tuple[Tensor, ...]) -> bool:
-    """Kernels hold one level: behind a second, the gradients of all matrices would not fit into registers."""
-    if len(up) == 1:
-        return on_gpu.rows("learned_sketch", backend, rows, *down[0].shape[1:])
-    reason = f"the sketch has {len(up)} levels, 1 is the most"
+    """Kernels hold the matrices of one level, and their gradients, where they work: no more than fit there."""
+    widest = max(rows.shape[3], *down[0].shape[1:])
+    if len(up) > 1:
+        reason = f"the sketch has {len(up)} levels, 1 is the most"
+    elif rows.dtype == torch.float32 and widest > WIDEST_FP32:
+        reason = f"rows of float32 are {widest} wide, {WIDEST_FP32} are the most"
+    else:
+        return on_gpu.rows("learned_sketch", backend, rows, widest)
     require(backend != "triton", f"backend triton: {reason}")
     if backend == "auto" and not torch.compiler.is_compiling():
         on_gpu.log_once(f"learned_sketch runs in PyTorch: {reason}")

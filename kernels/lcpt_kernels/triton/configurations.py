@@ -39,6 +39,9 @@ TABLE = {  # tiles, then warps and stages
     "pooling_backward": {64: (32, 64, 4, 2), 128: (32, 32, 8, 2)},
     "learned_sketch_output": {64: (128, 528, 8, 2), 128: (64, 528, 8, 2)},
     "learned_sketch_backward": {64: (64, 2, 264, 8, 2), 128: (32, 1, 264, 8, 2)},
+    # By the numbers of one network, padded. PROGRAMS are those that an H200 holds at once.
+    "learned_sketch_output": {6144: (64, 660, 4, 2), 2**62: (128, 264, 8, 2)},
+    "learned_sketch_backward": {6144: (64, 2, 264, 4, 1), 12288: (64, 1, 66, 8, 1), 2**62: (32, 1, 66, 8, 1)},
 }
 FP32 = {
     "state": {256: (1, 32, 8, 1)},
@@ -54,6 +57,8 @@ FP32 = {
     "pooling_backward": {128: (16, 16, 8, 1)},
     "learned_sketch_output": {64: (32, 528, 8, 1), 128: (16, 528, 8, 1)},
     "learned_sketch_backward": {64: (16, 1, 264, 8, 1), 128: (16, 1, 264, 8, 1)},
+    "learned_sketch_output": {2**62: (16, 132, 8, 1)},
+    "learned_sketch_backward": {2**62: (16, 1, 66, 8, 1)},
 }
 DIFFERENT = {
     "sm_80": {
@@ -66,8 +71,13 @@ DIFFERENT = {
         "interval_backward_query": {128: (64, 32, 4, 3)},
         "interval_backward_key": {128: (32, 64, 8, 3)},
         "pooling_backward": {64: (32, 32, 4, 2)},
+        "learned_sketch_output": {2**62: (32, 264, 4, 2)},
+        "learned_sketch_backward": {6144: (32, 1, 132, 4, 2), 12288: (16, 1, 66, 8, 1)},
     },
-    "sm_100": {"backward_value": {64: (32, 128, 8, 1)}},
+    "sm_100": {
+        "backward_value": {64: (32, 128, 8, 1)},
+        "learned_sketch_backward": {6144: (64, 2, 264, 4, 2)},
+    },
     "gfx942": {
         "output": {128: (128, 32, 8, 2)},
         "backward_query": {128: (64, 32, 4, 1)},
@@ -76,6 +86,8 @@ DIFFERENT = {
         "interval_backward_key": {128: (32, 64, 4, 1)},
         "pooling_forward": {64: (32, 32, 4, 2), 128: (32, 32, 4, 2)},
         "pooling_backward": {128: (32, 32, 4, 1)},
+        "learned_sketch_output": {2**62: (64, 264, 4, 1)},
+        "learned_sketch_backward": {12288: (32, 1, 132, 4, 1), 2**62: (16, 1, 132, 4, 1)},
     },
 }
 

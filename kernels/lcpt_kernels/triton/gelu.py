@@ -1,8 +1,8 @@
 """GELU(y) = y Φ(y) and its derivative, Φ the normal distribution function: the exact one, within 7e-7 everywhere.
 
-    Φ(−|y|) = 2^P(|y|)        P of degree five: least largest error of Φ and of y Φ
+    Φ(−|y|) = 2^P(|y|) / 2        P of degree five with P(0) = 0: the least largest error of Φ and of y Φ
 
-With erf a sketch would be bound by it: some twenty-five instructions a number instead of nine.
+By erf, which is right in every digit, a kernel would have more to do than to read: some 25 instructions a number, not 8.
 """
 
 from __future__ import annotations
@@ -17,25 +17,28 @@ P2 = tl.constexpr(-0.45936818)
 P3 = tl.constexpr(-0.0523880708)
 P4 = tl.constexpr(0.00730068274)
 P5 = tl.constexpr(-0.000502871318)
-FALL = tl.constexpr(-0.5 * math.log2(math.e))  # the density is 2^(FALL y² + TOP)
+FALL = tl.constexpr(-0.5 * math.log2(math.e))  # the density φ(y) is 2^(FALL y² + TOP)
 TOP = tl.constexpr(-0.5 * math.log2(2 * math.pi))
 
 
 @triton.jit
-def normal_distribution(y):
-    """Φ(y), y fp32."""
-    x = tl.abs(y)
-    tail = tl.exp2(((((x * P5 + P4) * x + P3) * x + P2) * x + P1) * x - 1.0)
-    return tl.where(y > 0.0, 1.0 - tail, tail)
-
-
-@triton.jit
 def gelu(y):
-    return y * normal_distribution(y)
+    """y fp32."""
+    x = tl.abs(y)
+    return tl.maximum(y, 0.0) - x * lower_tail(x)
 
 
 @triton.jit
 def gelu_and_slope(y):
     """-> GELU(y) and its derivative, Φ(y) + y φ(y)."""
-    below = normal_distribution(y)
-    return y * below, below + y * tl.exp2(y * y * FALL + TOP)
+    x = tl.abs(y)
+    density = tl.exp2(x * x * FALL + TOP)
+    slope = lower_tail(x) - x * density  # of −x
+    slope = tl.where(y > 0.0, 1.0 - slope, slope)
+    return y * (slope - y * density), slope
+
+
+@triton.jit
+def lower_tail(x):
+    """Φ(−x), x ≥ 0."""
+    return tl.exp2(((((x * P5 + P4) * x + P3) * x + P2) * x + P1) * x - 1.0)
