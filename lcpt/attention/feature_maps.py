@@ -1,4 +1,5 @@
-"""Feature maps φ: R^d -> R^m with φ ≥ 0, so that φ(q)·φ(k) is a weight; matrices are those of a key-value head.
+"""Feature maps φ: R^d -> R^m with φ ≥ 0, so that φ(q)·φ(k) is a weight: what of them is learned, or drawn once;
+matrices are those of a key-value head. lcpt_kernels computes them.
 
 Arguments are [B, T, H, d] with H query or key heads, results [B, T, H, m]. `size` is m, `flops` those of one vector.
 """
@@ -8,19 +9,10 @@ from __future__ import annotations
 import math
 
 import torch
-import torch.nn.functional as F
+from lcpt_kernels.feature_maps import elu1, favor, hedgehog, relu
 from torch import Tensor, nn
 
-from lcpt.attention.base import in_fp32
 from lcpt.attention.sketch import LearnedSketch
-
-TINY = 1e-6  # keeps a feature, and so a normaliser, above zero
-
-
-def per_head(x: Tensor, matrices: Tensor) -> Tensor:
-    """x [B, T, H, d] times the matrix of each head's key-value head, [Hkv, d, m] -> [B, T, H, m]."""
-    grouped = x.unflatten(2, (matrices.shape[0], -1))
-    return torch.einsum("bthgd,hdm->bthgm", grouped, matrices.to(x.dtype)).flatten(2, 3)
 
 
 class Elu1(nn.Module):
@@ -31,7 +23,7 @@ class Elu1(nn.Module):
         self.size, self.flops = head_dim, 0.0
 
     def forward(self, x: Tensor, is_query: bool) -> Tensor:
-        return F.elu(x) + 1
+        return elu1(x)
 
 
 class Relu(nn.Module):
@@ -45,8 +37,7 @@ class Relu(nn.Module):
         self.b = nn.Parameter(torch.zeros(n_kv_heads, 1, self.size))
 
     def forward(self, x: Tensor, is_query: bool) -> Tensor:
-        bias = self.b.repeat_interleave(x.shape[2] // self.b.shape[0], dim=0)[:, 0]  # [H, m]
-        return F.relu(per_head(x, self.W) + bias.to(x.dtype)) + TINY
+        return relu(x, self.W, self.b[:, 0])
 
 
 class Favor(nn.Module):
@@ -65,11 +56,7 @@ class Favor(nn.Module):
         self.register_buffer("omega", torch.stack([orthogonal_rows(self.size, head_dim) for _ in range(n_kv_heads)]))
 
     def forward(self, x: Tensor, is_query: bool) -> Tensor:
-        scaled = in_fp32(x) * x.shape[-1] ** -0.25
-        exponents = per_head(scaled, self.omega.mT) - scaled.square().sum(-1, keepdim=True) / 2
-        if is_query:
-            exponents = exponents - exponents.detach().amax(-1, keepdim=True)
-        return ((exponents.exp() + TINY) * self.size**-0.5).to(x.dtype)
+        return favor(x, self.omega.mT, subtract_peak=is_query)
 
 
 class Hedgehog(nn.Module):
@@ -81,8 +68,7 @@ class Hedgehog(nn.Module):
         self.W = nn.Parameter(torch.eye(head_dim).repeat(n_kv_heads, 1, 1))
 
     def forward(self, x: Tensor, is_query: bool) -> Tensor:
-        y = per_head(x, self.W)
-        return torch.cat((y.softmax(-1), (-y).softmax(-1)), dim=-1)
+        return hedgehog(x, self.W)
 
 
 class Sketched(nn.Module):

@@ -10,14 +10,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from lcpt_kernels import feature_attention
+from lcpt_kernels.feature_maps import aoglu, oglu, per_head, softplus
 from torch import Tensor, nn
 
 from lcpt.attention.base import LinearCost, Projected, in_fp32
-from lcpt.attention.feature_maps import per_head
 
 GATE_RANK = 4  # AOGLU's gate has rank d / 4
+POSITIVE = {"ffn": softplus, "oglu": oglu, "aoglu": aoglu}
 
 
 @dataclass
@@ -43,7 +43,7 @@ class FeedforwardLayer(nn.Module):
 
     def __init__(self, n_kv_heads: int, head_dim: int, kind: str, last: bool):
         super().__init__()
-        self.last = last
+        self.positive = POSITIVE[kind] if last else None
         self.strain: Tensor | None = None  # mean (W Wᵀ − I)², a scalar, of the last forward pass that has a backward
         self.W = nn.Parameter(torch.empty(n_kv_heads, head_dim, head_dim))
         for matrix in self.W:
@@ -55,8 +55,9 @@ class FeedforwardLayer(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if torch.is_grad_enabled():
             self.strain = _Strain.apply(self.W)
+        if self.positive is not None:
+            return self.positive(x, self.W, *self.gate)
         y = per_head(x, self.W)
-        y = F.softplus(y) if self.last else y
         if len(self.gate):
             gate = x
             for matrices in self.gate:

@@ -17,11 +17,11 @@ from typing import NamedTuple
 
 import torch
 from lcpt_kernels import sparse_attention
+from lcpt_kernels.feature_maps import per_head
 from lcpt_kernels.sparse import ROWS
 from torch import Tensor, nn
 
 from lcpt.attention.base import Attention, Projected, in_fp32
-from lcpt.attention.feature_maps import per_head
 
 PULL = 20.0  # where a loss pushes all scores one way, their share comes to rest 1 / PULL off its target
 SEEDS = 2**24  # checkpoints hold fp32, which is exact up to here

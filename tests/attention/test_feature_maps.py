@@ -2,16 +2,9 @@ import math
 
 import pytest
 import torch
+from lcpt_kernels.feature_maps import per_head
 
-from lcpt.attention.feature_maps import (
-    FEATURE_MAPS,
-    Favor,
-    Hedgehog,
-    Relu,
-    check_feature_map,
-    orthogonal_rows,
-    per_head,
-)
+from lcpt.attention.feature_maps import FEATURE_MAPS, Favor, Hedgehog, Relu, check_feature_map, orthogonal_rows
 
 
 @pytest.mark.parametrize("name", [name for name in FEATURE_MAPS if name != "sketch"])

@@ -20,6 +20,7 @@ NAMES = {
     "norm_rotary_output": ("BT",), "norm_rotary_backward": ("BT",),
     "pooling_forward": ("BR", "BT"), "pooling_backward": ("BR", "BT"),
     "learned_sketch_output": ("BT", "PROGRAMS"), "learned_sketch_backward": ("BT", "NETWORKS", "PROGRAMS"),
+    "feature_map_forward": ("BT",), "feature_map_backward": ("BT", "STEPS"),
 }
 TABLE = {  # tiles, then warps and stages
     "scan": {2**18: (128, 1, 1), 2**62: (512, 4, 1)},  # by the numbers of all states of one block: programs for all
@@ -42,6 +43,8 @@ TABLE = {  # tiles, then warps and stages
     # By the numbers of one network, padded. PROGRAMS are those that an H200 holds at once.
     "learned_sketch_output": {6144: (64, 660, 4, 2), 2**62: (128, 264, 8, 2)},
     "learned_sketch_backward": {6144: (64, 2, 264, 4, 1), 12288: (64, 1, 66, 8, 1), 2**62: (32, 1, 66, 8, 1)},
+    "feature_map_forward": {64: (128, 4, 1), 128: (64, 4, 1)},
+    "feature_map_backward": {64: (64, 16, 4, 2), 128: (64, 16, 8, 2)},
 }
 FP32 = {
     "state": {256: (1, 32, 8, 1)},
@@ -59,6 +62,8 @@ FP32 = {
     "learned_sketch_backward": {64: (16, 1, 264, 8, 1), 128: (16, 1, 264, 8, 1)},
     "learned_sketch_output": {2**62: (16, 132, 8, 1)},
     "learned_sketch_backward": {2**62: (16, 1, 66, 8, 1)},
+    "feature_map_forward": {128: (32, 4, 1)},
+    "feature_map_backward": {128: (32, 32, 8, 1)},
 }
 DIFFERENT = {
     "sm_80": {
