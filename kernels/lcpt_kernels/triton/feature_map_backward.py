@@ -63,12 +63,12 @@ def feature_map_backward_kernel(
     if MAP != "elu1":
         matrix = head // group * W_stride
         w = load_matrix(W + matrix, W_ROW, W_COLUMN, D, D_PAD, M, M_PAD)
-        w_columns = load_matrix(W + matrix, W_COLUMN, W_ROW, M, M_PAD, D, D_PAD)
+        w_columns = tl.trans(w)
     if LEARNED:
         dw_sum = tl.zeros((D_PAD, M_PAD), tl.float32)
     if MAP == "oglu":
         g_matrix = load_matrix(G + matrix, W_ROW, W_COLUMN, D, D_PAD, M, M_PAD)
-        g_columns = load_matrix(G + matrix, W_COLUMN, W_ROW, M, M_PAD, D, D_PAD)
+        g_columns = tl.trans(g_matrix)
         dg_sum = tl.zeros((D_PAD, M_PAD), tl.float32)
     if MAP == "relu":
         bias = load_bias(b + head // group * M, M, M_PAD)
@@ -99,10 +99,10 @@ def feature_map_backward_kernel(
             if MAP == "favor":
                 dx_rows += dx_beside
             if LEARNED:
-                x_columns = load_columns_of(x, t, x_strides[0], inside, D, D_PAD)  # [D, BT]
+                x_columns = tl.trans(x_rows)  # [D, BT]
                 dw_sum = tl.dot(x_columns, dz.to(x_columns.dtype), dw_sum, input_precision="ieee")
             if MAP == "oglu":
-                dx_rows += product(dg, g_columns, PRECISION)
+                dx_rows = tl.dot(dg.to(g_columns.dtype), g_columns, dx_rows, input_precision="ieee")
                 dg_sum = tl.dot(x_columns, dg.to(x_columns.dtype), dg_sum, input_precision="ieee")
         store_rows(dx, t.to(tl.int64) * heads + head, D, inside, dx_rows, D, D_PAD)
     place = piece.to(tl.int64) * heads + head

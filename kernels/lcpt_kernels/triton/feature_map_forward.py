@@ -13,7 +13,7 @@ from lcpt_kernels.triton import configurations
 from lcpt_kernels.triton.feature_map_formulas import elu1, favor, hedgehog, oglu, relu, softplus
 from lcpt_kernels.triton.problem import padded
 from lcpt_kernels.triton.tensors import flat
-from lcpt_kernels.triton.tiles import load_rows, store_columns, store_rows
+from lcpt_kernels.triton.tiles import load_rows, store_rows
 
 
 class FeatureMap(NamedTuple):
@@ -42,7 +42,9 @@ class FeatureMap(NamedTuple):
         return 2 * self.width if self.name == "hedgehog" else self.width
 
     def tiles(self, kernel: str) -> dict[str, int]:
-        return configurations.tiles(kernel, max(self.x.shape[3], self.width), self.x.dtype)
+        """By the columns of both matrices."""
+        columns = self.width if self.G is None else 2 * self.width
+        return configurations.tiles(kernel, max(self.x.shape[3], columns), self.x.dtype)
 
     def arguments(self) -> dict:
         """Of both kernels."""
@@ -60,7 +62,7 @@ def feature_map_forward(map: FeatureMap) -> Tensor:
     """-> φ(x) [B, T, H, SIZE] in x's dtype."""
     phi = torch.empty(*map.x.shape[:3], map.size, dtype=map.x.dtype, device=map.x.device)
     arguments, tiles = map.arguments(), map.tiles("feature_map_forward")
-    grid = triton.cdiv(arguments["rows"], tiles["BT"]), map.x.shape[2]
+    grid = triton.cdiv(arguments["rows"], tiles["BT"] * tiles["STEPS"]), map.x.shape[2]
     feature_map_forward_kernel[grid](**arguments, phi=phi, **tiles)
     return phi
 
@@ -73,34 +75,40 @@ def feature_map_forward_kernel(
     phi,  # [N, H, SIZE]
     rows, group, W_stride, W_ROW: tl.constexpr, W_COLUMN: tl.constexpr, MAP: tl.constexpr, PEAK: tl.constexpr,
     D: tl.constexpr, D_PAD: tl.constexpr, M: tl.constexpr, M_PAD: tl.constexpr, SIZE: tl.constexpr, BT: tl.constexpr,
+    STEPS: tl.constexpr,
 ):
-    head, heads = tl.program_id(1).to(tl.int64), tl.num_programs(1)
-    t = tl.program_id(0) * BT + tl.arange(0, BT)
-    inside = t < rows
-    x_rows = load_rows(x + head * x_strides[1], t, x_strides[0], inside, D, D_PAD)  # [BT, D]
+    piece, head, heads = tl.program_id(0), tl.program_id(1).to(tl.int64), tl.num_programs(1)
     # Favor's W is fp32 also where x is of 16 bits, which are exact in TF32.
     PRECISION: tl.constexpr = "tf32" if MAP == "favor" and x.dtype.element_ty != tl.float32 else "ieee"
+    x += head * x_strides[1]
+    matrix = head // group * W_stride
     if MAP != "elu1":
-        matrix = head // group * W_stride
         w = load_matrix(W + matrix, W_ROW, W_COLUMN, D, D_PAD, M, M_PAD)
-        z = product(x_rows, w, PRECISION)  # [BT, M]
-    at = t.to(tl.int64) * heads + head
-    if MAP == "hedgehog":
-        first, second = hedgehog(z, M)
-        store_columns(phi, at, SIZE, inside, first, 0, M, M_PAD)
-        store_rows(phi + M, at, SIZE, inside, second, M, M_PAD)
-    else:
+    if MAP == "oglu":
+        g_matrix = load_matrix(G + matrix, W_ROW, W_COLUMN, D, D_PAD, M, M_PAD)
+    if MAP == "relu":
+        bias = load_bias(b + head // group * M, M, M_PAD)
+    first = piece * STEPS * BT
+    for start in range(first, tl.minimum(first + STEPS * BT, rows), BT):
+        t = start + tl.arange(0, BT)
+        inside = t < rows
+        at = t.to(tl.int64) * heads + head
+        x_rows = load_rows(x, t, x_strides[0], inside, D, D_PAD)  # [BT, D]
         if MAP == "elu1":
             values = elu1(x_rows.to(tl.float32))
-        elif MAP == "relu":
-            values = relu(z, load_bias(b + head // group * M, M, M_PAD))
-        elif MAP == "favor":
-            values = favor(z, x_rows.to(tl.float32), PEAK, D, M)
-        elif MAP == "softplus":
-            values = softplus(z)
         else:
-            w = load_matrix(G + matrix, W_ROW, W_COLUMN, D, D_PAD, M, M_PAD)
-            values = oglu(z, product(x_rows, w, PRECISION))
+            z = product(x_rows, w, PRECISION)  # [BT, M]
+            if MAP == "relu":
+                values = relu(z, bias)
+            elif MAP == "favor":
+                values = favor(z, x_rows.to(tl.float32), PEAK, D, M)
+            elif MAP == "hedgehog":
+                values, second = hedgehog(z, M)
+                store_rows(phi + M, at, SIZE, inside, second, M, M_PAD)
+            elif MAP == "softplus":
+                values = softplus(z)
+            else:
+                values = oglu(z, product(x_rows, g_matrix, PRECISION))
         store_rows(phi, at, SIZE, inside, values, M, M_PAD)
 
 
