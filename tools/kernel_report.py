@@ -10,6 +10,7 @@ import multiprocessing
 import os
 import sys
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from itertools import chain, zip_longest
 from pathlib import Path
 
 import torch
@@ -59,12 +60,19 @@ def main() -> int:
 
 def compiled(rows_of, targets: list[str]) -> list[dict]:
     """Rows in the order of the targets, compiled by as many processes as there are cores."""
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(min(len(targets), os.cpu_count() or 1), mp_context=context) as pool:
-        futures = [pool.submit(rows_of, target) for target in targets]
-        for done in tqdm(as_completed(futures), total=len(targets), desc="compiling", disable=None):
+    cores = os.cpu_count() or 1
+    parts = -(-cores // len(targets))
+    with ProcessPoolExecutor(min(parts * len(targets), cores), mp_context=multiprocessing.get_context("spawn")) as pool:
+        futures = {target: [pool.submit(rows_of, target, part=part, parts=parts) for part in range(parts)]
+                   for target in targets}
+        for done in tqdm(as_completed(chain(*futures.values())), total=parts * len(targets), desc="compiling",
+                         disable=None):
             done.result()  # the first failure ends it
-    return [row for future in futures for row in future.result()]
+    found = []
+    for of_target in futures.values():
+        in_turn = zip_longest(*(future.result() for future in of_target))
+        found += [row for row in chain(*in_turn) if row is not None]
+    return found
 
 
 def print_rows(rows: list[dict], sizes: tuple[str, ...]) -> None:

@@ -25,7 +25,7 @@ def learned_sketch(x: Tensor, up: Sequence[Tensor], down: Sequence[Tensor], *, b
     Source: PolySketchFormer (arXiv 2310.01655, section 3).
     """
     check_backend(backend, ("auto", "torch", "triton"))
-    require(len(up) == len(down) >= 1, f"{len(up)} levels up and {len(down)} down; it must be as many, and one at least")
+    require(len(up) == len(down) >= 1, f"{len(up)} levels up, {len(down)} down; as many of both, and one at least")
     return _sketch(x, *up, *down, backend=backend)
 
 

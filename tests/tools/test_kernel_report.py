@@ -18,7 +18,10 @@ def rows(monkeypatch):
     """rows(*rows): what the tool is told instead of compiling."""
 
     def tell(*rows):
-        monkeypatch.setattr(report, "rows", lambda target: [row for row in rows if row["target"] == target])
+        def of_part(target, part, parts):
+            return [row for row in rows if row["target"] == target][part::parts]
+
+        monkeypatch.setattr(report, "rows", of_part)
         monkeypatch.setattr("concurrent.futures.ProcessPoolExecutor", lambda n, mp_context: ThreadPoolExecutor(n))
 
     return tell
@@ -55,7 +58,7 @@ def test_bad_input(call_tool, monkeypatch, tmp_path):
 
 
 def test_one_kernel_is_compiled_as_it_is_started():
-    launches = report.launches("sm_90", attention="squared", head_dim=64, features=16)
+    launches = report.launches("sm_90", of="squared", head_dim=64, features=16)
     names = {launch.kernel.__name__ for launch in launches}
     assert {"block_output_kernel", "block_backward_key_kernel", "scan_backward_kernel"} <= names
     launch = next(launch for launch in launches if launch.kernel.__name__ == "normaliser_backward_kernel")
@@ -66,9 +69,11 @@ def test_one_kernel_is_compiled_as_it_is_started():
 
 
 @pytest.mark.parametrize("settings", [
-    {"attention": "squared", "features": 16},
-    {"attention": "squared", "features": 16, "gated": True, "local_blocks": 2},
-    {"attention": "flurka", "features": 16}, {"attention": "sparse"}, {"attention": "sparse", "kept": False},
+    {"of": "squared", "features": 16},
+    {"of": "squared", "features": 16, "gated": True, "local_blocks": 2},
+    {"of": "flurka", "features": 16}, {"of": "sparse"}, {"of": "sparse", "kept": False},
+    {"of": "heads", "keep_plain": True}, {"of": "sketch", "size": 32}, {"of": "map", "map": "relu"},
+    {"of": "summaries", "gated": True},
 ], ids=str)
 def test_a_kernel_is_compiled_once_for_all_lengths(settings):
     """Nothing that it is compiled for depends on the number of tokens."""
@@ -79,7 +84,7 @@ def test_a_kernel_is_compiled_once_for_all_lengths(settings):
 
 def test_tiles_are_those_of_the_target():
     def tiles(target):
-        launches = report.launches(target, attention="squared", head_dim=128, features=16)
+        launches = report.launches(target, of="squared", head_dim=128, features=16)
         return {x.kernel.__name__: report.tiles(x) for x in launches}
 
     assert tiles("sm_90")["block_output_kernel"]["BN"] == 64 and tiles("sm_80")["block_output_kernel"]["BN"] == 32
@@ -88,7 +93,7 @@ def test_tiles_are_those_of_the_target():
 
 def test_nothing_for_sm_90_spills_or_waits():
     """The first settings; the tool compiles all of them."""
-    rows = report.rows("sm_90", first=7)
+    rows = report.rows("sm_90", first=11)
     faults = [(row["kernel"], row["settings"], fault) for row in rows if (fault := report.fault(row))]
     assert not faults
     assert all(row["tensor_core_ops"] for row in rows if row["kernel"].startswith(("block", "interval")))

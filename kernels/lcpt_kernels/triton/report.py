@@ -30,7 +30,7 @@ TARGETS = {
 SHARED = {"sm_80": (164, 163), "sm_90": (228, 227), "sm_100": (228, 227)}
 REGISTERS, WARPS = 65536, 64  # of a multiprocessor, the same for these
 TYPES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32", torch.int32: "i32", torch.int64: "i64"}
-TILES = ("B", "BT", "BM", "BN")
+TILES = ("B", "BT", "BR", "BM", "BN", "STEPS", "NETWORKS", "PROGRAMS")
 SIZES = (*TILES, "num_warps", "num_stages")
 
 
@@ -44,15 +44,15 @@ class Launch(NamedTuple):
     options: dict[str, int]  # num_warps, num_stages
 
 
-def rows(target: str, first: int | None = None) -> list[dict]:
+def rows(target: str, first: int | None = None, part: int = 0, parts: int = 1) -> list[dict]:
     """The rows of the report for one of TARGETS, for the `first` of SETTINGS, None: all for sm_90, for others a few.
-    What several of them start stands with the first."""
+    What several of them start stands with the first. Of all these rows, each of `parts` processes compiles every
+    `parts`-th, from `part` on."""
     found = {}
     for settings in SETTINGS[: first or (len(SETTINGS) if target == "sm_90" else FEW)]:
         for launch in launches(target, **settings):
-            if repr(launch) not in found:
-                found[repr(launch)] = row(launch, settings, target)
-    return list(found.values())
+            found.setdefault(repr(launch), (launch, settings, target))
+    return [row(*of_row) for of_row in list(found.values())[part::parts]]
 
 
 def launches(target: str, **settings) -> list[Launch]:

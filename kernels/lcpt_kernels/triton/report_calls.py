@@ -10,33 +10,44 @@ from lcpt_kernels.features import Explicit, QuadraticFeatures
 from lcpt_kernels.sparse import Sight
 from lcpt_kernels.triton import sparse as in_intervals
 from lcpt_kernels.triton.block_causal import compute
+from lcpt_kernels.triton.feature_maps import feature_map
+from lcpt_kernels.triton.learned_sketch import learned_sketch
+from lcpt_kernels.triton.norm_rotary import norm_rotary
+from lcpt_kernels.triton.pooling import pool_blocks
 
 BLOCK, SUMMARIES, TOKENS = 256, 32, 512
 SETTINGS = (  # what tells most first; features: of a sketch, or m
-    {"attention": "squared", "head_dim": 64, "features": 32}, {"attention": "squared", "head_dim": 128, "features": 32},
-    {"attention": "flurka", "head_dim": 64, "features": 64},
-    {"attention": "sparse", "head_dim": 64}, {"attention": "sparse", "head_dim": 128},
-    {"attention": "squared", "head_dim": 64, "features": 32, "gated": True, "local_blocks": 2},
-    {"attention": "feature", "head_dim": 64, "features": 256},
-    {"attention": "squared", "head_dim": 64, "features": 16}, {"attention": "squared", "head_dim": 64, "features": 64},
-    {"attention": "fastmax", "head_dim": 64, "features": 64},
-    {"attention": "flurka", "head_dim": 64, "features": 16}, {"attention": "flurka", "head_dim": 128, "features": 128},
-    {"attention": "flurka", "head_dim": 64, "features": 256, "gated": True},
+    {"of": "squared", "head_dim": 64, "features": 32}, {"of": "squared", "head_dim": 128, "features": 32},
+    {"of": "flurka", "head_dim": 64, "features": 64},
+    {"of": "sparse", "head_dim": 64}, {"of": "sparse", "head_dim": 128},
+    {"of": "heads", "head_dim": 64}, {"of": "sketch", "head_dim": 64, "size": 32},
+    {"of": "map", "head_dim": 64, "map": "elu1"}, {"of": "map", "head_dim": 64, "map": "hedgehog"},
+    {"of": "summaries", "head_dim": 64},
+    {"of": "squared", "head_dim": 64, "features": 32, "gated": True, "local_blocks": 2},
+    {"of": "feature", "head_dim": 64, "features": 256},
+    {"of": "squared", "head_dim": 64, "features": 16}, {"of": "squared", "head_dim": 64, "features": 64},
+    {"of": "fastmax", "head_dim": 64, "features": 64},
+    {"of": "flurka", "head_dim": 64, "features": 16}, {"of": "flurka", "head_dim": 128, "features": 128},
+    {"of": "flurka", "head_dim": 64, "features": 256, "gated": True},
+    {"of": "heads", "head_dim": 128, "keep_plain": True}, {"of": "summaries", "head_dim": 128, "gated": True},
+    *({"of": "sketch", "head_dim": width, "size": size} for width, size in ((64, 8), (128, 32), (64, 64))),
+    *({"of": "map", "head_dim": 64, "map": map} for map in ("relu", "favor", "softplus", "oglu")),
+    {"of": "map", "head_dim": 128, "map": "oglu"},
 )
-FEW = 5  # for targets other than sm_90
+FEW = 10  # for targets other than sm_90
 
 
 def output_of(
-    attention: str, head_dim: int, dtype: torch.dtype = torch.bfloat16, tokens: int = TOKENS, **others
+    of: str, head_dim: int, dtype: torch.dtype = torch.bfloat16, tokens: int = TOKENS, **others
 ) -> Tensor:
     """The output of a call of SETTINGS, where kernels start or are written down; with a graph for the backward pass."""
 
     def tensor(*size, rows=tokens):
         return torch.zeros(1, rows, 2, *size, dtype=dtype, requires_grad=True)
 
-    if attention == "sparse":
-        return sparse(tensor, head_dim, tokens, **others)
-    return of_blocks(tensor, attention, head_dim, **others)
+    if of in PLANS:
+        return of_blocks(tensor, of, head_dim, **others)
+    return OTHERS[of](tensor, head_dim, tokens, **others)
 
 
 def of_blocks(
@@ -82,3 +93,37 @@ def sparse(tensor, head_dim: int, tokens: int, kept: bool = True) -> Tensor:
     keep = torch.ones(1, tokens, 2, dtype=torch.bool) if kept else None
     sight = Sight(keep, keep, None, None, torch.zeros_like(t), t)
     return in_intervals.sparse_attention(tensor(head_dim), tensor(head_dim), tensor(head_dim), [sight], 1.0)
+
+
+def heads(tensor, head_dim: int, tokens: int, keep_plain: bool = False) -> Tensor:
+    """As a projection gives them, in the midst of a wider tensor."""
+    weight, bias = tensor(head_dim)[0, 0]
+    table = torch.zeros(tokens, 1, head_dim // 2)
+    x = torch.cat((tensor(head_dim), tensor(head_dim)), dim=2)[:, :, :2]
+    turned, plain = norm_rotary(x, weight, bias, table, table, 1e-5, keep_plain)
+    return turned if plain is None else turned + plain
+
+
+def sketch(tensor, head_dim: int, tokens: int, size: int) -> Tensor:
+    up, down = tensor(2 * size, rows=head_dim)[0], tensor(size, rows=2 * size)[0]
+    return learned_sketch(tensor(head_dim), *(x.transpose(0, 1).contiguous() for x in (up, down)))
+
+
+def mapped(tensor, head_dim: int, tokens: int, map: str) -> Tensor:
+    """Features twice as many as coordinates in favor's map, as many in the others'."""
+    count = {"elu1": 0, "oglu": 2}.get(map, 1)
+    width = 2 * head_dim if map == "favor" else head_dim
+    W = [tensor(width, rows=head_dim)[0].transpose(0, 1).contiguous() for _ in range(count)]
+    return feature_map(map, tensor(head_dim), *W, b=tensor(width)[0, 0] if map == "relu" else None)
+
+
+def summaries(tensor, head_dim: int, tokens: int, gated: bool = False) -> Tensor:
+    """All that is pooled, in one row."""
+    rows = -(-tokens // BLOCK) * BLOCK
+    k, v, logits = (tensor(size, rows=rows).unflatten(1, (-1, BLOCK)) for size in (head_dim, head_dim, SUMMARIES))
+    gamma = tensor(rows=rows).float().unflatten(1, (-1, BLOCK)) if gated else None
+    pooled = pool_blocks(k, v, logits, torch.zeros(BLOCK, 1, SUMMARIES), gamma)
+    return torch.cat([x.float().flatten() for x in pooled if x is not None])
+
+
+OTHERS = {"sparse": sparse, "heads": heads, "sketch": sketch, "map": mapped, "summaries": summaries}

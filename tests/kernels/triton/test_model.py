@@ -13,6 +13,11 @@ from tests.kernels.conftest import relative_error
 from tests.kernels.triton.conftest import DEVICE, INTERVAL_KERNELS, KERNELS
 
 T, V = 21, 50
+AROUND = {  # the attention kernels of a kind
+    "polysketch": "learned_sketch_output learned_sketch_backward", "kernel": "feature_map_forward feature_map_backward",
+    "feedforward": "feature_map_forward feature_map_backward", "lowrank": "pooling_forward pooling_backward",
+    "flurka": "feature_map_forward feature_map_backward pooling_forward pooling_backward",
+}
 
 
 def model_of(kind, pattern=(), **changes):
@@ -43,6 +48,9 @@ def test_loss_and_gradients_are_those_in_pytorch(kind, changes, options, started
     found = outcome(model, **options)
     in_intervals = kind in ("sparse_qk", "sparse_hash", "lowrank")
     assert (INTERVAL_KERNELS if in_intervals else KERNELS) <= set(started)
+    own = "flurka" if "pattern" in changes else kind
+    around = ["norm_rotary_output", "norm_rotary_backward", *AROUND.get(own, "").split()]
+    assert {f"{name}_kernel" for name in around} <= set(started)
     started.clear()
     monkeypatch.setattr(on_gpu, "_wanted", lambda *_: False)
     expected = outcome(model, **options)
