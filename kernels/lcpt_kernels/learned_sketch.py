@@ -25,7 +25,7 @@ def learned_sketch(x: Tensor, up: Sequence[Tensor], down: Sequence[Tensor], *, b
     Source: PolySketchFormer (arXiv 2310.01655, section 3).
     """
     check_backend(backend, ("auto", "torch", "triton"))
-    require(len(up) == len(down) >= 1, f"{len(up)} levels up, {len(down)} down; as many of both, and one at least")
+    require(len(up) == len(down) > 0, f"{len(up)} levels up and {len(down)} down; they must be as many, and at least 1")
     return _sketch(x, *up, *down, backend=backend)
 
 
@@ -37,7 +37,7 @@ def _sketch(x: Tensor, *matrices: Tensor, backend: str) -> Tensor:
     if _on_gpu(backend, rows, up, down):
         from lcpt_kernels.triton.learned_sketch import learned_sketch as in_triton
 
-        return in_triton(rows, up[0], down[0]).view(*x.shape[:-1], -1)
+        return in_triton(rows, up[0], down[0]).view(*x.shape[:-1], down[0].shape[2])
     first = second = x
     for u, d in zip(up, down, strict=True):
         first, second = F.gelu(first @ u[0]) @ d[0], F.gelu(second @ u[1]) @ d[1]

@@ -54,7 +54,6 @@ class LearnedSketch(nn.Module):
     def __init__(self, head_dim: int, size: int, expansion: int, levels: int):
         super().__init__()
         hidden = expansion * size
-        self.size = size
         inputs = [head_dim] + [size] * (levels - 1)
         self.up = nn.ParameterList(torch.randn(2, d, hidden) * d**-0.5 for d in inputs)
         self.down = nn.ParameterList(torch.randn(2, hidden, size) * hidden**-0.5 for _ in inputs)

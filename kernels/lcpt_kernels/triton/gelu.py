@@ -2,7 +2,7 @@
 
     Φ(−|y|) = 2^P(|y|) / 2        P of degree five with P(0) = 0: the least largest error of Φ and of y Φ
 
-By erf, which is right in every digit, a kernel would have more to do than to read: some 25 instructions a number, not 8.
+With erf, right in every digit, a kernel would have more to do than to read: some 30 instructions a number, not 8.
 """
 
 from __future__ import annotations

@@ -23,7 +23,8 @@ def learned_sketch(x: Tensor, up: Tensor, down: Tensor) -> Tensor:
     "lcpt_kernels::learned_sketch", mutates_args=(), schema="(Tensor x, Tensor up, Tensor down) -> Tensor")
 def forward(x, up, down):
     with on_device_of(x):
-        return learned_sketch_output(flat(x), up.contiguous(), down.contiguous()).view(*x.shape[:3], -1)
+        out = learned_sketch_output(flat(x), up.contiguous(), down.contiguous())
+    return out.view(*x.shape[:3], down.shape[2])
 
 
 @forward.register_fake
