@@ -44,7 +44,7 @@ def agree(started):
         given["x"] = change(given["x"])
         if do is None:
             do = torch.randn(*given["x"].shape[:3], given["down"].shape[2], device=DEVICE, dtype=torch.float64)
-        do = do.to(dtype)
+        do = do.to(dtype)  # whose strides stay what they are only where it is of this dtype
         found = results(sketch, given, do, {})
         assert started == [f"{OUTPUT}_kernel", f"{BACKWARD}_kernel"]
         expected = results(sketch, {name: x.double() for name, x in given.items()}, do.double(), {"backend": "torch"})
@@ -92,8 +92,34 @@ def test_any_strides(agree, monkeypatch, change, gradient):
     monkeypatch.setitem(configurations.FP32, OUTPUT, {2**62: (16, 2, 4, 1)})
     monkeypatch.setitem(configurations.FP32, BACKWARD, {2**62: (16, 2, 2, 4, 1)})
     given = inputs(22)
-    y = torch.randn(*change(given["x"]).shape[:3], 16, dtype=torch.float64, device=DEVICE)
+    y = torch.randn(*change(given["x"]).shape[:3], 16, device=DEVICE)
     agree(given, do=gradient(y), change=change)
+
+
+def test_matrices_of_any_strides(agree):
+    given = inputs(9)
+    agree({name: x.mT.contiguous().mT if name != "x" else x for name, x in given.items()})
+
+
+def test_nothing_around_is_read(agree):
+    """NaN behind every row, token and matrix."""
+    given = inputs(11, d=20, e=24, r=10)
+
+    def within(x, *more):
+        around = torch.full([n + m for n, m in zip(x.shape, more, strict=True)], torch.nan, device=DEVICE)
+        return around[tuple(slice(n) for n in x.shape)].copy_(x)
+
+    do = within(torch.randn(1, 11, 2, 10), 0, 1, 1, 6)
+    agree({"x": within(given["x"], 0, 1, 1, 12), "up": within(given["up"], 1, 0, 0),
+           "down": within(given["down"], 1, 0, 0)}, do=do)
+
+
+@pytest.mark.parametrize("rows", [0, 1, 16, 47, 48, 49, 1000])
+def test_programs_share_all_rows(rows):
+    from lcpt_kernels.triton.learned_sketch_output import shares
+
+    programs, steps = shares(rows, {"BT": 16, "PROGRAMS": 3})
+    assert programs <= 3 and programs * steps * 16 >= rows and (programs == 0 or (programs - 1) * steps * 16 < rows)
 
 
 @pytest.mark.parametrize("norm", [30.0, 1e-3])
