@@ -21,6 +21,7 @@ NAMES = {
     "pooling_forward": ("BR", "BT"), "pooling_backward": ("BR", "BT"),
     "learned_sketch_output": ("BT", "PROGRAMS"), "learned_sketch_backward": ("BT", "NETWORKS", "PROGRAMS"),
     "feature_map_forward": ("BT", "STEPS"), "feature_map_backward": ("BT", "STEPS"),
+    "feature_map_forward": ("BT", "STEPS"), "feature_map_backward": ("BT", "STEPS", "DT"),
 }
 TABLE = {  # tiles, then warps and stages
     "scan": {2**18: (128, 1, 1), 2**62: (512, 4, 1)},  # by the numbers of all states of one block: programs for all
@@ -43,6 +44,8 @@ TABLE = {  # tiles, then warps and stages
     "learned_sketch_backward": {6144: (64, 2, 264, 4, 1), 12288: (64, 1, 66, 8, 1), 2**62: (32, 1, 66, 8, 1)},
     "feature_map_forward": {64: (64, 8, 4, 2), 128: (64, 8, 4, 2), 256: (64, 8, 8, 2)},
     "feature_map_backward": {64: (32, 32, 4, 2), 128: (32, 32, 8, 2), 256: (32, 32, 16, 2)},
+    "feature_map_forward": {128: (64, 8, 4, 2), 256: (64, 8, 8, 2)},
+    "feature_map_backward": {128: (32, 32, 64, 4, 2), 256: (32, 32, 64, 8, 2)},
 }
 FP32 = {
     "state": {256: (1, 32, 8, 1)},
@@ -59,7 +62,7 @@ FP32 = {
     "learned_sketch_output": {2**62: (16, 132, 8, 1)},
     "learned_sketch_backward": {2**62: (16, 1, 66, 8, 1)},
     "feature_map_forward": {128: (16, 32, 8, 1), 256: (16, 32, 16, 1)},
-    "feature_map_backward": {128: (16, 64, 8, 1), 256: (16, 64, 16, 1)},
+    "feature_map_backward": {128: (16, 64, 64, 8, 1), 256: (16, 64, 128, 16, 1)},
 }
 DIFFERENT = {
     "sm_80": {
@@ -78,6 +81,7 @@ DIFFERENT = {
     "sm_100": {
         "backward_value": {64: (32, 128, 8, 1)},
         "learned_sketch_backward": {6144: (64, 2, 264, 4, 2)},
+        "feature_map_backward": {64: (32, 32, 64, 4, 2), 128: (32, 32, 32, 8, 2)},
     },
     "gfx942": {
         "output": {128: (128, 32, 8, 2)},
@@ -89,6 +93,7 @@ DIFFERENT = {
         "pooling_backward": {128: (32, 32, 4, 1)},
         "learned_sketch_output": {2**62: (64, 264, 4, 1)},
         "learned_sketch_backward": {12288: (32, 1, 132, 4, 1), 2**62: (16, 1, 132, 4, 1)},
+        "feature_map_backward": {128: (16, 64, 64, 4, 1), 256: (16, 64, 32, 4, 1)},
     },
 }
 

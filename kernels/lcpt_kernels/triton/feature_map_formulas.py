@@ -41,9 +41,9 @@ def favor(z, x, PEAK: tl.constexpr, D: tl.constexpr, M: tl.constexpr):
 
 @triton.jit
 def favor_backward(z, x, d, PEAK: tl.constexpr, D: tl.constexpr, M: tl.constexpr):
-    """-> dz, and the dx that does not come through z."""
+    """-> dz, and the factor [n, 1] of x in the dx that does not come through z."""
     d_exponents = d * favor_exponential(z, x, PEAK, D, M) * M**-0.5
-    return d_exponents * D**-0.25, -x * D**-0.5 * tl.sum(d_exponents, axis=1)[:, None]
+    return d_exponents * D**-0.25, -(D**-0.5) * tl.sum(d_exponents, axis=1)[:, None]
 
 
 @triton.jit

@@ -83,9 +83,9 @@ def feature_map_forward_kernel(
     x += head * x_strides[1]
     matrix = head // group * W_stride
     if MAP != "elu1":
-        w = load_matrix(W + matrix, W_ROW, W_COLUMN, D, D_PAD, M, M_PAD)
+        w = load_matrix(W + matrix, 0, W_ROW, W_COLUMN, D, D_PAD, M, M_PAD)
     if MAP == "oglu":
-        g_matrix = load_matrix(G + matrix, W_ROW, W_COLUMN, D, D_PAD, M, M_PAD)
+        g_matrix = load_matrix(G + matrix, 0, W_ROW, W_COLUMN, D, D_PAD, M, M_PAD)
     if MAP == "relu":
         bias = load_bias(b + head // group * M, M, M_PAD)
     first = piece * STEPS * BT
@@ -114,11 +114,11 @@ def feature_map_forward_kernel(
 
 @triton.jit
 def load_matrix(
-    w, ROW: tl.constexpr, COLUMN: tl.constexpr, HEIGHT: tl.constexpr, HEIGHT_PAD: tl.constexpr, WIDTH: tl.constexpr,
-    WIDTH_PAD: tl.constexpr,
+    w, start, ROW: tl.constexpr, COLUMN: tl.constexpr, HEIGHT: tl.constexpr, SIZE: tl.constexpr, WIDTH: tl.constexpr,
+    PADDED: tl.constexpr,
 ):
-    """w [HEIGHT, WIDTH] of strides ROW and COLUMN, with zeros around it."""
-    i, j = tl.arange(0, HEIGHT_PAD)[:, None], tl.arange(0, WIDTH_PAD)[None, :]
+    """Rows start … start + SIZE of w [HEIGHT, WIDTH], of any strides, as [SIZE, PADDED] with zeros around them."""
+    i, j = start + tl.arange(0, SIZE)[:, None], tl.arange(0, PADDED)[None, :]
     return tl.load(w + i * ROW + j * COLUMN, mask=(i < HEIGHT) & (j < WIDTH), other=0.0)
 
 

@@ -1,0 +1,183 @@
+"""Feature maps, backend="triton", against their definitions in float64: φ and every gradient."""
+
+import pytest
+import torch
+from lcpt_kernels import feature_maps
+from torch._dynamo.testing import CompileCounterWithBackend
+
+from tests.kernels.conftest import relative_error, results
+from tests.kernels.triton.conftest import DEVICE
+
+KERNELS = ["feature_map_forward_kernel", "feature_map_backward_kernel"]
+OPTIONS = {"favor_of_queries": {"subtract_peak": True}}
+MAPS = ["elu1", "relu", "favor", "favor_of_queries", "hedgehog", "softplus", "oglu", "aoglu"]
+
+
+@pytest.fixture
+def small_tiles(monkeypatch):
+    """Several programs for the rows of a head and for the columns of x, and several steps each."""
+    from lcpt_kernels.triton import configurations
+
+    for others in ("DIFFERENT", "FP32"):
+        monkeypatch.setattr(configurations, others, {})
+    monkeypatch.setitem(configurations.TABLE, "feature_map_forward", {64: (16, 2, 4, 1)})
+    monkeypatch.setitem(configurations.TABLE, "feature_map_backward", {64: (16, 2, 16, 4, 1)})
+
+
+def map_of(name, **others):
+    """The function and, of favor, whose W is a constant, with this W."""
+    function, options = getattr(feature_maps, name.split("_")[0]), OPTIONS.get(name, {}) | others
+    return lambda **given: function(**given, **options)
+
+
+def inputs(name, t=17, *, b=2, h=4, hw=2, d=24, m=20, dtype=torch.float32, scale=1.0):
+    """x is what stands between NaN, as q and k stand beside each other."""
+    torch.manual_seed(0)
+    x = torch.full((b, t, h + 3, d), torch.nan, dtype=torch.float64)
+    x[:, :, 2 : h + 2] = scale * torch.randn(b, t, h, d, dtype=torch.float64)
+    square = {"W": (hw, d, m)}
+    shapes = {"elu1": {}, "relu": square | {"b": (hw, m)}, "oglu": square | {"G": (hw, d, m)},
+              "aoglu": square | {"A": (hw, d, 3), "B": (hw, 3, m)}}.get(name, square)
+    matrices = {one: torch.randn(shape, dtype=torch.float64) * d**-0.5 for one, shape in shapes.items()}
+    if "favor" in name:
+        matrices["W"] = d**0.5 * matrices["W"].mT.contiguous().mT
+    return {one: w.to(DEVICE).to(dtype) for one, w in ({"x": x} | matrices).items()}
+
+
+def agree(name, tolerance=1e-5, backend="triton", **shape):
+    given, phi = inputs(name, **shape), map_of(name)
+    whole, constant = given.pop("x"), {}
+    given["x"] = whole[:, :, 2:-1]
+    if "favor" in name:
+        constant = {"W": given.pop("W").float()}
+    size = phi(**given, **constant, backend="torch").shape[3]
+    b, t, h, _ = given["x"].shape
+    dphi = torch.randn(b, h, t, size, dtype=torch.float64).transpose(1, 2).to(DEVICE).to(whole.dtype)
+    found = results(phi, given, dphi, constant | {"backend": backend})
+    exact = {one: x.double() for one, x in given.items()}
+    constant = {one: w.double() for one, w in constant.items()}
+    expected = results(phi, exact, dphi.double(), constant | {"backend": "torch"})
+    for one, x in given.items():
+        assert found[one].dtype == x.dtype and found[one].shape == x.shape, one
+    assert found["o"].dtype == whole.dtype and found["o"].is_contiguous()
+    errors = {one: relative_error(found[one], expected[one]) for one in expected}
+    assert all(error < tolerance for error in errors.values()), errors  # also false for NaN
+
+
+@pytest.mark.parametrize("name", MAPS)
+def test_every_map(name, small_tiles, started):
+    agree(name)
+    assert started == KERNELS
+
+
+@pytest.mark.parametrize("name, shape", [
+    ("elu1", {"d": 5}), ("relu", {"d": 80, "m": 7, "h": 6, "hw": 2}), ("favor", {"d": 7, "m": 33}),
+    ("favor_of_queries", {"m": 16}), ("hedgehog", {"d": 64, "m": 64, "t": 3}), ("softplus", {"d": 128, "m": 5}),
+    ("oglu", {"d": 33, "m": 128, "t": 2}),
+], ids=str)
+def test_widths_and_groups(name, shape):
+    agree(name, **{"h": 2, "hw": 1} | shape)
+
+
+@pytest.mark.parametrize("name, dtype", [
+    *((name, torch.bfloat16) for name in MAPS), *((name, torch.float16) for name in ("favor", "hedgehog", "oglu"))],
+    ids=str)
+def test_16_bits(name, dtype, small_tiles):
+    agree(name, 5e-3, dtype=dtype, b=1, t=35, h=2, hw=1)
+
+
+@pytest.mark.parametrize("t", [1, 16, 32, 33])
+def test_every_length(t, small_tiles):
+    agree("oglu", t=t, b=1, h=1, hw=1)
+
+
+def test_no_rows():
+    """As a sequence shorter than a block has no summaries."""
+    given = {one: x.requires_grad_() for one, x in inputs("relu", t=0).items()}
+    phi = feature_maps.relu(given["x"][:, :, 2:-1], given["W"], given["b"], backend="triton")
+    assert phi.shape == (2, 0, 4, 20)
+    phi.sum().backward()
+    assert torch.equal(given["W"].grad, torch.zeros_like(given["W"]))
+
+
+@pytest.mark.parametrize("name, z", [("softplus", -30.0), ("softplus", -5.0), ("softplus", 90.0), ("oglu", 95.0),
+                                     ("oglu", -95.0), ("elu1", -20.0), ("elu1", 100.0)])
+def test_far_from_zero(name, z):
+    """What is small is not 0, what is large no infinity: each number alone within rounding."""
+    x = torch.tensor([z, z / 2], dtype=torch.float64, device=DEVICE).expand(1, 1, 1, 2)
+    eye = torch.eye(2, dtype=torch.float64, device=DEVICE)[None]
+    given = {"x": x} | {one: eye for one in {"softplus": "W", "oglu": "WG", "elu1": ""}[name]}
+    function, do = map_of(name), torch.ones(1, 1, 1, 2, device=DEVICE)
+    found = results(function, {one: x.float() for one, x in given.items()}, do, {"backend": "triton"})
+    expected = results(function, given, do.double(), {"backend": "torch"})
+    for one in ("o", "x"):
+        torch.testing.assert_close(found[one].double(), expected[one], rtol=3e-5, atol=1e-37)
+
+
+def test_favor_of_queries_with_large_exponents():
+    """Without its peak every one of them would be 0, or infinite."""
+    agree("favor_of_queries", 1e-4, scale=12.0)
+
+
+def test_favors_matrix_is_a_constant():
+    given = {one: x.requires_grad_() for one, x in inputs("favor").items()}
+    feature_maps.favor(given["x"][:, :, 2:-1], given["W"], backend="triton").sum().backward()
+    assert given["W"].grad is None and given["x"].grad is not None
+
+
+def test_the_same_bits_twice(small_tiles):
+    given, once = inputs("oglu"), []
+    given["x"] = given["x"][:, :, 2:-1].contiguous()
+    for _ in range(2):
+        once.append(results(feature_maps.oglu, given, torch.ones(2, 17, 4, 20, device=DEVICE), {"backend": "triton"}))
+    assert all(torch.equal(x, once[1][one]) for one, x in once[0].items())
+
+
+def test_lengths_share_one_graph():
+    torch._dynamo.reset()
+    count = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(feature_maps.hedgehog, fullgraph=True, backend=count)
+    for t in (4, 5, 9, 20):
+        given = inputs("hedgehog", t)
+        given["x"] = given["x"][:, :, 2:-1].contiguous()
+        found, expected = (
+            results(f, given, torch.ones(2, t, 4, 40, device=DEVICE), {"backend": "triton"})
+            for f in (compiled, feature_maps.hedgehog))
+        assert all(torch.equal(x, expected[one]) for one, x in found.items())
+    assert count.frame_count == 2  # for the first length, and for any
+
+
+@pytest.mark.parametrize("name", ["relu", "favor"])
+def test_what_the_operators_say_of_themselves(name):
+    from lcpt_kernels.triton import feature_maps as operators
+
+    given = inputs(name, t=3)
+    x = given["x"][:, :, 2:-1].detach().requires_grad_()
+    W, G, b = (None if name not in given else given[name].requires_grad_(name != "favor") for name in "WGb")
+    torch.library.opcheck(operators.forward._opoverload, (x, W, G, b, name, False))
+    tensors = [None if x is None else x.detach() for x in (x, W, G, b)]
+    dphi = torch.randn_like(operators.feature_map(name, *tensors))
+    torch.library.opcheck(operators.backward._opoverload, (dphi, *tensors, name, False))
+
+
+def test_under_autocast():
+    """fp32 arguments are taken in bf16, favor's W too; gradients come in fp32."""
+    given = inputs("relu")
+    given["x"] = given["x"][:, :, 2:-1].contiguous()
+    do = torch.ones(2, 17, 4, 20, device=DEVICE)
+    with torch.autocast(DEVICE, torch.bfloat16):
+        found = results(feature_maps.relu, given, do, {"backend": "triton"})
+    lower = {one: x.bfloat16() for one, x in given.items()}
+    expected = results(feature_maps.relu, lower, do, {"backend": "triton"})
+    assert found["o"].dtype == torch.bfloat16 and found["W"].dtype == torch.float32
+    assert all(torch.equal(x, expected[one].to(x.dtype)) for one, x in found.items())
+
+
+@pytest.mark.parametrize("name, shape, part", [
+    ("relu", {"m": 130}, "130 wide, 128"), ("elu1", {"d": 129}, "129 wide, 128"),
+    ("hedgehog", {"d": 64, "m": 65}, "130 wide, 128"), ("aoglu", {"m": 130}, "130 wide"),
+])
+def test_what_the_kernels_do_not_take_is_named(name, shape, part):
+    given = inputs(name, t=2, **shape)
+    with pytest.raises(ValueError, match=part):
+        map_of(name)(**given | {"x": given["x"][:, :, 2:-1]}, backend="triton")
