@@ -20,7 +20,6 @@ NAMES = {
     "norm_rotary_output": ("BT",), "norm_rotary_backward": ("BT",),
     "pooling_forward": ("BR", "BT"), "pooling_backward": ("BR", "BT"),
     "learned_sketch_output": ("BT", "PROGRAMS"), "learned_sketch_backward": ("BT", "NETWORKS", "PROGRAMS"),
-    "feature_map_forward": ("BT", "STEPS"), "feature_map_backward": ("BT", "STEPS"),
     "feature_map_forward": ("BT", "STEPS"), "feature_map_backward": ("BT", "STEPS", "DT"),
 }
 TABLE = {  # tiles, then warps and stages
@@ -42,8 +41,6 @@ TABLE = {  # tiles, then warps and stages
     # By the numbers of one network, padded. PROGRAMS are those that an H200 holds at once.
     "learned_sketch_output": {6144: (64, 660, 4, 2), 2**62: (128, 264, 8, 2)},
     "learned_sketch_backward": {6144: (64, 2, 264, 4, 1), 12288: (64, 1, 66, 8, 1), 2**62: (32, 1, 66, 8, 1)},
-    "feature_map_forward": {64: (64, 8, 4, 2), 128: (64, 8, 4, 2), 256: (64, 8, 8, 2)},
-    "feature_map_backward": {64: (32, 32, 4, 2), 128: (32, 32, 8, 2), 256: (32, 32, 16, 2)},
     "feature_map_forward": {128: (64, 8, 4, 2), 256: (64, 8, 8, 2)},
     "feature_map_backward": {128: (32, 32, 64, 4, 2), 256: (32, 32, 64, 8, 2)},
 }
