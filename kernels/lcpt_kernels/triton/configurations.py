@@ -1,10 +1,11 @@
 """Tile sizes, warps and stages of every kernel: a table, and no search at run time.
 
 BM are queries and BN keys: of the program, or of a step of its loop. BT are tokens, BR summaries of a block, PAIRS
-tiles of 64 features, B the numbers of a state. A column is for tensors up to so wide; FP32 says where fp32 differs from
-16 bits, DIFFERENT where another target does from sm_90. Chosen by what the compiler makes of them (report.py): no
-spills, no serialised wgmma, states read by as many rows as fit. Which are fastest, a GPU has yet to say. Nothing
-depends on how many tokens there are.
+tiles of 64 features, B the numbers of a state, DT coordinates of x; a program takes STEPS, or there are PROGRAMS in
+all, and it holds NETWORKS of a sketch. A column is for tensors up to so wide; FP32 says where fp32 differs from 16
+bits, DIFFERENT where another target does from sm_90. Chosen by what the compiler makes of them (report.py): no spills,
+no serialised wgmma, states read by as many rows as fit. Which are fastest, a GPU has yet to say. Nothing depends on how
+many tokens there are.
 """
 
 from __future__ import annotations
@@ -41,6 +42,7 @@ TABLE = {  # tiles, then warps and stages
     # By the numbers of one network, padded. PROGRAMS are those that an H200 holds at once.
     "learned_sketch_output": {6144: (64, 660, 4, 2), 2**62: (128, 264, 8, 2)},
     "learned_sketch_backward": {6144: (64, 2, 264, 4, 1), 12288: (64, 1, 66, 8, 1), 2**62: (32, 1, 66, 8, 1)},
+    # By x's columns or those of both matrices.
     "feature_map_forward": {128: (64, 8, 4, 2), 256: (64, 8, 8, 2)},
     "feature_map_backward": {128: (32, 32, 64, 4, 2), 256: (32, 32, 64, 8, 2)},
 }
