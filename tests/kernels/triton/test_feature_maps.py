@@ -31,7 +31,7 @@ def map_of(name, **others):
 
 
 def inputs(name, t=17, *, b=2, h=4, hw=2, d=24, m=20, dtype=torch.float32, scale=1.0):
-    """x is what stands between NaN, as q and k stand beside each other."""
+    """x is what stands between NaN, as q and k stand beside each other; W lies as its transpose would, b with gaps."""
     torch.manual_seed(0)
     x = torch.full((b, t, h + 3, d), torch.nan, dtype=torch.float64)
     x[:, :, 2 : h + 2] = scale * torch.randn(b, t, h, d, dtype=torch.float64)
@@ -39,9 +39,14 @@ def inputs(name, t=17, *, b=2, h=4, hw=2, d=24, m=20, dtype=torch.float32, scale
     shapes = {"elu1": {}, "relu": square | {"b": (hw, m)}, "oglu": square | {"G": (hw, d, m)},
               "aoglu": square | {"A": (hw, d, 3), "B": (hw, 3, m)}}.get(name, square)
     matrices = {one: torch.randn(shape, dtype=torch.float64) * d**-0.5 for one, shape in shapes.items()}
+    given = {one: w.to(DEVICE).to(dtype) for one, w in ({"x": x} | matrices).items()}
     if "favor" in name:
-        matrices["W"] = d**0.5 * matrices["W"].mT.contiguous().mT
-    return {one: w.to(DEVICE).to(dtype) for one, w in ({"x": x} | matrices).items()}
+        given["W"] = (d**0.5 * matrices["W"]).to(DEVICE).float()
+    if "W" in given:
+        given["W"] = given["W"].mT.contiguous().mT
+    if "b" in given:
+        given["b"] = given["b"].repeat_interleave(2, dim=1)[:, ::2]
+    return given
 
 
 def agree(name, tolerance=1e-5, backend="triton", **shape):
@@ -49,7 +54,7 @@ def agree(name, tolerance=1e-5, backend="triton", **shape):
     whole, constant = given.pop("x"), {}
     given["x"] = whole[:, :, 2:-1]
     if "favor" in name:
-        constant = {"W": given.pop("W").float()}
+        constant = {"W": given.pop("W")}
     size = phi(**given, **constant, backend="torch").shape[3]
     b, t, h, _ = given["x"].shape
     dphi = torch.randn(b, h, t, size, dtype=torch.float64).transpose(1, 2).to(DEVICE).to(whole.dtype)
@@ -117,6 +122,23 @@ def test_far_from_zero(name, z):
 def test_favor_of_queries_with_large_exponents():
     """Without its peak every one of them would be 0, or infinite."""
     agree("favor_of_queries", 1e-4, scale=12.0)
+
+
+def test_the_peak_is_one_of_the_features():
+    x, W = torch.full((1, 1, 1, 4), -9.0, device=DEVICE), torch.ones(1, 4, 3, device=DEVICE)
+    phi = feature_maps.favor(x, W, subtract_peak=True, backend="triton")
+    torch.testing.assert_close(phi, torch.full_like(phi, 3**-0.5))
+
+
+@pytest.mark.parametrize("name", ["favor", "favor_of_queries"])
+def test_favors_exponents_are_fp32(name):
+    agree(name, 5e-3, dtype=torch.bfloat16, scale=3.0, h=2, hw=1)
+
+
+def test_relu_is_never_zero():
+    x, W, b = torch.zeros(1, 1, 1, 3), torch.zeros(1, 3, 2), torch.tensor([[-1.0, 0.0]])
+    phi = feature_maps.relu(x.to(DEVICE), W.to(DEVICE), b.to(DEVICE), backend="triton")
+    assert torch.equal(phi, torch.full_like(phi, feature_maps.TINY))
 
 
 def test_favors_matrix_is_a_constant():
