@@ -53,10 +53,7 @@ def _on_gpu(backend: str, rows: Tensor, up: tuple[Tensor, ...], down: tuple[Tens
         reason = f"rows of float32 are {widest} wide, {WIDEST_FP32} are the most"
     else:
         return on_gpu.rows("learned_sketch", backend, rows, widest)
-    require(backend != "triton", f"backend triton: {reason}")
-    if backend == "auto" and not torch.compiler.is_compiling():
-        on_gpu.log_once(f"learned_sketch runs in PyTorch: {reason}")
-    return False
+    return on_gpu.wanted("learned_sketch", backend, reason)
 
 
 def _check(x: Tensor, up: tuple[Tensor, ...], down: tuple[Tensor, ...]) -> None:

@@ -37,7 +37,7 @@ def flurka(backend: str, q: Tensor, phi_q: Tensor, v: Tensor) -> Compute | None:
 
 
 def _of_blocks(name: str, backend: str, v: Tensor, q: Tensor, a: Tensor, widest: int) -> Compute | None:
-    if not _wanted(name, backend, obstacle(v, q) or obstacle_of_features(a, widest)):
+    if not wanted(name, backend, obstacle(v, q) or obstacle_of_features(a, widest)):
         return None
     from lcpt_kernels.triton.block_causal import compute
 
@@ -46,17 +46,17 @@ def _of_blocks(name: str, backend: str, v: Tensor, q: Tensor, a: Tensor, widest:
 
 def intervals(backend: str, name: str, v: Tensor, *queries: Tensor) -> bool:
     """Whether `backend` and the tensors want the interval kernels for the function `name`. ValueError as above."""
-    return _wanted(name, backend, obstacle(v, *queries))
+    return wanted(name, backend, obstacle(v, *queries))
 
 
 def rows(name: str, backend: str, x: Tensor, *widths: int) -> bool:
     """The same of the kernels that map rows of x, and of these other widths, one by one."""
     widest = max((x.shape[3], *widths))
     too_wide = f"rows are {widest} wide, {WIDEST_ROW} are the most" if widest > WIDEST_ROW else None
-    return _wanted(name, backend, obstacle(x) or too_wide)
+    return wanted(name, backend, obstacle(x) or too_wide)
 
 
-def _wanted(name: str, backend: str, reason: str | None) -> bool:
+def wanted(name: str, backend: str, reason: str | None) -> bool:
     """reason: why the kernels cannot be; None: they can."""
     if backend not in ("auto", "triton"):
         return False
