@@ -1,5 +1,6 @@
-"""Feature maps φ: R^d -> R^m with φ ≥ 0, so that φ(q)·φ(k) is a weight: what of them is learned, or drawn once;
-matrices are those of a key-value head. lcpt_kernels computes them.
+"""Feature maps φ: R^d -> R^m with φ ≥ 0, so that φ(q)·φ(k) is a weight; matrices are those of a key-value head.
+
+The formulas are in lcpt_kernels.feature_maps; here is what of them is learned, or drawn once.
 
 Arguments are [B, T, H, d] with H query or key heads, results [B, T, H, m]. `size` is m, `flops` those of one vector.
 """

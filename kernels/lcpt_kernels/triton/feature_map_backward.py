@@ -2,8 +2,8 @@
 
     dx = dz Wᵀ + dg Gᵀ        dW = Σ_t x_tᵀ dz_t        dG = Σ_t x_tᵀ dg_t        db = Σ_t dz_t
 
-with z made again. A program walks through STEPS tiles of one head; the sums of all programs of a key-value head's
-queries are added up afterwards, in fp32.
+with z made again. A program walks through STEPS tiles of one head and makes DT columns of dx and rows of dW, so that
+its sums stay in registers; those of all programs of a key-value head's queries are added up afterwards, in fp32.
 """
 
 from __future__ import annotations
@@ -27,12 +27,14 @@ from lcpt_kernels.triton.tiles import load_columns, load_rows, store_columns, st
 
 
 def feature_map_backward(map: FeatureMap, dphi: Tensor) -> list[Tensor | None]:
-    """dphi [B, T, H, SIZE], any strides -> dx [B, T, H, D], and dW, dG, db where there are W to learn, G, b."""
+    """dphi [B, T, H, SIZE], any strides -> dx [B, T, H, D], and the gradients of what map has `learned`, or None."""
     dx = torch.empty(map.x.shape, dtype=map.x.dtype, device=map.x.device)
     arguments, tiles, dphi = map.arguments(), map.tiles("feature_map_backward"), flat(dphi)
-    D_PAD = arguments["D_PAD"]
-    tiles["DT"] = D_PAD if map.learned[0] is None else min(tiles["DT"], D_PAD)
-    pieces, heads = triton.cdiv(arguments["rows"], tiles["BT"] * tiles["STEPS"]), map.x.shape[2]
+    D_PAD, heads = arguments["D_PAD"], map.x.shape[2]
+    tiles["DT"] = min(tiles["DT"], D_PAD)
+    if map.learned[0] is None:  # no sums, which would want few long programs, and room
+        tiles |= {"STEPS": min(tiles["STEPS"], 16), "DT": D_PAD}
+    pieces = triton.cdiv(arguments["rows"], tiles["BT"] * tiles["STEPS"])
     sums = [
         None if w is None else torch.empty(pieces, heads, *w.shape[1:], dtype=torch.float32, device=dx.device)
         for w in map.learned]

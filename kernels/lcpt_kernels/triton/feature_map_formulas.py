@@ -25,7 +25,7 @@ def elu1_backward(x, d):
 
 @triton.jit
 def relu(z, bias):
-    return tl.maximum(z + bias, 0.0) + TINY
+    return tl.maximum(z + bias, 0.0, propagate_nan=tl.PropagateNan.ALL) + TINY
 
 
 @triton.jit

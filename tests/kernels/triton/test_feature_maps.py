@@ -135,6 +135,15 @@ def test_favors_exponents_are_fp32(name):
     agree(name, 5e-3, dtype=torch.bfloat16, scale=3.0, h=2, hw=1)
 
 
+@pytest.mark.parametrize("name", MAPS)
+def test_what_is_no_number_stays_none(name):
+    """As it does in PyTorch: a loss must show it."""
+    given = inputs(name, t=2, b=1, h=1, hw=1)
+    given["x"] = torch.stack((torch.full((24,), torch.nan), torch.ones(24)))[None, :, None].to(DEVICE)
+    phi = map_of(name)(**given, backend="triton")
+    assert phi[:, 0].isnan().all() and phi[:, 1].isfinite().all()
+
+
 def test_relu_is_never_zero():
     x, W, b = torch.zeros(1, 1, 1, 3), torch.zeros(1, 3, 2), torch.tensor([[-1.0, 0.0]])
     phi = feature_maps.relu(x.to(DEVICE), W.to(DEVICE), b.to(DEVICE), backend="triton")
