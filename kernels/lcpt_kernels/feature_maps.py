@@ -28,7 +28,7 @@ def per_head(x: Tensor, matrices: Tensor) -> Tensor:
 def elu1(x: Tensor, *, backend: str = "auto") -> Tensor:
     """φ(x) = elu(x) + 1, m = d (Transformers are RNNs, arXiv 2006.16236)."""
     _check(x, backend)
-    if on_gpu.rows("elu1", backend, x, x.shape[3]):
+    if on_gpu.rows("elu1", backend, x):
         return _in_triton("elu1", x)
     return F.elu(x) + 1
 
