@@ -52,7 +52,8 @@ def check_packed(cu_seqlens: Tensor, batch: int, tokens: int) -> None:
 
 def check_packed_summaries(name: str, rows: int, summaries: int, block_size: int, cu_seqlens: Tensor) -> None:
     """As many rows as the documents' whole blocks have summaries, or more; checked as in `check_packed`."""
-    require(summaries > 0 and rows % summaries == 0, f"{name} has {rows} rows, no multiple of {summaries} summaries")
+    if summaries < 1 or rows % summaries:
+        raise ValueError(f"{name} has {rows} rows, no multiple of {summaries} summaries")
     whole = (cu_seqlens.diff() // block_size).sum() * summaries
     if cu_seqlens.device.type != "cpu" or torch.compiler.is_compiling():
         torch._assert_async(whole <= rows, f"{name} has fewer rows than whole blocks have summaries")

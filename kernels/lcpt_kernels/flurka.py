@@ -83,11 +83,10 @@ def flurka_attention(
 def check_shapes(phi_q, phi_summary, v_summary, mass_summary, v) -> None:
     batch, rows, heads = v.shape[0], phi_summary.shape[1], v.shape[2]
     for name, x, last in (("phi_summary", phi_summary, phi_q.shape[3]), ("v_summary", v_summary, v.shape[3])):
-        expected = batch, rows, heads, last
-        require(tuple(x.shape) == expected, f"{name} is {tuple(x.shape)}, it must be {expected}")
-    if mass_summary is not None:
-        expected = batch, rows, heads
-        require(tuple(mass_summary.shape) == expected, f"mass_summary is {tuple(mass_summary.shape)}, not {expected}")
+        if x.shape != (batch, rows, heads, last):
+            raise ValueError(f"{name} is {tuple(x.shape)}, it must be {(batch, rows, heads, last)}")
+    if mass_summary is not None and mass_summary.shape != (batch, rows, heads):
+        raise ValueError(f"mass_summary is {tuple(mass_summary.shape)}, not {(batch, rows, heads)}")
 
 
 def summaries_of_block(rows, summaries, tokens, block_size, cu_seqlens, initial_state, start) -> int:
@@ -100,10 +99,17 @@ def summaries_of_block(rows, summaries, tokens, block_size, cu_seqlens, initial_
         blocks = (held % block_size + tokens) // block_size
     else:
         blocks = int((cu_seqlens.diff() // block_size).sum())
-    require(rows % blocks == 0 if blocks else rows == 0,
-            f"phi_summary has {rows} rows, which is no multiple of {blocks} whole blocks of {block_size} tokens")
-    r = rows // blocks if blocks else summaries or 1
-    require(summaries in (None, r), f"phi_summary has {r} rows a block of {block_size} tokens, not {summaries}")
+    # No number goes into a message that nobody needs: `check_packed`.
+    if summaries is not None:
+        if rows != blocks * summaries:
+            raise ValueError(f"phi_summary has {rows} rows; {summaries} summaries of each of {blocks} whole blocks of "
+                             f"{block_size} tokens are {blocks * summaries}")
+        r = summaries
+    else:
+        if rows % blocks if blocks else rows:
+            raise ValueError(
+                f"phi_summary has {rows} rows, which is no multiple of {blocks} whole blocks of {block_size} tokens")
+        r = rows // blocks if blocks else 1
     held_blocks = 0 if initial_state is None else initial_state.tail["v"].shape[1] // block_size
     if held_blocks:
         before = initial_state.tail["b"].shape[1] // held_blocks

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from lcpt_kernels import flurka_attention
+from torch._dynamo.testing import CompileCounterWithBackend
 
 from tests.kernels.conftest import relative_error, results
 from tests.kernels.test_flurka import inputs as made
@@ -70,3 +71,14 @@ def test_large_scores(sign, kept):
     expected = results(flurka_attention, exact, do.double(), options | {"backend": "reference"})
     assert all(x.isfinite().all() for x in found.values())
     assert all(relative_error(found[name], expected[name]) < 1e-4 for name in kept)
+
+
+def test_lengths_share_one_graph():
+    torch._dynamo.reset()
+    count = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(flurka_attention, fullgraph=True, backend=count)
+    for t in (3 * C + 1, 4 * C + 2, 6 * C + 1):
+        given = {name: x.float().to(DEVICE) for name, x in inputs(t).items()}
+        options = {"block_size": C, "summaries": 3, "backend": "triton"}
+        assert torch.equal(compiled(**given, **options)[0], flurka_attention(**given, **options)[0])
+    assert count.frame_count == 2  # for the first length, and for any
