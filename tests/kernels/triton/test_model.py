@@ -68,3 +68,14 @@ def test_decoding_goes_on_where_the_kernels_stopped(started):
         whole = model(tokens)
     assert "block_output_kernel" in started
     torch.testing.assert_close(torch.cat((logits, last[:, None]), dim=1), whole, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind, ends", [("polysketch", None), ("flurka", [0, 18, T])])
+def test_a_model_is_one_graph(kind, ends):
+    model, tokens = model_of(kind), torch.randint(V, (1, T)).to(DEVICE)
+    cu_seqlens = None if ends is None else torch.tensor(ends, device=DEVICE)
+    torch._dynamo.reset()
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    found, expected = (torch.autograd.grad(f(tokens, cu_seqlens=cu_seqlens).square().sum(), list(model.parameters()))
+                       for f in (compiled, model))
+    assert all(torch.equal(x, y) for x, y in zip(found, expected, strict=True))
