@@ -21,15 +21,14 @@ import torch
 from tqdm import tqdm
 
 from lcpt.checkpoint.files import replace_text
+from lcpt.evaluation.attention_benchmark import MODES
 from lcpt.evaluation.attention_layer import Layer
 from lcpt.evaluation.fused_steps import Step, check, steps
+from lcpt.evaluation.kernel_cases import DTYPES
 from lcpt.evaluation.provenance import header
 from lcpt.evaluation.tables import number
 from lcpt.evaluation.timing import first_passes, one_line, time_in_turn
 from lcpt.evaluation.traffic import traffic
-
-DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
-MODES = ("forward", "forward_backward")
 
 
 def main() -> int:
@@ -55,7 +54,12 @@ def main() -> int:
         print(f"error: no step has {args.only!r} in its name", file=sys.stderr)
         return 2
     report = header(device if on_gpu else torch.device("cpu")) | {"wrong": {}, "rows": []}
-    Path(args.output).parent.mkdir(parents=True, exist_ok=True)
+    try:
+        Path(args.output).parent.mkdir(parents=True, exist_ok=True)
+        replace_text(Path(args.output), json.dumps(report, indent=1) + "\n")
+    except OSError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
     for name, step in tqdm(chosen.items(), unit="step", disable=None):
         if on_gpu:
             try:

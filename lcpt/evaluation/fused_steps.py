@@ -14,13 +14,12 @@ from lcpt_kernels.pooling import pool_blocks
 from torch import Tensor
 
 from lcpt.attention.base import rotary_table
+from lcpt.evaluation.attention_benchmark import WrongResult
 from lcpt.evaluation.attention_layer import Layer
+from lcpt.evaluation.kernel_cases import DTYPES
+from lcpt.evaluation.kernel_check import LIMITS
 
-LIMITS = {torch.float32: 1e-5, torch.bfloat16: 5e-3, torch.float16: 5e-3}  # DESIGN.md, section 5
-
-
-class WrongResult(ValueError):
-    """A kernel whose output or gradient is not what its definition says."""
+LIMIT_OF = {DTYPES[name]: limit for name, limit in LIMITS.items()}
 
 
 class Step(NamedTuple):
@@ -77,7 +76,7 @@ def check(step: Step) -> None:
     found, again = (outputs_and_gradients(step.function, step.inputs, backend="triton") for _ in range(2))
     wide = [x.detach().double().requires_grad_(x.requires_grad) for x in step.inputs]
     exact = outputs_and_gradients(step.function, wide, backend="torch")
-    limit = LIMITS[step.inputs[0].dtype]
+    limit = LIMIT_OF[step.inputs[0].dtype]
     for x, other, y in zip(found, again, exact, strict=True):
         if not torch.equal(x, other):
             raise WrongResult("the same inputs gave other bits the second time")

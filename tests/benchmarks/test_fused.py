@@ -34,6 +34,8 @@ def test_bad_input_is_one_line(fused, tmp_path):
     for arguments in (["--tokens", 5000], ["--heads", 0], ["--head-dim", 7], ["--only", "nothing"]):
         code, _, err = fused(*arguments, "--output", tmp_path / "out.json")
         assert code == 2 and err.startswith("error: ") and err.count("\n") == 1
+    code, _, err = fused("--output", "/proc/none/out.json")
+    assert code == 2 and err.startswith("error: ") and err.count("\n") == 1
 
 
 def small_steps(dtype=torch.float32):
