@@ -1,6 +1,7 @@
-"""What Triton makes of every kernel for GPUs that need not be here: registers, spills, shared memory, tensor-core
-instructions, how many blocks a multiprocessor holds. Exit code 1 where a kernel for sm_90 spills registers, or waits
-for each wgmma."""
+"""Compile every kernel for GPUs that need not be here and report registers, spills, shared memory, tensor-core
+instructions, blocks a multiprocessor holds, and how many instructions a loop issues for each clock of its tensor cores.
+Exit code 1, with the JSON written, where a kernel does not compile or one for sm_90 spills registers, waits for each
+wgmma, or overwrites registers that an unfinished wgmma still reads."""
 
 from __future__ import annotations
 
@@ -9,7 +10,8 @@ import json
 import multiprocessing
 import os
 import sys
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from itertools import chain, zip_longest
 from pathlib import Path
 
@@ -28,13 +30,14 @@ def main() -> int:
         description=__doc__, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--targets", default="sm_80,sm_90,sm_100,gfx942", metavar="A,B", help="(%(default)s)")
+    parser.add_argument("--keep", type=Path, metavar="FOLDER", help="PTX and machine code of every row go there")
     parser.add_argument("--output", required=True, metavar="OUT.json")
     args = parser.parse_args()
     if os.environ.get("TRITON_INTERPRET") == "1":
         print("error: with TRITON_INTERPRET=1 nothing is compiled", file=sys.stderr)
         return 2
     try:
-        from lcpt_kernels.triton import report
+        from lcpt_kernels.triton.report import compile_report as report
     except ImportError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -44,11 +47,12 @@ def main() -> int:
         print(f"error: target {unknown[0]!r} is none of {', '.join(report.TARGETS)}", file=sys.stderr)
         return 2
     try:
-        Path(args.output).parent.mkdir(parents=True, exist_ok=True)
-        rows = compiled(report.rows, targets)
-    except (OSError, RuntimeError) as error:
+        for folder in filter(None, (Path(args.output).parent, args.keep)):
+            folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
         print(f"error: {error}", file=sys.stderr)
-        return 1
+        return 2
+    rows = compiled(report.rows, targets, args.keep)
     print_rows(rows, report.SIZES)
     replace_text(Path(args.output), json.dumps(header(torch.device("cpu")) | {"rows": rows}, indent=1) + "\n")
     print(f"\nwritten to {args.output}")
@@ -58,21 +62,29 @@ def main() -> int:
     return 1 if faults else 0
 
 
-def compiled(rows_of, targets: list[str]) -> list[dict]:
-    """Rows in the order of the targets, compiled by as many processes as there are cores."""
+def compiled(rows_of, targets: list[str], keep: Path | None) -> list[dict]:
+    """Rows in the order of the targets, compiled by as many processes as there are cores. Where a process dies, a row
+    with "error" says so."""
     cores = os.cpu_count() or 1
     parts = -(-cores // len(targets))
     with ProcessPoolExecutor(min(parts * len(targets), cores), mp_context=multiprocessing.get_context("spawn")) as pool:
-        futures = {target: [pool.submit(rows_of, target, part=part, parts=parts) for part in range(parts)]
+        futures = {target: [pool.submit(rows_of, target, part=part, parts=parts, keep=keep) for part in range(parts)]
                    for target in targets}
-        for done in tqdm(as_completed(chain(*futures.values())), total=parts * len(targets), desc="compiling",
-                         disable=None):
-            done.result()  # the first failure ends it
+        for _ in tqdm(as_completed(chain(*futures.values())), total=parts * len(targets), desc="compiling",
+                      disable=None):
+            pass
     found = []
-    for of_target in futures.values():
-        in_turn = zip_longest(*(future.result() for future in of_target))
+    for target, of_target in futures.items():
+        in_turn = zip_longest(*(rows_or_error(future, target) for future in of_target))
         found += [row for row in chain(*in_turn) if row is not None]
     return found
+
+
+def rows_or_error(future: Future, target: str) -> list[dict]:
+    try:
+        return future.result()
+    except BrokenProcessPool as error:
+        return [{"kernel": "unknown", "settings": {}, "target": target, "error": f"a compiling process died: {error}"}]
 
 
 def print_rows(rows: list[dict], sizes: tuple[str, ...]) -> None:
@@ -83,12 +95,17 @@ def print_rows(rows: list[dict], sizes: tuple[str, ...]) -> None:
         title = ", ".join(f"{name} {value}" for name, value in settings.items())
         if (row["target"], title) != before:
             heads = f"{'registers':>10}{'spilled':>9}{'shared':>9}{'tensor':>8}{'wgmma':>12}{'blocks':>8}"
-            print(f"\n{row['target']}: {title}\n{'':38}{heads}  tiles")
+            print(f"\n{row['target']}: {title}\n{'':38}{heads}  {'issue/tensor':14}tiles")
             before = row["target"], title
-        wgmma = "serialised" if row["wgmma_serialized"] else "-"
+        if "error" in row:
+            print(f"{row['kernel']:38}{'does not compile':>18}  {tiles}")
+            continue
+        hazards = row["wgmma_hazards"]
+        wgmma = "serialised" if row["wgmma_serialized"] else f"{hazards} hazards" if hazards else "-"
         occupancy = "-" if row["occupancy"] is None else row["occupancy"]
+        ratios = " ".join(f"{loop['instructions'] / loop['tensor_clocks']:.1f}" for loop in row["loops"])
         print(f"{row['kernel']:38}{row['registers']:>10}{row['spill_bytes']:>9}{row['shared_bytes']:>9,}"
-              f"{row['tensor_core_ops']:>8}{wgmma:>12}{occupancy:>8}  {tiles}")
+              f"{row['tensor_core_ops']:>8}{wgmma:>12}{occupancy:>8}  {ratios:14}{tiles}")
 
 
 if __name__ == "__main__":

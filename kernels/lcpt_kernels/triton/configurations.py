@@ -103,7 +103,10 @@ def tiles(kernel: str, width: int = 0, type: torch.dtype = torch.bfloat16) -> di
     if type == torch.float32:
         columns = FP32.get(kernel, columns)
     sizes = columns[min((column for column in columns if column >= width), default=max(columns))]
-    return dict(zip((*NAMES[kernel], "num_warps", "num_stages"), sizes, strict=True))
+    found = dict(zip((*NAMES[kernel], "num_warps", "num_stages", "maxnreg"), sizes, strict=False))
+    if target() == "gfx942":
+        found.pop("maxnreg", None)  # AMD's compiler has no such option
+    return found
 
 
 @cache

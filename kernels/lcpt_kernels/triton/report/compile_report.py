@@ -1,7 +1,7 @@
-"""What the compiler makes of every kernel, without a GPU: registers, spills, shared memory, tensor-core instructions.
+"""Compile every kernel without a GPU and report registers, spills, shared memory, tensor-core instructions, hazards.
 
-The kernels are those that a forward and a backward pass start, with their own arguments: starting is replaced by
-writing down. Needs a process in which Triton compiles (no TRITON_INTERPRET=1); it compiles for any target.
+The kernels are those that a forward and a backward pass launch, with their own arguments: a launch is replaced by a
+note of it. Needs a process in which Triton compiles (no TRITON_INTERPRET=1); it compiles for any target.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction
 
 from lcpt_kernels.triton import configurations
-from lcpt_kernels.triton.report_calls import FEW, SETTINGS, output_of
+from lcpt_kernels.triton.report.compile_cases import FEW, SETTINGS, output_of
+from lcpt_kernels.triton.report.sass import loops, wgmma_hazards
 
 TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32), "sm_90": GPUTarget("cuda", 90, 32), "sm_100": GPUTarget("cuda", 100, 32),
@@ -29,9 +30,10 @@ TARGETS = {
 # KiB of shared memory a multiprocessor and a block of threads may have, by NVIDIA's compute capability tables
 SHARED = {"sm_80": (164, 163), "sm_90": (228, 227), "sm_100": (228, 227)}
 REGISTERS, WARPS = 65536, 64  # of a multiprocessor, the same for these
+NVIDIA_TOOLS = Path(triton.__file__).parent / "backends/nvidia/bin"
 TYPES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32", torch.int32: "i32", torch.int64: "i64"}
 TILES = ("B", "BT", "BR", "DT", "BM", "BN", "STEPS", "NETWORKS", "PROGRAMS")
-SIZES = (*TILES, "num_warps", "num_stages")
+SIZES = (*TILES, "num_warps", "num_stages", "maxnreg")
 
 
 class Launch(NamedTuple):
@@ -41,27 +43,35 @@ class Launch(NamedTuple):
     signature: dict  # name -> "*bf16", "i32", "constexpr", or a tuple of these
     constants: dict  # of the constexprs: name -> value
     divisible: tuple[tuple[int, ...], ...]  # places of arguments that are multiples of 16
-    options: dict[str, int]  # num_warps, num_stages
+    options: dict[str, int]  # num_warps, num_stages, and maxnreg where registers are capped
 
 
-def rows(target: str, first: int | None = None, part: int = 0, parts: int = 1) -> list[dict]:
-    """The rows of the report for one of TARGETS, for the `first` of SETTINGS, None: all for sm_90, for others a few.
-    What several of them start stands with the first. Of all these rows, each of `parts` processes compiles every
-    `parts`-th, from `part` on."""
+def rows(
+    target: str, first: int | None = None, part: int = 0, parts: int = 1, keep: Path | None = None
+) -> list[dict]:
+    """Compile for one of TARGETS what the `first` of SETTINGS launch (None: all for sm_90, for others a few).
+
+    What several settings launch stands with the first of them. Of all rows, each of `parts` processes compiles every
+    `parts`-th, from `part` on. A kernel that does not compile is a row with "error". In the folder `keep` every row
+    leaves its PTX and machine code; "file" is the name of both.
+    """
     found = {}
     for settings in SETTINGS[: first or (len(SETTINGS) if target == "sm_90" else FEW)]:
         for launch in launches(target, **settings):
-            found.setdefault(repr(launch), (launch, settings, target))
-    return [row(*of_row) for of_row in list(found.values())[part::parts]]
+            found.setdefault(repr(launch), (launch, settings))
+    numbered = list(enumerate(found.values()))[part::parts]
+    return [row(launch, settings, target, keep and keep / f"{target}-{place:03}-{launch.kernel.__name__}")
+            for place, (launch, settings) in numbered]
 
 
 def launches(target: str, **settings) -> list[Launch]:
     """Those of a call (`report_calls`) and of its backward pass, each once."""
     found = {}
 
-    def note(kernel, *args, grid, warmup, num_warps=4, num_stages=3, **kwargs):
+    def note(kernel, *args, grid, warmup, num_warps=4, num_stages=3, maxnreg=None, **kwargs):
         arguments = dict(zip(kernel.arg_names, args, strict=False)) | kwargs
-        launch = specialise(kernel, arguments, {"num_warps": num_warps, "num_stages": num_stages})
+        options = {"num_warps": num_warps, "num_stages": num_stages} | ({"maxnreg": maxnreg} if maxnreg else {})
+        launch = specialise(kernel, arguments, options)
         found.setdefault(repr(launch), launch)
 
     with mock.patch.object(JITFunction, "run", note), mock.patch.object(configurations, "target", lambda: target):
@@ -90,19 +100,37 @@ def specialise(kernel: JITFunction, arguments: dict, options: dict[str, int]) ->
     return Launch(kernel, signature, constants, tuple(divisible), options)
 
 
-def row(launch: Launch, settings: dict, target: str) -> dict:
-    """One row of the report. RuntimeError with the compiler's last line where it does not compile."""
+def row(launch: Launch, settings: dict, target: str, keep: Path | None = None) -> dict:
+    """One row of the report; `keep` is a path without an ending for PTX and machine code."""
+    constants = of_constants(launch)
+    of = ", backward" * constants.get("QUERIES", False) + ", of summaries" * (not constants.get("NEAR", True))
+    found = {"kernel": launch.kernel.__name__ + of, "settings": settings | tiles(launch), "target": target,
+             "triton": triton.__version__}
     source = ASTSource(launch.kernel, launch.signature, launch.constants,
                        {place: [["tt.divisibility", 16]] for place in launch.divisible})
     try:
         compiled = triton.compile(source, target=TARGETS[target], options=launch.options)
-    except Exception as error:
-        raise RuntimeError(f"{launch.kernel.__name__} for {target}: {str(error).strip().splitlines()[-1]}") from error
-    figures = nvidia(compiled, target, launch.options["num_warps"]) if target in SHARED else amd(compiled)
-    constants = of_constants(launch)
-    of = ", backward" * constants.get("QUERIES", False) + ", of summaries" * (not constants.get("NEAR", True))
-    name = launch.kernel.__name__ + of
-    return {"kernel": name, "settings": settings | tiles(launch), "target": target} | figures
+        if keep is not None:
+            found["file"] = write_code(compiled, target, keep)
+        figures = nvidia(compiled, target, launch.options["num_warps"]) if target in SHARED else amd(compiled)
+    except Exception as error:  # whatever the compiler or the assembler says of one kernel, the others are reported
+        return found | {"error": last_line(error)}
+    return found | figures
+
+
+def last_line(error: Exception) -> str:
+    said = error.stderr if isinstance(error, subprocess.CalledProcessError) else str(error)
+    return (said.strip().splitlines() or [type(error).__name__])[-1]
+
+
+def write_code(compiled, target: str, path: Path) -> str:
+    """Write PATH.ptx and PATH.sass, for AMD PATH.amdgcn -> the name without an ending."""
+    if target in SHARED:
+        path.with_suffix(".ptx").write_text(compiled.asm["ptx"])
+        path.with_suffix(".sass").write_text(disassembled(compiled))
+    else:
+        path.with_suffix(".amdgcn").write_text(compiled.asm["amdgcn"])
+    return path.name
 
 
 def tiles(launch: Launch) -> dict[str, int]:
@@ -116,11 +144,12 @@ def of_constants(launch: Launch) -> dict:
 
 
 def nvidia(compiled, target: str, warps: int) -> dict:
-    tools = Path(triton.__file__).parent / "backends/nvidia/bin"
+    tensor_core_ops = len(re.findall(r"\b(?:wgmma\.mma_async|tcgen05\.mma|mma\.sync)\b", compiled.asm["ptx"]))
+    sass = disassembled(compiled) if tensor_core_ops and target == "sm_90" else ""  # the one target with wgmma
     with tempfile.TemporaryDirectory() as folder:
         ptx = Path(folder, "kernel.ptx")
         ptx.write_text(compiled.asm["ptx"])
-        assembler = tools / ("ptxas-blackwell" if target == "sm_100" else "ptxas")
+        assembler = NVIDIA_TOOLS / ("ptxas-blackwell" if target == "sm_100" else "ptxas")
         architecture = re.search(r"\.target (\w+)", compiled.asm["ptx"])[1]
         log = call(assembler, "-v", f"--gpu-name={architecture}", ptx, "-o", Path(folder, "again.cubin"))
     registers = int(re.search(r"Used (\d+) registers", log)[1])
@@ -129,10 +158,20 @@ def nvidia(compiled, target: str, warps: int) -> dict:
         "registers": registers,
         "spill_bytes": sum(map(int, re.findall(r"(\d+) bytes spill", log))),
         "shared_bytes": shared,
-        "tensor_core_ops": len(re.findall(r"\b(?:wgmma\.mma_async|tcgen05\.mma|mma\.sync)\b", compiled.asm["ptx"])),
+        "tensor_core_ops": tensor_core_ops,
         "wgmma_serialized": bool(re.search(r"C75\d\d.*serialized", log)),
+        "wgmma_hazards": wgmma_hazards(sass),
+        "loops": [loop._asdict() for loop in loops(sass)],
         "occupancy": occupancy(registers, shared, warps, *SHARED[target]),
     }
+
+
+def disassembled(compiled) -> str:
+    """The machine code that Triton made, as text."""
+    with tempfile.TemporaryDirectory() as folder:
+        cubin = Path(folder, "kernel.cubin")
+        cubin.write_bytes(compiled.asm["cubin"])
+        return call(NVIDIA_TOOLS / "nvdisasm", "-c", cubin)
 
 
 def amd(compiled) -> dict:
@@ -143,6 +182,8 @@ def amd(compiled) -> dict:
         "shared_bytes": compiled.metadata.shared,
         "tensor_core_ops": len(re.findall(r"\bv_mfma", text)),
         "wgmma_serialized": False,
+        "wgmma_hazards": 0,
+        "loops": [],
         "occupancy": None,
     }
 
@@ -162,13 +203,18 @@ def call(*command) -> str:
 
 
 def fault(row: dict) -> str | None:
-    """Why a row for sm_90 must not be; None: it is well."""
+    """Say why a row fails the report: it does not compile, or it is for sm_90 and has a spill or a hazard. None: it
+    passes."""
+    if "error" in row:
+        return row["error"]
     if row["target"] != "sm_90":
         return None
     if row["spill_bytes"]:
         return f"{row['spill_bytes']} bytes spilled"
     if row["wgmma_serialized"]:
         return "wgmma serialised"
+    if row["wgmma_hazards"]:
+        return f"{row['wgmma_hazards']} instructions overwrite registers of an unfinished wgmma"
     if row["occupancy"] == 0:
         return f"{row['shared_bytes']} bytes of shared memory, more than a block may have"
     return None
