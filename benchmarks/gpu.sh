@@ -42,16 +42,18 @@ export PYTHONPATH=$PWD:$PWD/kernels${PYTHONPATH:+:$PYTHONPATH} PYTHONUNBUFFERED=
 
 within() { timeout --kill-after=2 "$@"; } # seconds, command
 site=
+found=
 child=
 trap '[ -z "$site" ] || rm -rf "$site"' EXIT
 if [ -n "${WHEELS:-}" ]; then
     compgen -G "$WHEELS/*.whl" >/dev/null || fail "there are no wheels in $WHEELS"
     site=$(mktemp -d)
     within 12 "$python" -m pip install --quiet --no-index --no-deps --no-compile --target "$site" "$WHEELS"/*.whl ||
-        fail "the wheels in $WHEELS could not be installed"
+        found="say the wheels in $WHEELS could not be installed"$'\n' # many stages need none
     export PYTHONPATH=$PYTHONPATH:$site
 fi
-found=$(within 15 "$python" benchmarks/gpu_imports.py $stages) || fail "${found:-cannot look for a GPU}"
+looked=$(within 15 "$python" benchmarks/gpu_imports.py $stages) || fail "${looked:-cannot look for a GPU}"
+found+=$looked
 read -r _ gpu target <<<"$(grep '^gpu ' <<<"$found")"
 name=gpu-$run-$gpu
 folder=$results/$name

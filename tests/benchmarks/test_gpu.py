@@ -174,6 +174,14 @@ def test_some_stages(gpu):
     assert code == 2 and err == "error: quick has no stage speed, but warm kernels correct attention\n"
 
 
+def test_wheels_that_do_not_fit_keep_no_stage_from_running(gpu, tmp_path):
+    (tmp_path / "some.whl").touch()
+    code, out, err, calls = gpu("quick", WHEELS=str(tmp_path), FAILS="pip install")
+    assert (code, err, len(calls)) == (0, "", 1 + len(QUICK))
+    said = f"the wheels in {tmp_path} could not be installed\n"
+    assert said in out and said in archived(tmp_path, "quick")["stages.txt"]
+
+
 def test_wheels_that_are_not_there(gpu, tmp_path):
     code, _, err, _ = gpu("quick", WHEELS=str(tmp_path))
     assert (code, err) == (2, f"error: there are no wheels in {tmp_path}\n")
