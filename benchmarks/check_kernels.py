@@ -19,6 +19,7 @@ import time
 import warnings
 from collections import deque
 from collections.abc import Iterator
+from contextlib import suppress
 from multiprocessing.connection import Connection
 from multiprocessing.connection import wait as wait_for
 from pathlib import Path
@@ -76,7 +77,8 @@ def checked(chosen: list[Case], device: torch.device, args: argparse.Namespace) 
 
     def give(connection: Connection, process: multiprocessing.Process) -> None:
         processes[connection] = process, (case := waiting.popleft())
-        connection.send(case)
+        with suppress(ConnectionError):  # it has died since: its end of the pipe says so below
+            connection.send(case)
 
     try:
         while (processes or waiting) and time.monotonic() < end:
@@ -87,7 +89,7 @@ def checked(chosen: list[Case], device: torch.device, args: argparse.Namespace) 
                 try:
                     row = connection.recv()
                 except (EOFError, ConnectionError):
-                    process.join()
+                    process.join(timeout=5)
                     row = failed(case, f"its process died, exit code {process.exitcode}")
                 yield row
                 if "error" not in row and waiting:

@@ -31,6 +31,8 @@ def main() -> int:
         return 1
     import torch
 
+    from lcpt.evaluation.provenance import git_commit
+
     if not torch.cuda.is_available():
         print("PyTorch finds no GPU here")
         return 1
@@ -48,6 +50,8 @@ def main() -> int:
         of = [stage for stage in stages if stage in stages_of]
         if of and find_spec(name) is None:
             print(f"say missing import: {name}; {', '.join(of)} can do less: WHEELS=FOLDER brings it")
+    if git_commit() is None:
+        print("say results name no commit: there is no .git here, and LCPT_COMMIT is not set")
     for stage, names in lacks.items():
         print("lacks", stage, ",".join(names))
     return 0

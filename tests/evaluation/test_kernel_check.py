@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -164,21 +165,36 @@ class Process(threading.Thread):
                 if case is None:
                     return
                 self.theirs.send({"case": case} | ({} if case else {"error": "an error"}))
+                if case == "last words":
+                    return
 
     def kill(self):
         pass
 
 
-@pytest.mark.parametrize("bad, said", [(False, "an error"), (None, "its process died, exit code -11")])
-def test_another_process_goes_on_after_one_that_fails(script, monkeypatch, bad, said):
-    started = []
+@pytest.fixture
+def started(script, monkeypatch):
+    """Our ends of the pipes to the processes that `checked` has started."""
+    ends = []
 
     def start(device, repeats):
-        process = Process(started)
-        return started[-1], process
+        process = Process(ends)
+        return ends[-1], process
 
     monkeypatch.setattr(script, "started", start)
     monkeypatch.setattr(script, "failed", lambda case, error: {"case": case, "error": error})
+    return ends
+
+
+def test_a_process_that_dies_between_cases_takes_the_next_with_it(script, started):
+    rows = script.checked(["last words", 1, 2], CPU, argparse.Namespace(limit=20, processes=1, repeats=0))
+    assert next(rows) == {"case": "last words"}
+    time.sleep(0.2)
+    assert list(rows) == [{"case": 1, "error": "its process died, exit code -11"}, {"case": 2}]
+
+
+@pytest.mark.parametrize("bad, said", [(False, "an error"), (None, "its process died, exit code -11")])
+def test_another_process_goes_on_after_one_that_fails(script, started, bad, said):
     args = argparse.Namespace(limit=20, processes=1, repeats=0)
     rows = script.checked([True, bad, True, True], CPU, args)
     assert next(rows) == {"case": True} and len(started) == 1
