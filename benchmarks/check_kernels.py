@@ -3,8 +3,9 @@ settings, and the same bits each time, also beside another stream.
 
     python benchmarks/check_kernels.py --output benchmarks/results/kernels-right.json
 
-A few cases a process, so that one which breaks the GPU's context takes few others with it; OUT.json is written anew
-after each. Exit code 1 where a case is wrong or did not end. --small is for Triton's interpreter (TRITON_INTERPRET=1).
+Several processes take the cases in turn, the most valuable first. A process whose case raises an error is replaced: the
+GPU's context may be broken. OUT.json is written anew after each case. Exit code 1 where one is wrong or did not end.
+--small is for Triton's interpreter (TRITON_INTERPRET=1).
 """
 
 from __future__ import annotations
@@ -16,7 +17,11 @@ import os
 import sys
 import time
 import warnings
+from collections import deque
 from collections.abc import Iterator
+from contextlib import suppress
+from multiprocessing.connection import Connection
+from multiprocessing.connection import wait as wait_for
 from pathlib import Path
 
 import torch
@@ -27,8 +32,6 @@ from lcpt.evaluation.kernel_cases import Case, cases, smaller
 from lcpt.evaluation.kernel_check import check
 from lcpt.evaluation.provenance import header
 from lcpt.evaluation.timing import one_line
-
-A_PROCESS = 3  # cases: to begin one takes as long as to compile a few
 
 
 def main() -> int:
@@ -63,36 +66,69 @@ def main() -> int:
     done = {row["case"] for row in report["rows"]}
     for case in chosen:
         if case.name not in done:
-            write({"case": case.name, "settings": case._asdict(), "passed": False,
-                   "error": f"not done within {args.limit:g} seconds, or its process died"})
+            write(failed(case, f"not done within {args.limit:g} seconds"))
     return finish(report["rows"], args.output)
 
 
 def checked(chosen: list[Case], device: torch.device, args: argparse.Namespace) -> Iterator[dict]:
-    """A row for each case as its process ends; those that are not done within the limit, or whose process dies, have
-    none."""
-    groups = [(chosen[n : n + A_PROCESS], device, args.repeats) for n in range(0, len(chosen), A_PROCESS)]
-    end = time.monotonic() + args.limit
+    """A row for each case as soon as it is known; those that are not done within the limit have none."""
+    waiting, end = deque(chosen), time.monotonic() + args.limit
+    processes: dict[Connection, tuple[multiprocessing.Process, Case]] = {}
+
+    def give(connection: Connection, process: multiprocessing.Process) -> None:
+        processes[connection] = process, (case := waiting.popleft())
+        with suppress(ConnectionError):  # it has died since: its end of the pipe says so below
+            connection.send(case)
+
+    try:
+        while (processes or waiting) and time.monotonic() < end:
+            while waiting and len(processes) < args.processes:
+                give(*started(device, args.repeats))
+            for connection in wait_for(list(processes), timeout=max(0.0, end - time.monotonic())):
+                process, case = processes.pop(connection)
+                try:
+                    row = connection.recv()
+                except (EOFError, ConnectionError):
+                    process.join(timeout=5)
+                    row = failed(case, f"its process died, exit code {process.exitcode}")
+                yield row
+                if "error" not in row and waiting:
+                    give(connection, process)
+                else:
+                    connection.close()  # which ends the process
+    finally:
+        for process, _ in processes.values():
+            process.kill()
+
+
+def started(device: torch.device, repeats: int) -> tuple[Connection, multiprocessing.Process]:
+    """A process that answers cases with rows."""
     spawn = multiprocessing.get_context("spawn")
-    with spawn.Pool(min(args.processes, len(groups)), maxtasksperchild=1) as pool:
-        found = pool.imap_unordered(rows_of_a_process, groups)
-        for _ in groups:
-            try:
-                yield from found.next(timeout=max(0.0, end - time.monotonic()))
-            except multiprocessing.TimeoutError:
-                return
+    ours, theirs = spawn.Pipe()
+    process = spawn.Process(target=answer, args=(theirs, device, repeats), daemon=True)
+    process.start()
+    theirs.close()
+    return ours, process
 
 
-def rows_of_a_process(group: tuple[list[Case], torch.device, int]) -> list[dict]:
+def answer(connection: Connection, device: torch.device, repeats: int) -> None:
+    """Until the other end is closed."""
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore", message=".*deterministic")  # asked for the NaN that it brings
-    rows = []
-    for case in group[0]:
+    while True:
         try:
-            rows.append(check(case, *group[1:]))
+            case = connection.recv()
+        except EOFError:
+            return
+        try:
+            row = check(case, device, repeats)
         except Exception as error:  # a compiler's or a GPU's; the others are still worth knowing
-            rows.append({"case": case.name, "settings": case._asdict(), "passed": False, "error": one_line(error)})
-    return rows
+            row = failed(case, one_line(error))
+        connection.send(row)
+
+
+def failed(case: Case, error: str) -> dict:
+    return {"case": case.name, "settings": case._asdict(), "passed": False, "error": error}
 
 
 def finish(rows: list[dict], output: str) -> int:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
@@ -54,9 +54,13 @@ def main() -> int:
         print(f"error: no step has {args.only!r} in its name", file=sys.stderr)
         return 2
     report = header(device if on_gpu else torch.device("cpu")) | {"wrong": {}, "rows": []}
+
+    def write() -> None:
+        replace_text(Path(args.output), json.dumps(report, indent=1) + "\n")
+
     try:
         Path(args.output).parent.mkdir(parents=True, exist_ok=True)
-        replace_text(Path(args.output), json.dumps(report, indent=1) + "\n")
+        write()
     except OSError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -66,9 +70,11 @@ def main() -> int:
                 check(step)
             except Exception as error:  # a compiler's or a GPU's; the others are still worth knowing
                 report["wrong"][name] = one_line(error)
+                write()
                 continue
-        report["rows"] += rows(name, step, layer, args)
-        replace_text(Path(args.output), json.dumps(report, indent=1) + "\n")
+        for row in rows(name, step, layer, args):
+            report["rows"].append(row)
+            write()
     print(table(report["rows"]))
     for name, reason in report["wrong"].items():
         print(f"error: {name}: {reason}", file=sys.stderr)
@@ -76,26 +82,24 @@ def main() -> int:
     return 1 if report["wrong"] else 0
 
 
-def rows(name: str, step: Step, layer: Layer, args: argparse.Namespace) -> list[dict]:
+def rows(name: str, step: Step, layer: Layer, args: argparse.Namespace) -> Iterator[dict]:
     """A row for each backend and mode: what it moves, and on a GPU its time."""
     functions = {backend: partial(step.function, backend=backend) for backend in ("torch", "triton")}
     moved = {backend: traffic(function, step.inputs) for backend, function in functions.items()}
     if layer.device.type == "cuda" and name in args.compiled.split(","):
         functions["compiled"] = torch.compile(functions["torch"], dynamic=False)
-    made = []
     for mode in MODES:
         figures = times(functions, step, mode, layer, args) if layer.device.type == "cuda" else {}
         medians = {backend: figure["milliseconds"]["p50"] for backend, figure in figures.items()}
         for backend in functions:
             if backend in moved or backend in figures:
                 figure = figures.get(backend, {"milliseconds": None})
-                made.append({
+                yield {
                     "method": name, "settings": {}, "context": 8192, "batch": layer.batch, "heads": layer.heads,
                     "head_dim": layer.head_dim, "dtype": args.dtype, "device": layer.device.type, "backend": backend,
                     "mode": mode, **moved.get(backend, {}).get(mode, {}), **figure,
                     "speedup": {other: medians[other] / medians[backend] for other in medians
-                                if other != backend and backend in medians}})
-    return made
+                                if other != backend and backend in medians}}
 
 
 def times(functions: dict, step: Step, mode: str, layer: Layer, args: argparse.Namespace) -> dict[str, dict]:

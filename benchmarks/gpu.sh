@@ -1,102 +1,142 @@
 #!/usr/bin/env bash
-# What this machine's GPU makes of lcpt, in at most ten minutes: are the kernels right here, and how fast.
+# Whether the kernels are right on this machine's NVIDIA GPU, and how fast they are. 80 GB of memory are enough.
 #
-#     benchmarks/gpu.sh                  one NVIDIA GPU of 80 GB; writes into benchmarks/results
-#     OUT=FOLDER benchmarks/gpu.sh       writes there
+#     benchmarks/gpu.sh quick    at most 210 s: what its Triton makes of the kernels; their results at real sizes, held
+#                                against float64 and themselves; attention at 8k, 32k and 64k tokens beside SDPA
+#     benchmarks/gpu.sh full     at most 400 s: training steps, rivals, other kinds of attention, sparse attention, and
+#                                what stands around attention
 #
-# Ten stages, each with its own time limit: one that fails or hangs is named at the end, the others run, and the exit
-# code is 1. Files are named after the GPU:
+# First the kernels are compiled on all cores. Each stage has its own time limit and writes rows as it has them: what is
+# done when the time is over is kept. A stage that fails, hangs or lacks an import is named, the others run, and the exit
+# code is 1. Files of a run, of which the archive is always whole, and refreshed every second:
 #
-#     kernels-GPU.json      what its Triton makes of the kernels: registers, spills, tensor-core instructions
-#     correct-GPU.json      kernels at real sizes against float64, and against themselves bit by bit
-#     fused-GPU.json        what stands around the attention kernels: right, bytes, time, beside PyTorch and compiled
-#     attention-GPU.json    time and memory, 2k to 128k tokens, against SDPA; .md is the table, .png the picture
-#     rivals-GPU.json       the same against FlexAttention, a sliding window and, where it is installed,
-#                           flash-linear-attention, which compile and tune for a minute or two
-#     training-GPU.json     steps of GPT-2 small, 8k to 64k tokens; .md is the table
-#     families-GPU.json     the other kinds of linear or sparse attention, 8k to 32k tokens, against SDPA
-#     sparse-N-GPU.json     sparse attention as its paper sets it: 8 buckets and 0.3 dropped, 16 and 0.5, 32 and 0.7
+#     RESULTS/gpu-RUN-GPU/         STAGE.json, .md (a table), .png (a picture), .log; stages.txt says how each ended
+#     OUT/gpu-RUN-GPU.tar.gz       all of these
 #
-#     WHEELS=FOLDER   wheels of Python packages that are missing here (omegaconf, flash-linear-attention …)
-#     PYTHON=FILE     the Python to take (.venv/bin/python where there is one, else python3)
-#     STAGES="kernels correct fused attention rivals training families sparse-8 sparse-16 sparse-32"   those to run
+#     RESULTS=FOLDER    (benchmarks/results)
+#     OUT=FOLDER        where the archive goes (RESULTS)
+#     WHEELS=FOLDER     wheels of packages that this Python lacks, collected elsewhere with
+#                       pip download --no-deps --only-binary=:all: --python-version 3.12 -d FOLDER omegaconf ...
+#     LCPT_COMMIT=ID    the commit that results name where this checkout has no .git
+#     PYTHON=FILE       (.venv/bin/python where there is one, else python3)
+#     STAGES="..."      the stages of the run to do (all)
 set -uo pipefail
 
+fail() { echo "error: $*" >&2; exit 2; }
+case "$#:${1:-}" in
+    1:quick) every="warm kernels correct attention" ;;
+    1:full) every="warm training rivals families sparse-16 sparse-8 sparse-32 sparse-flex fused" ;;
+    *) echo "usage: benchmarks/gpu.sh quick | full" >&2; exit 2 ;;
+esac
+run=$1
+stages=${STAGES:-$every}
+for stage in $stages; do
+    [[ " $every " = *" $stage "* ]] || fail "$run has no stage $stage, but $every"
+done
 cd "$(dirname "$0")/.."
+results=${RESULTS:-benchmarks/results}
+out=${OUT:-$results}
 python=${PYTHON:-.venv/bin/python}
 [ -n "${PYTHON:-}" ] || [ -x "$python" ] || python=python3
-out=${OUT:-benchmarks/results}
-every="kernels correct fused attention rivals training families sparse-8 sparse-16 sparse-32"
-stages=${STAGES:-$every}
-export PYTHONPATH=$PWD:$PWD/kernels${PYTHONPATH:+:$PYTHONPATH}
+export PYTHONPATH=$PWD:$PWD/kernels${PYTHONPATH:+:$PYTHONPATH} PYTHONUNBUFFERED=1
 
-fail() { echo "error: $*" >&2; exit 2; }
-for stage in $stages; do
-    [[ " $every " = *" $stage "* ]] || fail "no stage is called $stage"
-done
+within() { timeout --kill-after=2 "$@"; } # seconds, command
+site=
+found=
+child=
+trap '[ -z "$site" ] || rm -rf "$site"' EXIT
 if [ -n "${WHEELS:-}" ]; then
     compgen -G "$WHEELS/*.whl" >/dev/null || fail "there are no wheels in $WHEELS"
     site=$(mktemp -d)
-    trap 'rm -rf "$site"' EXIT
-    "$python" -m pip install --quiet --no-index --no-deps --target "$site" "$WHEELS"/*.whl ||
-        fail "the wheels in $WHEELS could not be installed"
+    within 12 "$python" -m pip install --quiet --no-index --no-deps --no-compile --target "$site" "$WHEELS"/*.whl ||
+        found="say the wheels in $WHEELS could not be installed"$'\n' # many stages need none
     export PYTHONPATH=$PYTHONPATH:$site
 fi
-# "NVIDIA H100 80GB HBM3" and 9.0 -> "nvidia-h100-80gb-hbm3 sm_90"
-found=$("$python" - 2>&1 <<'END'
-import re
-try:
-    import torch
-except ImportError:
-    raise SystemExit("this Python has no torch")
-if not torch.cuda.is_available():
-    raise SystemExit("PyTorch finds no GPU here")
-name = re.sub("[^a-z0-9]+", "-", torch.cuda.get_device_name().lower()).strip("-")
-print(name, "sm_%d%d" % torch.cuda.get_device_capability())
-END
-) || fail "${found##*$'\n'}"
-read -r gpu target <<<"${found##*$'\n'}"
-mkdir -p "$out" || fail "cannot make $out"
+looked=$(within 15 "$python" benchmarks/gpu_imports.py $stages) || fail "${looked:-cannot look for a GPU}"
+found+=$looked
+read -r _ gpu target <<<"$(grep '^gpu ' <<<"$found")"
+name=gpu-$run-$gpu
+folder=$results/$name
+mkdir -p "$folder" "$out" || fail "cannot make $folder or $out"
+: >"$folder/stages.txt"
+
+say() { echo "$*" | tee -a "$folder/stages.txt"; }
+archive() { # renamed into its place, so that it is whole whenever this script is killed
+    tar -C "$results" --exclude='.*' -czf "$out/.$name.partial" "$name" 2>/dev/null
+    [ $? -gt 1 ] || mv "$out/.$name.partial" "$out/$name.tar.gz" # 1: a file grew meanwhile
+}
+stop() {
+    [ -z "$child" ] || kill "$child"
+    say "stopped before the end"
+    archive
+    exit 143
+}
+trap stop INT TERM HUP
+sed -n 's/^say //p' <<<"$found" | tee -a "$folder/stages.txt"
 
 failed=()
-run() { # seconds, name, command: within that time
-    local limit=$1 name=$2 code
+stage() { # seconds, name, command: within that time, while the archive is refreshed
+    local limit=$1 stage=$2 began=$SECONDS lacks code ended tick
     shift 2
-    [[ " $stages " = *" $name "* ]] || return 0
-    echo "== $name (at most $limit s)"
-    timeout --kill-after=5 "$limit" "$python" "$@"
-    code=$?
+    [[ " $stages " = *" $stage "* ]] || return 0
+    rm -f "$folder/$stage".*
+    lacks=$(sed -n "s/^lacks $stage //p" <<<"$found")
+    if [ -n "$lacks" ]; then
+        failed+=("$stage (no $lacks)")
+        return
+    fi
+    echo "== $stage (at most $limit s)"
+    within "$limit" "$python" "$@" >"$folder/$stage.log" 2>&1 &
+    child=$!
+    while sleep 1 & tick=$!; wait -n -p ended "$child" "$tick"; code=$?; [ "$ended" = "$tick" ]; do
+        archive
+    done
+    child=
+    kill "$tick" 2>/dev/null
+    cat "$folder/$stage.log"
     case $code in
-        0) ;;
-        124 | 137) failed+=("$name (not done in $limit s)") ;;
-        *) failed+=("$name (exit code $code)") ;;
+        0) say "$stage: done in $((SECONDS - began)) s" ;;
+        124 | 137) failed+=("$stage (not done in $limit s)") ;;
+        *) failed+=("$stage (exit code $code)") ;;
     esac
+    [ $code = 0 ] || say "failed: ${failed[-1]}"
+    archive
 }
 
-run 40 kernels tools/kernel_report.py --targets "$target" --output "$out/kernels-$gpu.json"
-run 95 correct benchmarks/check_kernels.py --limit 80 --output "$out/correct-$gpu.json"
-run 50 fused benchmarks/fused.py --compiled norm_rotary,learned_sketch --output "$out/fused-$gpu.json"
-benchmark=(tools/benchmark_attention.py --device cuda --tokens 65536 --heads 12 --head-dim 64 --dtype bf16 --repeats 20
-    --budget 0.5 --set polysketch.size=32 block_size=256)
-run 80 attention "${benchmark[@]}" --methods polysketch,squared,sdpa_flash,sdpa_cudnn,sdpa_efficient \
-    --contexts 2048,4096,8192,16384,32768,65536,131072 --output "$out/attention-$gpu.json"
-run 100 rivals "${benchmark[@]}" --methods squared,sdpa_flash,sdpa_cudnn,flex,window,fla_simple_gla,fla_based \
-    --contexts 8192,32768,65536 --output "$out/rivals-$gpu.json"
-run 100 training tools/benchmark_training.py --configs configs/gpt2-small-8k.yaml,configs/gpt2-small-32k.yaml \
-    --kinds own,softmax --sdpa flash,cudnn --contexts 8192,16384,32768,65536 --tokens 65536 --repeats 3 \
-    --output "$out/training-$gpu.json"
-run 60 families "${benchmark[@]}" --methods polysketch,kernel,flurka,feedforward,fastmax,lowrank,sdpa_flash,sdpa_cudnn \
-    --contexts 8192,16384,32768 --output "$out/families-$gpu.json"
-for setting in "8 0.3" "16 0.5" "32 0.7"; do
-    read -r buckets drop <<<"$setting"
-    run 22 "sparse-$buckets" "${benchmark[@]}" "sparse_hash.buckets=$buckets" "sparse_qk.drop=$drop" \
-        --methods sparse_hash,sparse_qk,sdpa_flash,sdpa_cudnn,flex_qk,flex_hash --contexts 8192,16384,32768 \
-        --output "$out/sparse-$buckets-$gpu.json"
-done
+attention=(tools/benchmark_attention.py --device cuda --tokens 65536 --heads 12 --head-dim 64 --dtype bf16)
+if [ "$run" = quick ]; then
+    stage 40 warm benchmarks/warm.py --target "$target" attention correct
+    stage 28 kernels tools/kernel_report.py --targets "$target" --output "$folder/kernels.json"
+    stage 50 correct benchmarks/check_kernels.py --repeats 20 --limit 42 --output "$folder/correct.json"
+    stage 50 attention "${attention[@]}" --methods squared,polysketch,sdpa_flash,sdpa_cudnn,sdpa_efficient \
+        --contexts 8192,32768,65536 --mode forward_backward,forward --repeats 20 --budget 0.5 \
+        --output "$folder/attention.json"
+else
+    attention+=(--mode forward_backward --repeats 10 --budget 0.25)
+    stage 30 warm benchmarks/warm.py --target "$target" training families sparse fused
+    stage 88 training tools/benchmark_training.py --configs configs/gpt2-small-32k.yaml,configs/gpt2-small-8k.yaml \
+        --kinds own,softmax --sdpa flash,cudnn --contexts 32768,8192,65536,16384 --tokens 65536 --repeats 3 \
+        --output "$folder/training.json"
+    stage 78 rivals "${attention[@]}" --contexts 32768,8192,65536 --output "$folder/rivals.json" \
+        --methods squared,sdpa_flash,sdpa_cudnn,flex,window,fla_simple_gla,fla_based
+    stage 35 families "${attention[@]}" --contexts 8192,32768,16384 --output "$folder/families.json" \
+        --methods polysketch,kernel,flurka,feedforward,fastmax,lowrank,sdpa_flash,sdpa_cudnn
+    sparse=("${attention[@]}" --methods sparse_hash,sparse_qk,sdpa_flash,sdpa_cudnn --contexts 8192,16384,32768)
+    stage 15 sparse-16 "${sparse[@]}" --output "$folder/sparse-16.json" # buckets, and half dropped: the defaults
+    stage 15 sparse-8 "${sparse[@]}" --output "$folder/sparse-8.json" \
+        --set sparse_hash.buckets=8 sparse_qk.drop=0.3
+    stage 15 sparse-32 "${sparse[@]}" --output "$folder/sparse-32.json" \
+        --set sparse_hash.buckets=32 sparse_qk.drop=0.7
+    stage 40 sparse-flex "${attention[@]}" --methods sparse_hash,sparse_qk,flex_hash,flex_qk --contexts 8192 \
+        --output "$folder/sparse-flex.json"
+    stage 33 fused benchmarks/fused.py --compiled norm_rotary,learned_sketch --output "$folder/fused.json"
+fi
 
+archive
 if [ ${#failed[@]} != 0 ]; then
     names=$(printf ', %s' "${failed[@]}")
-    echo "error: failed: ${names:2}" >&2
+    echo "error: failed: ${names:2}; what there is, is in $out/$name.tar.gz" >&2
     exit 1
 fi
-echo "written to $out: $(for stage in $stages; do echo -n "$stage-$gpu.json "; done)"
+say "written to $folder and $out/$name.tar.gz"
+archive

@@ -5,18 +5,19 @@ polysketch's kernel on sketches that are given. Before it is timed, each method 
 that is wrong is named and left out, and the exit code is 1. A baseline that this machine does not have is left out too.
 Without a GPU it is the time of one thread at work, which the neighbours on a shared machine disturb least.
 
-OUT.json, OUT.md, the same as a table, and OUT.png, times over contexts, are written anew after every context."""
+Contexts are measured in the order given, all in the first mode, then in the next. OUT.json, and OUT.md, the same as a
+table, are written anew after each; OUT.png, times over contexts, at the end, where matplotlib is installed."""
 
 from __future__ import annotations
 
 import argparse
 import json
 import sys
+from importlib.util import find_spec
+from itertools import product
 from pathlib import Path
 
 import torch
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 from tqdm import tqdm
 
 from lcpt.attention import AttentionConfig
@@ -24,7 +25,6 @@ from lcpt.checkpoint.files import replace_text
 from lcpt.evaluation.attention_benchmark import DTYPES, MODES, WrongResult, check, measure
 from lcpt.evaluation.attention_layer import Layer, Method
 from lcpt.evaluation.attention_methods import baselines, known, methods
-from lcpt.evaluation.attention_report import draw
 from lcpt.evaluation.peaks import measured_peaks
 from lcpt.evaluation.provenance import header
 from lcpt.evaluation.tables import table
@@ -97,6 +97,11 @@ def read_arguments(args: argparse.Namespace) -> tuple[list[int], list[str], Laye
 
 
 def read_config(settings: list[str]) -> AttentionConfig:
+    if not settings:
+        return AttentionConfig()
+    from omegaconf import OmegaConf  # a GPU's image may lack it, and defaults need none
+    from omegaconf.errors import OmegaConfBaseException
+
     try:
         given = OmegaConf.from_dotlist(settings)
         return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(AttentionConfig), given))
@@ -127,16 +132,17 @@ def benchmark(
         right = {name: chosen[name] for name in backends}
         peaks = measured_peaks(layer.device) if layer.device.type == "cuda" else None
         report = header(layer.device) | {"measured_peaks": peaks, "left_out": reasons, "rows": []}
-        for context in contexts:
+        for mode, context in product(modes, contexts):
             batch = layer.batch if args.tokens is None else max(1, args.tokens // context)
-            for mode in modes:
-                rows, failed = measure(right, backends, layer._replace(batch=batch), context, mode, args.repeats,
-                                       args.budget, peaks, progress)
-                for name, reason in failed.items():
-                    leave_out(name, reason, context=context, mode=mode)
-                report["rows"] += rows
+            rows, failed = measure(right, backends, layer._replace(batch=batch), context, mode, args.repeats,
+                                   args.budget, peaks, progress)
+            for name, reason in failed.items():
+                leave_out(name, reason, context=context, mode=mode)
+            report["rows"] = sorted(
+                report["rows"] + rows, key=lambda row: (contexts.index(row["context"]), MODES.index(row["mode"])))
             write(report, Path(args.output))
-    print(f"{table(report['rows'])}\npeak: beyond a pass's inputs\nwritten to {args.output}, .md and .png")
+    print(f"{table(report['rows'])}\npeak: beyond a pass's inputs\n"
+          f"written to {args.output}, .md{' and .png' if draw(report['rows'], Path(args.output)) else ''}")
     return any(reason["method"] not in baselines(layer.device) for reason in reasons)
 
 
@@ -159,8 +165,16 @@ def checked(chosen: dict[str, Method], layer: Layer, progress, leave_out) -> dic
 def write(report: dict, output: Path) -> None:
     replace_text(output, json.dumps(report, indent=1) + "\n")
     replace_text(output.with_suffix(".md"), table(report["rows"]) + "\n")
-    if report["rows"]:
-        draw(report["rows"], output.with_suffix(".png"))
+
+
+def draw(rows: list[dict], output: Path) -> bool:
+    """Whether there is a picture beside OUT.json."""
+    if not rows or find_spec("matplotlib") is None:
+        return False
+    from lcpt.evaluation.attention_report import draw  # it takes a second: after everything is measured
+
+    draw(rows, output.with_suffix(".png"))
+    return True
 
 
 if __name__ == "__main__":

@@ -50,9 +50,10 @@ class Case(NamedTuple):
 
 
 def cases() -> list[Case]:
-    """First those that a model runs."""
+    """First the headline, 64k tokens in sequences of 8k, 32k and 64k; then others that a model runs."""
     shapes = [(16, 1), (32, 1), (32, 2), (64, 2)]
     plain = Case()
+    headline = [Case(tokens=8192, batch=8), Case(tokens=32768, batch=2), Case(tokens=65536)]
     squared = [
         *(plain._replace(dtype=dtype, head_dim=dim, sketch=sketch, local_blocks=local)
           for dtype in DTYPES for dim in (64, 128) for sketch, local in shapes),
@@ -68,13 +69,14 @@ def cases() -> list[Case]:
         Case(dtype="fp32", lengths=(700, 0, 3000, 473), gated=True, local_blocks=2),
         Case(pieces=(1000, 1300)), Case(dtype="fp32", pieces=(256, 3001), gated=True, local_blocks=2),
         Case(dtype="fp32", pieces=(2500,), exact=False, sketch=64, coefficients=FASTMAX),
-        Case(tokens=65536), Case(tokens=65536 + 77, gated=True, heads=4, key_heads=2),
+        Case(tokens=65536 + 77, gated=True, heads=4, key_heads=2),
     ]
     feature = Case("feature", sketch=64)
     flurka = Case("flurka", sketch=64, local_blocks=2)
     sparse, lowrank = Case("sparse"), Case("lowrank", local_blocks=2)
     return [
-        *squared, *(feature._replace(dtype=dtype) for dtype in DTYPES), feature._replace(sketch=16, gated=True),
+        *headline, *squared,
+        *(feature._replace(dtype=dtype) for dtype in DTYPES), feature._replace(sketch=16, gated=True),
         feature._replace(sketch=256, head_dim=128), feature._replace(key_heads=4, lengths=(1, 2000, 256, 1916)),
         *(flurka._replace(dtype=dtype) for dtype in DTYPES), flurka._replace(gated=True, key_heads=4),
         flurka._replace(local="linear", head_dim=128), flurka._replace(dtype="fp32", lengths=(700, 0, 3000, 473)),

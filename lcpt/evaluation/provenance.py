@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import os
 import platform
 import subprocess
 import sys
@@ -70,10 +71,15 @@ def versions() -> dict[str, str]:
 
 
 def git_commit() -> str | None:
-    """The commit of lcpt's own checkout, None outside one."""
-    here = Path(__file__).parent
+    """The commit of lcpt's own checkout; where it has no .git, what the environment's LCPT_COMMIT says, or None."""
+    root = Path(__file__).parents[2]
+    command = ["git", "-C", root, "rev-parse", "HEAD", "--show-toplevel"]
+    passed = os.environ.get("LCPT_COMMIT") or None
     try:
-        done = subprocess.run(["git", "-C", here, "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
     except OSError:
-        return None
-    return done.stdout.strip() or None
+        return passed
+    commit, _, top = done.stdout.strip().partition("\n")
+    if done.returncode or Path(top) != root.resolve():  # none, or that of a folder around this one
+        return passed
+    return commit

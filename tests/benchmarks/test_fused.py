@@ -3,6 +3,7 @@ import json
 import pytest
 import torch
 
+from lcpt.evaluation import traffic
 from lcpt.evaluation.attention_layer import Layer
 from lcpt.evaluation.fused_steps import Step, WrongResult, check, outputs_and_gradients, steps
 
@@ -36,6 +37,25 @@ def test_bad_input_is_one_line(fused, tmp_path):
         assert code == 2 and err.startswith("error: ") and err.count("\n") == 1
     code, _, err = fused("--output", "/proc/none/out.json")
     assert code == 2 and err.startswith("error: ") and err.count("\n") == 1
+
+
+def test_rows_are_written_as_they_come(fused, tmp_path, monkeypatch):
+    """The second step is cut off."""
+    counted, real = [], traffic.traffic
+
+    def count(*args):
+        if len(counted) == 2:  # both backends of the first
+            raise KeyboardInterrupt
+        counted.append(args)
+        return real(*args)
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(traffic, "traffic", count)
+    with pytest.raises(KeyboardInterrupt):
+        fused("--tokens", 8192, "--heads", 1, "--output", tmp_path / "out.json")
+    rows = json.loads((tmp_path / "out.json").read_text())["rows"]
+    assert [(row["mode"], row["backend"]) for row in rows] == [
+        (mode, backend) for mode in ("forward", "forward_backward") for backend in ("torch", "triton")]
 
 
 def small_steps(dtype=torch.float32):

@@ -1,9 +1,14 @@
 """What finds a kernel that is wrong, tried on backend "torch"; and the script itself, in Triton's interpreter."""
 
+import argparse
+import importlib.util
 import json
+import multiprocessing
 import os
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -128,6 +133,89 @@ def test_what_is_not_done_in_time_is_named(call_program, monkeypatch, tmp_path):
         "benchmarks/check_kernels.py", "--small", "--only", "pieces=(256", "--limit", 0, "--output", output)
     (row,) = json.loads(output.read_text())["rows"]
     assert code == 1 and "not done within 0 seconds" in row["error"] and err == f"error: wrong: {row['case']}\n"
+
+
+@pytest.fixture
+def script():
+    """benchmarks/check_kernels.py as a module."""
+    spec = importlib.util.spec_from_file_location("check_kernels", ROOT / "benchmarks/check_kernels.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+class Process(threading.Thread):
+    """In place of a process: what is True is right, what is False raises an error, and at None it dies."""
+
+    exitcode = -11
+
+    def __init__(self, started):
+        ours, self.theirs = multiprocessing.Pipe()
+        super().__init__(daemon=True)
+        started.append(ours)
+        self.start()
+
+    def run(self):
+        with self.theirs:
+            while True:
+                try:
+                    case = self.theirs.recv()
+                except EOFError:
+                    return
+                if case is None:
+                    return
+                self.theirs.send({"case": case} | ({} if case else {"error": "an error"}))
+                if case == "last words":
+                    return
+
+    def kill(self):
+        pass
+
+
+@pytest.fixture
+def started(script, monkeypatch):
+    """Our ends of the pipes to the processes that `checked` has started."""
+    ends = []
+
+    def start(device, repeats):
+        process = Process(ends)
+        return ends[-1], process
+
+    monkeypatch.setattr(script, "started", start)
+    monkeypatch.setattr(script, "failed", lambda case, error: {"case": case, "error": error})
+    return ends
+
+
+def test_a_process_that_dies_between_cases_takes_the_next_with_it(script, started):
+    rows = script.checked(["last words", 1, 2], CPU, argparse.Namespace(limit=20, processes=1, repeats=0))
+    assert next(rows) == {"case": "last words"}
+    time.sleep(0.2)
+    assert list(rows) == [{"case": 1, "error": "its process died, exit code -11"}, {"case": 2}]
+
+
+@pytest.mark.parametrize("bad, said", [(False, "an error"), (None, "its process died, exit code -11")])
+def test_another_process_goes_on_after_one_that_fails(script, started, bad, said):
+    args = argparse.Namespace(limit=20, processes=1, repeats=0)
+    rows = script.checked([True, bad, True, True], CPU, args)
+    assert next(rows) == {"case": True} and len(started) == 1
+    assert next(rows) == {"case": bad, "error": said}
+    assert list(rows) == [{"case": True}] * 2 and len(started) == 2
+
+
+def test_rows_are_written_as_they_come(script, monkeypatch, tmp_path):
+    output, written = tmp_path / "right.json", []
+
+    def checked(chosen, device, args):
+        for case in chosen[:2]:
+            yield {"case": case.name, "passed": False, "error": "an error"}
+            written.append([row["case"] for row in json.loads(output.read_text())["rows"]])
+
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    monkeypatch.setattr(script, "checked", checked)
+    monkeypatch.setattr(sys, "argv", ["check_kernels.py", "--small", "--only", "gated", "--output", str(output)])
+    assert script.main() == 1
+    names = [row["case"] for row in json.loads(output.read_text())["rows"]]
+    assert written == [names[:1], names[:2]] and len(names) > 2  # those that have no row are named at the end
 
 
 def test_no_gpu_is_one_line(call_program, monkeypatch, tmp_path):

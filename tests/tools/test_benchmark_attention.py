@@ -6,6 +6,7 @@ import torch
 from lcpt_kernels import squared_attention
 
 from lcpt.attention import ATTENTION
+from lcpt.evaluation import attention_benchmark
 from lcpt.evaluation.attention_baselines import BASELINES, Unavailable, heads_first, softmax
 from lcpt.evaluation.attention_layer import Method
 
@@ -156,6 +157,27 @@ def test_what_a_gpu_cannot_run_is_left_out_there(benchmark, monkeypatch):
 def test_tokens_are_constant_over_contexts(benchmark):
     _, report, _, _ = benchmark("--contexts", "32,64,256", "--tokens", 128, "--mode", "forward")
     assert [row["batch"] for row in report["rows"][::3]] == [4, 2, 1]
+
+
+def test_rows_are_written_as_they_come(benchmark, monkeypatch, tmp_path):
+    """All contexts in the first mode, then in the next; the third is cut off."""
+    measured, real = [], attention_benchmark.measure
+
+    def measure(methods, backends, layer, context, mode, *others):
+        if len(measured) == 2:
+            raise KeyboardInterrupt
+        measured.append((mode, context))
+        return real(methods, backends, layer, context, mode, *others)
+
+    monkeypatch.setattr(attention_benchmark, "measure", measure)
+    with pytest.raises(KeyboardInterrupt):
+        benchmark("--methods", "squared,sdpa_cpu", "--contexts", "64,32", "--mode", "forward_backward,forward")
+    assert measured == [("forward_backward", 64), ("forward_backward", 32)]
+    rows = json.loads((tmp_path / "attention.json").read_text())["rows"]
+    assert [(row["context"], row["method"]) for row in rows] == [
+        (context, method) for context in (64, 32) for method in ("squared", "sdpa_cpu")]
+    assert len((tmp_path / "attention.md").read_text().splitlines()) == 2 + 4
+    assert not (tmp_path / "attention.png").exists()
 
 
 def test_a_table_and_a_picture_stand_beside_it(benchmark, tmp_path):

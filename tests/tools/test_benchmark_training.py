@@ -3,6 +3,8 @@ import json
 import pytest
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from lcpt.training import benchmark
+
 
 @pytest.fixture
 def config(tiny_yaml, tmp_path):
@@ -59,6 +61,23 @@ def test_what_does_not_fit_is_left_out(call_tool, config, tmp_path, monkeypatch)
     assert [row["method"] for row in report["rows"]] == ["tiny polysketch"]
     assert report["left_out"] == [
         {"method": "tiny softmax", "context": 32, "reason": "OutOfMemoryError: too large"}]
+
+
+def test_rows_are_written_as_they_come(call_tool, config, tmp_path, monkeypatch):
+    made, real = [], benchmark.training_step
+
+    def training_step(model, sequences, context, *others):
+        if made:
+            raise KeyboardInterrupt
+        made.append(context)
+        return real(model, sequences, context, *others)
+
+    monkeypatch.setattr(benchmark, "training_step", training_step)
+    with pytest.raises(KeyboardInterrupt):
+        call_tool("benchmark_training", "--configs", config, "--contexts", "64,32", "--repeats", 1,
+                  "--output", tmp_path / "steps.json")
+    (row,) = json.loads((tmp_path / "steps.json").read_text())["rows"]
+    assert row["context"] == 64
 
 
 def test_bad_input_is_one_line(call_tool, config, tmp_path):
