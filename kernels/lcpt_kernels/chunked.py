@@ -19,6 +19,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from lcpt_kernels.derivatives import first_derivative_only, refuse_transforms
 from lcpt_kernels.features import Explicit, QuadraticFeatures
 
 
@@ -157,6 +158,7 @@ def block_causal_attention(
 
     -> (o [B, T, H, Dv] in q's dtype, with `final` the state [B, H, F, Dv + 1] for the token after the last).
     """
+    refuse_transforms("block-causal attention", "reference")
     far_v = None if far.v is v else far.v
     heads_first = [x if x is None else x.transpose(1, 2) for x in (q, k, v, a, far.b, far_v, far.mass, log_gate)]
     o, state = _BlockCausal.apply(*heads_first, initial, plan, final)
@@ -198,6 +200,7 @@ class _BlockCausal(torch.autograd.Function):
         return o, state if final else None
 
     @staticmethod
+    @first_derivative_only("block-causal attention", "reference")
     def backward(ctx, do, d_final):
         q, k, v, a, b, far_v, mass, log_gate, initial, o, z, damping, final = ctx.saved_tensors
         plan, features, past, decay = ctx.plan, ctx.plan.features, k.shape[2] - q.shape[2], Decay(log_gate)

@@ -127,6 +127,8 @@ def test_poisoned_memory(agree, poisoned):
     ({"v_summary": torch.rand(2, 15, 2, 4).double()}, "v_summary is (2, 15, 2, 4)"),
     ({"mass_summary": torch.rand(2, 15, 3).double()}, "(2, 15, 3)"),
     ({"block_size": 0}, "block_size 0"),
+    ({"summaries": 0}, "summaries 0"),
+    ({"phi_summary": torch.rand(2, 0, 2, 6).double()}, "no rows; 5 whole blocks of 6 tokens"),
     ({"summaries": 2}, "15 rows; 2 summaries of each of 5 whole blocks of 6 tokens are 10"),
 ], ids=str)
 def test_what_does_not_fit_is_named(change, part):

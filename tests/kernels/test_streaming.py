@@ -179,6 +179,8 @@ def test_packed_documents_are_documents_alone(function, inputs, shape, backend, 
     ({"cu_seqlens": [1, 13]}, ["from 0"]),
     ({"cu_seqlens": [0, 13], "output_final_state": True}, ["cu_seqlens"]),
     ({"output_final_state": True, "backend": "reference"}, ["reference"]),
+    ({"cu_seqlens": (0.0, 13.0)}, ["torch.float32", "int32"]),
+    ({"cu_seqlens": (False, True)}, ["torch.bool", "int32"]),
     ({"log_gate": torch.zeros(1, 13, 3)}, ["log_gate", "[1, 13, 3]", "[1, 13, 2]"]),
     ({"block_size": 0}, ["block_size 0"]),
     ({"local_blocks": 3}, ["local_blocks 3"]),
@@ -189,6 +191,16 @@ def test_what_does_not_fit_is_named(function, inputs, shape, change, parts):
     with pytest.raises(ValueError) as caught:
         function(**({"block_size": C} | inputs(13, b=1, **shape) | change))
     assert all(part in str(caught.value) for part in parts), caught.value
+
+
+@pytest.mark.parametrize("function, inputs, shape", FAMILIES)
+def test_no_sequences(function, inputs, shape):
+    arguments = {name: x.requires_grad_() for name, x in inputs(13, b=0, **shape).items()}
+    o, state = function(**arguments, output_final_state=True, block_size=C)
+    assert o.shape == (0, 13, 4, 3) and state.S.shape[:2] == (0, 2)
+    o, _ = function(**cut(arguments, 0, 3), initial_state=state, block_size=C)
+    gradients = torch.autograd.grad(o.sum(), list(arguments.values()))
+    assert all(x.shape == dx.shape for x, dx in zip(arguments.values(), gradients, strict=True))
 
 
 @pytest.mark.parametrize("function, inputs, shape", FAMILIES)

@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from lcpt_kernels.chunked import Exponential, Linear, Plan
+from lcpt_kernels.derivatives import no_second_derivative, refuse_transforms
 from lcpt_kernels.features import QuadraticFeatures
 from lcpt_kernels.triton.block_backward_key import block_backward_key
 from lcpt_kernels.triton.block_backward_query import block_backward_query
@@ -43,6 +44,8 @@ from lcpt_kernels.triton.problem import Problem
 from lcpt_kernels.triton.scan import scan, scan_backward
 from lcpt_kernels.triton.tensors import of_size, on_device_of, with_rows, with_rows_of
 
+NAME = "block-causal attention"  # in errors
+
 
 def compute(
     plan: Plan, q: Tensor, a: Tensor, keys: dict[str, Tensor], initial: Tensor | None, final: bool,
@@ -56,6 +59,7 @@ def compute(
 
     -> (o [B, T, H, Dv] in q's dtype, with `final` the state [B, Hkv, F, Dv + 1] for the token after the last).
     """
+    refuse_transforms(NAME, "reference")
     k, f = keys.get("k"), plan.features
     o, *_, end = torch.ops.lcpt_kernels.block_causal_attention(
         None if k is None else q, k, keys["v"], a, keys["b"], keys.get("far_v"), keys.get("mass"), keys.get("log_gate"),
@@ -229,6 +233,7 @@ def differentiate(ctx, do, d_z, d_peak, d_end):
 
 
 forward.register_autograd(differentiate, setup_context=save)
+backward.register_autograd(no_second_derivative(NAME, "reference"))
 
 
 def states_met(problem: Problem, values_before: Tensor | None, norms_before: Tensor | None) -> tuple[Tensor, ...]:
