@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 BACKENDS = ("auto", "reference", "torch")
+LEAST_GATE = -1000.0  # e to it is 0, in float64 too
 
 
 def require(condition: bool, message: str) -> None:
@@ -71,6 +72,12 @@ def check_packed_summaries(name: str, rows: int, summaries: int, block_size: int
         return
     require(rows >= int(whole), f"{name} has {rows} rows; {summaries} summaries of every whole block of {block_size} "
             f"tokens are {int(whole)}")
+
+
+def finite_gate(log_gate: Tensor | None, backend: str) -> Tensor | None:
+    """log_gate with LEAST_GATE for −∞ and whatever is below it: a difference of infinite sums would be NaN. What is
+    below it gets no gradient. The reference takes −∞ as it is."""
+    return log_gate if log_gate is None or backend == "reference" else log_gate.clamp(min=LEAST_GATE)
 
 
 def check_stream(

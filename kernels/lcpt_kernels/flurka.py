@@ -12,6 +12,7 @@ from lcpt_kernels.arguments import (
     check_pair,
     check_sizes,
     check_stream,
+    finite_gate,
     require,
 )
 from lcpt_kernels.autocast import under_autocast
@@ -49,6 +50,7 @@ def flurka_attention(
     check_pair(q, k, v, "qk")
     piece = check_stream(
         v, log_gate, block_size, local_blocks, initial_state, output_final_state, cu_seqlens, exchange, backend)
+    log_gate = finite_gate(log_gate, backend)
     require(local in LOCAL, f"local {local!r} is neither softmax nor linear")
     scale = (q.shape[3] ** -0.5 if local == "softmax" else 1.0) if scale is None else scale
     start = 0 if exchange is None else exchange.start
