@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 BACKENDS = ("auto", "reference", "torch")
+LEAST_GATE = -1000.0  # e to it is 0, in float64 too
 
 
 def require(condition: bool, message: str) -> None:
@@ -17,11 +18,18 @@ def check_backend(backend: str, backends: tuple[str, ...] = BACKENDS) -> None:
     require(backend in backends, f"backend {backend!r} is none of {', '.join(backends)}")
 
 
+def check_sizes(name: str, x: Tensor) -> None:
+    """Of [B, T, ...] there may be no sequences and no tokens, but heads and numbers."""
+    if 0 in x.shape[2:]:  # no number goes into a message that nobody needs: `check_packed`
+        raise ValueError(f"{name} is {list(x.shape)}; all sizes after [B, T] must be at least 1")
+
+
 def check_pair(x: Tensor, y: Tensor, v: Tensor, names: str) -> None:
     """x [B, T, H, D] scores against y [B, T, Hkv, D], which carries v [B, T, Hkv, Dv]."""
     first, second = names
     for name, tensor in ((first, x), (second, y), ("v", v)):
         require(tensor.ndim == 4, f"{name} has {tensor.ndim} dimensions {tuple(tensor.shape)}; [B, T, H, D] needs 4")
+        check_sizes(name, tensor)
     bt = [list(tensor.shape[:2]) for tensor in (x, y, v)]
     require(bt[0] == bt[1] == bt[2], f"{first}, {second} and v disagree on [B, T]: {bt[0]}, {bt[1]}, {bt[2]}")
     require(x.dtype == y.dtype == v.dtype, f"{first}, {second} and v differ in dtype: {x.dtype}, {y.dtype}, {v.dtype}")
@@ -38,6 +46,10 @@ def check_degree(degree: int) -> None:
 def check_packed(cu_seqlens: Tensor, batch: int, tokens: int) -> None:
     """On a GPU, and in compiled code, what it holds is checked where it is, without a wait for it; and no number goes
     into a message that nobody needs, which would make a graph for each."""
+    if not isinstance(cu_seqlens, Tensor):
+        raise ValueError(f"cu_seqlens is a {type(cu_seqlens).__name__}; it must be a tensor of int32 or int64")
+    if cu_seqlens.dtype not in (torch.int32, torch.int64):
+        raise ValueError(f"cu_seqlens is {cu_seqlens.dtype}; it must be int32 or int64")
     require(batch == 1, f"packed documents need B = 1, not {batch}")
     if cu_seqlens.ndim != 1 or len(cu_seqlens) < 2:
         raise ValueError(f"cu_seqlens is {list(cu_seqlens.shape)}; it must be [N + 1]")
@@ -60,6 +72,12 @@ def check_packed_summaries(name: str, rows: int, summaries: int, block_size: int
         return
     require(rows >= int(whole), f"{name} has {rows} rows; {summaries} summaries of every whole block of {block_size} "
             f"tokens are {int(whole)}")
+
+
+def finite_gate(log_gate: Tensor | None, backend: str) -> Tensor | None:
+    """log_gate with LEAST_GATE for −∞ and whatever is below it: a difference of infinite sums would be NaN. What is
+    below it gets no gradient. The reference takes −∞ as it is."""
+    return log_gate if log_gate is None or backend == "reference" else log_gate.clamp(min=LEAST_GATE)
 
 
 def check_stream(

@@ -19,7 +19,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from lcpt_kernels.derivatives import first_derivative_only, refuse_transforms
 from lcpt_kernels.features import Explicit, QuadraticFeatures
+
+FAINTEST = -60.0  # the least log M of a row that is not of local keys alone: e^{60} is finite, and 10³⁸ · e^{−60} too
 
 
 class Power(NamedTuple):
@@ -30,7 +33,7 @@ class Power(NamedTuple):
     def weights(self, s: Tensor, diagonal: int, decay: Tensor | None) -> tuple[Tensor, None]:
         return _decayed(_power(s.tril_(diagonal), self.degree), decay), None
 
-    def weights_and_slopes(self, s: Tensor, diagonal: int, decay: Tensor | None) -> tuple[Tensor, Tensor]:
+    def weights_and_slopes(self, s: Tensor, diagonal: int, decay: Tensor | None, M: None) -> tuple[Tensor, Tensor]:
         lower = _decayed(_power(s.tril_(diagonal), self.degree - 1), decay)
         return lower * s, lower.mul_(self.degree)  # in this order: the second may overwrite s
 
@@ -45,7 +48,7 @@ class Quadratic(NamedTuple):
     def weights(self, s: Tensor, diagonal: int, decay: Tensor | None) -> tuple[Tensor, None]:
         return _decayed((self.c0 + s * (self.c1 + self.c2 * s)).tril_(diagonal), decay), None
 
-    def weights_and_slopes(self, s: Tensor, diagonal: int, decay: Tensor | None) -> tuple[Tensor, Tensor]:
+    def weights_and_slopes(self, s: Tensor, diagonal: int, decay: Tensor | None, M: None) -> tuple[Tensor, Tensor]:
         return self.weights(s, diagonal, decay)[0], _decayed((self.c1 + 2 * self.c2 * s).tril_(diagonal), decay)
 
 
@@ -55,23 +58,29 @@ class Linear(NamedTuple):
     def weights(self, s: Tensor, diagonal: int, decay: Tensor | None) -> tuple[Tensor, None]:
         return _decayed(s.tril_(diagonal), decay), None
 
-    def weights_and_slopes(self, s: Tensor, diagonal: int, decay: Tensor | None) -> tuple[Tensor, Tensor]:
+    def weights_and_slopes(self, s: Tensor, diagonal: int, decay: Tensor | None, M: None) -> tuple[Tensor, Tensor]:
         return _decayed(s.tril_(diagonal), decay), _decayed(torch.ones_like(s).tril_(diagonal), decay)
 
 
 class Exponential(NamedTuple):
-    """w(s) = e^s. Where a row's greatest, M, is above 0, everything in the row is multiplied by e^{−M}."""
+    """w(s) = e^s. A row is over e^M, M the logarithm of its greatest term, so that nothing overflows and not all of it
+    underflows; see `_joined`."""
 
     def weights(self, s: Tensor, diagonal: int, decay: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Over e^top, and top [.., rows, 1], each row's greatest exponent."""
+        exponent = self._exponents(s, diagonal, decay)
+        top = exponent.amax(-1, keepdim=True)
+        return exponent.sub_(top).exp_(), top
+
+    def weights_and_slopes(self, s: Tensor, diagonal: int, decay: Tensor | None, M: Tensor) -> tuple[Tensor, Tensor]:
+        w = self._exponents(s, diagonal, decay).sub_(M).exp_()
+        return w, w
+
+    @staticmethod
+    def _exponents(s: Tensor, diagonal: int, decay: Tensor | None) -> Tensor:
         exponent = s if decay is None else s + decay
         future = torch.ones(s.shape[-2:], dtype=torch.bool, device=s.device).triu_(diagonal + 1)
-        exponent.masked_fill_(future, -torch.inf)
-        M = exponent.amax(-1, keepdim=True).clamp_(min=0)
-        return exponent.sub_(M).exp_(), M.neg_().exp_()
-
-    def weights_and_slopes(self, s: Tensor, diagonal: int, decay: Tensor | None) -> tuple[Tensor, Tensor]:
-        w, _ = self.weights(s, diagonal, decay)
-        return w, w
+        return exponent.masked_fill_(future, -torch.inf)
 
 
 class Plan(NamedTuple):
@@ -79,8 +88,8 @@ class Plan(NamedTuple):
 
     local, for a tile of scores s [.., rows, near], of which the first row sees `diagonal` keys before itself, and the
     logs of their decay:
-        weights -> weights [.., rows, near], 0 in the future; e^{−M} [.., rows, 1] by which the rows are damped, or None
-        weights_and_slopes -> the weights again, and their derivatives by s
+        weights -> weights [.., rows, near], 0 in the future; the log [.., rows, 1] of what the rows are over, or None
+        weights_and_slopes -> the weights again, over e^M, and their derivatives by s; M [.., rows, 1] or None
     features None: there is no state. summaries: how many stand for a block in the state; None: its tokens do.
     """
 
@@ -157,6 +166,7 @@ def block_causal_attention(
 
     -> (o [B, T, H, Dv] in q's dtype, with `final` the state [B, H, F, Dv + 1] for the token after the last).
     """
+    refuse_transforms("block-causal attention", "reference")
     far_v = None if far.v is v else far.v
     heads_first = [x if x is None else x.transpose(1, 2) for x in (q, k, v, a, far.b, far_v, far.mass, log_gate)]
     o, state = _BlockCausal.apply(*heads_first, initial, plan, final)
@@ -170,7 +180,7 @@ class _BlockCausal(torch.autograd.Function):
         far = Far(b, v if far_v is None else far_v, mass)
         o = q.new_empty(*q.shape[:3], v.shape[3])
         z = q.new_empty(*q.shape[:3], 1, dtype=accumulator(v))
-        damping = torch.empty_like(z) if isinstance(plan.local, Exponential) else None
+        peak = torch.empty_like(z) if isinstance(plan.local, Exponential) else None
         state = _state(plan, v, initial)
         blocks = Block.all(plan, past, k.shape[2], final)
         for number, block in enumerate(blocks):
@@ -181,25 +191,27 @@ class _BlockCausal(torch.autograd.Function):
             if rows.start == rows.stop:
                 continue
             s = plan.scale * _block(q, rows) @ _block(k, block.near).mT  # [.., c, ≤ ℓc]
-            w, damp = plan.local.weights(s, block.diagonal, decay.between(block))
-            nz = w @ _with_ones(v, block.near)  # [.., c, Dv + 1]
+            w, top = plan.local.weights(s, block.diagonal, decay.between(block))
+            nz, remote = w @ _with_ones(v, block.near), None  # [.., c, Dv + 1]
             if block.leaving or initial is not None:
                 remote = decay.since(block, features.query(_columns(a, rows)).mT @ state)  # state [.., F, Dv + 1]
-                nz += remote if damp is None else damp * remote
-            z_rows = nz[..., -1:] + (plan.offset if damp is None else damp * plan.offset)
+            if top is None:
+                nz = nz if remote is None else nz.add_(remote)
+                z_rows = nz[..., -1:] + plan.offset
+            else:
+                nz, M = _joined(nz, top, remote, plan.offset)
+                z_rows, peak[:, :, rows] = nz[..., -1:].clone(), M
             z_rows.masked_fill_(z_rows == 0, torch.inf)  # 0/0 is 0, and so are its gradients
             o[:, :, rows] = nz[..., :-1] / z_rows
             z[:, :, rows] = z_rows
-            if damp is not None:
-                damping[:, :, rows] = damp
-        ctx.save_for_backward(
-            q, k, v, a, b, far_v, mass, log_gate, initial, o, z, damping, state if final else None)
+        ctx.save_for_backward(q, k, v, a, b, far_v, mass, log_gate, initial, o, z, peak, state if final else None)
         ctx.plan = plan
         return o, state if final else None
 
     @staticmethod
+    @first_derivative_only("block-causal attention", "reference")
     def backward(ctx, do, d_final):
-        q, k, v, a, b, far_v, mass, log_gate, initial, o, z, damping, final = ctx.saved_tensors
+        q, k, v, a, b, far_v, mass, log_gate, initial, o, z, peak, final = ctx.saved_tensors
         plan, features, past, decay = ctx.plan, ctx.plan.features, k.shape[2] - q.shape[2], Decay(log_gate)
         far = Far(b, v if far_v is None else far_v, mass)
         blocks = Block.all(plan, past, k.shape[2], final is not None)
@@ -215,7 +227,7 @@ class _BlockCausal(torch.autograd.Function):
         def remote_gradient(block, n):
             """n̄ of the state's part alone."""
             n = decay.since(block, n)
-            return n if damping is None else damping[:, :, _shift(block.rows, past)] * n
+            return n if peak is None else _damping(peak[:, :, _shift(block.rows, past)]) * n
 
         state = _state(plan, v, initial)
         for number, block in enumerate(blocks):  # forwards, with the state: gradients of the local scores and of a
@@ -226,7 +238,8 @@ class _BlockCausal(torch.autograd.Function):
             if rows.start == rows.stop:
                 continue
             n, q_rows, k_near = output_gradient(rows), plan.scale * _block(q, rows), _block(k, near)
-            w, slope = plan.local.weights_and_slopes(q_rows @ k_near.mT, block.diagonal, decay.between(block))
+            w, slope = plan.local.weights_and_slopes(
+                q_rows @ k_near.mT, block.diagonal, decay.between(block), None if peak is None else peak[:, :, rows])
             dw = n @ _with_ones(v, near).mT
             decay.depends(block.rows, near, w, dw)
             dv[:, :, near] += w.mT @ n[..., :-1]
@@ -268,38 +281,39 @@ class _BlockCausal(torch.autograd.Function):
 class Decay:
     """The factors e^{G_t − G_s} of a log gate [B, H, K], and in backward its gradient; without a gate, factors of 1.
 
-    B is the last token before a block. No factor is greater than 1.
+    B is the last token before a block. No factor is greater than 1. Sums are float64: what counts are small differences
+    of sums that may be large.
     """
 
     def __init__(self, log_gate: Tensor | None):
         self._log_gate = log_gate
-        self._dG = None if log_gate is None else torch.zeros_like(log_gate, dtype=accumulator(log_gate))
+        self._dG = None if log_gate is None else torch.zeros_like(log_gate, dtype=torch.float64)
 
     def between(self, block: Block) -> Tensor | None:
         """G_t − G_s of the tile [.., rows, near], 0 above its diagonal."""
         if self._log_gate is None:
             return None
         G = self._sums(block.near)
-        return (G[..., block.diagonal :, None] - G[..., None, :]).clamp_(max=0)
+        return (G[..., block.diagonal :, None] - G[..., None, :]).clamp_(max=0).to(accumulator(self._log_gate))
 
     def since(self, block: Block, x: Tensor) -> Tensor:
         """x [.., rows, ·] · e^{G_t − G_B}."""
         if self._log_gate is None:
             return x
-        return x * self._sums(block.whole)[..., block.rows.start - block.whole.start :, None].exp()
+        return _faded(x, self._sums(block.whole)[..., block.rows.start - block.whole.start :, None])
 
     def until(self, block: Block, x: Tensor) -> Tensor:
         """x [.., leaving, ·] · e^{G_B − G_s}."""
         if self._log_gate is None:
             return x
         G = self._sums(slice(block.fading.start, block.whole.start))
-        return x * (G[..., -1:] - G[..., : block.fading.stop - block.fading.start])[..., None].exp()
+        return _faded(x, (G[..., -1:] - G[..., : block.fading.stop - block.fading.start])[..., None])
 
     def through(self, block: Block, state: Tensor | None) -> Tensor | None:
         """A state at the start of `block`, carried to its end."""
         if self._log_gate is None or state is None:
             return state
-        return state * self._sums(block.whole)[..., -1:, None].exp()
+        return _faded(state, self._sums(block.whole)[..., -1:, None])
 
     def depends(self, rows: slice, keys: slice, w: Tensor, dw: Tensor) -> None:
         """Weights w [.., rows, keys] with gradients dw: dG_t += Σ_s dw w, dG_s -= Σ_t dw w."""
@@ -320,7 +334,7 @@ class Decay:
         return self._dG.flip(-1).cumsum(-1).flip(-1).to(self._log_gate.dtype)
 
     def _sums(self, tokens: slice) -> Tensor:
-        return accumulated(self._log_gate[..., tokens]).cumsum(-1)
+        return self._log_gate[..., tokens].double().cumsum(-1)
 
 
 def _state(plan: Plan, v: Tensor, given: Tensor | None) -> Tensor | None:
@@ -338,6 +352,27 @@ def _shift(rows: slice, past: int) -> slice:
 
 def _decayed(w: Tensor, decay: Tensor | None) -> Tensor:
     return w if decay is None else w * decay.exp()
+
+
+def _faded(x: Tensor, log_decay: Tensor) -> Tensor:
+    return x * log_decay.exp().to(x.dtype)
+
+
+def _joined(near: Tensor, top: Tensor, far: Tensor | None, offset: float) -> tuple[Tensor, Tensor]:
+    """[N, Z] [.., rows, Dv + 1] and the log M [.., rows, 1] of what it is over: of `near`, which is over e^top, of what
+    the state gives, far, None: 0, and of the offset."""
+    if far is None:
+        far = torch.zeros_like(near)
+    far[..., -1:] += offset
+    others = far.abs().amax(-1, keepdim=True)
+    log_others = torch.where(others > 0, others.log().clamp_(FAINTEST, 0.0), -torch.inf)
+    M = torch.maximum(top, log_others)
+    return near.mul_((top - M).exp_()).add_(far.mul_(_damping(M))), M
+
+
+def _damping(M: Tensor) -> Tensor:
+    """e^{−M} for what is no local key; where M is below FAINTEST there is none."""
+    return M.clamp(min=FAINTEST).neg_().exp_()
 
 
 def _per_token(fading: slice, x: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from lcpt_kernels import on_gpu, reference
-from lcpt_kernels.arguments import BACKENDS, check_backend, check_pair, check_stream
+from lcpt_kernels.arguments import BACKENDS, check_backend, check_pair, check_stream, finite_gate
 from lcpt_kernels.autocast import under_autocast
 from lcpt_kernels.chunked import Linear, Plan
 from lcpt_kernels.features import Explicit
@@ -30,6 +30,7 @@ def feature_attention(
     check_pair(phi_q, phi_k, v, ("phi_q", "phi_k"))
     piece = check_stream(
         v, log_gate, block_size, local_blocks, initial_state, output_final_state, cu_seqlens, exchange, backend)
+    log_gate = finite_gate(log_gate, backend)
     plan = Plan(Linear(), Explicit(phi_q.shape[-1]), 1.0, offset, block_size, local_blocks)
 
     keys = {"b": phi_k, "v": v, "log_gate": log_gate}

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lcpt_kernels import on_gpu
-from lcpt_kernels.arguments import check_backend, require
+from lcpt_kernels.arguments import check_backend, check_sizes, require
 from lcpt_kernels.autocast import under_autocast
 
 TINY = 1e-6  # keeps a feature, and so a normaliser, above zero
@@ -106,9 +106,11 @@ def aoglu(x: Tensor, W: Tensor, A: Tensor, B: Tensor, *, backend: str = "auto") 
 def _check(x: Tensor, backend: str, **matrices: Tensor) -> None:
     check_backend(backend, ("auto", "torch", "triton"))
     require(x.ndim == 4, f"x has {x.ndim} dimensions {tuple(x.shape)}; [B, T, H, d] needs 4")
+    check_sizes("x", x)
     heads, width = x.shape[2:]
     for name, w in matrices.items():
         require(w.ndim == 3 and w.shape[1] == width, f"{name} is {list(w.shape)}; x is {width} wide: [Hw, {width}, m]")
+        check_sizes(name, w)
         require(heads % len(w) == 0, f"{heads} heads are no multiple of {len(w)}, those of {name}")
 
 

@@ -5,7 +5,16 @@ from __future__ import annotations
 from torch import Tensor
 
 from lcpt_kernels import on_gpu, reference
-from lcpt_kernels.arguments import BACKENDS, check_backend, check_packed_summaries, check_pair, check_stream, require
+from lcpt_kernels.arguments import (
+    BACKENDS,
+    check_backend,
+    check_packed_summaries,
+    check_pair,
+    check_sizes,
+    check_stream,
+    finite_gate,
+    require,
+)
 from lcpt_kernels.autocast import under_autocast
 from lcpt_kernels.chunked import Exponential, Linear, Plan
 from lcpt_kernels.features import Explicit
@@ -41,6 +50,7 @@ def flurka_attention(
     check_pair(q, k, v, "qk")
     piece = check_stream(
         v, log_gate, block_size, local_blocks, initial_state, output_final_state, cu_seqlens, exchange, backend)
+    log_gate = finite_gate(log_gate, backend)
     require(local in LOCAL, f"local {local!r} is neither softmax nor linear")
     scale = (q.shape[3] ** -0.5 if local == "softmax" else 1.0) if scale is None else scale
     start = 0 if exchange is None else exchange.start
@@ -81,6 +91,7 @@ def flurka_attention(
 
 
 def check_shapes(phi_q, phi_summary, v_summary, mass_summary, v) -> None:
+    check_sizes("phi_q", phi_q)
     batch, rows, heads = v.shape[0], phi_summary.shape[1], v.shape[2]
     for name, x, last in (("phi_summary", phi_summary, phi_q.shape[3]), ("v_summary", v_summary, v.shape[3])):
         if x.shape != (batch, rows, heads, last):
@@ -101,6 +112,7 @@ def summaries_of_block(rows, summaries, tokens, block_size, cu_seqlens, initial_
         blocks = int((cu_seqlens.diff() // block_size).sum())
     # No number goes into a message that nobody needs: `check_packed`.
     if summaries is not None:
+        require(summaries > 0, f"summaries {summaries} is not positive")
         if rows != blocks * summaries:
             raise ValueError(f"phi_summary has {rows} rows; {summaries} summaries of each of {blocks} whole blocks of "
                              f"{block_size} tokens are {blocks * summaries}")
@@ -115,4 +127,6 @@ def summaries_of_block(rows, summaries, tokens, block_size, cu_seqlens, initial_
         before = initial_state.tail["b"].shape[1] // held_blocks
         require(not blocks or before == r, f"initial_state has {before} summaries a block, phi_summary has {r}")
         r = before or 1
+    if r == 0:
+        raise ValueError(f"phi_summary has no rows; {blocks} whole blocks of {block_size} tokens have one each or more")
     return r

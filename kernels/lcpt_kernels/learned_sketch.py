@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lcpt_kernels import on_gpu
-from lcpt_kernels.arguments import check_backend, require
+from lcpt_kernels.arguments import check_backend, check_sizes, require
 from lcpt_kernels.autocast import under_autocast
 
 WIDEST_FP32 = 64  # of rows, hidden layer and sketch
@@ -58,10 +58,12 @@ def _on_gpu(backend: str, rows: Tensor, up: tuple[Tensor, ...], down: tuple[Tens
 
 def _check(x: Tensor, up: tuple[Tensor, ...], down: tuple[Tensor, ...]) -> None:
     require(1 <= x.ndim <= 4, f"x has {x.ndim} dimensions; [B, T, H, d] has 4")
+    check_sizes("x", x[(None,) * (4 - x.ndim)])
     width = x.shape[-1]
     for level, (u, d) in enumerate(zip(up, down, strict=True)):
         hidden, size = u.shape[-1], d.shape[-1]
         for name, matrix, shape in (("up", u, (2, width, hidden)), ("down", d, (2, hidden, size))):
             require(matrix.shape == shape, f"{name}[{level}] is {list(matrix.shape)}; it must be {list(shape)}")
             require(matrix.dtype == x.dtype, f"{name}[{level}] is {matrix.dtype}, x is {x.dtype}")
+            check_sizes(f"{name}[{level}]", matrix)
         width = size

@@ -9,8 +9,17 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from lcpt_kernels import on_gpu, reference
-from lcpt_kernels.arguments import BACKENDS, check_backend, check_packed, check_packed_summaries, check_pair
+from lcpt_kernels.arguments import (
+    BACKENDS,
+    check_backend,
+    check_packed,
+    check_packed_summaries,
+    check_pair,
+    check_sizes,
+    require,
+)
 from lcpt_kernels.autocast import under_autocast
+from lcpt_kernels.derivatives import refuse_transforms
 from lcpt_kernels.streaming import each_document
 
 
@@ -33,6 +42,9 @@ def lowrank_attention(
     """
     check_backend(backend, (*BACKENDS, "triton"))
     check_pair(q, k[:, -q.shape[1] :], v[:, -q.shape[1] :], "qk")
+    check_sizes("q_far", q_far)
+    require(summaries > 0, f"summaries {summaries} is not positive")
+    require(block_size > 0, f"block_size {block_size} is not positive")
     _check_summaries(k_summary.shape[1], summaries, block_size, *k.shape[:2], cu_seqlens)
     scale = q.shape[3] ** -0.5 if scale is None else scale
     if on_gpu.intervals(backend, "lowrank_attention", v, q, q_far):
@@ -45,6 +57,7 @@ def lowrank_attention(
         if backend == "reference":
             return reference.lowrank_attention(
                 q, k, v, q_far, k_summary, v_summary, summaries, scale, block_size, local_blocks)
+        refuse_transforms("low-rank attention", "reference")
         heads_first = [x.transpose(1, 2) for x in (q, k, v, q_far, k_summary, v_summary)]
         return _by_block(*heads_first, summaries, scale, block_size, local_blocks).transpose(1, 2)
 

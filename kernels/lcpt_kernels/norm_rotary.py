@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lcpt_kernels import on_gpu
-from lcpt_kernels.arguments import check_backend, require
+from lcpt_kernels.arguments import check_backend, check_sizes, require
 
 
 def norm_rotary(
@@ -43,6 +43,7 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 def _check(x: Tensor, weight: Tensor, bias: Tensor, cos: Tensor, sin: Tensor) -> None:
     """No number goes into a message that nobody needs, which would make a graph for each."""
     require(x.ndim == 4, f"x has {x.ndim} dimensions; [B, T, H, D] needs 4")
+    check_sizes("x", x)
     tokens, width = x.shape[1], x.shape[3]
     require(width % 2 == 0, f"heads are {width} wide; rotary positions need an even number")
     for name, given in (("weight", weight), ("bias", bias)):

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from lcpt_kernels import on_gpu
-from lcpt_kernels.arguments import check_backend, require
+from lcpt_kernels.arguments import check_backend, check_sizes, require
 from lcpt_kernels.autocast import under_autocast
 
 
@@ -47,10 +47,12 @@ def pool_blocks(
 def _check(k: Tensor, v: Tensor, logits: Tensor, segments: Tensor, gamma: Tensor | None) -> None:
     for name, x in (("k", k), ("v", v)):
         require(x.ndim == 5, f"{name} has {x.ndim} dimensions {tuple(x.shape)}; [B, N, c, Hkv, D] needs 5")
+    require(k.shape[2] > 0, "blocks of 0 tokens have no summaries")
+    for name, x in (("k", k), ("v", v)):
+        check_sizes(name, x)
     blocks = tuple(k.shape[:4])
     require(tuple(v.shape[:4]) == blocks, f"k and v disagree on [B, N, c, Hkv]: {list(blocks)}, {list(v.shape[:4])}")
     require(k.dtype == v.dtype, f"k and v differ in dtype: {k.dtype}, {v.dtype}")
-    require(blocks[2] > 0, "blocks of 0 tokens have no summaries")
     r = logits.shape[-1]
     require(r > 0, "logits are of 0 summaries")
     require(tuple(logits.shape) in ((*blocks, r), (*blocks[2:], r)),

@@ -6,6 +6,8 @@ implementation could share a mistake with.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -18,11 +20,22 @@ def normalised_sum(weights: Tensor, v: Tensor, offset: float, log_gate: Tensor |
     """
     weights = weights.tril(weights.shape[3] - weights.shape[2])
     if log_gate is not None:
-        G = log_gate.transpose(1, 2).cumsum(-1)
-        weights = weights * (G[..., :, None] - G[..., None, :]).tril().exp()
+        tokens = torch.arange(log_gate.shape[1], device=v.device)
+        weights = weights * log_decay(log_gate, tokens).exp().to(weights.dtype)
     denominator = (offset + weights.sum(-1)).transpose(1, 2).unsqueeze(-1)  # [B, T, H, 1]
     numerator = torch.einsum("bhts,bshe->bthe", weights, v)
     return torch.where(denominator == 0, 0.0, numerator / denominator.where(denominator != 0, 1.0))
+
+
+def log_decay(log_gate: Tensor, since: Tensor) -> Tensor:
+    """G_t − G_s for s of `since`: log_gate [B, T, H], since [S] -> float64 [B, H, T, S]; 0 where s is not before t, −∞
+    where a gate of −∞ is in between."""
+    log_gate = log_gate.transpose(1, 2)
+    shut = log_gate == -torch.inf
+    G, count = log_gate.masked_fill(shut, 0.0).double().cumsum(-1), shut.cumsum(-1)
+    before = since < torch.arange(G.shape[2], device=G.device)[:, None]  # [T, S]
+    decay = torch.where(before, G[..., :, None] - G[..., None, since], 0.0)
+    return decay.masked_fill(before & (count[..., :, None] != count[..., None, since]), -torch.inf)
 
 
 def scores(x: Tensor, y: Tensor) -> Tensor:
@@ -64,18 +77,32 @@ def flurka_attention(
     near = (block[None, :] > block[:, None] - local_blocks).tril()  # [T, T]
     far = of_summary[None, :] <= block[:, None] - local_blocks  # [T, N·r]
     s = scale * scores(q, k)
-    near_weights = torch.where(near, s.exp() if local == "softmax" else s, 0.0)
     far_weights = torch.where(far, scores(phi_q, phi_summary), 0.0)
+    faded = None
     if log_gate is not None:
-        G = log_gate.transpose(1, 2).cumsum(-1)  # [B, H, T]
-        G_end = G[..., (of_summary + 1) * block_size - 1]  # [B, H, N·r]
-        near_weights = near_weights * torch.where(near, G[..., :, None] - G[..., None, :], 0.0).exp()
-        far_weights = far_weights * torch.where(far, G[..., :, None] - G_end[..., None, :], 0.0).exp()
+        faded = log_decay(log_gate, torch.arange(tokens, device=q.device))
+        far_weights = far_weights * log_decay(log_gate, (of_summary + 1) * block_size - 1).exp().to(s.dtype)
     mass = far_weights if mass_summary is None else far_weights * mass_summary.transpose(1, 2)[..., None, :]
-    denominator = (offset + near_weights.sum(-1) + mass.sum(-1)).transpose(1, 2).unsqueeze(-1)
+    if local == "softmax":
+        near_weights, damping = damped_exponentials(
+            (s if faded is None else s + faded.to(s.dtype)).masked_fill(~near, -torch.inf),
+            abs(offset) + far_weights.abs().sum(-1, keepdim=True) + mass.abs().sum(-1, keepdim=True))
+    else:
+        near_weights, damping = torch.where(near, s if faded is None else s * faded.exp().to(s.dtype), 0.0), 1.0
+    mass, far_weights, offset = damping * mass, damping * far_weights, damping * offset
+    denominator = (near_weights.sum(-1, keepdim=True) + mass.sum(-1, keepdim=True) + offset).transpose(1, 2)
     numerator = torch.einsum("bhts,bshe->bthe", near_weights, v)
     numerator = numerator + torch.einsum("bhts,bshe->bthe", far_weights, v_summary)
     return torch.where(denominator == 0, 0.0, numerator / denominator.where(denominator != 0, 1.0))
+
+
+def damped_exponentials(exponents: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
+    """e^{x − M} of exponents x [.., n], and e^{−M} [.., 1] for the other terms of a row, which are `others` [.., 1] in
+    size. M, which cancels, is the logarithm of the row's greatest term. At least one of x is finite."""
+    largest = 0.7 * math.log(torch.finfo(exponents.dtype).max)  # that e^{−M} is finite
+    log_others = torch.where(others > 0, others.log().clamp(min=-largest), -torch.inf)
+    M = torch.maximum(exponents.amax(-1, keepdim=True), log_others).detach()
+    return (exponents - M).exp(), M.neg().clamp(max=largest).exp()
 
 
 def lowrank_attention(q, k, v, q_far, k_summary, v_summary, summaries, scale, block_size, local_blocks):
@@ -88,12 +115,11 @@ def lowrank_attention(q, k, v, q_far, k_summary, v_summary, summaries, scale, bl
     asking = block[keys - tokens :, None]
     near = (block[None, :] > asking - local_blocks).tril(keys - tokens)
     far = of_summary[None, :] <= asking - local_blocks
-    mass = block_size / summaries
-    weights = torch.cat((
-        torch.where(far, mass * (scale * scores(q_far, k_summary)).exp(), 0.0),
-        torch.where(near, (scale * scores(q, k)).exp(), 0.0),
+    exponents = torch.cat((
+        (scale * scores(q_far, k_summary) + math.log(block_size / summaries)).masked_fill(~far, -torch.inf),
+        (scale * scores(q, k)).masked_fill(~near, -torch.inf),
     ), dim=-1)
-    return torch.einsum("bhts,bshe->bthe", weights / weights.sum(-1, keepdim=True), torch.cat((v_summary, v), dim=1))
+    return torch.einsum("bhts,bshe->bthe", exponents.softmax(-1), torch.cat((v_summary, v), dim=1))
 
 
 def sparse_attention(q, k, v, q_keep, k_keep, q_bucket, k_bucket, scale, window):

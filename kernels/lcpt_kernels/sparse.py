@@ -21,6 +21,7 @@ from lcpt_kernels import on_gpu, reference
 from lcpt_kernels.arguments import BACKENDS, check_backend, check_packed, check_pair, require
 from lcpt_kernels.autocast import under_autocast
 from lcpt_kernels.chunked import accumulated
+from lcpt_kernels.derivatives import refuse_transforms
 from lcpt_kernels.softmax import joined
 from lcpt_kernels.streaming import each_document
 
@@ -69,6 +70,7 @@ def sparse_attention(
         from lcpt_kernels.triton.sparse import sparse_attention as in_triton
 
         return in_triton(q, k, v, sights, scale)
+    refuse_transforms("sparse attention", "reference")
     k, v = reference.per_query_head(q.shape[2], k, v)
     outputs = [_in_pytorch(q, k, v, Meeting.of(q, k, sight), scale, with_lse=window > 0) for sight in sights]
     o = outputs[0][0] if window == 0 else joined(outputs)[0]
@@ -127,7 +129,7 @@ class Meeting(NamedTuple):
         positions = torch.arange(span, device=q.device)
         asking = positions[span - tokens :]
         lowest, buckets = 0, 1
-        if q_bucket is not None:
+        if q_bucket is not None and q_bucket.numel():
             ends = torch.stack([end for x in (q_bucket, k_bucket) for end in (x.min(), x.max())]).tolist()
             lowest, buckets = min(ends), max(ends) - min(ends) + 1
             require(q.shape[0] * q.shape[2] * buckets * span < 2**63, f"buckets from {lowest} to {max(ends)}, "

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from lcpt_kernels import on_gpu, reference
-from lcpt_kernels.arguments import BACKENDS, check_backend, check_degree, check_pair, check_stream, require
+from lcpt_kernels.arguments import BACKENDS, check_backend, check_degree, check_pair, check_stream, finite_gate, require
 from lcpt_kernels.autocast import under_autocast
 from lcpt_kernels.chunked import Plan, Power, Quadratic
 from lcpt_kernels.features import QuadraticFeatures
@@ -26,7 +26,8 @@ def squared_attention(
     q [B, T, H, D] and k [B, T, Hkv, D], given together, make the weights inside the last `local_blocks` blocks of
     `block_size` tokens (scale · q·k)^degree; without them those weigh as the earlier ones do.
     offset stands in the denominator; None: scale^degree with q and k, else 0. 0/0 is 0.
-    log_gate [B, T, Hkv], ≤ 0: the weight of s at t decays by e to the sum of the gates s + 1 … t.
+    log_gate [B, T, Hkv], ≤ 0: the weight of s at t decays by e to the sum of the gates s + 1 … t; −∞ forgets all that
+    is before its token.
     initial_state, output_final_state: f(x[:n]) and then f(x[n:], initial_state) equal f(x), for any n; differentiable.
     cu_seqlens [N + 1]: packed documents, B = 1, each as if alone.
     exchange: where ranks share a sequence, what they tell each other between state and output.
@@ -40,6 +41,7 @@ def squared_attention(
     require((q is None) == (k is None), "q and k are given together or not at all")
     piece = check_stream(
         v, log_gate, block_size, local_blocks, initial_state, output_final_state, cu_seqlens, exchange, backend)
+    log_gate = finite_gate(log_gate, backend)
     if q is not None:
         check_pair(q, k, v, "qk")
         check_degree(degree)

@@ -69,8 +69,8 @@ class Summaries(nn.Module):
 
         gamma = None
         if "log_gate" in blocks:
-            G = blocks["log_gate"].cumsum(2)
-            gamma = (G[:, :, -1:] - G).exp()  # [B, N, c, Hkv]
+            G = blocks["log_gate"].double().cumsum(2)  # differences of sums that may be large
+            gamma = (G[:, :, -1:] - G).exp().to(p.log_gate.dtype)  # [B, N, c, Hkv]
         k, v, mass = pool_blocks(
             blocks["k"], blocks["v"], logits=self.table if self.W_P is None else blocks["logits"],
             segments=self.segments, gamma=gamma)

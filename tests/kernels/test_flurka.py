@@ -4,6 +4,8 @@ import pytest
 import torch
 from lcpt_kernels import feature_attention, flurka_attention
 
+from tests.kernels.conftest import relative_error, results
+
 
 def inputs(t, *, c, r=3, b=2, h=4, hkv=2, d=8, dv=5, m=6, gated=False, massive=False, dtype=torch.float64):
     torch.manual_seed(0)
@@ -68,6 +70,32 @@ def test_a_faded_maximum_is_no_maximum():
     torch.testing.assert_close(whole[:, 1:], alone, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("level", [-300.0, -95.0, -70.0, 95.0, 300.0])
+@pytest.mark.parametrize("backend", ["reference", "torch"])
+@pytest.mark.parametrize("gated, far", [(False, 1.0), (True, 1e-30), (True, 0.0)])
+def test_scores_that_exp_does_not_hold(level, backend, gated, far):
+    """All local scores around `level`: alone in its row, a token's own value is what it gets, whatever its score."""
+    given = inputs(33, c=8, gated=gated, dtype=torch.float32)
+    given["q"][..., 0], given["k"][..., 0] = 1.0, level
+    given["phi_q"] *= far
+    options = {"block_size": 8, "scale": 1.0}
+    found = results(flurka_attention, given, torch.ones_like(given["q"][..., :5]), options | {"backend": backend})
+    exact = {name: x.double() for name, x in given.items()}
+    expected = results(flurka_attention, exact, torch.ones(2, 33, 4, 5), options | {"backend": "reference"})
+    assert all(x.isfinite().all() for x in found.values())
+    assert torch.equal(found["o"][:, 0], given["v"][:, 0].repeat_interleave(2, dim=1))
+    for name in ("o", "q", "k", "v"):  # fp32 rounds a score of 300 by 1.5e-5
+        assert relative_error(found[name], expected[name]) < 2e-4, name
+
+
+def test_a_faint_state_beside_faint_scores(agree):
+    """Near and far weights of some 10⁻³⁰: neither is above the smallest number, and their ratio is what counts."""
+    given = inputs(33, c=8, dtype=torch.float32)
+    given["q"][..., 0], given["k"][..., 0] = 1.0, -70.0
+    given["phi_q"] *= 1e-30
+    agree(flurka_attention, given, 1e-4, block_size=8, scale=1.0)
+
+
 def test_every_token_its_own_summary_is_feature_attention():
     """r = c and P = I: FLuRKA's kernel constituent, whatever the blocks."""
     torch.manual_seed(0)
@@ -127,6 +155,8 @@ def test_poisoned_memory(agree, poisoned):
     ({"v_summary": torch.rand(2, 15, 2, 4).double()}, "v_summary is (2, 15, 2, 4)"),
     ({"mass_summary": torch.rand(2, 15, 3).double()}, "(2, 15, 3)"),
     ({"block_size": 0}, "block_size 0"),
+    ({"summaries": 0}, "summaries 0"),
+    ({"phi_summary": torch.rand(2, 0, 2, 6).double()}, "no rows; 5 whole blocks of 6 tokens"),
     ({"summaries": 2}, "15 rows; 2 summaries of each of 5 whole blocks of 6 tokens are 10"),
 ], ids=str)
 def test_what_does_not_fit_is_named(change, part):

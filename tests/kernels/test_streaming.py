@@ -72,15 +72,56 @@ def test_a_gate_of_zeros_is_none(function, inputs, shape):
     torch.testing.assert_close(zeros, none, rtol=1e-12, atol=1e-12)
 
 
+def shut(arguments, tokens, log_gate=-torch.inf):
+    """The gate of these tokens lets nothing pass."""
+    gate = arguments["log_gate"].clone()
+    gate[:, tokens] = log_gate
+    return arguments | {"log_gate": gate}
+
+
+SHUT = [0, 3, C, 2 * C - 1, 2 * C, 2 * C + 1, 4 * C + 2]  # a block's first, last, in one, one after the other
+
+
 @pytest.mark.parametrize("function, inputs, shape", FAMILIES)
-def test_a_gate_that_shuts_leaves_nothing_behind(function, inputs, shape):
-    """log g = −10⁴ in the middle: what follows is as if the sequence began there, and nothing is NaN."""
-    arguments, start = inputs(5 * C, **shape), 2 * C
-    shut = arguments["log_gate"].clone()
-    shut[:, start] = -1e4
-    whole, _ = function(**(arguments | {"log_gate": shut}), block_size=C, **OFFSET)
-    alone, _ = function(**cut(arguments, start, 5 * C), block_size=C, **OFFSET)
+@pytest.mark.parametrize("log_gate", [-1e4, -torch.inf])
+@pytest.mark.parametrize("backend", ["reference", "torch"])
+def test_a_gate_that_shuts_leaves_nothing_behind(function, inputs, shape, log_gate, backend):
+    """What follows is as if the sequence began there, and nothing is NaN."""
+    arguments, start, options = inputs(5 * C, **shape), 2 * C, {"block_size": C, "backend": backend, **OFFSET}
+    whole, _ = function(**shut(arguments, start, log_gate), **options)
+    alone, _ = function(**cut(arguments, start, 5 * C), **options)
     torch.testing.assert_close(whole[:, start:], alone, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("function, inputs, shape", FAMILIES)
+@pytest.mark.parametrize("local_blocks", [1, 2])
+def test_gates_that_shut(agree, function, inputs, shape, local_blocks):
+    arguments = shut(inputs(5 * C + 1, **shape), SHUT)
+    agree(function, arguments, 1e-10, block_size=C, local_blocks=local_blocks, **OFFSET)
+    single = {name: x.float() for name, x in arguments.items()}
+    agree(function, single, 1e-5, block_size=C, local_blocks=local_blocks, **OFFSET)
+
+
+@pytest.mark.parametrize("function, inputs, shape", FAMILIES)
+@pytest.mark.parametrize("backend", ["reference", "torch"])
+def test_a_gate_of_minus_infinity_has_no_gradient(function, inputs, shape, backend):
+    arguments = shut(inputs(5 * C, **shape), SHUT)
+    options = {"block_size": C, "backend": backend, **OFFSET}
+    gradient = with_gradients(arguments, lambda leaves: function(**leaves, **options)[0])["log_gate"]
+    assert torch.equal(gradient[:, SHUT], torch.zeros_like(gradient[:, SHUT])) and gradient.isfinite().all()
+
+
+@pytest.mark.parametrize("function, inputs, shape", FAMILIES)
+@pytest.mark.parametrize("strength", [50.0, 2000.0])
+def test_large_sums_of_gates(agree, function, inputs, shape, strength):
+    """fp32, sums down to some −60,000 a block, of which what decides are small differences."""
+    c = 32
+    arguments = {name: x for name, x in inputs(4 * c, **shape).items() if name not in SUMMARIES}
+    rows = {name: x[:, : 4 * R] for name, x in inputs(4 * C, **shape).items() if name in SUMMARIES}
+    gate = 0.1 * arguments["log_gate"]
+    gate[:, ::3] -= strength
+    arguments = {name: x.float() for name, x in (arguments | rows | {"log_gate": gate}).items()}
+    agree(function, arguments, 1e-5, block_size=c, **OFFSET)
 
 
 @pytest.mark.parametrize("function, inputs, shape", FAMILIES)
@@ -123,6 +164,8 @@ def test_pieces_make_the_whole(function, inputs, shape, local_blocks, gated, cut
     """Output and every gradient, which flows back through the states."""
     options = {"block_size": C, "local_blocks": local_blocks, **OFFSET}
     arguments = inputs(T, gated=gated, **shape)
+    if gated:
+        arguments = shut(arguments, [3, 2 * C])
     whole = with_gradients(arguments, lambda leaves: function(**leaves, **options)[0])
     pieces = with_gradients(arguments, in_pieces(function, cuts, **options))
     for name, expected in whole.items():
@@ -155,6 +198,7 @@ def test_packed_documents_are_documents_alone(function, inputs, shape, backend, 
         arguments = {name: arguments[name] for name in "qkv"}
     else:
         options |= {"block_size": C}
+        arguments = shut(arguments, [0, sum(lengths) // 2])
     ends = torch.tensor([0, *torch.tensor(lengths).cumsum(0)])
     rows = [0, *(R * torch.tensor([length // C for length in lengths]).cumsum(0)).tolist()]
 
@@ -179,6 +223,8 @@ def test_packed_documents_are_documents_alone(function, inputs, shape, backend, 
     ({"cu_seqlens": [1, 13]}, ["from 0"]),
     ({"cu_seqlens": [0, 13], "output_final_state": True}, ["cu_seqlens"]),
     ({"output_final_state": True, "backend": "reference"}, ["reference"]),
+    ({"cu_seqlens": (0.0, 13.0)}, ["torch.float32", "int32"]),
+    ({"cu_seqlens": (False, True)}, ["torch.bool", "int32"]),
     ({"log_gate": torch.zeros(1, 13, 3)}, ["log_gate", "[1, 13, 3]", "[1, 13, 2]"]),
     ({"block_size": 0}, ["block_size 0"]),
     ({"local_blocks": 3}, ["local_blocks 3"]),
@@ -189,6 +235,16 @@ def test_what_does_not_fit_is_named(function, inputs, shape, change, parts):
     with pytest.raises(ValueError) as caught:
         function(**({"block_size": C} | inputs(13, b=1, **shape) | change))
     assert all(part in str(caught.value) for part in parts), caught.value
+
+
+@pytest.mark.parametrize("function, inputs, shape", FAMILIES)
+def test_no_sequences(function, inputs, shape):
+    arguments = {name: x.requires_grad_() for name, x in inputs(13, b=0, **shape).items()}
+    o, state = function(**arguments, output_final_state=True, block_size=C)
+    assert o.shape == (0, 13, 4, 3) and state.S.shape[:2] == (0, 2)
+    o, _ = function(**cut(arguments, 0, 3), initial_state=state, block_size=C)
+    gradients = torch.autograd.grad(o.sum(), list(arguments.values()))
+    assert all(x.shape == dx.shape for x, dx in zip(arguments.values(), gradients, strict=True))
 
 
 @pytest.mark.parametrize("function, inputs, shape", FAMILIES)

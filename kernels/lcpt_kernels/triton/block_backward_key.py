@@ -26,7 +26,7 @@ def block_backward_key(
     K = past + T."""
     p = problem
     dk = torch.empty(p.k.shape, dtype=p.of_gradient(p.k), device=p.k.device)
-    near = None if p.since is None else torch.empty_like(p.since)
+    near = None if p.since is None else torch.empty(p.k.shape[:3], dtype=torch.float32, device=p.k.device)
     tiles = configurations.tiles("backward_key", max(p.q.shape[3], p.v.shape[3]), p.type)
     pieces = triton.cdiv(p.blocks.size, tiles["BN"])
     block_backward_key_kernel[(p.blocks.count * pieces, p.v.shape[2])](
@@ -40,7 +40,7 @@ def block_backward_key_kernel(
     q, q_strides,  # [B, T, H, D]
     k, k_strides,  # [B, past + T, Hkv, D]
     v, v_strides,  # [B, past + T, Hkv, DV]
-    since,  # [B, past + T, Hkv]: g
+    since,  # [B, past + T, Hkv, 2]: g
     do, do_strides,  # [B, T, H, DV]
     delta, z, peak,  # [B, T, H]
     dk,  # [B, past + T, Hkv, D]
@@ -64,8 +64,8 @@ def block_backward_key_kernel(
     near_rows = tl.zeros((BN,), tl.float32)
     last = tl.minimum(end, first + LOCAL_BLOCKS * block_size)
     gates = batch * (tokens + past) * key_heads + head  # of the key head's first
-    g = load_gates(since, gates, s, key_heads, inside, GATED)
-    g_block = load_gates(since, gates, stop - 1, key_heads, first < stop, GATED and LOCAL_BLOCKS == 2)
+    g, g_rest = load_gates(since, gates, s, key_heads, inside, GATED)
+    g_block, block_rest = load_gates(since, gates, stop - 1, key_heads, first < stop, GATED and LOCAL_BLOCKS == 2)
     q, do = of_head(q, q_strides, batch, head * group), of_head(do, do_strides, batch, head * group)
     for h in range(0, group):
         for m in range(tl.maximum(lowest, past), last, BM):
@@ -75,9 +75,12 @@ def block_backward_key_kernel(
             do_rows = load_rows(do, t - past, do_strides[1], t < last, DV, DV_PAD)  # [BM, DV]
             delta_rows = tl.load(delta + query, mask=t < last, other=0.0)  # [BM]
             peaks = load_peaks(peak, query, t < last, DEGREE)
-            g_t = load_gates(since, gates, t, key_heads, t < last, GATED) + tl.where(t >= stop, g_block, 0.0)
+            g_t, t_rest = load_gates(since, gates, t, key_heads, t < last, GATED)
+            g_t += tl.where(t >= stop, g_block, 0.0)
+            t_rest += tl.where(t >= stop, block_rest, 0.0)
+            log_decay = (g_t[None, :] - g[:, None]) + (t_rest[None, :] - g_rest[:, None])
             w, slope = weights_and_slopes(  # [BN, BM]
-                scores(k_rows, q_rows, scale), s[:, None] <= t[None, :], g_t[None, :] - g[:, None], peaks[None, :],
+                scores(k_rows, q_rows, scale), s[:, None] <= t[None, :], log_decay, peaks[None, :],
                 c0, c1, c2, DEGREE, GATED)
             dw = tl.dot(v_rows, tl.trans(do_rows), input_precision="ieee") + delta_rows[None, :]
             dw /= tl.load(z + query, mask=t < last, other=1.0)[None, :]

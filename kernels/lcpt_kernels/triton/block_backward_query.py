@@ -13,7 +13,7 @@ import triton.language as tl
 from torch import Tensor
 
 from lcpt_kernels.triton import configurations
-from lcpt_kernels.triton.local import EXPONENTIAL, load_gates, load_peaks, scores, weights_and_slopes
+from lcpt_kernels.triton.local import EXPONENTIAL, FAINTEST, load_gates, load_peaks, scores, weights_and_slopes
 from lcpt_kernels.triton.problem import Problem
 from lcpt_kernels.triton.tiles import (
     GROUP,
@@ -53,7 +53,7 @@ def block_backward_query_kernel(
     k, k_strides,  # [B, past + T, Hkv, D]
     v, v_strides,  # [B, past + T, Hkv, DV]
     a, a_strides,  # [B, T, H, R]
-    since,  # [B, past + T, Hkv]: g
+    since,  # [B, past + T, Hkv, 2]: g
     values,  # [N, Hkv, F, DV]
     norms,  # [N, Hkv, M]
     do, do_strides,  # [B, T, H, DV]
@@ -85,8 +85,8 @@ def block_backward_query_kernel(
     peaks = load_peaks(peak, row, inside, DEGREE)
     factor = 1.0 / tl.load(z + row, mask=inside, other=1.0)
     gates = batch * (tokens + past) * key_heads + key_head  # of the key head's first
-    g = load_gates(since, gates, t, key_heads, inside, GATED)
-    damping = tl.exp(g - peaks) if GATED or DEGREE == EXPONENTIAL else factor * 0.0 + 1.0
+    g, g_rest = load_gates(since, gates, t, key_heads, inside, GATED)
+    damping = tl.exp(g + g_rest - tl.maximum(peaks, FAINTEST)) if GATED or DEGREE == EXPONENTIAL else factor * 0.0 + 1.0
 
     # Through the state.
     slot = block.to(tl.int64) * key_heads + key_head
@@ -134,14 +134,17 @@ def block_backward_query_kernel(
     near_norm = tl.zeros((BM,), tl.float32)
     start = tl.maximum(begin, first - (LOCAL_BLOCKS - 1) * block_size)
     last = tl.minimum(stop, first + (tl.program_id(0) % pieces + 1) * BM)
-    g_before = load_gates(since, gates, first - 1, key_heads, start < first, GATED and LOCAL_BLOCKS == 2)
+    g_before, before_rest = load_gates(since, gates, first - 1, key_heads, start < first, GATED and LOCAL_BLOCKS == 2)
     for n in range(start, last, BN):
         s = n + tl.arange(0, BN)
         k_rows = load_rows(k, s, k_strides[1], s < stop, D, D_PAD)  # [BN, D]
         v_rows = load_rows(v, s, v_strides[1], s < stop, DV, DV_PAD)  # [BN, DV]
-        g_s = load_gates(since, gates, s, key_heads, s < stop, GATED) - tl.where(s < first, g_before, 0.0)
+        g_s, s_rest = load_gates(since, gates, s, key_heads, s < stop, GATED)
+        g_s -= tl.where(s < first, g_before, 0.0)
+        s_rest -= tl.where(s < first, before_rest, 0.0)
+        log_decay = (g[:, None] - g_s[None, :]) + (g_rest[:, None] - s_rest[None, :])
         w, slope = weights_and_slopes(
-            scores(q_rows, k_rows, scale), s[None, :] <= t[:, None], g[:, None] - g_s[None, :], peaks[:, None],
+            scores(q_rows, k_rows, scale), s[None, :] <= t[:, None], log_decay, peaks[:, None],
             c0, c1, c2, DEGREE, GATED)
         dw = tl.dot(do_rows, tl.trans(v_rows), input_precision="ieee") + delta_rows[:, None]  # [BM, BN]
         if GATED:
@@ -151,7 +154,7 @@ def block_backward_query_kernel(
     store_rows(dq, row, D, inside, (scale * factor)[:, None] * dq_rows, D, D_PAD)
     if GATED:
         # All of a row's weights are at hand: δ once more, now not from a rounded o.
-        offset_rows = offset * tl.exp(-peaks)
+        offset_rows = offset * tl.exp(-tl.maximum(peaks, FAINTEST))
         correction = -factor * (near_rows + far_rows + delta_rows * offset_rows)
         delta_rows += correction
         near_rows += correction * near_norm

@@ -81,7 +81,7 @@ def block_backward_value_kernel(
     k, k_strides,  # [B, past + T, Hkv, D]
     v, v_strides,  # [B, past + T, Hkv, DV]
     b, b_strides,  # [B, past + T, Hkv, R]
-    since,  # [B, past + T, Hkv]: g
+    since,  # [B, past + T, Hkv, 2]: g
     until,  # [B, past + T, Hkv]: u
     values,  # [N, Hkv, F, DV]: dS
     norms,  # [N, Hkv, M]: dS of the normaliser
@@ -173,8 +173,8 @@ def block_backward_value_kernel(
         k_rows = load_rows(of_head(k, k_strides, batch, head), s, k_strides[1], inside, D, D_PAD)  # [BN, D]
         last = tl.minimum(end, first + LOCAL_BLOCKS * block_size)
         gates = batch * (tokens + past) * key_heads + head  # of the key head's first
-        g = load_gates(since, gates, s, key_heads, inside, GATED)
-        g_block = load_gates(since, gates, stop - 1, key_heads, first < stop, GATED and LOCAL_BLOCKS == 2)
+        g, g_rest = load_gates(since, gates, s, key_heads, inside, GATED)
+        g_block, block_rest = load_gates(since, gates, stop - 1, key_heads, first < stop, GATED and LOCAL_BLOCKS == 2)
         q, do = of_head(q, q_strides, batch, head * group), of_head(do, do_strides, batch, head * group)
         for h in range(0, group):
             for m in range(tl.maximum(lowest, past), last, BM):
@@ -183,9 +183,12 @@ def block_backward_value_kernel(
                 query = (batch * tokens + t - past) * heads + head * group + h
                 do_rows = load_rows(do, t - past, do_strides[1], t < last, DV, DV_PAD)  # [BM, DV]
                 peaks = load_peaks(peak, query, t < last, DEGREE)
-                g_t = load_gates(since, gates, t, key_heads, t < last, GATED) + tl.where(t >= stop, g_block, 0.0)
+                g_t, t_rest = load_gates(since, gates, t, key_heads, t < last, GATED)
+                g_t += tl.where(t >= stop, g_block, 0.0)
+                t_rest += tl.where(t >= stop, block_rest, 0.0)
+                log_decay = (g_t[None, :] - g[:, None]) + (t_rest[None, :] - g_rest[:, None])
                 w, slope = weights_and_slopes(  # [BN, BM]
-                    scores(k_rows, q_rows, scale), s[:, None] <= t[None, :], g_t[None, :] - g[:, None], peaks[None, :],
+                    scores(k_rows, q_rows, scale), s[:, None] <= t[None, :], log_decay, peaks[None, :],
                     c0, c1, c2, DEGREE, GATED)
                 w /= tl.load(z + query, mask=t < last, other=1.0)[None, :]
                 dv_rows = tl.dot(w.to(TYPE), do_rows.to(TYPE), dv_rows, input_precision="ieee")  # [BN, BM] @ [BM, DV]

@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from lcpt_kernels.chunked import Exponential, Linear, Plan
+from lcpt_kernels.derivatives import no_second_derivative, refuse_transforms
 from lcpt_kernels.features import QuadraticFeatures
 from lcpt_kernels.triton.block_backward_key import block_backward_key
 from lcpt_kernels.triton.block_backward_query import block_backward_query
@@ -37,11 +38,13 @@ from lcpt_kernels.triton.layout import (
     to_common_backward,
 )
 from lcpt_kernels.triton.linear_gradient import linear_gradient
-from lcpt_kernels.triton.local import EXPONENTIAL
+from lcpt_kernels.triton.local import EXPONENTIAL, FAINTEST
 from lcpt_kernels.triton.normaliser import normaliser_backward
 from lcpt_kernels.triton.problem import Problem
 from lcpt_kernels.triton.scan import scan, scan_backward
 from lcpt_kernels.triton.tensors import of_size, on_device_of, with_rows, with_rows_of
+
+NAME = "block-causal attention"  # in errors
 
 
 def compute(
@@ -52,10 +55,12 @@ def compute(
     "b" [B, P + T, Hkv, r], and "log_gate" [B, P + T, Hkv] ≤ 0 if it is there: the first P, which begin a block, are of
     tokens before the queries. Without "k", q is a and k is b. With plan.summaries "b", "far_v" [B, S, Hkv, Dv] and, if
     it is there, "mass" [B, S, Hkv] are of the summaries of whole blocks. initial [B, Hkv, F, Dv + 1] fp32: the state of
-    what came before, as in `chunked.py`; cu_seqlens [N + 1] for B = 1. fp32, bf16 or fp16; products accumulate in fp32.
+    what came before, as in `chunked.py`; cu_seqlens [N + 1] for B = 1. fp32, bf16 or fp16; products accumulate in fp32,
+    and those of weights and features are of bf16 for both: fp16, whose range is too short for them, is no more exact.
 
     -> (o [B, T, H, Dv] in q's dtype, with `final` the state [B, Hkv, F, Dv + 1] for the token after the last).
     """
+    refuse_transforms(NAME, "reference")
     k, f = keys.get("k"), plan.features
     o, *_, end = torch.ops.lcpt_kernels.block_causal_attention(
         None if k is None else q, k, keys["v"], a, keys["b"], keys.get("far_v"), keys.get("mass"), keys.get("log_gate"),
@@ -179,9 +184,10 @@ def _backward(
     if p.log_decay is None:
         values = norms = None  # the gradients of states take their memory
 
+    since = None if p.since is None else p.since.sum(-1)
     d_values, d_norms = block_state(
-        p.a, do, p.since, blocks, layout, p.type_of_state, heads=p.v.shape[2], past=p.past, delta=delta,
-        norm=z if peak is None else z * peak.exp())
+        p.a, do, since, blocks, layout, p.type_of_state, heads=p.v.shape[2], past=p.past, delta=delta,
+        norm=z if peak is None else z * peak.clamp(min=FAINTEST.value).exp())
     d_values_end, d_norms_end = (None, None) if d_end is None else to_common_backward(d_end, layout, call.sketch)
     weights, of_norms = layout.weights(do.device)
     back = dict(log_decay=p.log_decay, blocks=blocks, local_blocks=call.local_blocks, keep_before=p.continued)
@@ -229,6 +235,7 @@ def differentiate(ctx, do, d_z, d_peak, d_end):
 
 
 forward.register_autograd(differentiate, setup_context=save)
+backward.register_autograd(no_second_derivative(NAME, "reference"))
 
 
 def states_met(problem: Problem, values_before: Tensor | None, norms_before: Tensor | None) -> tuple[Tensor, ...]:

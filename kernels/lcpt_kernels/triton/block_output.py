@@ -3,7 +3,8 @@
     [N_t, Z_t] = [0, offset] + e^{g_t} φ(a_t)ᵀ S + Σ_{s local} e^{G_t − G_s} w(scale·q_t·k_s) [v_s, 1]      o = N / Z
 
 A program holds BM rows of one block and one query head; g_t is the sum of the log gate from the block's start to t.
-With w = exp all of a row is over e^{M_t}, M_t the greatest local exponent, or 0 if that is greater: nothing overflows.
+With w = exp all of a row is over e^{M_t}, M_t the logarithm of its greatest term, of those not local at most 0: nothing
+overflows, and not all of a row underflows.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from lcpt_kernels.triton import configurations
-from lcpt_kernels.triton.local import EXPONENTIAL, exponents, load_gates, scores, weights_and_slopes
+from lcpt_kernels.triton.local import EXPONENTIAL, FAINTEST, exponents, load_gates, scores, weights_and_slopes
 from lcpt_kernels.triton.problem import Problem
 from lcpt_kernels.triton.tiles import (
     PAIR,
@@ -49,7 +50,7 @@ def block_output_kernel(
     k, k_strides,  # [B, past + T, Hkv, D]
     v, v_strides,  # [B, past + T, Hkv, DV]
     a, a_strides,  # [B, T, H, R]
-    since,  # [B, past + T, Hkv]: g
+    since,  # [B, past + T, Hkv, 2]: g
     values,  # [N, Hkv, F, DV]
     norms,  # [N, Hkv, M]
     o,  # [B, T, H, DV]
@@ -99,25 +100,34 @@ def block_output_kernel(
         sums += tl.load(state + (F - 1) * DV + column, mask=column < DV, other=0.0).to(tl.float32)[None, :]
         norm += tl.load(norms + M - 1)
     gates = batch * (tokens + past) * key_heads + key_head  # of the key head's first
-    g = load_gates(since, gates, t, key_heads, inside, GATED)
+    g, g_rest = load_gates(since, gates, t, key_heads, inside, GATED)
     if GATED:
-        sums *= tl.exp(g)[:, None]
-        norm *= tl.exp(g)
+        sums *= tl.exp(g + g_rest)[:, None]
+        norm *= tl.exp(g + g_rest)
     norm += offset
+    peaks = tl.zeros((BM,), tl.float32)
+    if DEGREE == EXPONENTIAL:
+        others = tl.maximum(tl.max(tl.abs(sums), axis=1), tl.abs(norm))
+        damped = tl.minimum(tl.maximum(tl.log(tl.where(others == 0.0, 1.0, others)), FAINTEST), 0.0)
+        norm *= tl.exp(-damped)
+        sums *= tl.exp(-damped)[:, None]
+        peaks = tl.where(others == 0.0, float("-inf"), damped)
 
     # The local blocks, exactly.
     q_rows = load_rows(q, t - past, q_strides[1], inside, D, D_PAD)  # [BM, D]
-    peaks = tl.zeros((BM,), tl.float32)
     start = tl.maximum(begin, first - (LOCAL_BLOCKS - 1) * block_size)
     last = tl.minimum(stop, first + (tl.program_id(0) % pieces + 1) * BM)
-    g_before = load_gates(since, gates, first - 1, key_heads, start < first, GATED and LOCAL_BLOCKS == 2)
+    g_before, before_rest = load_gates(since, gates, first - 1, key_heads, start < first, GATED and LOCAL_BLOCKS == 2)
     for n in range(start, last, BN):
         s = n + tl.arange(0, BN)
         k_rows = load_rows(k, s, k_strides[1], s < stop, D, D_PAD)  # [BN, D]
         v_rows = load_rows(v, s, v_strides[1], s < stop, DV, DV_PAD)  # [BN, DV]
         score = scores(q_rows, k_rows, scale)  # [BM, BN]
-        g_s = load_gates(since, gates, s, key_heads, s < stop, GATED) - tl.where(s < first, g_before, 0.0)
-        seen, log_decay = s[None, :] <= t[:, None], g[:, None] - g_s[None, :]
+        g_s, s_rest = load_gates(since, gates, s, key_heads, s < stop, GATED)
+        g_s -= tl.where(s < first, g_before, 0.0)
+        s_rest -= tl.where(s < first, before_rest, 0.0)
+        seen = s[None, :] <= t[:, None]
+        log_decay = (g[:, None] - g_s[None, :]) + (g_rest[:, None] - s_rest[None, :])
         if DEGREE == EXPONENTIAL:
             higher = tl.maximum(peaks, tl.max(exponents(score, seen, log_decay, GATED), axis=1))
             norm *= tl.exp(peaks - higher)

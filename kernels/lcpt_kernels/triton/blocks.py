@@ -35,7 +35,7 @@ class Blocks(NamedTuple):
 
     def of_summaries(self, batch: int, summaries: int) -> Tensor:
         """Like `table`, of rows of which each whole block of one of `batch` sequences has the next `summaries`."""
-        sequence, first, stop, _, _ = self.table.unflatten(0, (batch, -1)).unbind(2)
+        sequence, first, stop, _, _ = self.table.unflatten(0, (batch, self.count // max(batch, 1))).unbind(2)
         whole = (stop - first == self.size).int()
         after = whole.cumsum(1) * summaries
         begin, end = torch.zeros_like(after), after[:, -1:].expand_as(after)

@@ -6,9 +6,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from lcpt_kernels.derivatives import no_second_derivative, refuse_transforms
 from lcpt_kernels.triton.feature_map_backward import feature_map_backward
 from lcpt_kernels.triton.feature_map_forward import FeatureMap, feature_map_forward
 from lcpt_kernels.triton.tensors import on_device_of
+
+NAME = "the kernel of feature maps"  # in errors
 
 
 def feature_map(
@@ -17,6 +20,7 @@ def feature_map(
 ) -> Tensor:
     """x [B, T, H, D], fp32, bf16 or fp16; W and G [Hw, D, M], b [Hw, M], cast to x's dtype, but for favor's W: fp32.
     -> φ(x) [B, T, H, M] in x's dtype, hedgehog's [B, T, H, 2 M]."""
+    refuse_transforms(NAME, "torch")
     own = torch.float32 if map == "favor" else x.dtype
     W, G, b = (None if w is None else w.to(own) for w in (W, G, b))
     return torch.ops.lcpt_kernels.feature_map(x, W, G, b, map, subtract_peak)
@@ -72,3 +76,4 @@ def differentiate(ctx, dphi):
 
 
 forward.register_autograd(differentiate, setup_context=save)
+backward.register_autograd(no_second_derivative(NAME, "torch"))

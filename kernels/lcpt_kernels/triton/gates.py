@@ -11,17 +11,20 @@ from lcpt_kernels.triton.blocks import Blocks
 
 
 def sums_in_blocks(log_gate: Tensor, blocks: Blocks) -> tuple[Tensor, Tensor]:
-    """log_gate [B, T, H] -> its sums from the block's first token to t, and from t + 1 to the block's last, fp32."""
+    """log_gate [B, T, H] -> fp32 its sums from the block's first token to t, [B, T, H, 2], each a whole number and the
+    rest, so that small differences of large sums are exact; and from t + 1 to the block's last, [B, T, H]."""
     first, after, _, _ = blocks.of_tokens(log_gate.shape[1])
     G = before(log_gate)
-    return (G[:, 1:] - G[:, first]).float(), (G[:, after] - G[:, 1:]).float()
+    since = G[:, 1:] - G[:, first]
+    whole = since.round()
+    return torch.stack((whole, since - whole), dim=-1).float(), (G[:, after] - G[:, 1:]).float()
 
 
 def log_decay_of_blocks(since: Tensor, blocks: Blocks, past: int) -> Tensor:
-    """since [B, T, H], the sums from the block's first token -> [N, H] those of whole blocks. A block without queries
+    """since [B, T, H, 2], sums from the block's first token -> [N, H] those of whole blocks. A block without queries
     does not decay: a state that is handed over is that of the first block with some."""
     batch, _, stop, _, _ = blocks.table.long().unbind(1)
-    return torch.where((stop > past)[:, None], since[batch, (stop - 1).clamp_(min=0)], 0.0)
+    return torch.where((stop > past)[:, None], since[batch, (stop - 1).clamp_(min=0)].sum(-1), 0.0)
 
 
 def gradient_of_gate(

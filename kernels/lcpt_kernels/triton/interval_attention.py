@@ -12,6 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from lcpt_kernels.derivatives import no_second_derivative, refuse_transforms
 from lcpt_kernels.softmax import joined
 from lcpt_kernels.triton.interval_backward_key import interval_backward_key
 from lcpt_kernels.triton.interval_backward_query import interval_backward_query
@@ -20,6 +21,8 @@ from lcpt_kernels.triton.intervals import Intervals, Part
 from lcpt_kernels.triton.normaliser import normaliser_backward
 from lcpt_kernels.triton.tensors import on_device_of, with_rows
 
+NAME = "sparse and low-rank attention"  # in errors
+
 
 def interval_attention(
     parts: list[tuple[Tensor, Tensor, Tensor, Intervals]], scale: float, log_mass: list[float] | None = None
@@ -27,6 +30,7 @@ def interval_attention(
     """A softmax of scale · q·k + log_mass over all that a query sees in any of the parts: q [B, T, H, ·],
     k [B, S, Hkv, ·], v [B, S, Hkv, Dv], whose Dv and T, and D within a part, are the same; fp32, bf16 or fp16.
     -> o [B, T, H, Dv] in q's dtype, 0 for a query that sees none."""
+    refuse_transforms(NAME, "reference")
     q, k, v, intervals = zip(*parts, strict=True)
     lists = [x for of_part in intervals for x in of_part]
     o, _ = torch.ops.lcpt_kernels.interval_attention(q, k, v, lists, scale, log_mass or [0.0] * len(parts))
@@ -114,3 +118,4 @@ def differentiate(ctx, do, _):
 
 
 forward.register_autograd(differentiate, setup_context=save)
+backward.register_autograd(no_second_derivative(NAME, "reference"))

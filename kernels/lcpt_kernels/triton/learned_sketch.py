@@ -9,13 +9,17 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from lcpt_kernels.derivatives import no_second_derivative, refuse_transforms
 from lcpt_kernels.triton.learned_sketch_backward import learned_sketch_backward
 from lcpt_kernels.triton.learned_sketch_output import learned_sketch_output
 from lcpt_kernels.triton.tensors import flat, on_device_of
 
+NAME = "the kernel of learned_sketch"  # in errors
+
 
 def learned_sketch(x: Tensor, up: Tensor, down: Tensor) -> Tensor:
     """x [B, T, H, d], up [2, d, h], down [2, h, r]; fp32, bf16 or fp16 -> [B, T, H, r]."""
+    refuse_transforms(NAME, "torch")
     return torch.ops.lcpt_kernels.learned_sketch(x, up, down)
 
 
@@ -55,3 +59,4 @@ def differentiate(ctx, da):
 
 
 forward.register_autograd(differentiate, setup_context=save)
+backward.register_autograd(no_second_derivative(NAME, "torch"))

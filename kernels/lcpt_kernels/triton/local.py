@@ -8,7 +8,10 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from lcpt_kernels import chunked
+
 EXPONENTIAL = tl.constexpr(-1)  # as a DEGREE
+FAINTEST = tl.constexpr(chunked.FAINTEST)
 
 
 @triton.jit
@@ -55,17 +58,19 @@ def exponents(s, seen, log_decay, GATED: tl.constexpr):
 
 @triton.jit
 def load_gates(since, start, rows, stride, inside, GATED: tl.constexpr):
-    """since [T, heads] of one head, which begins at `start`: the log gate from the start of a row's own block to it, of
-    one row or of several. 0 without a gate."""
+    """since [T, heads, 2] of one head, which begins at `start`: the log gate from the start of a row's own block to it,
+    of one row or of several, as a whole number and the rest. 0 without a gate."""
     if GATED:
-        return tl.load(since + start + rows.to(tl.int64) * stride, mask=inside, other=0.0)
+        place = since + 2 * (start + rows.to(tl.int64) * stride)
+        return tl.load(place, mask=inside, other=0.0), tl.load(place + 1, mask=inside, other=0.0)
     else:
-        return (rows * 0).to(tl.float32)
+        return (rows * 0).to(tl.float32), (rows * 0).to(tl.float32)
 
 
 @triton.jit
 def load_peaks(peak, place, inside, DEGREE: tl.constexpr):
-    """The log of what a query's weights were divided by, [n]; 0 where nothing is exponential."""
+    """The log of what a query's weights were divided by, [n]; 0 where nothing is exponential. Below FAINTEST there are
+    local keys alone."""
     if DEGREE == EXPONENTIAL:
         return tl.load(peak + place, mask=inside, other=0.0)
     else:

@@ -7,9 +7,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from lcpt_kernels.derivatives import no_second_derivative, refuse_transforms
 from lcpt_kernels.triton.norm_rotary_backward import norm_rotary_backward
 from lcpt_kernels.triton.norm_rotary_output import norm_rotary_output
 from lcpt_kernels.triton.tensors import on_device_of, with_rows
+
+NAME = "the kernel of norm_rotary"  # in errors
 
 
 def norm_rotary(
@@ -17,6 +20,7 @@ def norm_rotary(
 ) -> tuple[Tensor, Tensor | None]:
     """x [B, T, H, D], fp32, bf16 or fp16; weight and bias [D]; cos and sin [T, 1, D/2]
     -> turned and, with keep_plain, plain [B, T, H, D] in x's dtype."""
+    refuse_transforms(NAME, "torch")
     turned, plain = torch.ops.lcpt_kernels.norm_rotary(x, weight, bias, cos, sin, eps, keep_plain)
     return turned, plain if keep_plain else None
 
@@ -70,3 +74,4 @@ def differentiate(ctx, d_turned, d_plain):
 
 
 forward.register_autograd(differentiate, setup_context=save)
+backward.register_autograd(no_second_derivative(NAME, "torch"))

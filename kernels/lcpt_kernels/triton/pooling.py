@@ -9,15 +9,19 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from lcpt_kernels.derivatives import no_second_derivative, refuse_transforms
 from lcpt_kernels.triton.pooling_backward import pooling_backward
 from lcpt_kernels.triton.pooling_forward import Blocks, Pooled, pooling_forward
 from lcpt_kernels.triton.tensors import on_device_of, with_rows
+
+NAME = "the kernel of pool_blocks"  # in errors
 
 
 def pool_blocks(
     k: Tensor, v: Tensor, logits: Tensor, segments: Tensor, gamma: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """As in `lcpt_kernels.pooling`, logits [B, N, c, Hkv, r]; fp32, bf16 or fp16. Products accumulate in fp32."""
+    refuse_transforms(NAME, "torch")
     *pooled, mass, _ = torch.ops.lcpt_kernels.pool_blocks(k, v, logits, segments, gamma)
     return *pooled, None if gamma is None else mass
 
@@ -72,3 +76,4 @@ def differentiate(ctx, dk_pooled, dv_pooled, d_mass, _):
 
 
 forward.register_autograd(differentiate, setup_context=save)
+backward.register_autograd(no_second_derivative(NAME, "torch"))

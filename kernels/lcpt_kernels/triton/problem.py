@@ -25,7 +25,7 @@ class Problem(NamedTuple):
     b: Tensor
     far_v: Tensor
     mass: Tensor | None
-    since: Tensor | None  # [B, past + T, Hkv] fp32: the log gate summed from the block's first token to t
+    since: Tensor | None  # [B, past + T, Hkv, 2] fp32: the log gate from the block's first token to t, as in `gates.py`
     until: Tensor | None  # [B, past + T, Hkv] fp32: from t + 1 to the block's last; None too: of summaries
     log_decay: Tensor | None  # [N, Hkv] fp32: over the block
     blocks: Blocks

@@ -31,9 +31,9 @@ def scan(
     """In place. x [N, H, F, E] or [N, H, F]; weights [F] fp32; log_decay [N, H] fp32 or None; before [docs, H, F, E]
     fp32: the state of the first block, None: 0. -> with keep_end, the state of the last block, like before."""
     end = torch.empty(len(blocks.documents), *x.shape[1:], device=x.device) if keep_end else None
-    grid, sizes = launch(x, blocks, local_blocks)
+    grid, tiles, sizes = launch(x, blocks, local_blocks)
     scan_kernel[grid](
-        x, weights, log_decay, blocks.documents, before, end, grid[0] // len(blocks.documents),
+        x, weights, log_decay, blocks.documents, before, end, tiles,
         GATED=log_decay is not None, BEFORE=before is not None, END=keep_end, **sizes)
     return end
 
@@ -47,8 +47,7 @@ def scan_backward(
     [N, H] fp32, the product of what goes through every block and its gradient; of a document's last block, what `scan`
     returned and its gradient."""
     d_before = torch.empty(len(blocks.documents), *x.shape[1:], device=x.device) if keep_before else None
-    grid, sizes = launch(x, blocks, local_blocks)
-    tiles = grid[0] // len(blocks.documents)
+    grid, tiles, sizes = launch(x, blocks, local_blocks)
     through = None if log_decay is None else torch.zeros(*x.shape[:2], tiles, device=x.device)
     scan_backward_kernel[grid](
         x, weights, log_decay, blocks.documents, d_end, d_before, met, through, tiles,
@@ -56,12 +55,14 @@ def scan_backward(
     return d_before, None if through is None else through.sum(2)
 
 
-def launch(x: Tensor, blocks: Blocks, local_blocks: int) -> tuple[tuple[int, int], dict[str, int]]:
+def launch(x: Tensor, blocks: Blocks, local_blocks: int) -> tuple[tuple[int, int], int, dict[str, int]]:
+    """-> the grid, the tiles of a document, and what both kernels are given of sizes."""
     width = x.shape[3] if x.ndim == 4 else 1
     elements = x.shape[2] * width
     tiles = configurations.tiles("scan", len(blocks.documents) * x.shape[1] * elements)
     sizes = dict(elements=elements, WIDTH=width, LOCAL_BLOCKS=local_blocks, **tiles)
-    return (len(blocks.documents) * triton.cdiv(elements, tiles["B"]), x.shape[1]), sizes
+    number = triton.cdiv(elements, tiles["B"])
+    return (len(blocks.documents) * number, x.shape[1]), number, sizes
 
 
 @triton.jit(do_not_specialize=["tiles"])

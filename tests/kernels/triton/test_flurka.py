@@ -73,6 +73,29 @@ def test_large_scores(sign, kept):
     assert all(relative_error(found[name], expected[name]) < 1e-4 for name in kept)
 
 
+@pytest.mark.parametrize("level, gated, far", [(-95.0, False, 1.0), (-300.0, True, 0.0), (-70.0, False, 1e-30)])
+def test_scores_that_exp_does_not_hold(small_tiles, level, gated, far):
+    """All local scores around `level`: alone in its row, a token's own value is what it gets, whatever its score."""
+    given = inputs(2 * C + 5, gated=gated)
+    given["q"][..., 0], given["k"][..., 0] = 1.0, level
+    given["phi_q"] *= far
+    given = {name: x.float().to(DEVICE) for name, x in given.items()}
+    exact = {name: x.double() for name, x in given.items()}
+    options, do = {"block_size": C, "local_blocks": 1, "scale": 1.0}, torch.ones_like(given["v"])
+    found = results(flurka_attention, given, do, options | {"backend": "triton"})
+    expected = results(flurka_attention, exact, do.double(), options | {"backend": "reference"})
+    assert all(x.isfinite().all() for x in found.values())
+    torch.testing.assert_close(found["o"][:, 0], given["v"][:, 0], rtol=1e-6, atol=0)
+    for name in ("o", "q", "k", "v"):  # fp32 rounds a score of 300 by 1.5e-5
+        assert relative_error(found[name], expected[name]) < 2e-4, name
+
+
+def test_gates_that_shut(agree):
+    given = inputs(4 * C + 5, gated=True, massive=True)
+    given["log_gate"][:, [0, 3, C - 1, C, 2 * C + 7]] = -torch.inf
+    agree(given, attention=flurka_attention, block_size=C, offset=0.1)
+
+
 def test_lengths_share_one_graph():
     torch._dynamo.reset()
     count = CompileCounterWithBackend("aot_eager")

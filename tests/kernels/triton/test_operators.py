@@ -6,6 +6,7 @@ from lcpt_kernels import flurka_attention, squared_attention
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.utils.checkpoint import checkpoint
 
+from tests.kernels.test_limits import ATTENTIONS, MAPS, TRANSFORMS, pooled, twice
 from tests.kernels.triton.conftest import DEVICE
 from tests.kernels.triton.test_flurka import inputs as summarised
 from tests.kernels.triton.test_squared import OFFSET, inputs
@@ -101,6 +102,27 @@ def test_under_autocast():
     expected = outcome(squared_attention, lower)
     assert found[0].dtype == torch.bfloat16 and found[1].dtype == torch.float32
     same(found, [expected[0], *(x.float() for x in expected[1:])])
+
+
+@pytest.mark.parametrize("name", ["squared", "sparse", "elu1", "learned_sketch", "norm_rotary", "pool_blocks"])
+def test_one_derivative_and_no_transforms(name):
+    """One of each operator's."""
+    function = (ATTENTIONS | MAPS | {"pool_blocks": pooled})[name]
+    x = torch.rand(1, 5, 2, 4, device=DEVICE, requires_grad=True)
+    gradient, no_second = twice(function, x, backend="triton")
+    with pytest.raises(ValueError, match="has no second derivative, backend (reference|torch) has"):
+        no_second()
+    for transform in TRANSFORMS.values():
+        with pytest.raises(ValueError, match="no torch.func transform .* backend (reference|torch) does"):
+            transform(lambda y: function(y, backend="triton"), x.detach())
+
+
+@pytest.mark.parametrize("attention, made", [(squared_attention, inputs), (flurka_attention, summarised)])
+def test_no_sequences(attention, made):
+    given = leaves(C + 9, made=made, b=0, gated=True)
+    o, state, *gradients = outcome(attention, given, output_final_state=True)
+    assert o.shape == (0, C + 9, 1, 16) and state.shape[0] == 0
+    assert all(x.shape == dx.shape for x, dx in zip(given.values(), gradients, strict=True))
 
 
 @pytest.mark.parametrize("ends", [(C, C + 8), (C + 3, C, C + 9)])

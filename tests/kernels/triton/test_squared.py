@@ -121,14 +121,34 @@ def test_zero_over_zero_is_zero(near):
         assert torch.equal(x, torch.zeros_like(x)), name
 
 
-def test_a_gate_that_shuts_leaves_nothing_behind():
+@pytest.mark.parametrize("log_gate", [-1e4, -torch.inf])
+def test_a_gate_that_shuts_leaves_nothing_behind(log_gate):
     arguments, start = inputs(3 * C + 7, gated=True), C
-    arguments["log_gate"][:, start] = -1e4
+    arguments["log_gate"][:, start] = log_gate
     arguments = {name: x.float().to(DEVICE) for name, x in arguments.items()}
     options = {"block_size": C, "backend": "triton", **OFFSET}
     whole, _ = squared_attention(**arguments, **options)
     alone, _ = squared_attention(**{name: x[:, start:] for name, x in arguments.items()}, **options)
     torch.testing.assert_close(whole[:, start:], alone, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("near, local_blocks, ends", [
+    (True, 1, None), (False, 2, None), (True, 2, [0, C + 3, 2 * C + 7]),
+])
+def test_gates_that_shut(agree, small_tiles, near, local_blocks, ends):
+    """In the first and the last token of a block, within it, and one after the other."""
+    arguments = inputs(2 * C + 7, near=near, gated=True)
+    arguments["log_gate"][:, [0, 5, 17, 18, C - 1, C, C + 3, 2 * C + 2]] = -torch.inf
+    ends = None if ends is None else torch.tensor(ends, device=DEVICE)
+    agree(arguments, block_size=C, local_blocks=local_blocks, scale=1 / 16, cu_seqlens=ends, **OFFSET)
+
+
+@pytest.mark.parametrize("local_blocks", [1, 2])
+def test_large_sums_of_gates(agree, local_blocks):
+    """Down to some −20,000 a block, of which what decides are small differences."""
+    arguments = inputs(2 * C + 7, gated=True)
+    arguments["log_gate"][:, ::4] -= 2000
+    agree(arguments, block_size=C, local_blocks=local_blocks, scale=1 / 16, **OFFSET)
 
 
 def test_deterministic():
