@@ -1,9 +1,12 @@
 # make demo: everything from a fresh clone to a trained and evaluated model.  make test: everything that must hold.
+# make kernels: every kernel compiled for Hopper, by the Triton of constraints.txt and by an older one that GPU images carry.
 PYTHON ?= python3
 BIN := .venv/bin
 DATA := data/prepared
 
-.PHONY: demo test setup data clean
+OLDER_TRITON := 3.6.0
+
+.PHONY: demo test kernels setup data clean
 
 demo: data
 	@$(BIN)/python tools/demo.py
@@ -11,6 +14,12 @@ demo: data
 test: setup
 	$(BIN)/ruff check .
 	$(BIN)/python -m pytest
+
+kernels: setup .venv/triton-$(OLDER_TRITON)
+	@mkdir -p build
+	$(BIN)/python tools/kernel_report.py --targets sm_90 --output build/kernels.json >build/kernels.txt
+	PYTHONPATH=.venv/triton-$(OLDER_TRITON) $(BIN)/python tools/kernel_report.py --targets sm_90 \
+		--output build/kernels-$(OLDER_TRITON).json >build/kernels-$(OLDER_TRITON).txt
 
 setup: .venv/ready
 
@@ -22,6 +31,9 @@ data: $(DATA)/demo-valid/manifest.json
 	@$(PYTHON) -m venv .venv
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test]'
 	@touch $@
+
+.venv/triton-$(OLDER_TRITON): | setup
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target $@ triton==$(OLDER_TRITON)
 
 $(DATA)/demo-train/manifest.json: data/sample/train.jsonl.xz | setup
 	@rm -rf $(@D) && $(BIN)/python tools/prepare_data.py --input $< --output $(@D) --vocab-size 4096 --workers 2

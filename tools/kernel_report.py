@@ -10,6 +10,7 @@ import json
 import multiprocessing
 import os
 import sys
+from collections.abc import Callable
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from itertools import chain, zip_longest
@@ -52,9 +53,13 @@ def main() -> int:
     except OSError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    rows = compiled(report.rows, targets, args.keep)
+    top = header(torch.device("cpu"))
+
+    def write(rows: list[dict]) -> None:
+        replace_text(Path(args.output), json.dumps(top | {"rows": rows}, indent=1) + "\n")
+
+    rows = compiled(report.rows, targets, args.keep, write)
     print_rows(rows, report.SIZES)
-    replace_text(Path(args.output), json.dumps(header(torch.device("cpu")) | {"rows": rows}, indent=1) + "\n")
     print(f"\nwritten to {args.output}")
     faults = [(row, fault) for row in rows if (fault := report.fault(row))]
     for row, fault in faults:
@@ -62,9 +67,9 @@ def main() -> int:
     return 1 if faults else 0
 
 
-def compiled(rows_of, targets: list[str], keep: Path | None) -> list[dict]:
-    """Rows in the order of the targets, compiled by as many processes as there are cores. Where a process dies, a row
-    with "error" says so."""
+def compiled(rows_of, targets: list[str], keep: Path | None, write: Callable[[list[dict]], None]) -> list[dict]:
+    """Compile with as many processes as there are cores -> rows in the order of the targets. `write` gets what is
+    finished each time a process is; one that dies leaves a row with "error"."""
     cores = os.cpu_count() or 1
     parts = -(-cores // len(targets))
     with ProcessPoolExecutor(min(parts * len(targets), cores), mp_context=multiprocessing.get_context("spawn")) as pool:
@@ -72,10 +77,16 @@ def compiled(rows_of, targets: list[str], keep: Path | None) -> list[dict]:
                    for target in targets}
         for _ in tqdm(as_completed(chain(*futures.values())), total=parts * len(targets), desc="compiling",
                       disable=None):
-            pass
+            rows = finished(futures)
+            write(rows)
+    return rows
+
+
+def finished(futures: dict[str, list[Future]]) -> list[dict]:
+    """The rows there are, in the order of the targets and of their kernels."""
     found = []
     for target, of_target in futures.items():
-        in_turn = zip_longest(*(rows_or_error(future, target) for future in of_target))
+        in_turn = zip_longest(*(rows_or_error(future, target) for future in of_target if future.done()))
         found += [row for row in chain(*in_turn) if row is not None]
     return found
 

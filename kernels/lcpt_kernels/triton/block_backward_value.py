@@ -58,9 +58,9 @@ def block_backward_value(
     far = torch.empty_like(p.until) if p.until is not None else None
     given = dict(values=d_values, norms=d_norms, do=do, do_strides=do.stride()[:3], z=z, peak=peak, db=db,
                  d_mass=d_mass, far=far)
-    tiles = configurations.tiles("backward_value", p.width, p.type)
 
-    def launch(dv, rows, **which):
+    def launch(dv, rows, kernel="backward_value", **which):
+        tiles = configurations.tiles(kernel, p.width, p.type)
         pieces = triton.cdiv(rows, tiles["BN"])
         arguments = p.arguments(block_backward_value_kernel) | given | which
         block_backward_value_kernel[(p.blocks.count * pieces, p.v.shape[2])](**arguments, dv=dv, pieces=pieces, **tiles)
@@ -68,8 +68,8 @@ def block_backward_value(
     if p.summaries:
         far_dv = of_far(p.far_v.shape, dtype=p.far_v.dtype, device=p.v.device)
         launch(dv, p.blocks.size, NEAR=True, FAR=False)
-        launch(far_dv, p.summaries, NEAR=False, FAR=True, v=p.far_v, v_strides=p.far_v.stride()[:3], GATED=False,
-               blocks=p.far_blocks.table, tokens=p.b.shape[1], past=0)
+        launch(far_dv, p.summaries, "backward_summaries", NEAR=False, FAR=True, v=p.far_v,
+               v_strides=p.far_v.stride()[:3], GATED=False, blocks=p.far_blocks.table, tokens=p.b.shape[1], past=0)
     else:
         launch(dv, p.blocks.size, NEAR=True, FAR=True)
     return Gradients(dv, db, far_dv, d_mass, far)

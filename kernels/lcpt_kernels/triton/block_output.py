@@ -37,7 +37,7 @@ def block_output(problem: Problem, values: Tensor, norms: Tensor) -> tuple[Tenso
     o = torch.empty(*p.q.shape[:3], p.v.shape[3], dtype=p.q.dtype, device=p.q.device)
     z = torch.empty(p.q.shape[:3], dtype=torch.float32, device=p.q.device)
     peak = torch.empty_like(z) if p.degree == EXPONENTIAL.value else None
-    tiles = configurations.tiles("output", p.width, p.type)
+    tiles = configurations.tiles("output" if p.since is None else "output_gated", p.width, p.type)
     pieces = triton.cdiv(p.blocks.size, tiles["BM"])
     block_output_kernel[(p.blocks.count * pieces, p.q.shape[2])](
         **p.arguments(block_output_kernel), values=values, norms=norms, o=o, z=z, peak=peak, pieces=pieces, **tiles)
@@ -82,6 +82,8 @@ def block_output_kernel(
     sums = tl.zeros((BM, DV_PAD), tl.float32)
     norm = tl.zeros((BM,), tl.float32)
     if PAIRS > 0:
+        # Unrolled, so that the next pair's loads are issued before this pair's product, without the pipelined loop in
+        # which ptxas overwrites computed features (`configurations.py`).
         for pair in tl.static_range(PAIRS):
             a_i, a_j, i, j = load_pair(a, t - past, a_strides[1], inside, pair_table, pair, PAIRS)
             S = load_rows(state, feature + pair * PAIR, DV, feature < PAIR, DV, DV_PAD)

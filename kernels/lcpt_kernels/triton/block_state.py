@@ -44,7 +44,7 @@ def block_state(
     block_state_rest_kernel[(blocks.count * pieces, heads)](
         **shared, delta=delta, mass=mass, norms=norms, pieces=pieces, FT=layout.tile, M=layout.norms,
         SQUARED=layout.pairs > 0, LINEAR=layout.linear, CONSTANT=layout.constant, MASS=mass is not None,
-        **configurations.tiles("rest", width, y.dtype))
+        **configurations.tiles("rest", layout.tile, y.dtype))
     return values, norms
 
 

@@ -1,11 +1,19 @@
-"""Tile sizes, warps and stages of every kernel: a table, and no search at run time.
+"""Tile sizes, warps, stages and register caps of every kernel: a table, and no search at run time.
 
 BM are queries and BN keys: of the program, or of a step of its loop. BT are tokens, BR summaries of a block, PAIRS
-tiles of 64 features, B the numbers of a state, DT coordinates of x; a program takes STEPS, or there are PROGRAMS in
+tiles of 64 features, B the elements of a state, DT coordinates of x; a program takes STEPS, or there are PROGRAMS in
 all, and it holds NETWORKS of a sketch. A column is for tensors up to so wide; FP32 says where fp32 differs from 16
-bits, DIFFERENT where another target does from sm_90. Chosen by what the compiler makes of them (report.py): no spills,
-no serialised wgmma, states read by as many rows as fit. Which are fastest, a GPU has yet to say. Nothing depends on how
-many tokens there are.
+bits, DIFFERENT where another target does from sm_90. Nothing depends on how many tokens there are.
+
+The sizes were chosen by compiling (`report/`), with Triton 3.6.0 (that of PyTorch 2.11) first, and 3.7.1:
+no spills, no serialised wgmma, no hazards, two blocks a multiprocessor where they fit. No GPU has yet said which are
+fastest. A loop that computes the left operand of a wgmma has one stage: in a pipelined loop, ptxas before 13.3 may
+overwrite that operand too early (`report/sass.py`). Two blocks of 8 warps fit if each thread has at most 128 registers;
+3.6.0 needs the cap.
+
+On sm_100 nothing is pipelined. Triton 3.6.0 and 3.7.1 pipeline products wrongly there where two of them share an
+accumulator (issue 10821: pooling, sketch and feature-map backward come close), or where one reads an accumulator that
+is scaled in each step (pull request 10993: none of these kernels). Both need two stages or more.
 """
 
 from __future__ import annotations
@@ -14,31 +22,36 @@ from functools import cache
 
 import torch
 
+from lcpt_kernels.on_gpu import log_once
+
 NAMES = {
-    "scan": ("B",), "state": ("PAIRS", "BT"), "rest": ("BT",), "output": ("BM", "BN"),
-    "backward_query": ("BM", "BN"), "backward_value": ("BM", "BN"), "backward_key": ("BM", "BN"),
+    "scan": ("B",), "state": ("PAIRS", "BT"), "rest": ("BT",),
+    "output": ("BM", "BN"), "output_gated": ("BM", "BN"), "backward_query": ("BM", "BN"),
+    "backward_value": ("BM", "BN"), "backward_summaries": ("BM", "BN"), "backward_key": ("BM", "BN"),
     "interval_output": ("BM", "BN"), "interval_backward_query": ("BM", "BN"), "interval_backward_key": ("BM", "BN"),
     "norm_rotary_output": ("BT",), "norm_rotary_backward": ("BT",),
     "pooling_forward": ("BR", "BT"), "pooling_backward": ("BR", "BT"),
     "learned_sketch_output": ("BT", "PROGRAMS"), "learned_sketch_backward": ("BT", "NETWORKS", "PROGRAMS"),
     "feature_map_forward": ("BT", "STEPS"), "feature_map_backward": ("BT", "STEPS", "DT"),
 }
-TABLE = {  # tiles, then warps and stages
+TABLE = {  # tiles, then warps, stages and, where registers are capped on sm_90, maxnreg
     "scan": {2**18: (128, 1, 1), 2**62: (512, 4, 1)},  # by the numbers of all states of one block: programs for all
-    "state": {64: (2, 64, 8, 2), 128: (2, 64, 8, 2), 256: (1, 32, 8, 2)},
-    "rest": {64: (64, 4, 1)},
-    "output": {64: (128, 64, 8, 2), 128: (128, 64, 8, 2), 256: (64, 32, 8, 2)},
+    "state": {64: (2, 64, 8, 1), 128: (2, 64, 8, 1), 256: (1, 32, 8, 1)},
+    "rest": {16: (64, 4, 1, 128), 64: (64, 4, 1)},  # by the coordinates that a program holds
+    "output_gated": {64: (128, 32, 8, 2, 128), 128: (128, 64, 8, 2), 256: (64, 32, 8, 2)},
+    "output": {64: (128, 64, 8, 2, 128), 128: (128, 64, 8, 2), 256: (64, 32, 8, 2)},
     "backward_query": {64: (128, 32, 8, 2), 128: (128, 32, 8, 2), 256: (64, 32, 8, 2)},
-    "backward_value": {64: (32, 128, 8, 2), 128: (32, 128, 8, 2), 256: (32, 64, 8, 1)},
-    "backward_key": {64: (32, 128, 8, 2), 128: (32, 128, 8, 1), 256: (16, 128, 8, 1)},
+    "backward_value": {64: (32, 128, 8, 1, 128), 128: (32, 128, 8, 1), 256: (32, 64, 8, 1)},
+    "backward_summaries": {64: (32, 64, 8, 1), 128: (32, 128, 8, 1), 256: (32, 64, 8, 1)},
+    "backward_key": {64: (32, 128, 8, 1), 128: (32, 128, 8, 1), 256: (16, 128, 8, 1)},
     # A stage more, for the rows' places, which are read before the rows.
-    "interval_output": {64: (64, 64, 4, 3), 128: (64, 64, 4, 3), 256: (64, 32, 8, 3)},
+    "interval_output": {64: (64, 64, 4, 3, 168), 128: (64, 64, 4, 3), 256: (64, 32, 8, 3)},
     "interval_backward_query": {64: (64, 64, 4, 3), 128: (64, 64, 4, 3), 256: (64, 32, 8, 3)},
-    "interval_backward_key": {64: (32, 64, 4, 3), 128: (32, 64, 4, 3), 256: (32, 32, 8, 3)},
+    "interval_backward_key": {64: (32, 64, 4, 3, 168), 128: (32, 64, 4, 3), 256: (32, 32, 8, 3)},
     "norm_rotary_output": {64: (32, 4, 1), 128: (16, 4, 1)},
     "norm_rotary_backward": {64: (32, 4, 1), 128: (16, 4, 1)},
-    "pooling_forward": {64: (32, 64, 8, 2), 128: (32, 32, 8, 2)},
-    "pooling_backward": {64: (32, 64, 4, 2), 128: (32, 32, 8, 2)},
+    "pooling_forward": {64: (32, 32, 8, 2), 128: (32, 32, 8, 2)},
+    "pooling_backward": {64: (32, 64, 4, 1), 128: (32, 32, 8, 2)},
     # By the numbers of one network, padded. PROGRAMS are those that an H200 holds at once.
     "learned_sketch_output": {6144: (64, 660, 4, 2), 2**62: (128, 264, 8, 2)},
     "learned_sketch_backward": {6144: (64, 2, 264, 4, 1), 12288: (64, 1, 66, 8, 1), 2**62: (32, 1, 66, 8, 1)},
@@ -50,8 +63,10 @@ FP32 = {
     "state": {256: (1, 32, 8, 1)},
     "rest": {256: (32, 4, 1)},
     "output": {256: (32, 32, 4, 1)},
+    "output_gated": {256: (32, 32, 4, 1)},
     "backward_query": {256: (32, 32, 8, 1)},
     "backward_value": {256: (32, 32, 8, 1)},
+    "backward_summaries": {256: (32, 32, 8, 1)},
     "backward_key": {256: (32, 32, 4, 1)},
     "interval_output": {64: (32, 32, 8, 1), 128: (16, 16, 8, 1)},
     "interval_backward_query": {64: (32, 32, 8, 1), 128: (16, 16, 8, 1)},
@@ -67,8 +82,10 @@ DIFFERENT = {
     "sm_80": {
         "state": {128: (2, 32, 8, 2)},
         "rest": {64: (64, 4, 2)},
-        "output": {128: (128, 32, 8, 2)},
+        "output": {128: (64, 32, 8, 2)},
+        "output_gated": {128: (64, 32, 8, 2)},
         "backward_value": {128: (32, 64, 8, 2)},
+        "backward_summaries": {128: (32, 64, 8, 2)},
         "backward_key": {128: (32, 64, 8, 2)},
         "interval_output": {128: (64, 32, 4, 3)},
         "interval_backward_query": {128: (64, 32, 4, 3)},
@@ -78,14 +95,16 @@ DIFFERENT = {
         "learned_sketch_backward": {6144: (32, 1, 132, 4, 2), 12288: (16, 1, 66, 8, 1)},
     },
     "sm_100": {
-        "backward_value": {64: (32, 128, 8, 1)},
+        "backward_query": {128: (64, 32, 8, 1)},
         "learned_sketch_backward": {6144: (64, 2, 264, 4, 2)},
         "feature_map_backward": {64: (32, 32, 64, 4, 2), 128: (32, 32, 32, 8, 2)},
     },
     "gfx942": {
         "output": {128: (128, 32, 8, 2)},
+        "output_gated": {128: (128, 32, 8, 2)},
         "backward_query": {128: (64, 32, 4, 1)},
         "backward_value": {64: (32, 64, 4, 1), 128: (32, 64, 8, 1)},
+        "backward_summaries": {64: (32, 64, 4, 1), 128: (32, 64, 8, 1)},
         "backward_key": {64: (32, 64, 4, 1), 128: (32, 64, 8, 1)},
         "interval_backward_key": {128: (32, 64, 4, 1)},
         "pooling_forward": {64: (32, 32, 4, 2), 128: (32, 32, 4, 2)},
@@ -104,8 +123,10 @@ def tiles(kernel: str, width: int = 0, type: torch.dtype = torch.bfloat16) -> di
         columns = FP32.get(kernel, columns)
     sizes = columns[min((column for column in columns if column >= width), default=max(columns))]
     found = dict(zip((*NAMES[kernel], "num_warps", "num_stages", "maxnreg"), sizes, strict=False))
-    if target() == "gfx942":
-        found.pop("maxnreg", None)  # AMD's compiler has no such option
+    if target() != "sm_90":
+        found.pop("maxnreg", None)
+    if target() == "sm_100":
+        found["num_stages"] = 1
     return found
 
 
@@ -117,4 +138,6 @@ def target() -> str:
     if torch.version.hip:
         return "gfx942"
     major, _ = torch.cuda.get_device_capability()
+    if major > 9:
+        log_once("Triton kernels run without software pipelining on Blackwell: no GPU has shown that it is right there")
     return {8: "sm_80", 9: "sm_90"}.get(major, "sm_100")
