@@ -38,8 +38,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", required=True, metavar="OUT.json")
     parser.add_argument("--repeats", type=int, default=20, metavar="N", help="passes that must be the same bits (20)")
-    parser.add_argument("--limit", type=float, default=95, metavar="SECONDS",
-                        help="after which what is not done is named (95)")
+    parser.add_argument(
+        "--limit", type=float, default=95, metavar="SECONDS", help="after which what is not done is named (95)"
+    )
     parser.add_argument("--processes", type=int, default=os.cpu_count(), metavar="N")
     parser.add_argument("--only", metavar="TEXT", help="cases whose names have it")
     parser.add_argument("--small", action="store_true", help="sizes for Triton's interpreter")

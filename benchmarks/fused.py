@@ -95,11 +95,24 @@ def rows(name: str, step: Step, layer: Layer, args: argparse.Namespace) -> Itera
             if backend in moved or backend in figures:
                 figure = figures.get(backend, {"milliseconds": None})
                 yield {
-                    "method": name, "settings": {}, "context": 8192, "batch": layer.batch, "heads": layer.heads,
-                    "head_dim": layer.head_dim, "dtype": args.dtype, "device": layer.device.type, "backend": backend,
-                    "mode": mode, **moved.get(backend, {}).get(mode, {}), **figure,
-                    "speedup": {other: medians[other] / medians[backend] for other in medians
-                                if other != backend and backend in medians}}
+                    "method": name,
+                    "settings": {},
+                    "context": 8192,
+                    "batch": layer.batch,
+                    "heads": layer.heads,
+                    "head_dim": layer.head_dim,
+                    "dtype": args.dtype,
+                    "device": layer.device.type,
+                    "backend": backend,
+                    "mode": mode,
+                    **moved.get(backend, {}).get(mode, {}),
+                    **figure,
+                    "speedup": {
+                        other: medians[other] / medians[backend]
+                        for other in medians
+                        if other != backend and backend in medians
+                    },
+                }
 
 
 def times(functions: dict, step: Step, mode: str, layer: Layer, args: argparse.Namespace) -> dict[str, dict]:
@@ -113,8 +126,10 @@ def times(functions: dict, step: Step, mode: str, layer: Layer, args: argparse.N
     def forward_backward(function: Callable) -> None:
         torch.autograd.grad([x for x in function(*step.inputs) if x is not None], wanted, given)
 
-    passes = {backend: partial(forward if mode == "forward" else forward_backward, function)
-              for backend, function in functions.items()}
+    passes = {
+        backend: partial(forward if mode == "forward" else forward_backward, function)
+        for backend, function in functions.items()
+    }
     for backend, reason in first_passes(passes, layer.device).items():
         tqdm.write(f"left out: {backend}: {reason}", file=sys.stderr)
         del passes[backend]
@@ -123,8 +138,10 @@ def times(functions: dict, step: Step, mode: str, layer: Layer, args: argparse.N
 
 def table(rows: list[dict]) -> str:
     """A line for each step and mode."""
-    lines = [f"{'step':20}{'mode':18}{'MB, PyTorch':>13}{'Triton':>9}{'operators':>11}{'':>4}{'ms, PyTorch':>13}"
-             f"{'compiled':>10}{'Triton':>9}"]
+    lines = [
+        f"{'step':20}{'mode':18}{'MB, PyTorch':>13}{'Triton':>9}{'operators':>11}{'':>4}{'ms, PyTorch':>13}"
+        f"{'compiled':>10}{'Triton':>9}"
+    ]
     by_line = {}
     for row in rows:
         by_line.setdefault((row["method"], row["mode"]), {})[row["backend"]] = row
@@ -133,7 +150,8 @@ def table(rows: list[dict]) -> str:
         taken = [number(x["p50"]) if x else "-" for x in taken]
         lines.append(
             f"{name:20}{mode:18}{of['torch']['bytes'] / 1e6:13.0f}{of['triton']['bytes'] / 1e6:9.0f}"
-            f"{of['torch']['operators']:11}{of['triton']['operators']:4}{taken[0]:>13}{taken[1]:>10}{taken[2]:>9}")
+            f"{of['torch']['operators']:11}{of['triton']['operators']:4}{taken[0]:>13}{taken[1]:>10}{taken[2]:>9}"
+        )
     return "\n".join(lines)
 
 

@@ -1,9 +1,9 @@
 """Which GPU is here, and what stages of gpu.sh cannot import.
 
-    python benchmarks/gpu_imports.py attention training
-    gpu nvidia-h100-80gb-hbm3 sm_90
-    lacks training omegaconf
-    say missing import: omegaconf; training cannot run: WHEELS=FOLDER brings it
+python benchmarks/gpu_imports.py attention training
+gpu nvidia-h100-80gb-hbm3 sm_90
+lacks training omegaconf
+say missing import: omegaconf; training cannot run: WHEELS=FOLDER brings it
 """
 
 from __future__ import annotations

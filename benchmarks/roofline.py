@@ -39,27 +39,42 @@ def main() -> int:
     if min(args.sketch, args.block_size, args.head_dim) < 1:
         print("error: --sketch, --block-size and --head-dim must be ≥ 1", file=sys.stderr)
         return 2
-    rows = [row(context, mode, Size(context, args.head_dim, args.sketch, args.block_size))
-            for mode in ("forward", "forward_backward") for context in CONTEXTS]
+    rows = [
+        row(context, mode, Size(context, args.head_dim, args.sketch, args.block_size))
+        for mode in ("forward", "forward_backward")
+        for context in CONTEXTS
+    ]
     report = header(torch.device("cpu")) | {
-        "device": "model of an H200", "assumed": {
-            "peaks": ROOF._asdict(), "launch_seconds": LIKELY.launch, "efficiency": EFFICIENCY,
-            "flash_flops_per_second": FLASH}, "rows": rows}
+        "device": "model of an H200",
+        "assumed": {
+            "peaks": ROOF._asdict(),
+            "launch_seconds": LIKELY.launch,
+            "efficiency": EFFICIENCY,
+            "flash_flops_per_second": FLASH,
+        },
+        "rows": rows,
+    }
     try:
         Path(args.output).parent.mkdir(parents=True, exist_ok=True)
         replace_text(Path(args.output), json.dumps(report, indent=1) + "\n")
     except OSError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    print(f"model, nothing measured: H = {HEADS}, D = {args.head_dim}, r = {args.sketch}, c = {args.block_size}, bf16, "
-          f"{TOKENS:,} tokens and at least one sequence")
-    print(f"{'context':>8} {'mode':17}{'kFLOP':>7}{'bytes':>7}{'flash ms':>10}{'roof ms':>9}{'likely ms':>11}"
-          f"{'roof':>8}{'likely':>8}  times as fast as flash")
+    print(
+        f"model, nothing measured: H = {HEADS}, D = {args.head_dim}, r = {args.sketch}, c = {args.block_size}, bf16, "
+        f"{TOKENS:,} tokens and at least one sequence"
+    )
+    print(
+        f"{'context':>8} {'mode':17}{'kFLOP':>7}{'bytes':>7}{'flash ms':>10}{'roof ms':>9}{'likely ms':>11}"
+        f"{'roof':>8}{'likely':>8}  times as fast as flash"
+    )
     for r in rows:
-        print(f"{r['context']:8,} {r['mode']:17}{r['flops_a_token_head'] / 1e3:7.0f}{r['bytes_a_token_head']:7.0f}"
-              f"{r['model_milliseconds']['sdpa_flash']:10.3f}{r['model_milliseconds']['roof']:9.3f}"
-              f"{r['model_milliseconds']['likely']:11.3f}{r['model_speedup']['roof']:8.1f}"
-              f"{r['model_speedup']['likely']:8.1f}")
+        print(
+            f"{r['context']:8,} {r['mode']:17}{r['flops_a_token_head'] / 1e3:7.0f}{r['bytes_a_token_head']:7.0f}"
+            f"{r['model_milliseconds']['sdpa_flash']:10.3f}{r['model_milliseconds']['roof']:9.3f}"
+            f"{r['model_milliseconds']['likely']:11.3f}{r['model_speedup']['roof']:8.1f}"
+            f"{r['model_speedup']['likely']:8.1f}"
+        )
     print(f"written to {args.output}")
     return 0
 
@@ -77,9 +92,17 @@ def row(context: int, mode: str, size: Size) -> dict:
     }
     flops, n_bytes = squared_cost(1, size, mode)
     return {
-        "method": "squared (model)", "settings": {**size._asdict(), "type": "bf16"}, "context": context,
-        "batch": batch, "heads": HEADS, "head_dim": size.head_dim, "dtype": "bf16", "device": "model", "mode": mode,
-        "flops_a_token_head": flops / context, "bytes_a_token_head": n_bytes / context,
+        "method": "squared (model)",
+        "settings": {**size._asdict(), "type": "bf16"},
+        "context": context,
+        "batch": batch,
+        "heads": HEADS,
+        "head_dim": size.head_dim,
+        "dtype": "bf16",
+        "device": "model",
+        "mode": mode,
+        "flops_a_token_head": flops / context,
+        "bytes_a_token_head": n_bytes / context,
         "model_milliseconds": {name: 1e3 * x for name, x in taken.items()},
         "model_speedup": {name: taken["sdpa_flash"] / taken[name] for name in ("roof", "likely")},
     }

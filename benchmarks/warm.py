@@ -116,8 +116,14 @@ def of_fused() -> None:
         forward_backward(lambda *x, step=step: step.function(*x, backend="triton"), step.inputs)
 
 
-WORK = {"attention": of_headline, "correct": of_cases, "training": of_training, "families": of_kinds,
-        "sparse": of_sparse, "fused": of_fused}
+WORK = {
+    "attention": of_headline,
+    "correct": of_cases,
+    "training": of_training,
+    "families": of_kinds,
+    "sparse": of_sparse,
+    "fused": of_fused,
+}
 
 
 if __name__ == "__main__":

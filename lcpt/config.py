@@ -34,13 +34,17 @@ class Config:
     def __post_init__(self):
         tokens, context = self.training.global_batch_tokens, self.data.context
         if tokens % context:
-            raise ValueError(f"training.global_batch_tokens {tokens} is no multiple of data.context {context}; "
-                             f"take {max(1, round(tokens / context)) * context}")
+            raise ValueError(
+                f"training.global_batch_tokens {tokens} is no multiple of data.context {context}; "
+                f"take {max(1, round(tokens / context)) * context}"
+            )
         if self.training.valid_tokens < context:
             raise ValueError(f"training.valid_tokens {self.training.valid_tokens} is less than data.context {context}")
         if self.training.precision == "bf16" and self.parallel.zero_stage == 0:
-            raise ValueError("training.precision bf16 needs parallel.zero_stage 1, 2 or 3: at stage 0 nothing keeps an "
-                             "fp32 copy of the weights")
+            raise ValueError(
+                "training.precision bf16 needs parallel.zero_stage 1, 2 or 3: at stage 0 nothing keeps an "
+                "fp32 copy of the weights"
+            )
 
         for path in (self.data.path, self.data.valid_path):
             if path and is_task(path):

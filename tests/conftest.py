@@ -111,8 +111,9 @@ def _run_ranks(function, world, timeout=60):
 
 def _rank(function, number, world, port, pipe):
     torch.set_num_threads(1)
-    os.environ.update(RANK=str(number), LOCAL_RANK=str(number), WORLD_SIZE=str(world), MASTER_ADDR="127.0.0.1",
-                      MASTER_PORT=str(port))
+    os.environ.update(
+        RANK=str(number), LOCAL_RANK=str(number), WORLD_SIZE=str(world), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port)
+    )
     try:
         answer = True, function()
     except BaseException:

@@ -43,81 +43,103 @@ def test_an_override_beats_the_file(file):
     assert load_config(file, ["training.lr=2"]).training.lr == 2.0
 
 
-@pytest.mark.parametrize("override, parts", [
-    ("training.learning_rate=1", ["training.learning_rate"]),
-    ("training.warmup_step=1", ["training.warmup_step", "did you mean warmup_steps?"]),
-    ("trainin.lr=1", ["trainin", "did you mean training?"]),
-    ("zzz=1", ["zzz", "known are", "training"]),
-    ("model.attention.polysketch.siz=1", ["model.attention.polysketch.siz", "did you mean size?"]),
-    ("model.attention.block_sise=1", ["did you mean block_size?"]),
-])
+@pytest.mark.parametrize(
+    "override, parts",
+    [
+        ("training.learning_rate=1", ["training.learning_rate"]),
+        ("training.warmup_step=1", ["training.warmup_step", "did you mean warmup_steps?"]),
+        ("trainin.lr=1", ["trainin", "did you mean training?"]),
+        ("zzz=1", ["zzz", "known are", "training"]),
+        ("model.attention.polysketch.siz=1", ["model.attention.polysketch.siz", "did you mean size?"]),
+        ("model.attention.block_sise=1", ["did you mean block_size?"]),
+    ],
+)
 def test_unknown_keys_are_named(file, override, parts):
     text = message(file, override)
     assert all(part in text for part in parts), text
 
 
-@pytest.mark.parametrize("override, key", [
-    ("training.max_steps=many", "training.max_steps"),
-    ("training.max_steps=1.5", "training.max_steps"),
-    ("training.lr=fast", "training.lr"),
-    ("training.betas=[a,b]", "training.betas"),
-    ("training.betas=3", "training.betas"),
-    ("model.activation_checkpointing=perhaps", "model.activation_checkpointing"),
-    ("model.attention=softmax", "model.attention"),
-    ("model.d_model=null", "model.d_model"),
-    ("training=5", "training"),
-    ("run.dir=[1]", "run.dir"),
-])
+@pytest.mark.parametrize(
+    "override, key",
+    [
+        ("training.max_steps=many", "training.max_steps"),
+        ("training.max_steps=1.5", "training.max_steps"),
+        ("training.lr=fast", "training.lr"),
+        ("training.betas=[a,b]", "training.betas"),
+        ("training.betas=3", "training.betas"),
+        ("model.activation_checkpointing=perhaps", "model.activation_checkpointing"),
+        ("model.attention=softmax", "model.attention"),
+        ("model.d_model=null", "model.d_model"),
+        ("training=5", "training"),
+        ("run.dir=[1]", "run.dir"),
+    ],
+)
 def test_wrong_types_are_named(file, override, key):
     assert key in message(file, override)
 
 
-@pytest.mark.parametrize("overrides, parts", [
-    (["training.precision=bf16", "parallel.zero_stage=0"], ["training.precision bf16", "parallel.zero_stage"]),
-    (["parallel.offload_optimizer=true", "parallel.zero_stage=0"], ["parallel.offload_optimizer"]),
-])
+@pytest.mark.parametrize(
+    "overrides, parts",
+    [
+        (["training.precision=bf16", "parallel.zero_stage=0"], ["training.precision bf16", "parallel.zero_stage"]),
+        (["parallel.offload_optimizer=true", "parallel.zero_stage=0"], ["parallel.offload_optimizer"]),
+    ],
+)
 def test_impossible_combinations_are_named(file, overrides, parts):
     text = message(file, *overrides)
     assert all(part in text for part in parts)
 
 
-@pytest.mark.parametrize("override, parts", [
-    ("training.schedule=linear", ["training.schedule", "'linear'"]),
-    ("training.precision=fp16", ["training.precision", "'fp16'"]),
-    ("training.betas=[0.9]", ["training.betas"]),
-    ("training.max_steps=0", ["training.max_steps", "0"]),
-    ("training.warmup_steps=10000", ["training.warmup_steps", "10000"]),
-    ("training.warmup_steps=-1", ["training.warmup_steps", "-1"]),
-    ("training.lr=0", ["training.lr", "0"]),
-    ("training.micro_batch=0", ["training.micro_batch"]),
-    ("training.global_batch_tokens=10000", ["training.global_batch_tokens", "10000", "8192"]),
-    ("training.valid_tokens=5", ["training.valid_tokens", "5"]),
-    ("data.context=0", ["data.context", "0"]),
-    ("model.n_heads=7", ["n_heads", "7"]),
-    ("model.n_kv_heads=5", ["n_kv_heads", "5"]),
-    ("model.attention.kind=flash", ["model.attention", "'flash'"]),
-    ("model.attention.pattern=[softmax,flash]", ["'flash'"]),
-    ("model.attention.polynomial.degree=3", ["model.attention.polynomial.degree", "3"]),
-    ("model.attention.polysketch.sketch=count", ["model.attention.polysketch.sketch", "'count'"]),
-    ("parallel.zero_stage=4", ["parallel.zero_stage", "4"]),
-    ("checkpoint.every_steps=0", ["checkpoint.every_steps", "0"]),
-    ("checkpoint.every_minutes=0", ["checkpoint.every_minutes", "0"]),
-    ("checkpoint.keep_last=0", ["checkpoint.keep_last", "0"]),
-    ("checkpoint.milestone_steps=0", ["checkpoint.milestone_steps", "0"]),
-    ("training.bad_steps.allowed=-1", ["training.bad_steps.allowed", "-1"]),
-    ("training.bad_steps.sigmas=-1", ["training.bad_steps.sigmas", "-1"]),
-    ("training.hang_seconds=-1", ["training.hang_seconds", "-1"]),
-])
+@pytest.mark.parametrize(
+    "override, parts",
+    [
+        ("training.schedule=linear", ["training.schedule", "'linear'"]),
+        ("training.precision=fp16", ["training.precision", "'fp16'"]),
+        ("training.betas=[0.9]", ["training.betas"]),
+        ("training.max_steps=0", ["training.max_steps", "0"]),
+        ("training.warmup_steps=10000", ["training.warmup_steps", "10000"]),
+        ("training.warmup_steps=-1", ["training.warmup_steps", "-1"]),
+        ("training.lr=0", ["training.lr", "0"]),
+        ("training.micro_batch=0", ["training.micro_batch"]),
+        ("training.global_batch_tokens=10000", ["training.global_batch_tokens", "10000", "8192"]),
+        ("training.valid_tokens=5", ["training.valid_tokens", "5"]),
+        ("data.context=0", ["data.context", "0"]),
+        ("model.n_heads=7", ["n_heads", "7"]),
+        ("model.n_kv_heads=5", ["n_kv_heads", "5"]),
+        ("model.attention.kind=flash", ["model.attention", "'flash'"]),
+        ("model.attention.pattern=[softmax,flash]", ["'flash'"]),
+        ("model.attention.polynomial.degree=3", ["model.attention.polynomial.degree", "3"]),
+        ("model.attention.polysketch.sketch=count", ["model.attention.polysketch.sketch", "'count'"]),
+        ("parallel.zero_stage=4", ["parallel.zero_stage", "4"]),
+        ("checkpoint.every_steps=0", ["checkpoint.every_steps", "0"]),
+        ("checkpoint.every_minutes=0", ["checkpoint.every_minutes", "0"]),
+        ("checkpoint.keep_last=0", ["checkpoint.keep_last", "0"]),
+        ("checkpoint.milestone_steps=0", ["checkpoint.milestone_steps", "0"]),
+        ("training.bad_steps.allowed=-1", ["training.bad_steps.allowed", "-1"]),
+        ("training.bad_steps.sigmas=-1", ["training.bad_steps.sigmas", "-1"]),
+        ("training.hang_seconds=-1", ["training.hang_seconds", "-1"]),
+    ],
+)
 def test_impossible_values_are_named(file, override, parts):
     text = message(file, override)
     assert all(part in text for part in parts), text
 
 
-@pytest.mark.parametrize("override", [
-    "training.lr=nan", "training.lr=inf", "training.stop_after_steps=0", "training.stop_after_steps=-1",
-    "training.grad_clip=-1", "training.weight_decay=-1", "training.betas=[0.9,1.5]", "training.decay_fraction=2",
-    "training.final_lr_fraction=-1", "model.rope_base=0",
-])
+@pytest.mark.parametrize(
+    "override",
+    [
+        "training.lr=nan",
+        "training.lr=inf",
+        "training.stop_after_steps=0",
+        "training.stop_after_steps=-1",
+        "training.grad_clip=-1",
+        "training.weight_decay=-1",
+        "training.betas=[0.9,1.5]",
+        "training.decay_fraction=2",
+        "training.final_lr_fraction=-1",
+        "model.rope_base=0",
+    ],
+)
 def test_numbers_outside_their_range_are_named(file, override):
     assert override.partition("=")[0] in message(file, override)
 
@@ -127,9 +149,19 @@ def test_an_override_without_a_value(file, override):
     assert repr(override) in message(file, override)
 
 
-@pytest.mark.parametrize("override", [
-    "=5", ".=1", "training..lr=1", "a.b.c.d=1", "training.lr.x=1", "run.dir=${nothing}", "training.betas=[", "a={b",
-])
+@pytest.mark.parametrize(
+    "override",
+    [
+        "=5",
+        ".=1",
+        "training..lr=1",
+        "a.b.c.d=1",
+        "training.lr.x=1",
+        "run.dir=${nothing}",
+        "training.betas=[",
+        "a={b",
+    ],
+)
 def test_odd_overrides_are_one_line(file, override):
     message(file, override)
 
@@ -139,19 +171,32 @@ def test_a_missing_file(tmp_path):
     assert str(tmp_path) in message(tmp_path)
 
 
-@pytest.mark.parametrize("given, missing", [
-    ("run: {dir: x}", "data.path"), ("data: {path: x}", "run.dir"), ("", "run.dir"),
-])
+@pytest.mark.parametrize(
+    "given, missing",
+    [
+        ("run: {dir: x}", "data.path"),
+        ("data: {path: x}", "run.dir"),
+        ("", "run.dir"),
+    ],
+)
 def test_a_missing_key(file, given, missing):
     file.write_text(given)
     text = message(file)
     assert missing in text and "experiment.yaml" in text
 
 
-@pytest.mark.parametrize("content", [
-    b"run: [", b"run: {dir: x}\n\tdata: 3", b"a: b: c", b"- a\n- b", b"just a word", b"\xff\xfe\x00",
-    b"run: {dir: x}\nrun: {dir: y}",
-])
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"run: [",
+        b"run: {dir: x}\n\tdata: 3",
+        b"a: b: c",
+        b"- a\n- b",
+        b"just a word",
+        b"\xff\xfe\x00",
+        b"run: {dir: x}\nrun: {dir: y}",
+    ],
+)
 def test_unreadable_yaml(file, content):
     file.write_bytes(content)
     assert "experiment.yaml" in message(file)
@@ -159,8 +204,13 @@ def test_unreadable_yaml(file, content):
 
 def test_to_yaml_round_trips(file):
     overrides = [
-        "training.lr=3.3e-5", "model.n_kv_heads=4", "model.attention.pattern=[softmax]", "training.betas=[0.8,0.9]",
-        "training.stop_after_steps=7", "data.valid_path=other", "model.attention.polysketch.sketch=gaussian",
+        "training.lr=3.3e-5",
+        "model.n_kv_heads=4",
+        "model.attention.pattern=[softmax]",
+        "training.betas=[0.8,0.9]",
+        "training.stop_after_steps=7",
+        "data.valid_path=other",
+        "model.attention.polysketch.sketch=gaussian",
     ]
     config = load_config(file, overrides)
     file.write_text(to_yaml(config))

@@ -44,22 +44,37 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--methods", required=True, metavar="A,B",
-                        help=f"{', '.join(known(groups.device()))}; where no baseline is named, all are timed too")
+    parser.add_argument(
+        "--methods",
+        required=True,
+        metavar="A,B",
+        help=f"{', '.join(known(groups.device()))}; where no baseline is named, all are timed too",
+    )
     parser.add_argument("--contexts", required=True, metavar="N,N", help="tokens a sequence")
     parser.add_argument("--device", choices=("cpu", "cuda"), default=groups.device().type)
     parser.add_argument("--dtype", choices=DTYPES, default="fp32")
     parser.add_argument("--mode", default=",".join(MODES), metavar="A,B", help=f"({','.join(MODES)})")
     parser.add_argument("--batch", type=int, default=1, metavar="N", help="sequences (1)")
-    parser.add_argument("--tokens", type=int, metavar="N",
-                        help="in all sequences together, in place of --batch; at least one sequence")
+    parser.add_argument(
+        "--tokens", type=int, metavar="N", help="in all sequences together, in place of --batch; at least one sequence"
+    )
     parser.add_argument("--heads", type=int, default=4, metavar="H", help="(4)")
     parser.add_argument("--head-dim", type=int, default=64, metavar="D", help="(64)")
     parser.add_argument("--repeats", type=int, default=5, metavar="N", help="timed passes of each, in turn (5)")
-    parser.add_argument("--budget", type=float, default=60, metavar="SECONDS",
-                        help="after which a method is not repeated at this context, but timed once (60)")
-    parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE",
-                        help="other than the defaults of model.attention: polysketch.size=16 block_size=512")
+    parser.add_argument(
+        "--budget",
+        type=float,
+        default=60,
+        metavar="SECONDS",
+        help="after which a method is not repeated at this context, but timed once (60)",
+    )
+    parser.add_argument(
+        "--set",
+        nargs="+",
+        default=[],
+        metavar="KEY=VALUE",
+        help="other than the defaults of model.attention: polysketch.size=16 block_size=512",
+    )
     parser.add_argument("--output", required=True, metavar="OUT.json")
     args = parser.parse_args()
     try:
@@ -110,7 +125,11 @@ def read_config(settings: list[str]) -> AttentionConfig:
 
 
 def benchmark(
-    args: argparse.Namespace, contexts: list[int], modes: list[str], layer: Layer, chosen: dict[str, Method],
+    args: argparse.Namespace,
+    contexts: list[int],
+    modes: list[str],
+    layer: Layer,
+    chosen: dict[str, Method],
     left_out: dict[str, str],
 ) -> bool:
     """Checks, measures, writes. -> whether one that is no baseline was left out."""
@@ -134,15 +153,19 @@ def benchmark(
         report = header(layer.device) | {"measured_peaks": peaks, "left_out": reasons, "rows": []}
         for mode, context in product(modes, contexts):
             batch = layer.batch if args.tokens is None else max(1, args.tokens // context)
-            rows, failed = measure(right, backends, layer._replace(batch=batch), context, mode, args.repeats,
-                                   args.budget, peaks, progress)
+            rows, failed = measure(
+                right, backends, layer._replace(batch=batch), context, mode, args.repeats, args.budget, peaks, progress
+            )
             for name, reason in failed.items():
                 leave_out(name, reason, context=context, mode=mode)
             report["rows"] = sorted(
-                report["rows"] + rows, key=lambda row: (contexts.index(row["context"]), MODES.index(row["mode"])))
+                report["rows"] + rows, key=lambda row: (contexts.index(row["context"]), MODES.index(row["mode"]))
+            )
             write(report, Path(args.output))
-    print(f"{table(report['rows'])}\npeak: beyond a pass's inputs\n"
-          f"written to {args.output}, .md{' and .png' if draw(report['rows'], Path(args.output)) else ''}")
+    print(
+        f"{table(report['rows'])}\npeak: beyond a pass's inputs\n"
+        f"written to {args.output}, .md{' and .png' if draw(report['rows'], Path(args.output)) else ''}"
+    )
     return any(reason["method"] not in baselines(layer.device) for reason in reasons)
 
 

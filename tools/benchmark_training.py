@@ -39,11 +39,18 @@ def main() -> int:
     )
     parser.add_argument("--configs", required=True, metavar="X.yaml,Y.yaml")
     parser.add_argument("--kinds", metavar="A,B", help="each config once with each of these in all layers; own: as is")
-    parser.add_argument("--sdpa", metavar="A,B",
-                        help=f"each that has softmax layers once with each of PyTorch's kernels: {', '.join(SDPA)}")
+    parser.add_argument(
+        "--sdpa",
+        metavar="A,B",
+        help=f"each that has softmax layers once with each of PyTorch's kernels: {', '.join(SDPA)}",
+    )
     parser.add_argument("--contexts", required=True, metavar="N,N", help="tokens a sequence")
-    parser.add_argument("--tokens", type=int, metavar="N",
-                        help="in all sequences together, in place of the config's micro_batch; at least one sequence")
+    parser.add_argument(
+        "--tokens",
+        type=int,
+        metavar="N",
+        help="in all sequences together, in place of the config's micro_batch; at least one sequence",
+    )
     parser.add_argument("--repeats", type=int, default=5, metavar="N", help="timed steps of each, in turn (5)")
     parser.add_argument("--output", required=True, metavar="OUT.json")
     args = parser.parse_args()
@@ -74,8 +81,9 @@ def main() -> int:
 
 def read_configs(paths: list[str], kinds: list[str]) -> dict[str, Config]:
     """A name for each row of the table -> its config: every file as it is, or once with each kind in all layers."""
-    overrides = [[] if kind == OWN else [f"model.attention.kind={kind}", "model.attention.pattern=[]"]
-                 for kind in kinds]
+    overrides = [
+        [] if kind == OWN else [f"model.attention.kind={kind}", "model.attention.pattern=[]"] for kind in kinds
+    ]
     configs = [(Path(path).stem, load_config(path, given)) for path in paths for given in overrides]
     return {f"{stem} {'+'.join(sorted(set(config.model.kinds)))}": config for stem, config in configs}
 
@@ -98,12 +106,15 @@ def measure(
 ) -> tuple[list[dict], dict[str, str]]:
     """A row a variant; and why there is none of those that a GPU cannot run."""
     device = groups.device()
-    batches = {name: config.training.micro_batch if tokens is None else max(1, tokens // context)
-               for name, (config, _) in variants.items()}
+    batches = {
+        name: config.training.micro_batch if tokens is None else max(1, tokens // context)
+        for name, (config, _) in variants.items()
+    }
     backends = {}
     steps = {
-        name: noting(backends, name, sdpa, training_step(
-            config.model, batches[name], context, config.training.precision, device))
+        name: noting(
+            backends, name, sdpa, training_step(config.model, batches[name], context, config.training.precision, device)
+        )
         for name, (config, sdpa) in variants.items()
     }
     failed = first_passes(steps, device)
@@ -114,21 +125,23 @@ def measure(
     rows = []
     for name in steps:
         config, sdpa = variants[name]
-        rows.append({
-            "method": name,
-            "settings": dataclasses.asdict(config.model) | ({} if sdpa is None else {"sdpa": sdpa}),
-            "context": context,
-            "batch": batches[name],
-            "heads": config.model.n_heads,
-            "head_dim": config.model.d_model // config.model.n_heads,
-            "dtype": config.training.precision,
-            "device": device.type,
-            "backend": backends[name],
-            "mode": "training_step",
-            **figures[name],
-            "tokens_per_second": 1e3 * batches[name] * context / medians[name],
-            "speedup": {other: medians[other] / medians[name] for other in steps if other != name},
-        })
+        rows.append(
+            {
+                "method": name,
+                "settings": dataclasses.asdict(config.model) | ({} if sdpa is None else {"sdpa": sdpa}),
+                "context": context,
+                "batch": batches[name],
+                "heads": config.model.n_heads,
+                "head_dim": config.model.d_model // config.model.n_heads,
+                "dtype": config.training.precision,
+                "device": device.type,
+                "backend": backends[name],
+                "mode": "training_step",
+                **figures[name],
+                "tokens_per_second": 1e3 * batches[name] * context / medians[name],
+                "speedup": {other: medians[other] / medians[name] for other in steps if other != name},
+            }
+        )
     return rows, failed
 
 

@@ -63,11 +63,21 @@ def draw(runs: list[Run], folder: Path) -> None:
         lines = [(name, *loss_over(run, wall_time)) for name, run in named]
         plots.curves(lines, x, "training loss (nats), running mean", folder / f"loss_over_{file}.png")
     if lines := [(name, run.evaluation["loss_by_position"]) for name, run in named if run.evaluation]:
-        plots.steps(lines, "loss", "tokens of context before the predicted one", "loss (nats a token)",
-                    folder / "loss_by_position.png")
+        plots.steps(
+            lines,
+            "loss",
+            "tokens of context before the predicted one",
+            "loss (nats a token)",
+            folder / "loss_by_position.png",
+        )
     if lines := [(name, run.recall["recall_by_distance"]) for name, run in named if run.recall]:
-        plots.steps(lines, "accuracy", "tokens from the answer to its question", "right answers",
-                    folder / "recall_by_distance.png")
+        plots.steps(
+            lines,
+            "accuracy",
+            "tokens from the answer to its question",
+            "right answers",
+            folder / "recall_by_distance.png",
+        )
 
 
 def print_table(report: dict) -> None:
@@ -78,8 +88,10 @@ def print_table(report: dict) -> None:
         lines.append([row["name"] + seeds, row["kinds"], *(cell(row[figure], figure) for figure in used)])
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     for line in lines:
-        words = [word.ljust(width) if n < 2 else word.rjust(width)
-                 for n, (word, width) in enumerate(zip(line, widths, strict=True))]
+        words = [
+            word.ljust(width) if n < 2 else word.rjust(width)
+            for n, (word, width) in enumerate(zip(line, widths, strict=True))
+        ]
         print("  ".join(words).rstrip())
     for warning in report["warnings"]:
         print(f"warning: {warning}")

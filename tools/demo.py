@@ -54,11 +54,31 @@ def train(config) -> None:
 
 def evaluate_and_time(config, run: Path) -> None:
     print("\nscoring whole books by other authors", flush=True)
-    call("python", TOOLS / "evaluate.py", "--checkpoint", run, "--data", config.data.valid_path,
-         "--output", run / "evaluation.json")
+    call(
+        "python",
+        TOOLS / "evaluate.py",
+        "--checkpoint",
+        run,
+        "--data",
+        config.data.valid_path,
+        "--output",
+        run / "evaluation.json",
+    )
     print("\none training step, polysketch and softmax in turn", flush=True)
-    call("python", TOOLS / "benchmark_training.py", "--configs", CONFIG, "--kinds", "polysketch,softmax",
-         "--contexts", str(config.data.context), "--repeats", "1", "--output", run / "steps.json")
+    call(
+        "python",
+        TOOLS / "benchmark_training.py",
+        "--configs",
+        CONFIG,
+        "--kinds",
+        "polysketch,softmax",
+        "--contexts",
+        str(config.data.context),
+        "--repeats",
+        "1",
+        "--output",
+        run / "steps.json",
+    )
 
 
 def call(program: str, *arguments, env=None) -> None:
@@ -94,7 +114,7 @@ def print_table(config, run: Path, numbers: dict) -> None:
         "  xz -9": f"{numbers['xz_bits_per_byte']:.3f} bits per byte of the same text",
         "  token unigram": f"{numbers['unigram_bits_per_byte']:.3f} bits per byte of the same text",
         f"step at {context:,}": f"polysketch {polysketch / 1e3:.2f} s, softmax {softmax / 1e3:.2f} s a sequence "
-                              f"({softmax / polysketch:.2f} times polysketch's), on one core or GPU",
+        f"({softmax / polysketch:.2f} times polysketch's), on one core or GPU",
         "this call took": f"{numbers['seconds'] / 60:.1f} minutes",
         "loss curves": f"{run}/loss.png, {run}/loss_by_position.png",
         "every step": f"{bin_}/tensorboard --logdir {run}",
@@ -102,9 +122,11 @@ def print_table(config, run: Path, numbers: dict) -> None:
     print()
     for name, value in rows.items():
         print(f"{name:16}{value}")
-    print("\nnext: change anything with section.key=value (README.md), for example another kind of attention:\n"
-          f"  {bin_}/deepspeed --num_accelerators 2 launch/pretrain.py --config {CONFIG} "
-          "model.attention.kind=softmax run.dir=runs/softmax")
+    print(
+        "\nnext: change anything with section.key=value (README.md), for example another kind of attention:\n"
+        f"  {bin_}/deepspeed --num_accelerators 2 launch/pretrain.py --config {CONFIG} "
+        "model.attention.kind=softmax run.dir=runs/softmax"
+    )
 
 
 if __name__ == "__main__":

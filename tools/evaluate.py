@@ -39,11 +39,14 @@ def main() -> int:
         description=__doc__, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "--checkpoint", required=True, metavar="RUN|STEP|EXPORT",
+        "--checkpoint",
+        required=True,
+        metavar="RUN|STEP|EXPORT",
         help="a run folder, one of its steps, or what export.py wrote",
     )
-    parser.add_argument("--data", required=True, metavar="FILE|DIR|synthetic:TASK",
-                        help="text, a prepared folder, or a task")
+    parser.add_argument(
+        "--data", required=True, metavar="FILE|DIR|synthetic:TASK", help="text, a prepared folder, or a task"
+    )
     parser.add_argument("--context", type=int, metavar="N", help="tokens a window (the context of training)")
     ways = parser.add_mutually_exclusive_group()
     ways.add_argument("--stride", type=int, metavar="N", help="tokens between windows (the context: disjoint ones)")
@@ -105,8 +108,9 @@ def evaluate_text(trained: Pretrained, device: torch.device, args: argparse.Name
             yield from windows(number, tokens, context, stride)
 
     cut = cut_documents()
-    scored = score_carried(trained.model, cut, device) if args.carry_state else score(
-        trained.model, cut, args.batch, device)
+    scored = (
+        score_carried(trained.model, cut, device) if args.carry_state else score(trained.model, cut, args.batch, device)
+    )
     with tqdm(unit="tok", unit_scale=True, desc="scoring", disable=None) as bar:
         for window, losses in scored:
             tally.add(window, losses)
@@ -115,7 +119,10 @@ def evaluate_text(trained: Pretrained, device: torch.device, args: argparse.Name
         raise DataError(f"{args.data} holds no text to score")
     numbers = tally.report(text_bytes)
     return numbers["tokens_scored"], {
-        "fingerprint": digest.hexdigest(), **numbers, "window": context, "stride": stride,
+        "fingerprint": digest.hexdigest(),
+        **numbers,
+        "window": context,
+        "stride": stride,
         "carry_state": args.carry_state,
     }
 
@@ -130,7 +137,10 @@ def evaluate_task(trained: Pretrained, device: torch.device, args: argparse.Name
             parts.append(part)
             bar.update(len(part.correct))
     return args.samples * context, {
-        "fingerprint": task.fingerprint, "samples": args.samples, "context": context, **recall.report(parts, context),
+        "fingerprint": task.fingerprint,
+        "samples": args.samples,
+        "context": context,
+        **recall.report(parts, context),
     }
 
 

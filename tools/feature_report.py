@@ -29,8 +29,9 @@ def main() -> int:
     parser.add_argument("--degree", type=int, default=4, metavar="P", help="of the exact polynomial (4)")
     parser.add_argument("--sketch-size", type=int, default=32, metavar="R", help="numbers of a sketch (32)")
     parser.add_argument("--block-size", type=int, default=256, metavar="C", help="tokens a block (256)")
-    parser.add_argument("--checkpoint", metavar="RUN|STEP|EXPORT",
-                        help="a run folder, one of its steps, or what export.py wrote")
+    parser.add_argument(
+        "--checkpoint", metavar="RUN|STEP|EXPORT", help="a run folder, one of its steps, or what export.py wrote"
+    )
     parser.add_argument("--data", metavar="FILE|DIR", help="what the checkpoint reads: text, or a prepared folder")
     parser.add_argument("--output", metavar="OUT.json")
     args = parser.parse_args()
@@ -118,12 +119,16 @@ def print_heads(report: dict) -> None:
         print(f"{row['layer']:>5}{row['head']:>5} {row['kind']:12}" + "".join(f"{cell:>12}" for cell in cells))
     sketched = [row for row in rows if row["sketch_error"]]
     if sketched:
-        print("\nfar weights of the sketch against (q·k/d)⁴: relative error, at the best scale; error of their sums a "
-              "query, median ratio")
+        print(
+            "\nfar weights of the sketch against (q·k/d)⁴: relative error, at the best scale; error of their sums a "
+            "query, median ratio"
+        )
     for row in sketched:
         error = row["sketch_error"]
-        print(f"{row['layer']:>5}{row['head']:>5} {row['kind']:12}{error['relative_error']:>12.3f}"
-              f"{error['best_scale_error']:>12.3f}{error['row_mass_error']:>12.3f}{error['row_mass_ratio']:>12.3g}")
+        print(
+            f"{row['layer']:>5}{row['head']:>5} {row['kind']:12}{error['relative_error']:>12.3f}"
+            f"{error['best_scale_error']:>12.3f}{error['row_mass_error']:>12.3f}{error['row_mass_ratio']:>12.3g}"
+        )
 
 
 if __name__ == "__main__":

@@ -23,8 +23,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--checkpoint", required=True, metavar="RUN|STEP|EXPORT",
-                        help="a run folder, one of its steps, or what export.py wrote")
+    parser.add_argument(
+        "--checkpoint",
+        required=True,
+        metavar="RUN|STEP|EXPORT",
+        help="a run folder, one of its steps, or what export.py wrote",
+    )
     parser.add_argument("--prompt", required=True, metavar="TEXT")
     parser.add_argument("--max-tokens", type=int, default=200, metavar="N", help="(200)")
     parser.add_argument("--temperature", type=float, default=0.8, help="0 takes the likeliest token each time (0.8)")

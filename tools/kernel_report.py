@@ -73,10 +73,13 @@ def compiled(rows_of, targets: list[str], keep: Path | None, write: Callable[[li
     cores = os.cpu_count() or 1
     parts = -(-cores // len(targets))
     with ProcessPoolExecutor(min(parts * len(targets), cores), mp_context=multiprocessing.get_context("spawn")) as pool:
-        futures = {target: [pool.submit(rows_of, target, part=part, parts=parts, keep=keep) for part in range(parts)]
-                   for target in targets}
-        for _ in tqdm(as_completed(chain(*futures.values())), total=parts * len(targets), desc="compiling",
-                      disable=None):
+        futures = {
+            target: [pool.submit(rows_of, target, part=part, parts=parts, keep=keep) for part in range(parts)]
+            for target in targets
+        }
+        for _ in tqdm(
+            as_completed(chain(*futures.values())), total=parts * len(targets), desc="compiling", disable=None
+        ):
             rows = finished(futures)
             write(rows)
     return rows
@@ -115,8 +118,10 @@ def print_rows(rows: list[dict], sizes: tuple[str, ...]) -> None:
         wgmma = "serialised" if row["wgmma_serialized"] else f"{hazards} hazards" if hazards else "-"
         occupancy = "-" if row["occupancy"] is None else row["occupancy"]
         ratios = " ".join(f"{loop['instructions'] / loop['tensor_clocks']:.1f}" for loop in row["loops"])
-        print(f"{row['kernel']:38}{row['registers']:>10}{row['spill_bytes']:>9}{row['shared_bytes']:>9,}"
-              f"{row['tensor_core_ops']:>8}{wgmma:>12}{occupancy:>8}  {ratios:14}{tiles}")
+        print(
+            f"{row['kernel']:38}{row['registers']:>10}{row['spill_bytes']:>9}{row['shared_bytes']:>9,}"
+            f"{row['tensor_core_ops']:>8}{wgmma:>12}{occupancy:>8}  {ratios:14}{tiles}"
+        )
 
 
 if __name__ == "__main__":

@@ -9,6 +9,11 @@ from lcpt_kernels.squared import squared_attention
 from lcpt_kernels.streaming import State
 
 __all__ = [
-    "State", "feature_attention", "flurka_attention", "lowrank_attention", "polynomial_attention", "sparse_attention",
+    "State",
+    "feature_attention",
+    "flurka_attention",
+    "lowrank_attention",
+    "polynomial_attention",
+    "sparse_attention",
     "squared_attention",
 ]

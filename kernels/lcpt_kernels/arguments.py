@@ -58,8 +58,10 @@ def check_packed(cu_seqlens: Tensor, batch: int, tokens: int) -> None:
         torch._assert_async(rises, "cu_seqlens must rise from 0 to T")
         return
     ends = cu_seqlens.tolist()
-    require(ends[0] == 0 and ends[-1] == tokens and ends == sorted(ends),
-            f"cu_seqlens must rise from 0 to T = {tokens}; it is {ends}")
+    require(
+        ends[0] == 0 and ends[-1] == tokens and ends == sorted(ends),
+        f"cu_seqlens must rise from 0 to T = {tokens}; it is {ends}",
+    )
 
 
 def check_packed_summaries(name: str, rows: int, summaries: int, block_size: int, cu_seqlens: Tensor) -> None:
@@ -70,8 +72,10 @@ def check_packed_summaries(name: str, rows: int, summaries: int, block_size: int
     if cu_seqlens.device.type != "cpu" or torch.compiler.is_compiling():
         torch._assert_async(whole <= rows, f"{name} has fewer rows than whole blocks have summaries")
         return
-    require(rows >= int(whole), f"{name} has {rows} rows; {summaries} summaries of every whole block of {block_size} "
-            f"tokens are {int(whole)}")
+    require(
+        rows >= int(whole),
+        f"{name} has {rows} rows; {summaries} summaries of every whole block of {block_size} tokens are {int(whole)}",
+    )
 
 
 def finite_gate(log_gate: Tensor | None, backend: str) -> Tensor | None:
@@ -81,8 +85,15 @@ def finite_gate(log_gate: Tensor | None, backend: str) -> Tensor | None:
 
 
 def check_stream(
-    v: Tensor, log_gate: Tensor | None, block_size: int, local_blocks: int, initial_state, output_final_state: bool,
-    cu_seqlens: Tensor | None, exchange, backend: str,
+    v: Tensor,
+    log_gate: Tensor | None,
+    block_size: int,
+    local_blocks: int,
+    initial_state,
+    output_final_state: bool,
+    cu_seqlens: Tensor | None,
+    exchange,
+    backend: str,
 ) -> bool:
     """What the families of linear cost have in common. -> whether the sequence is a piece of a longer one."""
     require(block_size > 0, f"block_size {block_size} is not positive")

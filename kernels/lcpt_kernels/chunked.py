@@ -156,8 +156,15 @@ class Far(NamedTuple):
 
 
 def block_causal_attention(
-    q: Tensor, k: Tensor, v: Tensor, a: Tensor | None, far: Far, plan: Plan, log_gate: Tensor | None = None,
-    initial: Tensor | None = None, final: bool = False,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    a: Tensor | None,
+    far: Far,
+    plan: Plan,
+    log_gate: Tensor | None = None,
+    initial: Tensor | None = None,
+    final: bool = False,
 ) -> tuple[Tensor, Tensor | None]:
     """q [B, T, H, D] against k [B, P + T, H, D] and v [B, P + T, H, Dv]: the first P keys, which begin a block, are of
     tokens before the queries. For the state, a [B, T, H, r], and far, its tensors with heads third too, of the same
@@ -239,7 +246,8 @@ class _BlockCausal(torch.autograd.Function):
                 continue
             n, q_rows, k_near = output_gradient(rows), plan.scale * _block(q, rows), _block(k, near)
             w, slope = plan.local.weights_and_slopes(
-                q_rows @ k_near.mT, block.diagonal, decay.between(block), None if peak is None else peak[:, :, rows])
+                q_rows @ k_near.mT, block.diagonal, decay.between(block), None if peak is None else peak[:, :, rows]
+            )
             dw = n @ _with_ones(v, near).mT
             decay.depends(block.rows, near, w, dw)
             dv[:, :, near] += w.mT @ n[..., :-1]

@@ -14,8 +14,10 @@ def refuse_transforms(name: str, others: str) -> None:
     if torch.compiler.is_compiling():
         return
     if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
-        raise ValueError(f"{name} takes no torch.func transform and no forward-mode derivative, backend {others} does; "
-                         "what vmap would add may be a part of B")
+        raise ValueError(
+            f"{name} takes no torch.func transform and no forward-mode derivative, backend {others} does; "
+            "what vmap would add may be a part of B"
+        )
 
 
 def no_second_derivative(name: str, others: str) -> Callable:

@@ -14,9 +14,18 @@ from lcpt_kernels.streaming import Exchange, State, attend, each_document
 
 @under_autocast
 def feature_attention(
-    phi_q: Tensor, phi_k: Tensor, v: Tensor, *, offset: float = 0.0, block_size: int = 256, local_blocks: int = 1,
-    log_gate: Tensor | None = None, initial_state: State | None = None, output_final_state: bool = False,
-    cu_seqlens: Tensor | None = None, exchange: Exchange | None = None,
+    phi_q: Tensor,
+    phi_k: Tensor,
+    v: Tensor,
+    *,
+    offset: float = 0.0,
+    block_size: int = 256,
+    local_blocks: int = 1,
+    log_gate: Tensor | None = None,
+    initial_state: State | None = None,
+    output_final_state: bool = False,
+    cu_seqlens: Tensor | None = None,
+    exchange: Exchange | None = None,
     backend: str = "auto",
 ) -> tuple[Tensor, State | None]:
     """o_t = Σ_{s ≤ t} (φ(q_t)·φ(k_s)) v_s / (offset + Σ_{s ≤ t} φ(q_t)·φ(k_s)), at linear cost.
@@ -29,7 +38,8 @@ def feature_attention(
     check_backend(backend, (*BACKENDS, "triton"))
     check_pair(phi_q, phi_k, v, ("phi_q", "phi_k"))
     piece = check_stream(
-        v, log_gate, block_size, local_blocks, initial_state, output_final_state, cu_seqlens, exchange, backend)
+        v, log_gate, block_size, local_blocks, initial_state, output_final_state, cu_seqlens, exchange, backend
+    )
     log_gate = finite_gate(log_gate, backend)
     plan = Plan(Linear(), Explicit(phi_q.shape[-1]), 1.0, offset, block_size, local_blocks)
 

@@ -25,11 +25,27 @@ LOCAL = {"softmax": Exponential(), "linear": Linear()}
 
 @under_autocast
 def flurka_attention(
-    q: Tensor, k: Tensor, v: Tensor, phi_q: Tensor, phi_summary: Tensor, v_summary: Tensor, *,
-    mass_summary: Tensor | None = None, local: str = "softmax", scale: float | None = None, gain: Tensor | None = None,
-    offset: float = 0.0, summaries: int | None = None, block_size: int = 256, local_blocks: int = 2,
-    log_gate: Tensor | None = None, initial_state: State | None = None, output_final_state: bool = False,
-    cu_seqlens: Tensor | None = None, exchange: Exchange | None = None, backend: str = "auto",
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    phi_q: Tensor,
+    phi_summary: Tensor,
+    v_summary: Tensor,
+    *,
+    mass_summary: Tensor | None = None,
+    local: str = "softmax",
+    scale: float | None = None,
+    gain: Tensor | None = None,
+    offset: float = 0.0,
+    summaries: int | None = None,
+    block_size: int = 256,
+    local_blocks: int = 2,
+    log_gate: Tensor | None = None,
+    initial_state: State | None = None,
+    output_final_state: bool = False,
+    cu_seqlens: Tensor | None = None,
+    exchange: Exchange | None = None,
+    backend: str = "auto",
 ) -> tuple[Tensor, State | None]:
     """Exact weights in the last `local_blocks` blocks of `block_size` = c tokens; before them a block is r summaries.
 
@@ -49,7 +65,8 @@ def flurka_attention(
     check_backend(backend, (*BACKENDS, "triton"))
     check_pair(q, k, v, "qk")
     piece = check_stream(
-        v, log_gate, block_size, local_blocks, initial_state, output_final_state, cu_seqlens, exchange, backend)
+        v, log_gate, block_size, local_blocks, initial_state, output_final_state, cu_seqlens, exchange, backend
+    )
     log_gate = finite_gate(log_gate, backend)
     require(local in LOCAL, f"local {local!r} is neither softmax nor linear")
     scale = (q.shape[3] ** -0.5 if local == "softmax" else 1.0) if scale is None else scale
@@ -76,13 +93,21 @@ def flurka_attention(
         if backend == "reference":
             per_head = dict(zip(keys, reference.per_query_head(q.shape[2], *keys.values()), strict=True))
             return reference.flurka_attention(
-                q, phi_q, **per_head, local=local, scale=scale, offset=offset, block_size=block_size,
-                local_blocks=local_blocks)
+                q,
+                phi_q,
+                **per_head,
+                local=local,
+                scale=scale,
+                offset=offset,
+                block_size=block_size,
+                local_blocks=local_blocks,
+            )
         return linear(q, phi_q=phi_q, **keys, initial_state=None, output_final_state=False)[0]
 
     if piece:
-        return linear(**near, **far, initial_state=initial_state, output_final_state=output_final_state,
-                      exchange=exchange)
+        return linear(
+            **near, **far, initial_state=initial_state, output_final_state=output_final_state, exchange=exchange
+        )
     if compute is not None:
         keys = {"k": k, "v": v, "log_gate": log_gate, "b": phi_summary, "far_v": v_summary, "mass": mass_summary}
         present = {name: x for name, x in keys.items() if x is not None}
@@ -114,13 +139,16 @@ def summaries_of_block(rows, summaries, tokens, block_size, cu_seqlens, initial_
     if summaries is not None:
         require(summaries > 0, f"summaries {summaries} is not positive")
         if rows != blocks * summaries:
-            raise ValueError(f"phi_summary has {rows} rows; {summaries} summaries of each of {blocks} whole blocks of "
-                             f"{block_size} tokens are {blocks * summaries}")
+            raise ValueError(
+                f"phi_summary has {rows} rows; {summaries} summaries of each of {blocks} whole blocks of "
+                f"{block_size} tokens are {blocks * summaries}"
+            )
         r = summaries
     else:
         if rows % blocks if blocks else rows:
             raise ValueError(
-                f"phi_summary has {rows} rows, which is no multiple of {blocks} whole blocks of {block_size} tokens")
+                f"phi_summary has {rows} rows, which is no multiple of {blocks} whole blocks of {block_size} tokens"
+            )
         r = rows // blocks if blocks else 1
     held_blocks = 0 if initial_state is None else initial_state.tail["v"].shape[1] // block_size
     if held_blocks:

@@ -25,8 +25,18 @@ from lcpt_kernels.streaming import each_document
 
 @under_autocast
 def lowrank_attention(
-    q: Tensor, k: Tensor, v: Tensor, q_far: Tensor, k_summary: Tensor, v_summary: Tensor, *, summaries: int,
-    scale: float | None = None, block_size: int = 256, local_blocks: int = 2, cu_seqlens: Tensor | None = None,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    q_far: Tensor,
+    k_summary: Tensor,
+    v_summary: Tensor,
+    *,
+    summaries: int,
+    scale: float | None = None,
+    block_size: int = 256,
+    local_blocks: int = 2,
+    cu_seqlens: Tensor | None = None,
     backend: str = "auto",
 ) -> Tensor:
     """A softmax of scale · q·k over the tokens of the last `local_blocks` blocks of c tokens, and of
@@ -56,7 +66,8 @@ def lowrank_attention(
         k, v, k_summary, v_summary = reference.per_query_head(q.shape[2], k, v, k_summary, v_summary)
         if backend == "reference":
             return reference.lowrank_attention(
-                q, k, v, q_far, k_summary, v_summary, summaries, scale, block_size, local_blocks)
+                q, k, v, q_far, k_summary, v_summary, summaries, scale, block_size, local_blocks
+            )
         refuse_transforms("low-rank attention", "reference")
         heads_first = [x.transpose(1, 2) for x in (q, k, v, q_far, k_summary, v_summary)]
         return _by_block(*heads_first, summaries, scale, block_size, local_blocks).transpose(1, 2)
@@ -75,7 +86,8 @@ def _check_summaries(
     whole = tokens // block_size * summaries
     if rows < whole or rows % summaries != 0:  # no number goes into a message that nobody needs: `check_packed`
         raise ValueError(
-            f"k_summary has {rows} rows; {summaries} summaries of every whole block of {block_size} tokens are {whole}")
+            f"k_summary has {rows} rows; {summaries} summaries of every whole block of {block_size} tokens are {whole}"
+        )
 
 
 def _by_block(q, k, v, q_far, k_summary, v_summary, summaries, scale, block_size, local_blocks):
@@ -86,9 +98,21 @@ def _by_block(q, k, v, q_far, k_summary, v_summary, summaries, scale, block_size
         rows, near = slice(max(t, past), min(t + c, keys)), slice(max(0, t + c - local_blocks * c), min(t + c, keys))
         far = max(0, before + t // c - local_blocks + 1) * summaries
         asking = slice(rows.start - past, rows.stop - past)
-        outputs.append(checkpoint(  # autograd would keep a copy of all summaries for every block
-            _softmax, q[:, :, asking], k[:, :, near], v[:, :, near], q_far[:, :, asking], k_summary[:, :, :far],
-            v_summary[:, :, :far], rows.start - near.start, scale, math.log(c / summaries), use_reentrant=False))
+        outputs.append(
+            checkpoint(  # autograd would keep a copy of all summaries for every block
+                _softmax,
+                q[:, :, asking],
+                k[:, :, near],
+                v[:, :, near],
+                q_far[:, :, asking],
+                k_summary[:, :, :far],
+                v_summary[:, :, :far],
+                rows.start - near.start,
+                scale,
+                math.log(c / summaries),
+                use_reentrant=False,
+            )
+        )
     return torch.cat(outputs, dim=2)
 
 

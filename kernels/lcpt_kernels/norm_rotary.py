@@ -11,7 +11,14 @@ from lcpt_kernels.arguments import check_backend, check_sizes, require
 
 
 def norm_rotary(
-    x: Tensor, weight: Tensor, bias: Tensor, cos: Tensor, sin: Tensor, *, eps: float = 1e-5, keep_plain: bool = False,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    *,
+    eps: float = 1e-5,
+    keep_plain: bool = False,
     backend: str = "auto",
 ) -> tuple[Tensor, Tensor | None]:
     """plain = LayerNorm(x) over the last dimension; turned: its pairs (i, i + D/2) by their position's angle.

@@ -17,8 +17,15 @@ ROWS = 256  # queries at a time: bounds the memory of a tile of scores to ROWS �
 
 @under_autocast
 def polynomial_attention(
-    q: Tensor, k: Tensor, v: Tensor, *, degree: int = 4, scale: float = 1.0, offset: float | None = None,
-    cu_seqlens: Tensor | None = None, backend: str = "auto",
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    degree: int = 4,
+    scale: float = 1.0,
+    offset: float | None = None,
+    cu_seqlens: Tensor | None = None,
+    backend: str = "auto",
 ) -> Tensor:
     """o_t = Σ_{s ≤ t} w_ts v_s / (offset + Σ_{s ≤ t} w_ts),  w_ts = (scale · q_t·k_s)^degree, degree even.
 

@@ -55,8 +55,10 @@ def _check(k: Tensor, v: Tensor, logits: Tensor, segments: Tensor, gamma: Tensor
     require(k.dtype == v.dtype, f"k and v differ in dtype: {k.dtype}, {v.dtype}")
     r = logits.shape[-1]
     require(r > 0, "logits are of 0 summaries")
-    require(tuple(logits.shape) in ((*blocks, r), (*blocks[2:], r)),
-            f"logits are {list(logits.shape)}; they must be {[*blocks, r]} or {[*blocks[2:], r]}")
+    require(
+        tuple(logits.shape) in ((*blocks, r), (*blocks[2:], r)),
+        f"logits are {list(logits.shape)}; they must be {[*blocks, r]} or {[*blocks[2:], r]}",
+    )
     require(tuple(segments.shape) == (blocks[2], 1, r), f"segments are {list(segments.shape)}, not {[blocks[2], 1, r]}")
     if gamma is not None:
         require(tuple(gamma.shape) == blocks, f"gamma is {list(gamma.shape)}; it must be {list(blocks)}")

@@ -86,7 +86,8 @@ def flurka_attention(
     if local == "softmax":
         near_weights, damping = damped_exponentials(
             (s if faded is None else s + faded.to(s.dtype)).masked_fill(~near, -torch.inf),
-            abs(offset) + far_weights.abs().sum(-1, keepdim=True) + mass.abs().sum(-1, keepdim=True))
+            abs(offset) + far_weights.abs().sum(-1, keepdim=True) + mass.abs().sum(-1, keepdim=True),
+        )
     else:
         near_weights, damping = torch.where(near, s if faded is None else s * faded.exp().to(s.dtype), 0.0), 1.0
     mass, far_weights, offset = damping * mass, damping * far_weights, damping * offset
@@ -115,10 +116,13 @@ def lowrank_attention(q, k, v, q_far, k_summary, v_summary, summaries, scale, bl
     asking = block[keys - tokens :, None]
     near = (block[None, :] > asking - local_blocks).tril(keys - tokens)
     far = of_summary[None, :] <= asking - local_blocks
-    exponents = torch.cat((
-        (scale * scores(q_far, k_summary) + math.log(block_size / summaries)).masked_fill(~far, -torch.inf),
-        (scale * scores(q, k)).masked_fill(~near, -torch.inf),
-    ), dim=-1)
+    exponents = torch.cat(
+        (
+            (scale * scores(q_far, k_summary) + math.log(block_size / summaries)).masked_fill(~far, -torch.inf),
+            (scale * scores(q, k)).masked_fill(~near, -torch.inf),
+        ),
+        dim=-1,
+    )
     return torch.einsum("bhts,bshe->bthe", exponents.softmax(-1), torch.cat((v_summary, v), dim=1))
 
 

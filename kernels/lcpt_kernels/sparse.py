@@ -31,9 +31,18 @@ INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
 @under_autocast
 def sparse_attention(
-    q: Tensor, k: Tensor, v: Tensor, *, q_keep: Tensor | None = None, k_keep: Tensor | None = None,
-    q_bucket: Tensor | None = None, k_bucket: Tensor | None = None, window: int = 0, scale: float | None = None,
-    cu_seqlens: Tensor | None = None, backend: str = "auto",
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    q_keep: Tensor | None = None,
+    k_keep: Tensor | None = None,
+    q_bucket: Tensor | None = None,
+    k_bucket: Tensor | None = None,
+    window: int = 0,
+    scale: float | None = None,
+    cu_seqlens: Tensor | None = None,
+    backend: str = "auto",
 ) -> Tensor:
     """A softmax of scale · q_t·k_s over the s ≤ t that are kept and in the bucket of q_t; t itself is one of them.
 
@@ -63,8 +72,10 @@ def sparse_attention(
     if backend == "reference":
         k, v = reference.per_query_head(q.shape[2], k, v)
         return each_document(
-            lambda **document: reference.sparse_attention(**document, scale=scale, window=window), cu_seqlens,
-            {"q": q, "k": k, "v": v, **marks})
+            lambda **document: reference.sparse_attention(**document, scale=scale, window=window),
+            cu_seqlens,
+            {"q": q, "k": k, "v": v, **marks},
+        )
     sights = sights_of(q, k, marks, window, cu_seqlens)
     if on_gpu.intervals(backend, "sparse_attention", v, q):
         from lcpt_kernels.triton.sparse import sparse_attention as in_triton
@@ -103,7 +114,8 @@ def _in_pytorch(q, k, v, meeting: Meeting, scale: float, with_lse: bool) -> tupl
     """k and v with the heads of q -> o [B, T, H, Dv]; lse [B, T, H], −∞ for a query that sees none."""
     rows = [x.flatten(0, 2) for x in (q, k, v)]
     q_sorted, k_sorted, v_sorted = (
-        x.index_select(0, order) for x, order in zip(rows, (meeting.queries, meeting.keys, meeting.keys), strict=True))
+        x.index_select(0, order) for x, order in zip(rows, (meeting.queries, meeting.keys, meeting.keys), strict=True)
+    )
     o_sorted, lse_sorted = _Intervals.apply(q_sorted, k_sorted, v_sorted, meeting.first, meeting.last, scale, with_lse)
     o = o_sorted.new_zeros(len(rows[0]), v.shape[3]).index_copy(0, meeting.queries, o_sorted)
     o = o.unflatten(0, q.shape[:3])
@@ -132,8 +144,11 @@ class Meeting(NamedTuple):
         if q_bucket is not None and q_bucket.numel():
             ends = torch.stack([end for x in (q_bucket, k_bucket) for end in (x.min(), x.max())]).tolist()
             lowest, buckets = min(ends), max(ends) - min(ends) + 1
-            require(q.shape[0] * q.shape[2] * buckets * span < 2**63, f"buckets from {lowest} to {max(ends)}, "
-                    f"for {q.shape[0] * q.shape[2]} heads of {span} tokens, are too many for 64 bits")
+            require(
+                q.shape[0] * q.shape[2] * buckets * span < 2**63,
+                f"buckets from {lowest} to {max(ends)}, "
+                f"for {q.shape[0] * q.shape[2]} heads of {span} tokens, are too many for 64 bits",
+            )
         heads = torch.arange(q.shape[0] * q.shape[2], device=q.device).view(q.shape[0], 1, q.shape[2])
 
         def ordered(keep, bucket, positions):
@@ -208,8 +223,10 @@ def _tiles(q, k, first, last, scale) -> Iterator[tuple[slice, slice, Tensor]]:
 
 
 def _check_marks(q, k, q_keep, k_keep, q_bucket, k_bucket) -> None:
-    require((q_bucket is None) == (k_bucket is None),
-            f"{'k' if q_bucket is None else 'q'}_bucket is given alone; buckets need both")
+    require(
+        (q_bucket is None) == (k_bucket is None),
+        f"{'k' if q_bucket is None else 'q'}_bucket is given alone; buckets need both",
+    )
     of_queries, of_keys = list(q.shape[:3]), [*k.shape[:2], q.shape[2]]
     for name, keep, shape in (("q_keep", q_keep, of_queries), ("k_keep", k_keep, of_keys)):
         if keep is not None:

@@ -14,10 +14,23 @@ from lcpt_kernels.streaming import Exchange, State, attend, each_document
 
 @under_autocast
 def squared_attention(
-    a: Tensor, b: Tensor, v: Tensor, *, q: Tensor | None = None, k: Tensor | None = None, degree: int = 4,
-    scale: float = 1.0, offset: float | None = None, coefficients: tuple[float, float, float] = (0, 0, 1),
-    block_size: int = 256, local_blocks: int = 1, log_gate: Tensor | None = None, initial_state: State | None = None,
-    output_final_state: bool = False, cu_seqlens: Tensor | None = None, exchange: Exchange | None = None,
+    a: Tensor,
+    b: Tensor,
+    v: Tensor,
+    *,
+    q: Tensor | None = None,
+    k: Tensor | None = None,
+    degree: int = 4,
+    scale: float = 1.0,
+    offset: float | None = None,
+    coefficients: tuple[float, float, float] = (0, 0, 1),
+    block_size: int = 256,
+    local_blocks: int = 1,
+    log_gate: Tensor | None = None,
+    initial_state: State | None = None,
+    output_final_state: bool = False,
+    cu_seqlens: Tensor | None = None,
+    exchange: Exchange | None = None,
     backend: str = "auto",
 ) -> tuple[Tensor, State | None]:
     """Block-causal attention whose earlier blocks weigh c₀ + c₁ s + c₂ s² with s = a_t·b_s, at linear cost.
@@ -40,7 +53,8 @@ def squared_attention(
     check_pair(a, b, v, "ab")
     require((q is None) == (k is None), "q and k are given together or not at all")
     piece = check_stream(
-        v, log_gate, block_size, local_blocks, initial_state, output_final_state, cu_seqlens, exchange, backend)
+        v, log_gate, block_size, local_blocks, initial_state, output_final_state, cu_seqlens, exchange, backend
+    )
     log_gate = finite_gate(log_gate, backend)
     if q is not None:
         check_pair(q, k, v, "qk")
@@ -61,7 +75,8 @@ def squared_attention(
         if backend == "reference":
             b, v, k, log_gate = reference.per_query_head(a.shape[2], b, v, k, log_gate)
             return reference.squared_attention(
-                a, b, v, q, k, log_gate, degree, scale, offset, coefficients, block_size, local_blocks)
+                a, b, v, q, k, log_gate, degree, scale, offset, coefficients, block_size, local_blocks
+            )
         return attend(plan, a if q is None else q, a, {"b": b, "v": v, "k": k, "log_gate": log_gate}, None, False)[0]
 
     if piece:

@@ -45,8 +45,14 @@ class Compute(Protocol):
 
 
 def attend(
-    plan: Plan, q: Tensor, a: Tensor, keys: dict[str, Tensor | None], initial_state: State | None,
-    output_final_state: bool, exchange: Exchange | None = None, compute: Compute | None = None,
+    plan: Plan,
+    q: Tensor,
+    a: Tensor,
+    keys: dict[str, Tensor | None],
+    initial_state: State | None,
+    output_final_state: bool,
+    exchange: Exchange | None = None,
+    compute: Compute | None = None,
 ) -> tuple[Tensor, State | None]:
     """The continuation of `initial_state`, or of what `exchange` brings, by queries q [B, T, H, D], a [B, T, H, r] and
     as many keys: "k", "b", "v", "log_gate", each [B, T, Hkv, ·]; where plan.summaries is set, "b", "far_v" and "mass"
@@ -101,8 +107,10 @@ def _from_ranks_before(
 
 
 def check_state(state: State, plan: Plan, keys: dict[str, Tensor]) -> None:
-    require(state.tail.keys() == keys.keys(), f"initial_state is of a sequence with {', '.join(sorted(state.tail))}; "
-            f"this one has {', '.join(sorted(keys))}")
+    require(
+        state.tail.keys() == keys.keys(),
+        f"initial_state is of a sequence with {', '.join(sorted(state.tail))}; this one has {', '.join(sorted(keys))}",
+    )
     tail, reach = state.tail["v"].shape[1], plan.block_size * plan.local_blocks
     require(tail < reach, f"initial_state has a tail of {tail} tokens, block_size · local_blocks is only {reach}")
     expected = keys["v"].shape[0], keys["v"].shape[2], plan.features.dimension, keys["v"].shape[3] + 1
@@ -110,8 +118,12 @@ def check_state(state: State, plan: Plan, keys: dict[str, Tensor]) -> None:
 
 
 def each_document(
-    attend_one: Callable[..., Tensor], cu_seqlens: Tensor | None, tensors: dict[str, Tensor | None],
-    summaries: dict[str, Tensor | None] | None = None, block_size: int = 1, number: int = 0,
+    attend_one: Callable[..., Tensor],
+    cu_seqlens: Tensor | None,
+    tensors: dict[str, Tensor | None],
+    summaries: dict[str, Tensor | None] | None = None,
+    block_size: int = 1,
+    number: int = 0,
 ) -> Tensor:
     """attend_one(**tensors, **summaries), where documents are packed one document at a time: o [1, T, H, Dv].
 

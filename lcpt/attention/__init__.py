@@ -16,8 +16,15 @@ from lcpt.attention.softmax import Softmax, SoftmaxConfig
 from lcpt.attention.sparse import SparseHash, SparseHashConfig, SparseQK, SparseQKConfig
 
 ATTENTION: dict[str, type[Attention]] = {
-    "softmax": Softmax, "polynomial": Polynomial, "polysketch": Polysketch, "kernel": Kernel, "fastmax": Fastmax,
-    "feedforward": Feedforward, "lowrank": Lowrank, "flurka": Flurka, "sparse_qk": SparseQK,
+    "softmax": Softmax,
+    "polynomial": Polynomial,
+    "polysketch": Polysketch,
+    "kernel": Kernel,
+    "fastmax": Fastmax,
+    "feedforward": Feedforward,
+    "lowrank": Lowrank,
+    "flurka": Flurka,
+    "sparse_qk": SparseQK,
     "sparse_hash": SparseHash,
 }
 
@@ -48,8 +55,10 @@ class AttentionConfig:
             raise ValueError(f"model.attention.gate is {self.gate!r}; it is none, {' or '.join(GATES)}")
         kinds = self.pattern or [self.kind]
         if self.gate != "none" and not any(issubclass(ATTENTION[kind].form(self), LinearCost) for kind in kinds):
-            raise ValueError(f"model.attention.gate is {self.gate}, and {', '.join(kinds)} have no state to gate; "
-                             "take none, or a kind of linear cost")
+            raise ValueError(
+                f"model.attention.gate is {self.gate}, and {', '.join(kinds)} have no state to gate; "
+                "take none, or a kind of linear cost"
+            )
         if self.block_size < 1:
             raise ValueError(f"model.attention.block_size is {self.block_size}; it must be ≥ 1")
 

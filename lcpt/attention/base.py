@@ -121,8 +121,13 @@ class LinearCost(Attention):
 
     def attend(self, p: Projected, state=None, keep: bool = False, cu_seqlens: Tensor | None = None):
         return self.attend_blocks(
-            p, block_size=self.block_size, local_blocks=self.local_blocks, log_gate=p.log_gate, initial_state=state,
-            output_final_state=keep, cu_seqlens=cu_seqlens,
+            p,
+            block_size=self.block_size,
+            local_blocks=self.local_blocks,
+            log_gate=p.log_gate,
+            initial_state=state,
+            output_final_state=keep,
+            cu_seqlens=cu_seqlens,
         )
 
     @abstractmethod

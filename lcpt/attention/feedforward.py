@@ -91,10 +91,12 @@ class Feedforward(LinearCost):
         super().__init__(d_model, n_heads, n_kv_heads, config)
         own: FeedforwardConfig = config.feedforward
         self.lam = own.penalty
-        self.phi = nn.Sequential(*(
-            FeedforwardLayer(n_kv_heads, self.head_dim, own.map, last=layer == own.layers - 1)
-            for layer in range(own.layers)
-        ))
+        self.phi = nn.Sequential(
+            *(
+                FeedforwardLayer(n_kv_heads, self.head_dim, own.map, last=layer == own.layers - 1)
+                for layer in range(own.layers)
+            )
+        )
 
     def attend_blocks(self, p: Projected, **stream):
         return feature_attention(self.phi(p.q), self.phi(p.k), p.v, **stream)

@@ -53,8 +53,18 @@ class Flurka(LinearCost):
         if self.local == "linear":
             q, k = (self.feature_map(x, is_query=False) for x in (q, k))
         o, near = flurka_attention(
-            q, k, p.v, phi_q, phi_summary, pooled.v, mass_summary=pooled.mass, local=self.local,
-            gain=self.gamma.exp(), summaries=self.summaries.number, initial_state=near, **stream,
+            q,
+            k,
+            p.v,
+            phi_q,
+            phi_summary,
+            pooled.v,
+            mass_summary=pooled.mass,
+            local=self.local,
+            gain=self.gamma.exp(),
+            summaries=self.summaries.number,
+            initial_state=near,
+            **stream,
         )
         return o, None if near is None else (near, pooled.pending)
 

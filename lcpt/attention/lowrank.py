@@ -37,8 +37,15 @@ class Lowrank(Attention):
         if state is not None:
             held = {name: torch.cat((state[name], x), dim=1) for name, x in held.items()}
         o = lowrank_attention(
-            p.q, held["k"], held["v"], p.q_plain, held["k_summary"], held["v_summary"],
-            summaries=self.summaries.number, block_size=self.block_size, local_blocks=LOCAL_BLOCKS,
+            p.q,
+            held["k"],
+            held["v"],
+            p.q_plain,
+            held["k_summary"],
+            held["v_summary"],
+            summaries=self.summaries.number,
+            block_size=self.block_size,
+            local_blocks=LOCAL_BLOCKS,
             cu_seqlens=cu_seqlens,
         )
         if not keep:

@@ -51,8 +51,7 @@ class WindowSoftmax(KeyValueCache):
         return o, tuple(x[:, gone:].clone() for x in state)  # copies: views would keep everything
 
     def attend_to(self, q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor | None) -> Tensor:
-        return each_document(
-            lambda q, k, v: _in_window(q, k, v, self.window), cu_seqlens, {"q": q, "k": k, "v": v})
+        return each_document(lambda q, k, v: _in_window(q, k, v, self.window), cu_seqlens, {"q": q, "k": k, "v": v})
 
     def attend_flops(self, context: int) -> tuple[float, float]:
         keys = context / 2 if context <= self.window else 2 * self.window  # masked ones are computed too
@@ -76,7 +75,8 @@ def _in_window(q: Tensor, k: Tensor, v: Tensor, window: int) -> Tensor:
     missing, lacking = window - (seen - tokens), blocks * rows - tokens  # keys before the first; tokens after the last
     q = F.pad(q, (0, 0, 0, 0, 0, lacking)).unflatten(1, (blocks, rows))
     k, v = (  # [B, blocks, window + rows, Hkv, D]; where `missing` is negative, pad cuts off
-        F.pad(x, (0, 0, 0, 0, missing, lacking)).unfold(1, window + rows, rows).movedim(-1, 2) for x in (k, v))
+        F.pad(x, (0, 0, 0, 0, missing, lacking)).unfold(1, window + rows, rows).movedim(-1, 2) for x in (k, v)
+    )
     band = torch.ones(rows, window + rows, dtype=torch.bool, device=q.device).tril(window).triu(1)
     padding = torch.arange(window + rows, device=q.device) < missing  # only the first block meets it
     outputs = [_sdpa(q[:, 0], k[:, 0], v[:, 0], band & ~padding)]
@@ -94,5 +94,6 @@ def _sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor
         # PyTorch's is_causal lets the first query see the first key alone: with keys before it, the mask is ours.
         mask = torch.ones(tokens, seen, dtype=torch.bool, device=q.device).tril(seen - tokens)
     gqa = q.shape[1] != k.shape[1]
-    return F.scaled_dot_product_attention(
-        q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=gqa).transpose(1, 2)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=gqa).transpose(
+        1, 2
+    )

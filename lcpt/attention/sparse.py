@@ -80,8 +80,9 @@ class Sparse(Attention):
         """positions int64 [T], each token's in its document."""
 
     @abstractmethod
-    def attend_to(self, q: Tensor, k: Tensor, v: Tensor, q_marks: Tensor, k_marks: Tensor,
-                  cu_seqlens: Tensor | None) -> Tensor:
+    def attend_to(
+        self, q: Tensor, k: Tensor, v: Tensor, q_marks: Tensor, k_marks: Tensor, cu_seqlens: Tensor | None
+    ) -> Tensor:
         """sparse_attention with these marks, both [B, ·, H]."""
 
     def attend(self, p: Projected, state=None, keep: bool = False, cu_seqlens: Tensor | None = None):
@@ -190,8 +191,7 @@ class SparseHash(Sparse):
         return Marks(q, k, q_gate, k_gate)
 
     def attend_to(self, q, k, v, q_marks, k_marks, cu_seqlens):
-        return sparse_attention(
-            q, k, v, q_bucket=q_marks, k_bucket=k_marks, window=self.window, cu_seqlens=cu_seqlens)
+        return sparse_attention(q, k, v, q_bucket=q_marks, k_bucket=k_marks, window=self.window, cu_seqlens=cu_seqlens)
 
     def attend_flops(self, context: int) -> tuple[float, float]:
         """As if buckets were of equal size."""

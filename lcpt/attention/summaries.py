@@ -72,8 +72,12 @@ class Summaries(nn.Module):
             G = blocks["log_gate"].double().cumsum(2)  # differences of sums that may be large
             gamma = (G[:, :, -1:] - G).exp().to(p.log_gate.dtype)  # [B, N, c, Hkv]
         k, v, mass = pool_blocks(
-            blocks["k"], blocks["v"], logits=self.table if self.W_P is None else blocks["logits"],
-            segments=self.segments, gamma=gamma)
+            blocks["k"],
+            blocks["v"],
+            logits=self.table if self.W_P is None else blocks["logits"],
+            segments=self.segments,
+            gamma=gamma,
+        )
         return Pooled(self.k_norm(k), v, mass, {name: x[:, rest] for name, x in rows.items()})
 
     def _split(self, tokens: int, cu_seqlens: Tensor | None) -> tuple[Tensor | slice, slice]:

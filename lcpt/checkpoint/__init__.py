@@ -13,6 +13,18 @@ from lcpt.checkpoint.retention import remove_old
 from lcpt.checkpoint.write import CheckpointConfig, Slice, open_partial, seal, step_name, write_piece
 
 __all__ = [
-    "CheckpointConfig", "CheckpointError", "Slice", "TensorReader", "find_checkpoint", "newest_checkpoint",
-    "open_partial", "read_manifest", "read_state", "read_tensors", "remove_old", "seal", "step_name", "write_piece",
+    "CheckpointConfig",
+    "CheckpointError",
+    "Slice",
+    "TensorReader",
+    "find_checkpoint",
+    "newest_checkpoint",
+    "open_partial",
+    "read_manifest",
+    "read_state",
+    "read_tensors",
+    "remove_old",
+    "seal",
+    "step_name",
+    "write_piece",
 ]

@@ -62,22 +62,26 @@ def read_manifest(step: Path, *, hashes: bool = True) -> dict:
     if manifest.get("sha256") != self_hash(manifest):
         raise CheckpointError(f"{path} does not match its own hash: it was damaged or edited; use another checkpoint")
     if manifest["schema_version"] != SCHEMA_VERSION:
-        raise SchemaError(f"{path} is of schema {manifest['schema_version']}, this lcpt reads {SCHEMA_VERSION}; "
-                          "take the lcpt that wrote it")
+        raise SchemaError(
+            f"{path} is of schema {manifest['schema_version']}, this lcpt reads {SCHEMA_VERSION}; "
+            "take the lcpt that wrote it"
+        )
     for name, expected in manifest["files"].items():
         file = step / name
         if not file.is_file():
             raise CheckpointError(f"{file} is missing; use another checkpoint")
         if file.stat().st_size != expected["size_bytes"]:
-            raise CheckpointError(f"{file} has {file.stat().st_size} bytes instead of {expected['size_bytes']}; "
-                                  "use another checkpoint")
+            raise CheckpointError(
+                f"{file} has {file.stat().st_size} bytes instead of {expected['size_bytes']}; use another checkpoint"
+            )
     if hashes:
         with ThreadPoolExecutor() as threads:
             found = threads.map(lambda name: sha256_of(step / name), manifest["files"])
             for (name, expected), sha256 in zip(manifest["files"].items(), found, strict=True):
                 if sha256 != expected["sha256"]:
-                    raise CheckpointError(f"{step / name} does not match its sha256 in the manifest; "
-                                          "use another checkpoint")
+                    raise CheckpointError(
+                        f"{step / name} does not match its sha256 in the manifest; use another checkpoint"
+                    )
     return manifest
 
 
@@ -107,8 +111,10 @@ class TensorReader:
             flat[low - start : high - start] = self._read(piece, name, low, high)
             filled = high
         if filled != stop:
-            raise CheckpointError(f"{self._step} holds {filled - start} of the {stop - start} numbers from {start} on "
-                                  f"of {group} {name}; use another checkpoint")
+            raise CheckpointError(
+                f"{self._step} holds {filled - start} of the {stop - start} numbers from {start} on "
+                f"of {group} {name}; use another checkpoint"
+            )
         return flat
 
     def _read(self, piece: dict, name: str, low: int, high: int) -> torch.Tensor:

@@ -30,8 +30,10 @@ class DataConfig:
         if self.context < 1:
             raise DataError(f"data.context is {self.context}; it must be 1 or more tokens")
         if self.valid_path and is_task(self.path) != is_task(self.valid_path):
-            raise DataError(f"data.valid_path is {self.valid_path} and data.path {self.path}; take text for both or a "
-                            "task for both, which gives fresh samples")
+            raise DataError(
+                f"data.valid_path is {self.valid_path} and data.path {self.path}; take text for both or a "
+                "task for both, which gives fresh samples"
+            )
 
 
 def rows(source: Source, seed: int, first: int, count: int, context: int) -> Batch:

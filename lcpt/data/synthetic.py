@@ -82,11 +82,15 @@ class Task:
         if items > kind.most:
             raise DataError(f"{self.name}: data.synthetic.items is {items}, and it has {kind.most:.0f} at most")
         if context < kind.room(items):
-            raise DataError(f"{self.name}: data.synthetic.items {items} need data.context {kind.room(items)} or more, "
-                            f"and it is {context}")
+            raise DataError(
+                f"{self.name}: data.synthetic.items {items} need data.context {kind.room(items)} or more, "
+                f"and it is {context}"
+            )
         if self.vocab_size // 2 < items + 1:
-            raise DataError(f"{self.name}: data.synthetic.items {items} need model.vocab_size {2 * items + 2} or more, "
-                            f"and it is {self.vocab_size}")
+            raise DataError(
+                f"{self.name}: data.synthetic.items {items} need model.vocab_size {2 * items + 2} or more, "
+                f"and it is {self.vocab_size}"
+            )
         return items
 
     def sample(self, number: int, seed: int, context: int) -> tuple[np.ndarray, np.ndarray]:

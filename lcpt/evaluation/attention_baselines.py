@@ -22,7 +22,8 @@ from lcpt.evaluation.attention_layer import ROUNDED, Layer, Method
 from lcpt.evaluation.roofline import softmax_cost
 
 SDPA = {
-    "flash": SDPBackend.FLASH_ATTENTION, "cudnn": SDPBackend.CUDNN_ATTENTION,
+    "flash": SDPBackend.FLASH_ATTENTION,
+    "cudnn": SDPBackend.CUDNN_ATTENTION,
     "efficient": SDPBackend.EFFICIENT_ATTENTION,
 }
 SOFTMAX = (*(f"sdpa_{name}" for name in SDPA), "sdpa_cpu", "flex")  # the same result by different kernels
@@ -101,8 +102,7 @@ def marked(marks: dict[str, Tensor]) -> BlockMask:
         return (s <= t) & (q_mark & k_mark if kept else q_mark == k_mark)
 
     blocks = torch.ones(2 * (-(-tokens // BLOCK),), dtype=torch.bool, device=q_marks.device).tril()
-    return BlockMask.from_kv_blocks(
-        *listed(blocks), BLOCK_SIZE=BLOCK, mask_mod=seen, seq_lengths=(tokens, tokens))
+    return BlockMask.from_kv_blocks(*listed(blocks), BLOCK_SIZE=BLOCK, mask_mod=seen, seq_lengths=(tokens, tokens))
 
 
 @lru_cache(maxsize=1)
@@ -126,7 +126,8 @@ def band(tokens: int, window: int | None, device: torch.device) -> BlockMask:
         some &= first[:, None] - last[None, :] < window
         whole &= last[:, None] - first[None, :] < window
     return BlockMask.from_kv_blocks(
-        *listed(some & ~whole), *listed(whole), BLOCK_SIZE=BLOCK, mask_mod=seen, seq_lengths=(tokens, tokens))
+        *listed(some & ~whole), *listed(whole), BLOCK_SIZE=BLOCK, mask_mod=seen, seq_lengths=(tokens, tokens)
+    )
 
 
 def listed(blocks: Tensor) -> tuple[Tensor, Tensor]:
@@ -199,8 +200,13 @@ def based(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 BASELINES: dict[str, dict[str, Callable[[Layer], Method]]] = {  # by type of device
     "cpu": {"sdpa_cpu": partial(sdpa, "cpu")},
-    "cuda": {f"sdpa_{name}": partial(sdpa, name) for name in SDPA} | {
-        "flex": partial(flex, None), "window": partial(flex, WINDOW), "flex_qk": partial(flex_marked, half_kept),
-        "flex_hash": partial(flex_marked, sixteen_buckets), "fla_simple_gla": fla_simple_gla, "fla_based": fla_based,
+    "cuda": {f"sdpa_{name}": partial(sdpa, name) for name in SDPA}
+    | {
+        "flex": partial(flex, None),
+        "window": partial(flex, WINDOW),
+        "flex_qk": partial(flex_marked, half_kept),
+        "flex_hash": partial(flex_marked, sixteen_buckets),
+        "fla_simple_gla": fla_simple_gla,
+        "fla_based": fla_based,
     },
 }

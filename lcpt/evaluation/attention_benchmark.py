@@ -38,8 +38,10 @@ def check(name: str, method: Method, layer: Layer, tokens: int) -> str:
     exact = _output_and_gradients(exact_o, exact_given, method.exact_weights, do.double())
     for x, y in zip(found, exact, strict=True):
         if not (x - y).norm() <= limit * y.norm():  # NaN is wrong too
-            raise WrongResult(f"{name} is wrong at {tokens} tokens: its output or a gradient has a relative error of "
-                              f"{(x - y).norm() / y.norm():.2g}, rounding explains {limit:g}")
+            raise WrongResult(
+                f"{name} is wrong at {tokens} tokens: its output or a gradient has a relative error of "
+                f"{(x - y).norm() / y.norm():.2g}, rounding explains {limit:g}"
+            )
     return backend
 
 
@@ -51,8 +53,15 @@ def _output_and_gradients(o: Tensor, inputs: list[Tensor], weights: tuple[Tensor
 
 
 def measure(
-    methods: dict[str, Method], backends: dict[str, str], layer: Layer, context: int, mode: str, repeats: int,
-    budget: float, peaks: dict[str, float] | None = None, progress: Callable[[str], None] = lambda name: None,
+    methods: dict[str, Method],
+    backends: dict[str, str],
+    layer: Layer,
+    context: int,
+    mode: str,
+    repeats: int,
+    budget: float,
+    peaks: dict[str, float] | None = None,
+    progress: Callable[[str], None] = lambda name: None,
 ) -> tuple[list[dict], dict[str, str]]:
     """A row a method (DESIGN.md, section 3): the methods in turn, `repeats` times or until one has taken `budget`
     seconds. peak_memory_bytes: what a pass takes beyond its inputs, for outputs, gradients and all between. And why
@@ -67,11 +76,18 @@ def measure(
     rivals = [name for name in steps if name in baselines(layer.device)]
     rows = [
         {
-            "method": name, "settings": methods[name].settings, "context": context, "batch": layer.batch,
-            "heads": layer.heads, "head_dim": layer.head_dim,
+            "method": name,
+            "settings": methods[name].settings,
+            "context": context,
+            "batch": layer.batch,
+            "heads": layer.heads,
+            "head_dim": layer.head_dim,
             "dtype": next(dtype for dtype in DTYPES if DTYPES[dtype] == layer.dtype),
-            "device": layer.device.type, "backend": backends[name], "mode": mode,
-            "milliseconds": figures[name]["milliseconds"], "repeats": figures[name]["repeats"],
+            "device": layer.device.type,
+            "backend": backends[name],
+            "mode": mode,
+            "milliseconds": figures[name]["milliseconds"],
+            "repeats": figures[name]["repeats"],
             "peak_memory_bytes": figures[name]["peak_memory_bytes"] - figures[name]["memory_before_bytes"],
             "percent_of_peak": _percent(methods[name], backends[name], layer, context, mode, medians[name], peaks),
             "speedup": {rival: medians[rival] / medians[name] for rival in rivals if rival != name},
@@ -82,7 +98,12 @@ def measure(
 
 
 def _percent(
-    method: Method, backend: str, layer: Layer, context: int, mode: str, milliseconds: float,
+    method: Method,
+    backend: str,
+    layer: Layer,
+    context: int,
+    mode: str,
+    milliseconds: float,
     peaks: dict[str, float] | None,
 ) -> dict[str, float] | None:
     """Of the measured peaks, what the counted FLOPs and bytes come to in this time; None where they are not counted."""

@@ -83,8 +83,14 @@ def _kind(kind: str, config: AttentionConfig, layer: Layer) -> Method:
         if not isinstance(exact, LinearCost):
             return exact.attend(p)[0]
         return exact.attend_blocks(
-            p, block_size=exact.block_size, local_blocks=exact.local_blocks, log_gate=p.log_gate, initial_state=None,
-            output_final_state=False, cu_seqlens=None, backend="reference",
+            p,
+            block_size=exact.block_size,
+            local_blocks=exact.local_blocks,
+            log_gate=p.log_gate,
+            initial_state=None,
+            output_final_state=False,
+            cu_seqlens=None,
+            backend="reference",
         )[0]
 
     settings = asdict(config).get(kind, {})
@@ -118,8 +124,12 @@ def _size(config: AttentionConfig, layer: Layer, context: int) -> Size:
 def _squared(config: AttentionConfig, layer: Layer) -> Method:
     """The kernel of polysketch alone, on sketches that are given."""
     sketch = RandomSketch(layer.head_dim, config.polysketch.size, "gaussian").to(layer.device)
-    stream = {"degree": DEGREE, "scale": 1 / layer.head_dim, "block_size": config.block_size,
-              "local_blocks": config.polysketch.local_blocks}
+    stream = {
+        "degree": DEGREE,
+        "scale": 1 / layer.head_dim,
+        "block_size": config.block_size,
+        "local_blocks": config.polysketch.local_blocks,
+    }
 
     def inputs(p: Projected) -> list[Tensor]:
         a, b = (sketch(x.detach()).requires_grad_() for x in (p.q, p.k))

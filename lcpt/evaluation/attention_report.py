@@ -22,6 +22,10 @@ def draw(rows: list[dict], output: Path) -> None:
                 ratios.setdefault(row["method"], []).append((row["context"], ratio))
         for title, points in (("µs a token", times), ("times as fast as the fastest softmax", ratios)):
             if points:
-                panels.append((f"{mode}: {title}", [(name, *map(list, zip(*of_one, strict=True)))
-                                                    for name, of_one in points.items()]))
+                panels.append(
+                    (
+                        f"{mode}: {title}",
+                        [(name, *map(list, zip(*of_one, strict=True))) for name, of_one in points.items()],
+                    )
+                )
     over_contexts(panels, output)

@@ -64,8 +64,16 @@ def read_run(folder: str | Path) -> Run:
         fingerprint = read_state(find_checkpoint(folder))["data fingerprint"]
     except CheckpointError:  # not saved yet
         fingerprint = config["data"]["path"]
-    return Run(folder, config, rows, evaluation, recall, fingerprint, (environment or {}).get("device", "unknown"),
-               (folder / "summary.json").exists())
+    return Run(
+        folder,
+        config,
+        rows,
+        evaluation,
+        recall,
+        fingerprint,
+        (environment or {}).get("device", "unknown"),
+        (folder / "summary.json").exists(),
+    )
 
 
 def _read_json(path: Path) -> dict | None:
@@ -128,12 +136,14 @@ def compare(runs: list[Run]) -> dict:
     rows = []
     for name, group in settings(runs).items():
         both = [measured[id(run)] for run in group]
-        rows.append({
-            "name": name,
-            "kinds": kinds(group[0]),
-            "seeds": [run.config["run"]["seed"] for run in group],
-            **{figure: _mean_and_spread([one[figure] for one in both]) for figure in both[0]},
-        })
+        rows.append(
+            {
+                "name": name,
+                "kinds": kinds(group[0]),
+                "seeds": [run.config["run"]["seed"] for run in group],
+                **{figure: _mean_and_spread([one[figure] for one in both]) for figure in both[0]},
+            }
+        )
     return {
         "schema_version": SCHEMA_VERSION,
         "rows": rows,
@@ -157,8 +167,9 @@ MUST_AGREE: dict[str, Callable[[Run], object]] = {
     "numbers of tokens": lambda run: run.rows[-1]["tokens"],
     "validation data": lambda run: (run.config["data"]["valid_path"], run.config["training"]["valid_tokens"]),
     "texts in evaluation.json": lambda run: run.evaluation and run.evaluation["fingerprint"],
-    "windows in evaluation.json": lambda run: run.evaluation and (
-        run.evaluation["window"], run.evaluation["stride"], run.evaluation["carry_state"]),
+    "windows in evaluation.json": lambda run: (
+        run.evaluation and (run.evaluation["window"], run.evaluation["stride"], run.evaluation["carry_state"])
+    ),
     "tasks in recall.json": lambda run: run.recall and (run.recall["fingerprint"], run.recall["context"]),
     "devices": lambda run: run.device,
 }
@@ -181,8 +192,9 @@ def warnings(runs: list[Run]) -> list[str]:
 def _short(value: object) -> str:
     """Of a fingerprint, its beginning."""
     parts = value if isinstance(value, tuple) else (value,)
-    return " ".join(f"{part:,}" if type(part) is int else str(part)[-40:][:12 if len(str(part)) == 64 else 40]
-                    for part in parts)
+    return " ".join(
+        f"{part:,}" if type(part) is int else str(part)[-40:][: 12 if len(str(part)) == 64 else 40] for part in parts
+    )
 
 
 def loss_over(run: Run, wall_time: bool) -> tuple[np.ndarray, np.ndarray]:

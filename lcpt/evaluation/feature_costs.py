@@ -31,8 +31,10 @@ def dimensions(head_dim: int, degree: int, sketch_size: int) -> list[dict]:
     spaces.append(("exact, tiled", 2, QuadraticFeatures(head_dim, SQUARE).dimension))
     spaces.append(("sketch, packed", DEGREE, sketch_size * (sketch_size + 1) // 2))
     spaces.append(("sketch, tiled", DEGREE, QuadraticFeatures(sketch_size, SQUARE).dimension))
-    return [{"features": name, "degree": p, "dimension": size, "state_bytes": 4 * size * (head_dim + 1)}
-            for name, p, size in spaces]
+    return [
+        {"features": name, "degree": p, "dimension": size, "state_bytes": 4 * size * (head_dim + 1)}
+        for name, p, size in spaces
+    ]
 
 
 def kinds(degree: int, sketch_size: int, block_size: int) -> dict[str, AttentionConfig]:
@@ -55,8 +57,15 @@ def costs(head_dim: int, configs: dict[str, AttentionConfig]) -> list[dict]:
     return [
         {
             "kind": name,
-            "at": [{"context": n, "forward": forward(head, n), "forward_backward": forward_backward(head, n),
-                    "state_bytes": head.state_bytes(n)} for n in CONTEXTS],
+            "at": [
+                {
+                    "context": n,
+                    "forward": forward(head, n),
+                    "forward_backward": forward_backward(head, n),
+                    "state_bytes": head.state_bytes(n),
+                }
+                for n in CONTEXTS
+            ],
             "crossover": {flops.__name__: crossover(flops, head, softmax) for flops in (forward, forward_backward)},
         }
         for name, head in heads.items()
@@ -82,6 +91,7 @@ def crossover(flops: Callable[[Attention, int], float], head: Attention, softmax
 
     FLOPs of both are lines but for the ends of the local blocks, so that they cross once.
     """
+
     def cheaper(context: int) -> bool:
         return flops(head, context) < flops(softmax, context)
 

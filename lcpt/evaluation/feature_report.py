@@ -16,8 +16,12 @@ from lcpt.model.pretrained import Pretrained
 
 def feature_report(head_dim: int, degree: int, sketch_size: int, block_size: int) -> dict:
     """ValueError names a number that does not fit."""
-    for name, value, least in (("head dimension", head_dim, 2), ("degree", degree, 2), ("sketch size", sketch_size, 1),
-                               ("block size", block_size, 1)):
+    for name, value, least in (
+        ("head dimension", head_dim, 2),
+        ("degree", degree, 2),
+        ("sketch size", sketch_size, 1),
+        ("block size", block_size, 1),
+    ):
         if value < least:
             raise ValueError(f"{name} {value} must be ≥ {least}")
     return {
@@ -33,8 +37,13 @@ def checkpoint_report(trained: Pretrained, data: str, device: torch.device) -> d
     """The heads of a trained model on the beginning of a document. DataError: `data` holds none to read."""
     model = trained.model.to(device)
     tokens = passage(data, trained.open_tokenizer(), passage_length(model)).to(device)
-    return {"checkpoint": str(trained.folder), "step": trained.step, "data": str(data), "tokens": tokens.shape[1],
-            "heads": heads(model, tokens)}
+    return {
+        "checkpoint": str(trained.folder),
+        "step": trained.step,
+        "data": str(data),
+        "tokens": tokens.shape[1],
+        "heads": heads(model, tokens),
+    }
 
 
 def passage(data: str, tokenizer: Tokenizer, length: int) -> Tensor:

@@ -51,7 +51,8 @@ def steps(layer: Layer, tokens: int, block_size: int = 256, summaries: int = 32,
         "norm_rotary": Step(norm_rotary, [x, *norm]),
         "norm_rotary, both": Step(partial(norm_rotary, keep_plain=True), [x, *norm]),
         "learned_sketch": Step(
-            one(lambda x, up, down, **options: learned_sketch(x, [up], [down], **options)), [x, up, down]),
+            one(lambda x, up, down, **options: learned_sketch(x, [up], [down], **options)), [x, up, down]
+        ),
         "elu1": Step(one(feature_maps.elu1), [x]),
         "relu": Step(one(feature_maps.relu), [x, matrices(D), random(H, D)]),
         "favor, keys": Step(one(feature_maps.favor), [x, omega]),
@@ -61,7 +62,8 @@ def steps(layer: Layer, tokens: int, block_size: int = 256, summaries: int = 32,
         "oglu": Step(one(feature_maps.oglu), [x, matrices(D), matrices(D)]),
         "pool_blocks": Step(
             lambda k, v, logits, **options: pool_blocks(k, v, logits=logits, segments=segments, **options),
-            [y.detach().requires_grad_() for y in blocks]),
+            [y.detach().requires_grad_() for y in blocks],
+        ),
     }
 
 

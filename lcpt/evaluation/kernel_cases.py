@@ -55,19 +55,31 @@ def cases() -> list[Case]:
     plain = Case()
     headline = [Case(tokens=8192, batch=8), Case(tokens=32768, batch=2), Case(tokens=65536)]
     squared = [
-        *(plain._replace(dtype=dtype, head_dim=dim, sketch=sketch, local_blocks=local)
-          for dtype in DTYPES for dim in (64, 128) for sketch, local in shapes),
-        Case(gated=True), Case(gated=True, local_blocks=2), Case(gated=True, head_dim=128),
-        Case(dtype="fp16", gated=True), Case(dtype="fp32", gated=True),
+        *(
+            plain._replace(dtype=dtype, head_dim=dim, sketch=sketch, local_blocks=local)
+            for dtype in DTYPES
+            for dim in (64, 128)
+            for sketch, local in shapes
+        ),
+        Case(gated=True),
+        Case(gated=True, local_blocks=2),
+        Case(gated=True, head_dim=128),
+        Case(dtype="fp16", gated=True),
+        Case(dtype="fp32", gated=True),
         Case(dtype="fp32", gated=True, local_blocks=2, sketch=16),
         *(Case(dtype=dtype, sketch=64, exact=False, coefficients=FASTMAX) for dtype in DTYPES),
         Case(sketch=64, exact=False, coefficients=FASTMAX, gated=True),
         Case(dtype="fp32", sketch=64, exact=False, coefficients=(1.0, 1.0, 0.0)),
-        Case(key_heads=4), Case(heads=4, key_heads=1, gated=True),
-        Case(dtype="fp32", key_heads=4, head_dim=128, batch=2), Case(tokens=4096, batch=4), Case(head_dim=256),
-        Case(sketch=128, heads=4, key_heads=4), Case(lengths=(1, 2000, 256, 1916)),
+        Case(key_heads=4),
+        Case(heads=4, key_heads=1, gated=True),
+        Case(dtype="fp32", key_heads=4, head_dim=128, batch=2),
+        Case(tokens=4096, batch=4),
+        Case(head_dim=256),
+        Case(sketch=128, heads=4, key_heads=4),
+        Case(lengths=(1, 2000, 256, 1916)),
         Case(dtype="fp32", lengths=(700, 0, 3000, 473), gated=True, local_blocks=2),
-        Case(pieces=(1000, 1300)), Case(dtype="fp32", pieces=(256, 3001), gated=True, local_blocks=2),
+        Case(pieces=(1000, 1300)),
+        Case(dtype="fp32", pieces=(256, 3001), gated=True, local_blocks=2),
         Case(dtype="fp32", pieces=(2500,), exact=False, sketch=64, coefficients=FASTMAX),
         Case(tokens=65536 + 77, gated=True, heads=4, key_heads=2),
     ]
@@ -75,14 +87,21 @@ def cases() -> list[Case]:
     flurka = Case("flurka", sketch=64, local_blocks=2)
     sparse, lowrank = Case("sparse"), Case("lowrank", local_blocks=2)
     return [
-        *headline, *squared,
-        *(feature._replace(dtype=dtype) for dtype in DTYPES), feature._replace(sketch=16, gated=True),
-        feature._replace(sketch=256, head_dim=128), feature._replace(key_heads=4, lengths=(1, 2000, 256, 1916)),
-        *(flurka._replace(dtype=dtype) for dtype in DTYPES), flurka._replace(gated=True, key_heads=4),
-        flurka._replace(local="linear", head_dim=128), flurka._replace(dtype="fp32", lengths=(700, 0, 3000, 473)),
+        *headline,
+        *squared,
+        *(feature._replace(dtype=dtype) for dtype in DTYPES),
+        feature._replace(sketch=16, gated=True),
+        feature._replace(sketch=256, head_dim=128),
+        feature._replace(key_heads=4, lengths=(1, 2000, 256, 1916)),
+        *(flurka._replace(dtype=dtype) for dtype in DTYPES),
+        flurka._replace(gated=True, key_heads=4),
+        flurka._replace(local="linear", head_dim=128),
+        flurka._replace(dtype="fp32", lengths=(700, 0, 3000, 473)),
         *(sparse._replace(dtype=dtype, marks=marks) for dtype, marks in zip(DTYPES, MARKS, strict=True)),
-        sparse._replace(marks="hashed", head_dim=128, key_heads=4), sparse._replace(lengths=(1, 2000, 256, 1916)),
-        lowrank, lowrank._replace(dtype="fp32", key_heads=4, lengths=(700, 0, 3000, 473)),
+        sparse._replace(marks="hashed", head_dim=128, key_heads=4),
+        sparse._replace(lengths=(1, 2000, 256, 1916)),
+        lowrank,
+        lowrank._replace(dtype="fp32", key_heads=4, lengths=(700, 0, 3000, 473)),
     ]
 
 
@@ -93,8 +112,18 @@ def smaller(case: Case) -> Case:
     pieces = (9, 19) if case.pieces else ()
     heads = 2 if case.heads != case.key_heads else 1
     return case._replace(
-        dtype="fp32", head_dim=16, sketch=min(case.sketch, 16), summaries=2, tokens=tokens, batch=1, heads=heads,
-        key_heads=1, block_size=size, lengths=lengths, pieces=pieces)
+        dtype="fp32",
+        head_dim=16,
+        sketch=min(case.sketch, 16),
+        summaries=2,
+        tokens=tokens,
+        batch=1,
+        heads=heads,
+        key_heads=1,
+        block_size=size,
+        lengths=lengths,
+        pieces=pieces,
+    )
 
 
 def inputs(case: Case, device: torch.device) -> dict[str, Tensor]:
@@ -113,15 +142,21 @@ def inputs(case: Case, device: torch.device) -> dict[str, Tensor]:
 
 def of_squared(case: Case, random: Callable[..., Tensor]) -> dict[str, Tensor]:
     """a and b are unit vectors, so that 1 + s stays positive."""
-    made = {"a": normalize(random(case.heads, case.sketch), dim=-1),
-            "b": normalize(random(case.key_heads, case.sketch), dim=-1), "v": random(case.key_heads, case.head_dim)}
+    made = {
+        "a": normalize(random(case.heads, case.sketch), dim=-1),
+        "b": normalize(random(case.key_heads, case.sketch), dim=-1),
+        "v": random(case.key_heads, case.head_dim),
+    }
     return made | (near(case, random) if case.exact else {})
 
 
 def of_feature(case: Case, random: Callable[..., Tensor]) -> dict[str, Tensor]:
     """Features are not negative."""
-    return {"phi_q": random(case.heads, case.sketch).abs(), "phi_k": random(case.key_heads, case.sketch).abs(),
-            "v": random(case.key_heads, case.head_dim)}
+    return {
+        "phi_q": random(case.heads, case.sketch).abs(),
+        "phi_k": random(case.key_heads, case.sketch).abs(),
+        "v": random(case.key_heads, case.head_dim),
+    }
 
 
 def of_flurka(case: Case, random: Callable[..., Tensor]) -> dict[str, Tensor]:
@@ -130,8 +165,10 @@ def of_flurka(case: Case, random: Callable[..., Tensor]) -> dict[str, Tensor]:
     if case.local == "linear":
         made = {name: x if name == "v" else x.abs() for name, x in made.items()}
     return made | {
-        "phi_q": random(case.heads, case.sketch).abs(), "phi_summary": random(case.key_heads, case.sketch, rows).abs(),
-        "v_summary": random(case.key_heads, case.head_dim, rows)}
+        "phi_q": random(case.heads, case.sketch).abs(),
+        "phi_summary": random(case.key_heads, case.sketch, rows).abs(),
+        "v_summary": random(case.key_heads, case.head_dim, rows),
+    }
 
 
 def of_sparse(case: Case, random: Callable[..., Tensor]) -> dict[str, Tensor]:
@@ -141,16 +178,17 @@ def of_sparse(case: Case, random: Callable[..., Tensor]) -> dict[str, Tensor]:
 def of_lowrank(case: Case, random: Callable[..., Tensor]) -> dict[str, Tensor]:
     rows = case.whole_blocks * case.summaries
     return of_sparse(case, random) | {
-        "q_far": random(case.heads, case.head_dim), "k_summary": random(case.key_heads, case.head_dim, rows),
-        "v_summary": random(case.key_heads, case.head_dim, rows)}
+        "q_far": random(case.heads, case.head_dim),
+        "k_summary": random(case.key_heads, case.head_dim, rows),
+        "v_summary": random(case.key_heads, case.head_dim, rows),
+    }
 
 
 def near(case: Case, random: Callable[..., Tensor]) -> dict[str, Tensor]:
     return {"q": random(case.heads, case.head_dim), "k": random(case.key_heads, case.head_dim)}
 
 
-INPUTS = {"squared": of_squared, "feature": of_feature, "flurka": of_flurka, "sparse": of_sparse,
-          "lowrank": of_lowrank}
+INPUTS = {"squared": of_squared, "feature": of_feature, "flurka": of_flurka, "sparse": of_sparse, "lowrank": of_lowrank}
 
 
 def options(case: Case, device: torch.device) -> dict:

@@ -18,8 +18,13 @@ from torch import Tensor
 from lcpt.evaluation.kernel_cases import Case, inputs, options
 
 LIMITS = {"fp32": 1e-5, "bf16": 5e-3, "fp16": 5e-3}  # DESIGN.md, section 5
-FUNCTIONS = {"squared": squared_attention, "feature": feature_attention, "flurka": flurka_attention,
-             "sparse": sparse_attention, "lowrank": lowrank_attention}
+FUNCTIONS = {
+    "squared": squared_attention,
+    "feature": feature_attention,
+    "flurka": flurka_attention,
+    "sparse": sparse_attention,
+    "lowrank": lowrank_attention,
+}
 OF_QUERY_HEADS = {"o", "a", "q", "phi_q", "q_far", "q_keep", "k_keep", "q_bucket", "k_bucket"}
 QUADRATIC = 8192  # tokens up to which the definition itself is affordable, a head at a time
 
@@ -43,8 +48,13 @@ def check(case: Case, device: torch.device, repeats: int, backend: str = "triton
     errors = {name: relative_error(found[name], exact[name]) for name in exact}
     limit = LIMITS[case.dtype]
     return {
-        "case": case.name, "settings": case._asdict(), "reference": reference, "errors": errors, "limit": limit,
-        "differing_repeats": differing, "seconds": time.monotonic() - began,
+        "case": case.name,
+        "settings": case._asdict(),
+        "reference": reference,
+        "errors": errors,
+        "limit": limit,
+        "differing_repeats": differing,
+        "seconds": time.monotonic() - began,
         "passed": not differing and all(error < limit for error in errors.values()),  # false for NaN
     }
 
@@ -60,8 +70,7 @@ def results(case: Case, given: dict[str, Tensor], do: Tensor, how: dict, backend
         for start, stop in zip(cuts[:-1], cuts[1:], strict=True):
             piece = {name: x[:, start:stop] for name, x in given.items()}
             last = stop == case.tokens
-            o, state = attention(
-                **piece, **how, initial_state=state, output_final_state=not last, backend=backend)
+            o, state = attention(**piece, **how, initial_state=state, output_final_state=not last, backend=backend)
             outputs.append(o)
         o = torch.cat(outputs, dim=1)
     gradients = torch.autograd.grad(o, list(given.values()), do)
@@ -75,6 +84,7 @@ def definition(case: Case, given: dict[str, Tensor], do: Tensor, how: dict, back
     exact["o"] = torch.empty(do.shape, dtype=torch.float64, device=do.device)
     for n in range(case.batch):
         for head in range(case.key_heads):
+
             def part(name: str, x: Tensor, n: int = n, head: int = head) -> Tensor:
                 per_head = group if name in OF_QUERY_HEADS else 1
                 return x[n : n + 1, :, head * per_head : (head + 1) * per_head]

@@ -19,8 +19,13 @@ def loss_curve(metrics: Path, output: Path) -> None:
     axes.xaxis.set_major_formatter("{x:,.0f}")
     axes.plot([r["tokens"] for r in rows], [r["loss"] for r in rows], color="tab:blue", label="training")
     measured = [r for r in rows if "valid_loss" in r]
-    axes.plot([r["tokens"] for r in measured], [r["valid_loss"] for r in measured], "o-", color="tab:orange",
-              label="validation")
+    axes.plot(
+        [r["tokens"] for r in measured],
+        [r["valid_loss"] for r in measured],
+        "o-",
+        color="tab:orange",
+        label="validation",
+    )
     axes.legend(frameon=False)
     _save(figure, output)
 

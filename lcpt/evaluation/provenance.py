@@ -37,7 +37,7 @@ def command() -> list[str]:
 
 
 def backend_of(x: torch.Tensor) -> str:
-    """"triton" if one of the functions that x, with gradients, comes from starts Triton kernels, else "torch"."""
+    """ "triton" if one of the functions that x, with gradients, comes from starts Triton kernels, else "torch"."""
     waiting, seen = [x.grad_fn], set()
     while waiting:
         node = waiting.pop()

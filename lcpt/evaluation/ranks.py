@@ -28,10 +28,16 @@ def homogeneous(p: int) -> Function:
 
 
 FUNCTIONS = {
-    "x": homogeneous(1), "x^2": homogeneous(2), "x^4": homogeneous(4), "x^8": homogeneous(8),
+    "x": homogeneous(1),
+    "x^2": homogeneous(2),
+    "x^4": homogeneous(4),
+    "x^8": homogeneous(8),
     "1+x+x^2/2": Function(lambda x: 1 + x + x.square() / 2, lambda d: comb(d + 2, 2)),
-    "exp": Function(torch.exp), "relu": Function(F.relu), "elu+1": Function(lambda x: F.elu(x) + 1),
-    "|x|^1.5": Function(lambda x: x.abs() ** 1.5), "cos": Function(torch.cos),
+    "exp": Function(torch.exp),
+    "relu": Function(F.relu),
+    "elu+1": Function(lambda x: F.elu(x) + 1),
+    "|x|^1.5": Function(lambda x: x.abs() ** 1.5),
+    "cos": Function(torch.cos),
 }
 
 

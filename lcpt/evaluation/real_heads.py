@@ -49,8 +49,13 @@ def heads(model: GPT, tokens: Tensor) -> list[dict]:
         chosen = torch.linspace(0, tokens.shape[1] - 1, min(RANK_ROWS, tokens.shape[1])).long()
         group = p.q.shape[2] // p.k.shape[2]
         for head in range(attention.n_heads):
-            rows.append({
-                "layer": layer, "head": head, "kind": model.config.kinds[layer],
-                "ranks": ranks(p.q[0, chosen, head], p.k[0, chosen, head // group]), "sketch_error": errors[head],
-            })
+            rows.append(
+                {
+                    "layer": layer,
+                    "head": head,
+                    "kind": model.config.kinds[layer],
+                    "ranks": ranks(p.q[0, chosen, head], p.k[0, chosen, head // group]),
+                    "sketch_error": errors[head],
+                }
+            )
     return rows

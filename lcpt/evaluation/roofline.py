@@ -54,8 +54,11 @@ class Size(NamedTuple):
 
     def rows(self, *names: str) -> float:
         """Bytes of tensors of a row a token: q, k, v, o and their like are `wide`, a and b `sketch`, δ and Z `sum`."""
-        width = {"wide": self.head_dim * self.type.itemsize, "sketch": self.layout.size * self.type.itemsize,
-                 "sum": FLOAT}
+        width = {
+            "wide": self.head_dim * self.type.itemsize,
+            "sketch": self.layout.size * self.type.itemsize,
+            "sum": FLOAT,
+        }
         return self.tokens * sum(width[name] for name in names)
 
     @property
@@ -79,8 +82,12 @@ def forward(size: Size) -> list[Step]:
 def backward(size: Size) -> list[Step]:
     s = size
     return [
-        Step("normaliser_backward", 0, s.rows("wide", "wide", "sum")), *states(s), backward_query(s),
-        *states(s, queries=True), backward_value(s), backward_key(s),
+        Step("normaliser_backward", 0, s.rows("wide", "wide", "sum")),
+        *states(s),
+        backward_query(s),
+        *states(s, queries=True),
+        backward_value(s),
+        backward_key(s),
     ]
 
 
@@ -93,10 +100,16 @@ def states(size: Size, queries: bool = False) -> list[Step]:
     rows_of_rest = sum(steps(stop - first, rest["BT"]) * rest["BT"] for first, stop in s.blocks)
     scan = "scan_backward" if queries else "scan"
     return [
-        Step("block_state", product(pieces * tiles["PAIRS"] * PAIR, rows, s.dim),
-             s.rows("sketch", "wide", *["sum"] * queries) + s.values),
-        Step("block_state_rest", product(s.rank, rows_of_rest, s.rank),
-             s.rows("sketch", *["sum"] * 2 * queries) + s.norms),
+        Step(
+            "block_state",
+            product(pieces * tiles["PAIRS"] * PAIR, rows, s.dim),
+            s.rows("sketch", "wide", *["sum"] * queries) + s.values,
+        ),
+        Step(
+            "block_state_rest",
+            product(s.rank, rows_of_rest, s.rank),
+            s.rows("sketch", *["sum"] * 2 * queries) + s.norms,
+        ),
         Step(scan, 0, 2 * s.values),
         Step(scan + ", norms", 0, 2 * s.norms),
     ]
@@ -111,16 +124,22 @@ def output(size: Size) -> Step:
     s, tiles = size, configurations.tiles("output", size.head_dim, size.type)
     M, N = tiles["BM"], tiles["BN"]
     programs, columns = keys_of_queries(s, M, N)
-    return Step("block_output", programs * from_state(s, M) + columns * 2 * product(M, N, s.dim),
-                s.rows("wide", "sketch", "wide", "wide", "wide", "sum") + s.values + s.norms)
+    return Step(
+        "block_output",
+        programs * from_state(s, M) + columns * 2 * product(M, N, s.dim),
+        s.rows("wide", "sketch", "wide", "wide", "wide", "sum") + s.values + s.norms,
+    )
 
 
 def backward_query(size: Size) -> Step:
     s, tiles = size, configurations.tiles("backward_query", size.head_dim, size.type)
     M, N = tiles["BM"], tiles["BN"]
     programs, columns = keys_of_queries(s, M, N)
-    return Step("block_backward_query", programs * from_state(s, M) + columns * 3 * product(M, N, s.dim),
-                s.rows(*["wide"] * 5, "sketch", "sketch", "sum", "sum") + s.values + s.norms)
+    return Step(
+        "block_backward_query",
+        programs * from_state(s, M) + columns * 3 * product(M, N, s.dim),
+        s.rows(*["wide"] * 5, "sketch", "sketch", "sum", "sum") + s.values + s.norms,
+    )
 
 
 def backward_value(size: Size) -> Step:
@@ -128,8 +147,11 @@ def backward_value(size: Size) -> Step:
     M, N = tiles["BM"], tiles["BN"]
     programs, rows = queries_of_keys(s, M, N)
     far = s.layout.pairs * 2 * product(N, PAIR, s.dim) + product(N, s.rank, s.rank)
-    return Step("block_backward_value", programs * far + rows * 2 * product(M, N, s.dim),
-                s.rows(*["wide"] * 5, "sketch", "sketch", "sum") + s.values + s.norms)
+    return Step(
+        "block_backward_value",
+        programs * far + rows * 2 * product(M, N, s.dim),
+        s.rows(*["wide"] * 5, "sketch", "sketch", "sum") + s.values + s.norms,
+    )
 
 
 def backward_key(size: Size) -> Step:
@@ -192,5 +214,7 @@ class Gpu(NamedTuple):
 
 def seconds(kernels: list[Step], heads: int, gpu: Gpu, efficiency: float) -> float:
     """The model of the time: `efficiency` is the part of the peak of products that the kernels reach."""
-    return sum(max(heads * step.flops / (gpu.flops * efficiency), heads * step.bytes / gpu.bytes) + gpu.launch
-               for step in kernels)
+    return sum(
+        max(heads * step.flops / (gpu.flops * efficiency), heads * step.bytes / gpu.bytes) + gpu.launch
+        for step in kernels
+    )

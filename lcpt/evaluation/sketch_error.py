@@ -102,10 +102,12 @@ def errors_of_layer(layer: Polysketch, p: Projected) -> list[dict | None]:
         mass, sketched_mass = exact.sum(-1), sketched.sum(-1)
         cosine = (exact * sketched).sum() / (exact.norm() * sketched.norm())
         asking = far.any(-1)
-        rows.append({
-            "relative_error": ((sketched - exact).norm() / exact.norm()).item(),
-            "best_scale_error": (1 - cosine.square()).clamp(min=0).sqrt().item(),
-            "row_mass_error": ((sketched_mass - mass).norm() / mass.norm()).item(),
-            "row_mass_ratio": (sketched_mass[asking] / mass[asking]).median().item(),
-        })
+        rows.append(
+            {
+                "relative_error": ((sketched - exact).norm() / exact.norm()).item(),
+                "best_scale_error": (1 - cosine.square()).clamp(min=0).sqrt().item(),
+                "row_mass_error": ((sketched_mass - mass).norm() / mass.norm()).item(),
+                "row_mass_ratio": (sketched_mass[asking] / mass[asking]).median().item(),
+            }
+        )
     return rows

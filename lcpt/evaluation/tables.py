@@ -32,17 +32,24 @@ def table(rows: list[dict]) -> str:
     lines = [[title, *cells] for title, cells in columns.items()]
     width = {column[0]: 0 if column[0] == last else max(map(len, column)) for column in lines}
     left = {"mode", "method", "backend", last}
-    padded = [[x.ljust(width[title]) if title in left else x.rjust(width[title]) for x in (title, *cells)]
-              for title, cells in columns.items()]
-    padded = [[first, ("-" * max(1, len(first) - 1)) + ("-" if title in left else ":"), *rest]
-              for title, (first, *rest) in zip(columns, padded, strict=True)]
+    padded = [
+        [x.ljust(width[title]) if title in left else x.rjust(width[title]) for x in (title, *cells)]
+        for title, cells in columns.items()
+    ]
+    padded = [
+        [first, ("-" * max(1, len(first) - 1)) + ("-" if title in left else ":"), *rest]
+        for title, (first, *rest) in zip(columns, padded, strict=True)
+    ]
     return "\n".join("| " + " | ".join(row) + " |" for row in zip(*padded, strict=True))
 
 
 def fastest_softmax(row: dict, rows: list[dict]) -> dict | None:
     """The row of attention over all earlier tokens that is fastest at row's context and mode."""
-    rivals = [other for other in rows if other["method"] in SOFTMAX
-              and (other["context"], other["mode"]) == (row["context"], row["mode"])]
+    rivals = [
+        other
+        for other in rows
+        if other["method"] in SOFTMAX and (other["context"], other["mode"]) == (row["context"], row["mode"])
+    ]
     return min(rivals, key=lambda other: other["milliseconds"]["p50"], default=None)
 
 

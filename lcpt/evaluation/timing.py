@@ -14,7 +14,11 @@ from lcpt.evaluation.memory import memory_in_use_bytes, peak_memory_bytes, reset
 
 
 def time_in_turn(
-    steps: dict[str, Callable], repeats: int, device: torch.device, *, budget: float = math.inf,
+    steps: dict[str, Callable],
+    repeats: int,
+    device: torch.device,
+    *,
+    budget: float = math.inf,
     progress: Callable[[str], None] = lambda name: None,
 ) -> dict[str, dict]:
     """name -> {"milliseconds": {p10, p50, p90}, "repeats", "peak_memory_bytes", "memory_before_bytes"}, the steps taken

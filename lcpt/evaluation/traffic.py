@@ -47,5 +47,7 @@ def traffic(function: Callable[..., tuple[Tensor, ...]], inputs: list[Tensor]) -
     with Traffic() as backward:
         torch.autograd.grad(outputs, wanted, gradients)
     both = forward.bytes + backward.bytes, forward.operators + backward.operators
-    return {mode: dict(zip(("bytes", "operators"), counts, strict=True))
-            for mode, counts in {"forward": (forward.bytes, forward.operators), "forward_backward": both}.items()}
+    return {
+        mode: dict(zip(("bytes", "operators"), counts, strict=True))
+        for mode, counts in {"forward": (forward.bytes, forward.operators), "forward_backward": both}.items()
+    }

@@ -35,8 +35,10 @@ class ModelConfig:
         if not 0 < self.rope_base < math.inf:
             raise ValueError(f"model.rope_base is {self.rope_base}; it must be > 0 and finite")
         if self.d_model % (2 * self.n_heads):
-            raise ValueError(f"model.d_model {self.d_model} is no multiple of 2 · model.n_heads = {2 * self.n_heads}; "
-                             "a head needs an even dimension")
+            raise ValueError(
+                f"model.d_model {self.d_model} is no multiple of 2 · model.n_heads = {2 * self.n_heads}; "
+                "a head needs an even dimension"
+            )
         if self.n_heads % self.kv_heads:
             raise ValueError(f"model.n_heads {self.n_heads} is no multiple of model.n_kv_heads {self.kv_heads}")
 

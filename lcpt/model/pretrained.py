@@ -53,8 +53,10 @@ class Pretrained(NamedTuple):
 
     def check_tokenizer(self) -> None:
         if not self.tokenizer.exists():
-            raise CheckpointError(f"{self.folder} has no tokenizer: it was trained on a task, not on text; "
-                                  "tools/evaluate.py --data synthetic:TASK is what there is to do with it")
+            raise CheckpointError(
+                f"{self.folder} has no tokenizer: it was trained on a task, not on text; "
+                "tools/evaluate.py --data synthetic:TASK is what there is to do with it"
+            )
 
 
 def load_pretrained(export_dir: str | Path) -> GPT:
@@ -114,8 +116,9 @@ def _open_export(folder: Path) -> Pretrained:
         if not file.is_file():
             raise CheckpointError(f"{file} is missing; {REMEDY}")
         if content["files"].get(name) != _seal(file):
-            raise CheckpointError(f"{file} is damaged, or of another export: {CONFIG} states another size or sha256; "
-                                  f"{REMEDY}")
+            raise CheckpointError(
+                f"{file} is damaged, or of another export: {CONFIG} states another size or sha256; {REMEDY}"
+            )
     try:
         tensors = load_file(folder / WEIGHTS)
     except SafetensorError as error:
@@ -147,13 +150,17 @@ def _read_config(path: Path) -> dict:
     if not isinstance(content, dict) or "schema_version" not in content:
         raise CheckpointError(f"{path} is not the one of an lcpt export: it states no schema_version; {REMEDY}")
     if content["schema_version"] != SCHEMA_VERSION:
-        raise CheckpointError(f"{path} is of schema {content['schema_version']}, this lcpt reads {SCHEMA_VERSION}; "
-                              "use the lcpt that wrote it")
+        raise CheckpointError(
+            f"{path} is of schema {content['schema_version']}, this lcpt reads {SCHEMA_VERSION}; "
+            "use the lcpt that wrote it"
+        )
     if content.get("sha256") != self_hash(content):
         raise CheckpointError(f"{path} does not match its own hash: it was damaged or edited; {REMEDY}")
     if differing := content.keys() ^ KEYS:
-        raise CheckpointError(f"{path} has keys too many or too few for schema {SCHEMA_VERSION}: "
-                              f"{', '.join(sorted(differing))}; use the lcpt that wrote it")
+        raise CheckpointError(
+            f"{path} has keys too many or too few for schema {SCHEMA_VERSION}: "
+            f"{', '.join(sorted(differing))}; use the lcpt that wrote it"
+        )
     return content
 
 
@@ -163,8 +170,9 @@ def model_config(section: Mapping, path: Path) -> ModelConfig:
         return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(ModelConfig), section))
     except (OmegaConfBaseException, TypeError, ValueError) as error:
         key = f"model.{error.full_key}: " if isinstance(error, OmegaConfBaseException) else ""
-        raise CheckpointError(f"{path} describes no model of this lcpt: {key}{first_line(error)}; "
-                              "use the lcpt that wrote it") from error
+        raise CheckpointError(
+            f"{path} describes no model of this lcpt: {key}{first_line(error)}; use the lcpt that wrote it"
+        ) from error
 
 
 def _build(config: ModelConfig, tensors: Mapping[str, Tensor], source: Path) -> GPT:

@@ -26,7 +26,9 @@ def fill(model: GPT, tensors: Mapping[str, Tensor], source: Path) -> None:
     for name in sorted(tensors.keys() | wanted.keys()):
         there, here = (list(x[name].shape) if name in x else "absent" for x in (tensors, wanted))
         if there != here:
-            raise CheckpointError(f"{source} holds another model: {name} is {there} there and {here} in the config; "
-                                  "take the config that it was trained with")
+            raise CheckpointError(
+                f"{source} holds another model: {name} is {there} there and {here} in the config; "
+                "take the config that it was trained with"
+            )
     with torch.no_grad():
         model.load_state_dict(tensors)

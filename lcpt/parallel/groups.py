@@ -28,8 +28,10 @@ def join() -> None:
         _store, number, world = next(dist.rendezvous("env://"))
     except dist.DistNetworkError as error:
         place = f"{os.environ['MASTER_ADDR']}, port {os.environ['MASTER_PORT']}"
-        raise SetupError(f"the ranks cannot meet at {place} ({first_line(error)}): another job may have that port; "
-                         "take one of your own with deepspeed --master_port N") from error
+        raise SetupError(
+            f"the ranks cannot meet at {place} ({first_line(error)}): another job may have that port; "
+            "take one of your own with deepspeed --master_port N"
+        ) from error
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     if torch.cuda.is_available():
         torch.cuda.set_device(device())
@@ -43,10 +45,15 @@ def _missing_variables(environment: Mapping[str, str]) -> dict[str, str]:
     if "SLURM_STEP_ID" in environment and int(environment.get("SLURM_STEP_NUM_TASKS", 1)) > 1:
         missing = [name for name in ("MASTER_ADDR", "MASTER_PORT") if name not in environment]
         if missing:
-            raise SetupError(f"srun started {environment['SLURM_STEP_NUM_TASKS']} tasks, but {' and '.join(missing)} "
-                             "are not set; start through launch/pretrain.sbatch, which sets them")
-        return {"RANK": environment["SLURM_PROCID"], "WORLD_SIZE": environment["SLURM_STEP_NUM_TASKS"],
-                "LOCAL_RANK": environment["SLURM_LOCALID"]}
+            raise SetupError(
+                f"srun started {environment['SLURM_STEP_NUM_TASKS']} tasks, but {' and '.join(missing)} "
+                "are not set; start through launch/pretrain.sbatch, which sets them"
+            )
+        return {
+            "RANK": environment["SLURM_PROCID"],
+            "WORLD_SIZE": environment["SLURM_STEP_NUM_TASKS"],
+            "LOCAL_RANK": environment["SLURM_LOCALID"],
+        }
     return {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
 
 

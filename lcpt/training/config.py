@@ -37,8 +37,14 @@ class TrainingConfig:
             raise ValueError(f"training.precision is {self.precision!r}; it is fp32 or bf16")
         if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
             raise ValueError(f"training.betas is {list(self.betas)}; AdamW takes two numbers in [0, 1)")
-        for name in ("max_steps", "stop_after_steps", "global_batch_tokens", "micro_batch", "valid_every_steps",
-                     "valid_tokens"):
+        for name in (
+            "max_steps",
+            "stop_after_steps",
+            "global_batch_tokens",
+            "micro_batch",
+            "valid_every_steps",
+            "valid_tokens",
+        ):
             if (value := getattr(self, name)) is not None and value < 1:
                 raise ValueError(f"training.{name} is {value}; it must be ≥ 1")
         if not 0 <= self.warmup_steps < self.max_steps:

@@ -15,8 +15,12 @@ def describe(config: Config, world: int) -> str:
     model, training, context = config.model, config.training, config.data.context
     cost = model_cost(model, context)
     memory = memory_per_rank(
-        model, cost.parameters, tokens=training.micro_batch * context, world=world,
-        zero_stage=config.parallel.zero_stage, precision=training.precision,
+        model,
+        cost.parameters,
+        tokens=training.micro_batch * context,
+        world=world,
+        zero_stage=config.parallel.zero_stage,
+        precision=training.precision,
     )
     host = {"copies to save from": 12 * cost.parameters / world}
     if config.parallel.offload_optimizer:

@@ -50,7 +50,10 @@ def build_engine(model: nn.Module, training: TrainingConfig, parallel: ParallelC
     import deepspeed
 
     optimizer = SkippableAdamW(
-        parameter_groups(model, training.weight_decay), lr=training.lr, betas=tuple(training.betas), eps=1e-8,
+        parameter_groups(model, training.weight_decay),
+        lr=training.lr,
+        betas=tuple(training.betas),
+        eps=1e-8,
     )
     zero = {"stage": parallel.zero_stage}
     if parallel.offload_optimizer:

@@ -43,8 +43,10 @@ class History:
             return None
         self._starts.append(self._entry(from_step) | {"ended": time.time(), "end": "refused"})
         self._write()
-        return (f"{self._file.parent} has crashed {len(crashed)} times from step {from_step} on without a new "
-                f"checkpoint, the last time: {crashed[0]}; mend that, then start again")
+        return (
+            f"{self._file.parent} has crashed {len(crashed)} times from step {from_step} on without a new "
+            f"checkpoint, the last time: {crashed[0]}; mend that, then start again"
+        )
 
     def begin(self, from_step: int, last_sign: float | None) -> None:
         """last_sign: when the start before this one was last seen alive, for one that could not say that it ended."""
@@ -66,12 +68,21 @@ class History:
         """Which part of the time that the job held its machines, over all starts, went into steps that count."""
         now = time.time()
         held = sum((start["ended"] or last_sign) - start["started"] for start in self._starts)
-        return {"goodput": useful_seconds / held if held else None, "held_seconds": held, "starts": len(self._starts),
-                "wall_seconds": now - self._starts[0]["started"] if self._starts else None}
+        return {
+            "goodput": useful_seconds / held if held else None,
+            "held_seconds": held,
+            "starts": len(self._starts),
+            "wall_seconds": now - self._starts[0]["started"] if self._starts else None,
+        }
 
     def _entry(self, from_step: int) -> dict:
-        return {"started": time.time(), "ended": None, "from_step": from_step, "world_size": groups.world_size(),
-                "end": None}
+        return {
+            "started": time.time(),
+            "ended": None,
+            "from_step": from_step,
+            "world_size": groups.world_size(),
+            "end": None,
+        }
 
     def _write(self) -> None:
         replace_text(self._file, json.dumps(self._starts, indent=1) + "\n")

@@ -51,15 +51,29 @@ def train(config: Config, config_yaml: str, history: History, preemption: Preemp
         training = Training(config, config_yaml, checkpoint, state, history, preemption, watch)
         training.loop()
         saver = training.saver
-        finish(run, history, save_stall_fraction=training.save_stall_fraction, saves=saver.saves,
-               save_stall_seconds=saver.stalled / saver.saves, save_seconds=saver.writing / saver.saves)
+        finish(
+            run,
+            history,
+            save_stall_fraction=training.save_stall_fraction,
+            saves=saver.saves,
+            save_stall_seconds=saver.stalled / saver.saves,
+            save_seconds=saver.writing / saver.saves,
+        )
 
 
 class Training:
     """What the loop works with, set up; `state` is that of the checkpoint to continue from."""
 
-    def __init__(self, config: Config, config_yaml: str, checkpoint: Path | None, state: dict, history: History,
-                 preemption: Preemption, watch: Watch):
+    def __init__(
+        self,
+        config: Config,
+        config_yaml: str,
+        checkpoint: Path | None,
+        state: dict,
+        history: History,
+        preemption: Preemption,
+        watch: Watch,
+    ):
         self.config, self.state, self.preemption, self.watch = config, state, preemption, watch
         self.run, self.device, self.began = Path(config.run.dir), groups.device(), time.perf_counter()
         with groups.agreed():
@@ -143,13 +157,17 @@ class Training:
             self.telemetry.step(row)
             if self.bad_steps.streak == self.bad_steps.count:
                 first = step - self.bad_steps.streak + 1
-                raise GiveUp(f"every step since {first} was bad, now step {step}: {trouble}; the weights broke there, "
-                             f"not the data: remove what {self.run}/checkpoints holds of step {first - 1} and later, "
-                             "lower training.lr, and start again")
+                raise GiveUp(
+                    f"every step since {first} was bad, now step {step}: {trouble}; the weights broke there, "
+                    f"not the data: remove what {self.run}/checkpoints holds of step {first - 1} and later, "
+                    "lower training.lr, and start again"
+                )
             some = ", ".join(documents[:5]) + (f" and {len(documents) - 5} more" if documents[5:] else "")
-            raise GiveUp(f"{self.bad_steps.count} of the last 100 steps were bad, now step {step}: {trouble}; its "
-                         f"batch is of {some} ({self.run}/skipped.jsonl has all of them); mend the data, lower "
-                         "training.lr, or allow more with training.bad_steps.allowed")
+            raise GiveUp(
+                f"{self.bad_steps.count} of the last 100 steps were bad, now step {step}: {trouble}; its "
+                f"batch is of {some} ({self.run}/skipped.jsonl has all of them); mend the data, lower "
+                "training.lr, or allow more with training.bad_steps.allowed"
+            )
 
     def end_step(self, row: dict, save: bool, leave: bool) -> None:
         """Validate, write down and save what is due after a step; raises Preempted when asked to leave."""
@@ -166,10 +184,18 @@ class Training:
         # A bad step may mean broken weights: those must not push out the checkpoints from before.
         due = (save or self.config.checkpoint.due(step)) and not self.bad_steps.streak
         if due or leave or step == training.last_step:
-            self.saver.save(step, {
-                "step": step, "tokens": row["tokens"], "adam_step": adam_step(self.engine),
-                **data_position(self.config, self.source), "bad_steps": self.bad_steps.state(), **unvalidated,
-            }, blocked=self.telemetry.flush())
+            self.saver.save(
+                step,
+                {
+                    "step": step,
+                    "tokens": row["tokens"],
+                    "adam_step": adam_step(self.engine),
+                    **data_position(self.config, self.source),
+                    "bad_steps": self.bad_steps.state(),
+                    **unvalidated,
+                },
+                blocked=self.telemetry.flush(),
+            )
         if leave:
             self.saver.finish()
             asked = self.preemption.asked or "another rank's signal"

@@ -28,8 +28,10 @@ def find_start(run: Path) -> Path | None:
         if groups.rank() == 0:
             step, complaints = newest_checkpoint(run / "checkpoints")
             if complaints and step is None:
-                raise ValueError(f"none of the checkpoints of {run} can be used ({'; '.join(complaints.values())}): "
-                                 f"restore one, or move {run} away to begin again")
+                raise ValueError(
+                    f"none of the checkpoints of {run} can be used ({'; '.join(complaints.values())}): "
+                    f"restore one, or move {run} away to begin again"
+                )
             for damaged, complaint in complaints.items():
                 say(f"warning: {complaint}; going back to {step.name}")
                 os.replace(damaged, damaged.with_name(f"{damaged.name}.damaged"))  # it must not count again later
@@ -42,8 +44,9 @@ def check_same_run(step: Path, config: Config, source: Source) -> None:
     then = read_state(step) | flat(OmegaConf.to_container(model), "model")
     for name, now in (data_position(config, source) | flat(asdict(config.model), "model")).items():
         if then.get(name) != now and name not in CHANGEABLE:
-            raise ValueError(f"{step.parents[1]} was begun with {name} {then.get(name)}, this is {now}; "
-                             "name another run.dir")
+            raise ValueError(
+                f"{step.parents[1]} was begun with {name} {then.get(name)}, this is {now}; name another run.dir"
+            )
 
 
 def flat(section: dict, name: str) -> dict:

@@ -85,9 +85,15 @@ def finish(folder: Path, history: History, **numbers: float) -> None:
         history.end("finished")
         metrics = folder / "metrics.jsonl"
         rows, last_sign = (read_rows(metrics), metrics.stat().st_mtime) if metrics.exists() else ([{}], time.time())
-        summary = rows[-1] | history.goodput(sum(row.get("step_seconds", 0) for row in rows), last_sign) | {
-            "world_size": groups.world_size(), "peak_memory_bytes": peak_memory_bytes(groups.device()), **numbers,
-        }
+        summary = (
+            rows[-1]
+            | history.goodput(sum(row.get("step_seconds", 0) for row in rows), last_sign)
+            | {
+                "world_size": groups.world_size(),
+                "peak_memory_bytes": peak_memory_bytes(groups.device()),
+                **numbers,
+            }
+        )
         replace_text(folder / "summary.json", json.dumps(summary, indent=2) + "\n")
 
 

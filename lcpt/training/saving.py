@@ -35,8 +35,9 @@ class Saver:
     `finish` insists.
     """
 
-    def __init__(self, engine, checkpoints: Path, config: CheckpointConfig, attachments: Mapping[str, Path],
-                 watch: Watch):
+    def __init__(
+        self, engine, checkpoints: Path, config: CheckpointConfig, attachments: Mapping[str, Path], watch: Watch
+    ):
         self._engine, self._checkpoints, self._config = engine, checkpoints, config
         self._attachments, self._watch = attachments, watch
         self._thread = ThreadPoolExecutor(max_workers=1)

@@ -32,8 +32,10 @@ def set_up(config: Config, checkpoint: Path | None) -> tuple[GPT, Source, Prefet
     if config.data.valid_path:
         valid = open_source(config, config.data.valid_path, "valid")
         if valid.tokenizer_sha256 != source.tokenizer_sha256:
-            raise ValueError(f"{config.data.valid_path} and {config.data.path} were made with different tokenizers; "
-                             "prepare one of them again with --tokenizer of the other")
+            raise ValueError(
+                f"{config.data.valid_path} and {config.data.path} were made with different tokenizers; "
+                "prepare one of them again with --tokenizer of the other"
+            )
         validation = Validation(valid, training.valid_tokens, context, training.micro_batch)
     torch.manual_seed(config.run.seed)
     model = GPT(config.model)
@@ -50,8 +52,10 @@ def set_up(config: Config, checkpoint: Path | None) -> tuple[GPT, Source, Prefet
 def micro_batches(sequences: int, micro_batch: int, world: int) -> int:
     """Micro-batches of a rank in one step; ValueError if they do not come out even."""
     if sequences % (world * micro_batch):
-        raise ValueError(f"{sequences} sequences a step (training.global_batch_tokens / data.context) do not divide "
-                         f"among {world} ranks in micro-batches of {micro_batch}; change one of them")
+        raise ValueError(
+            f"{sequences} sequences a step (training.global_batch_tokens / data.context) do not divide "
+            f"among {world} ranks in micro-batches of {micro_batch}; change one of them"
+        )
     return sequences // (world * micro_batch)
 
 
@@ -63,6 +67,8 @@ def open_source(config: Config, path: str, stream: str) -> Source:
         return Task(path, config.data.synthetic, vocab_size, stream)
     corpus = Corpus(path, hash_shards=groups.rank() == 0)
     if corpus.vocab_size != vocab_size:
-        raise ValueError(f"{path} was tokenised with {corpus.vocab_size} pieces and model.vocab_size is {vocab_size}; "
-                         f"set model.vocab_size={corpus.vocab_size}")
+        raise ValueError(
+            f"{path} was tokenised with {corpus.vocab_size} pieces and model.vocab_size is {vocab_size}; "
+            f"set model.vocab_size={corpus.vocab_size}"
+        )
     return corpus

@@ -37,8 +37,15 @@ class Telemetry:
             self._unwritten: list[str] = []
             self._tensorboard: SummaryWriter | None = SummaryWriter(str(folder / "tensorboard"), purge_step=done + 1)
             self._total, so_far = (steps * training.global_batch_tokens for steps in (training.last_step, done))
-            self._bar = tqdm(initial=so_far, total=self._total, unit="tok", unit_scale=True, dynamic_ncols=True,
-                             smoothing=0.1, disable=None)  # None: on a terminal only
+            self._bar = tqdm(
+                initial=so_far,
+                total=self._total,
+                unit="tok",
+                unit_scale=True,
+                dynamic_ncols=True,
+                smoothing=0.1,
+                disable=None,
+            )  # None: on a terminal only
             self._last_step, self._said, self._valid = training.last_step, -LOG_SECONDS, ""
 
     def step(self, row: dict[str, float]) -> None:

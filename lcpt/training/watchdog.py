@@ -120,9 +120,16 @@ class Watch:
         with self._lock:
             waited = time.monotonic() - self._since
             limit = max(self._hang_seconds, SLOWEST * self._longest) if self._patience is None else self._patience
-            return {"beats": self._beats, "place": self._place, "waited": waited, "pid": os.getpid(),
-                    "machine": self._machine, "hangs": bool(self._hang_seconds) and waited > limit,
-                    "in_collective": in_collective(), "may_be_silent": self._may_be_silent}
+            return {
+                "beats": self._beats,
+                "place": self._place,
+                "waited": waited,
+                "pid": os.getpid(),
+                "machine": self._machine,
+                "hangs": bool(self._hang_seconds) and waited > limit,
+                "in_collective": in_collective(),
+                "may_be_silent": self._may_be_silent,
+            }
 
     def _judge(self) -> dict | None:
         """On rank 0: which rank is dead or hangs, None if none is."""
@@ -137,8 +144,10 @@ class Watch:
         ]
         if silent:
             sign, seconds = signs[silent[0]]
-            line = (f"rank {ranks(silent)} does not answer, so its process is stopped or its machine is gone: "
-                    f"last seen {seconds:.0f} s ago at {sign['place']}")
+            line = (
+                f"rank {ranks(silent)} does not answer, so its process is stopped or its machine is gone: "
+                f"last seen {seconds:.0f} s ago at {sign['place']}"
+            )
             return {"line": line, "speaker": 0, "stacks": True, "culprits": silent}
         if hang:
             fewest = min(sign["beats"] for sign, _ in signs.values())

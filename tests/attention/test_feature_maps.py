@@ -81,8 +81,9 @@ def test_sketch_features_are_a_square():
     torch.testing.assert_close(torch.einsum("bthm,bshm->bths", y, y), torch.einsum("bthm,bshm->bths", S, S).square())
 
 
-@pytest.mark.parametrize("name, size, part", [("cosine", None, "'cosine'"), ("relu", 0, "size is 0"),
-                                              ("sketch", 60, "square")])
+@pytest.mark.parametrize(
+    "name, size, part", [("cosine", None, "'cosine'"), ("relu", 0, "size is 0"), ("sketch", 60, "square")]
+)
 def test_what_no_map_can_be_is_named(name, size, part):
     with pytest.raises(ValueError, match="model.attention.kernel") as caught:
         check_feature_map("kernel", name, size)

@@ -12,8 +12,11 @@ def build(penalty, recompute=False):
     torch.manual_seed(0)
     attention = AttentionConfig(kind="feedforward", block_size=4)
     attention.feedforward.penalty, attention.feedforward.layers = penalty, 2
-    return GPT(ModelConfig(n_layers=2, d_model=16, n_heads=2, vocab_size=50, activation_checkpointing=recompute,
-                           attention=attention))
+    return GPT(
+        ModelConfig(
+            n_layers=2, d_model=16, n_heads=2, vocab_size=50, activation_checkpointing=recompute, attention=attention
+        )
+    )
 
 
 @pytest.mark.parametrize("map", ["ffn", "oglu", "aoglu"])

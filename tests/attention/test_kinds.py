@@ -52,7 +52,10 @@ VARIANTS = {
 }
 NOT_ALL = [name for name in VARIANTS if name.startswith("sparse") or name == "softmax-window"]  # of the earlier tokens
 DECIDING = [  # on numbers that rounding may turn over
-    "sparse_qk-learned", "sparse_hash-lsh", "sparse_hash-learned", "sparse_hash-window",
+    "sparse_qk-learned",
+    "sparse_hash-lsh",
+    "sparse_hash-learned",
+    "sparse_hash-window",
 ]
 
 
@@ -138,11 +141,14 @@ def test_packed_documents_are_documents_alone(variant, gate, lengths, monkeypatc
     positions = torch.cat([torch.arange(length) for length in lengths])
 
     def alone(x):
-        return torch.cat([module(document, rotary(document.shape[1]))
-                          for document in x.split(lengths, dim=1) if document.shape[1]], dim=1)
+        return torch.cat(
+            [module(document, rotary(document.shape[1])) for document in x.split(lengths, dim=1) if document.shape[1]],
+            dim=1,
+        )
 
     found, found_gradients = gradients(
-        module, x, lambda x: module(x, rotary_table(positions, HEAD_DIM, 10_000.0), cu_seqlens=ends))
+        module, x, lambda x: module(x, rotary_table(positions, HEAD_DIM, 10_000.0), cu_seqlens=ends)
+    )
     expected, expected_gradients = gradients(module, x, alone)
     torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)
     for one, other in zip(found_gradients, expected_gradients, strict=True):
@@ -255,9 +261,20 @@ def test_cost_of_quadratic_kinds_grows_with_the_context(kind):
     assert module.state_bytes(1_000) == 4 * 2 * D_MODEL * 1_000
 
 
-@pytest.mark.parametrize("kind", [
-    "polynomial", "polysketch", "kernel", "fastmax", "feedforward", "flurka", "lowrank", "sparse_qk", "sparse_hash",
-])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "polynomial",
+        "polysketch",
+        "kernel",
+        "fastmax",
+        "feedforward",
+        "flurka",
+        "lowrank",
+        "sparse_qk",
+        "sparse_hash",
+    ],
+)
 def test_stated_flops_are_what_pytorch_counts(kind):
     """Forward, and forward with backward, within 15 %: the column of ones, and tiles on the diagonal."""
     from torch.utils.flop_counter import FlopCounterMode
@@ -281,36 +298,59 @@ def test_stated_flops_are_what_pytorch_counts(kind):
 def test_pattern_cycles_over_the_layers():
     config = AttentionConfig(kind="polynomial", pattern=["polysketch", "polysketch", "softmax"])
     assert [config.kind_of_layer(n) for n in range(7)] == [
-        "polysketch", "polysketch", "softmax", "polysketch", "polysketch", "softmax", "polysketch",
+        "polysketch",
+        "polysketch",
+        "softmax",
+        "polysketch",
+        "polysketch",
+        "softmax",
+        "polysketch",
     ]
     assert AttentionConfig(kind="polynomial").kind_of_layer(5) == "polynomial"
 
 
-@pytest.mark.parametrize("wrong, named", [
-    ({"kind": "flash"}, "'flash'"), ({"pattern": ["softmax", "sofmax"]}, "'sofmax'"), ({"block_size": 0}, "0"),
-])
+@pytest.mark.parametrize(
+    "wrong, named",
+    [
+        ({"kind": "flash"}, "'flash'"),
+        ({"pattern": ["softmax", "sofmax"]}, "'sofmax'"),
+        ({"block_size": 0}, "0"),
+    ],
+)
 def test_wrong_settings_are_named(wrong, named):
     with pytest.raises(ValueError, match=named):
         AttentionConfig(**wrong)
 
 
-@pytest.mark.parametrize("config, wrong, named", [
-    (KernelConfig, {"feature_map": "cosine"}, "'cosine'"), (KernelConfig, {"size": 0}, "size is 0"),
-    (FastmaxConfig, {"order": 3}, "order is 3"), (FeedforwardConfig, {"map": "mlp"}, "'mlp'"),
-    (FeedforwardConfig, {"layers": 0}, "layers is 0"), (FlurkaConfig, {"local": "none"}, "'none'"),
-    (FlurkaConfig, {"feature_map": "cosine"}, "flurka.feature_map"), (SummariesConfig, {"number": 0}, "number is 0"),
-    (SummariesConfig, {"projection": "mean"}, "'mean'"),
-])
+@pytest.mark.parametrize(
+    "config, wrong, named",
+    [
+        (KernelConfig, {"feature_map": "cosine"}, "'cosine'"),
+        (KernelConfig, {"size": 0}, "size is 0"),
+        (FastmaxConfig, {"order": 3}, "order is 3"),
+        (FeedforwardConfig, {"map": "mlp"}, "'mlp'"),
+        (FeedforwardConfig, {"layers": 0}, "layers is 0"),
+        (FlurkaConfig, {"local": "none"}, "'none'"),
+        (FlurkaConfig, {"feature_map": "cosine"}, "flurka.feature_map"),
+        (SummariesConfig, {"number": 0}, "number is 0"),
+        (SummariesConfig, {"projection": "mean"}, "'mean'"),
+    ],
+)
 def test_wrong_settings_of_kernels_are_named(config, wrong, named):
     with pytest.raises(ValueError, match=named):
         config(**wrong)
 
 
-@pytest.mark.parametrize("wrong, named", [
-    ({"sketch": "count"}, "'count'"), ({"size": 0}, "size is 0"), ({"expansion": 0}, "expansion is 0"),
-    ({"levels": 0}, "levels is 0"),
-    ({"local_blocks": 3}, "local_blocks is 3"),
-])
+@pytest.mark.parametrize(
+    "wrong, named",
+    [
+        ({"sketch": "count"}, "'count'"),
+        ({"size": 0}, "size is 0"),
+        ({"expansion": 0}, "expansion is 0"),
+        ({"levels": 0}, "levels is 0"),
+        ({"local_blocks": 3}, "local_blocks is 3"),
+    ],
+)
 def test_wrong_settings_of_polysketch_are_named(wrong, named):
     with pytest.raises(ValueError, match=named):
         PolysketchConfig(**wrong)

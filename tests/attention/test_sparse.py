@@ -42,8 +42,17 @@ def projected(tokens, heads=4, kv_heads=2, d=8, batch=2):
 
 def model(form, checkpointing=False, seed=0):
     torch.manual_seed(seed)
-    return GPT(ModelConfig(n_layers=3, d_model=32, n_heads=4, n_kv_heads=2, vocab_size=50, attention=form,
-                           activation_checkpointing=checkpointing))
+    return GPT(
+        ModelConfig(
+            n_layers=3,
+            d_model=32,
+            n_heads=4,
+            n_kv_heads=2,
+            vocab_size=50,
+            attention=form,
+            activation_checkpointing=checkpointing,
+        )
+    )
 
 
 def test_recomputation_decides_alike(form):
@@ -176,7 +185,7 @@ def test_the_pull_is_in_units_of_the_gradient():
     x, weights = torch.randn(2, 5, 3, requires_grad=True), torch.randn(2, 5, 3)
     direction = torch.tensor([0.0, 1.0, -2.0])
     for scale in (1.0, 1e6):
-        gradient, = torch.autograd.grad((scale * weights * Pull.apply(x, direction)).sum(), x)
+        (gradient,) = torch.autograd.grad((scale * weights * Pull.apply(x, direction)).sum(), x)
         expected = scale * (weights + direction * weights.abs().mean((0, 1)))
         torch.testing.assert_close(gradient, expected)
 
@@ -249,7 +258,8 @@ def test_what_is_hashed_is_what_meets(name):
 def test_cost_at_long_contexts(form, factor):
     """Half of the queries and keys: a quarter of softmax's. Four buckets: the same."""
     sparse, dense = (
-        config.attention_of_layer(0)(32, 4, 2, config) for config in (FORMS[form], AttentionConfig("softmax")))
+        config.attention_of_layer(0)(32, 4, 2, config) for config in (FORMS[form], AttentionConfig("softmax"))
+    )
     for stated, whole in zip(sparse.attend_flops(10**6), dense.attend_flops(10**6), strict=True):
         assert whole / stated == pytest.approx(factor, rel=0.01)
 
@@ -274,12 +284,19 @@ def test_memory_is_counted_where_shapes_depend_on_values(form):
     assert torch.equal(torch.get_rng_state(), state)
 
 
-@pytest.mark.parametrize("config, wrong, named", [
-    (SparseQKConfig, {"keep": "all"}, "'all'"), (SparseQKConfig, {"drop": 1.0}, "drop is 1.0"),
-    (SparseQKConfig, {"drop": 0.0}, "drop is 0.0"), (SparseHashConfig, {"hash": "md5"}, "'md5'"),
-    (SparseHashConfig, {"buckets": 1}, "buckets is 1"), (SparseHashConfig, {"buckets": 7}, "buckets is 7"),
-    (SparseQKConfig, {"window": -1}, "sparse_qk.window is -1"), (SparseHashConfig, {"window": -1}, "window is -1"),
-])
+@pytest.mark.parametrize(
+    "config, wrong, named",
+    [
+        (SparseQKConfig, {"keep": "all"}, "'all'"),
+        (SparseQKConfig, {"drop": 1.0}, "drop is 1.0"),
+        (SparseQKConfig, {"drop": 0.0}, "drop is 0.0"),
+        (SparseHashConfig, {"hash": "md5"}, "'md5'"),
+        (SparseHashConfig, {"buckets": 1}, "buckets is 1"),
+        (SparseHashConfig, {"buckets": 7}, "buckets is 7"),
+        (SparseQKConfig, {"window": -1}, "sparse_qk.window is -1"),
+        (SparseHashConfig, {"window": -1}, "window is -1"),
+    ],
+)
 def test_wrong_settings_are_named(config, wrong, named):
     with pytest.raises(ValueError, match=named):
         config(**wrong)

@@ -55,7 +55,8 @@ def test_rows_are_written_as_they_come(fused, tmp_path, monkeypatch):
         fused("--tokens", 8192, "--heads", 1, "--output", tmp_path / "out.json")
     rows = json.loads((tmp_path / "out.json").read_text())["rows"]
     assert [(row["mode"], row["backend"]) for row in rows] == [
-        (mode, backend) for mode in ("forward", "forward_backward") for backend in ("torch", "triton")]
+        (mode, backend) for mode in ("forward", "forward_backward") for backend in ("torch", "triton")
+    ]
 
 
 def small_steps(dtype=torch.float32):
@@ -69,11 +70,14 @@ def test_every_step_runs_and_gives_a_gradient_to_all_that_learns():
         assert all(x.norm() > 0 for x in found), name
 
 
-@pytest.mark.parametrize("change, part", [
-    (lambda y, backend: y * (1.1 if backend == "triton" else 1.0), "rounding explains"),
-    (lambda y, backend: y * torch.rand(()) if backend == "triton" else y, "other bits"),
-    (lambda y, backend: y + (torch.nan if backend == "triton" else 0.0), "other bits"),
-])
+@pytest.mark.parametrize(
+    "change, part",
+    [
+        (lambda y, backend: y * (1.1 if backend == "triton" else 1.0), "rounding explains"),
+        (lambda y, backend: y * torch.rand(()) if backend == "triton" else y, "other bits"),
+        (lambda y, backend: y + (torch.nan if backend == "triton" else 0.0), "other bits"),
+    ],
+)
 def test_a_wrong_kernel_is_found(change, part):
     x = torch.randn(1, 9, 2, 4, requires_grad=True)
     with pytest.raises(WrongResult, match=part):

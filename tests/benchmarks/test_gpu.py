@@ -56,9 +56,17 @@ def environment(tmp_path):
         file.write_text(text)
         file.chmod(0o755)
     return os.environ | {
-        "PYTHON": str(tmp_path / "python"), "CALLS": str(tmp_path / "calls"), "LIMITS": str(tmp_path / "limits"),
-        "RESULTS": str(tmp_path / "results"), "OUT": str(tmp_path / "out"), "FAILS": "none", "HANGS": "none",
-        "TOO_LONG": "none", "SAYS": "", "PATH": f"{tmp_path}/bin:{os.environ['PATH']}"}
+        "PYTHON": str(tmp_path / "python"),
+        "CALLS": str(tmp_path / "calls"),
+        "LIMITS": str(tmp_path / "limits"),
+        "RESULTS": str(tmp_path / "results"),
+        "OUT": str(tmp_path / "out"),
+        "FAILS": "none",
+        "HANGS": "none",
+        "TOO_LONG": "none",
+        "SAYS": "",
+        "PATH": f"{tmp_path}/bin:{os.environ['PATH']}",
+    }
 
 
 @pytest.fixture
@@ -79,8 +87,11 @@ def archived(tmp_path, run):
     (file,) = [path for path in (tmp_path / "out").iterdir() if not path.name.startswith(".")]
     assert file.name == f"{NAME.format(run)}.tar.gz"
     with tarfile.open(file) as archive:
-        return {member.name.removeprefix(f"{NAME.format(run)}/"): archive.extractfile(member).read().decode()
-                for member in archive if member.isfile()}
+        return {
+            member.name.removeprefix(f"{NAME.format(run)}/"): archive.extractfile(member).read().decode()
+            for member in archive
+            if member.isfile()
+        }
 
 
 def test_it_is_bash():
@@ -115,7 +126,8 @@ def test_every_stage_runs_within_the_time_that_is_stated(gpu, tmp_path, run, sta
     assert sum(int(after) + int(limit) for after, limit in limits) <= most
     files = archived(tmp_path, run)
     assert files.keys() == {f"{stage}.log" for stage in stages} | {f"{stage}.json" for stage in stages[1:]} | {
-        "stages.txt"}
+        "stages.txt"
+    }
     assert files[f"{stages[1]}.json"] == "rows\n" and files["stages.txt"].count(": done in ") == len(stages)
 
 
@@ -137,8 +149,12 @@ def test_the_files_of_an_earlier_run_do_not_stand_in(gpu, tmp_path):
 @pytest.mark.parametrize("how, code", [(signal.SIGKILL, -signal.SIGKILL), (signal.SIGTERM, 143)])
 def test_a_run_that_is_killed_leaves_what_it_had(environment, tmp_path, how, code):
     """The third stage has written, and not ended."""
-    running = subprocess.Popen([SCRIPT, "quick"], env=environment | {"HANGS": "check_kernels"},
-                               stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    running = subprocess.Popen(
+        [SCRIPT, "quick"],
+        env=environment | {"HANGS": "check_kernels"},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
     archive = tmp_path / "out" / f"{NAME.format('quick')}.tar.gz"
     end = time.monotonic() + 30
     while not (archive.exists() and "correct.json" in archived(tmp_path, "quick")):
@@ -160,8 +176,12 @@ def test_what_lacks_an_import_is_named_and_the_others_run(gpu, tmp_path):
 
 
 def test_every_baseline_is_in_one_of_the_stages(gpu):
-    methods = [call.split("--methods ")[1].split()[0] for run in ("quick", "full") for call in gpu(run)[3]
-               if "--methods" in call]
+    methods = [
+        call.split("--methods ")[1].split()[0]
+        for run in ("quick", "full")
+        for call in gpu(run)[3]
+        if "--methods" in call
+    ]
     named = {name for names in methods for name in names.split(",")}
     linear = {kind for kind, of_kind in ATTENTION.items() if issubclass(of_kind, LinearCost)}
     assert named >= {"squared", "lowrank", "sparse_qk", "sparse_hash", *linear, *BASELINES["cuda"]}

@@ -45,39 +45,67 @@ PathFinder.find_spec = lambda name, *more: None if name in os.environ["WITHOUT"]
 @pytest.fixture
 def gpu(tmp_path):
     """gpu(run, stages, without) -> (exit code, stdout, stderr, name of a file in the archive -> its text)."""
-    files = {"python": PYTHON.replace("REAL", sys.executable).replace("FOLDER", str(tmp_path)),
-             "with_gpu.py": WITH_GPU, "site/sitecustomize.py": WITHOUT}
+    files = {
+        "python": PYTHON.replace("REAL", sys.executable).replace("FOLDER", str(tmp_path)),
+        "with_gpu.py": WITH_GPU,
+        "site/sitecustomize.py": WITHOUT,
+    }
     for name, text in files.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(text)
     (tmp_path / "python").chmod(0o755)
 
     def call(run, stages, without, **environment):
-        given = {"PYTHON": str(tmp_path / "python"), "PYTHONPATH": str(tmp_path / "site"), "STAGES": stages,
-                 "WITHOUT": without, "RESULTS": str(tmp_path / "results"), "OUT": str(tmp_path / "out")}
-        done = subprocess.run([ROOT / "benchmarks/gpu.sh", run], env=os.environ | given | environment,
-                              capture_output=True, text=True)
+        given = {
+            "PYTHON": str(tmp_path / "python"),
+            "PYTHONPATH": str(tmp_path / "site"),
+            "STAGES": stages,
+            "WITHOUT": without,
+            "RESULTS": str(tmp_path / "results"),
+            "OUT": str(tmp_path / "out"),
+        }
+        done = subprocess.run(
+            [ROOT / "benchmarks/gpu.sh", run], env=os.environ | given | environment, capture_output=True, text=True
+        )
         name = f"gpu-{run}-nvidia-test-1"
         with tarfile.open(tmp_path / f"out/{name}.tar.gz") as archive:
-            members = {member.name.removeprefix(f"{name}/"): archive.extractfile(member).read()
-                       for member in archive if member.isfile()}
+            members = {
+                member.name.removeprefix(f"{name}/"): archive.extractfile(member).read()
+                for member in archive
+                if member.isfile()
+            }
         return done.returncode, done.stdout, done.stderr, members
 
     return call
 
 
 def test_quick_needs_few_modules(gpu):
-    code, out, err, files = gpu("quick", "correct attention", "omegaconf sentencepiece matplotlib fla deepspeed "
-                                "datasets zstandard tensorboard")
+    code, out, err, files = gpu(
+        "quick", "correct attention", "omegaconf sentencepiece matplotlib fla deepspeed datasets zstandard tensorboard"
+    )
     assert (code, err) == (0, ""), out
     assert "missing import: matplotlib; attention can do less: WHEELS=FOLDER brings it\n" in out
     correct, attention = (json.loads(files[f"{stage}.json"]) for stage in ("correct", "attention"))
     assert correct["rows"] and all(row["passed"] for row in correct["rows"])
     assert [(row["context"], row["mode"], row["method"]) for row in attention["rows"]] == [
-        (context, mode, method) for context in (64, 32) for mode in ("forward", "forward_backward")
-        for method in ("squared", "polysketch", "sdpa_cpu")]
-    assert files.keys() == {"stages.txt", *(f"{stage}.{end}" for stage, end in [
-        ("correct", "json"), ("correct", "log"), ("attention", "json"), ("attention", "md"), ("attention", "log")])}
+        (context, mode, method)
+        for context in (64, 32)
+        for mode in ("forward", "forward_backward")
+        for method in ("squared", "polysketch", "sdpa_cpu")
+    ]
+    assert files.keys() == {
+        "stages.txt",
+        *(
+            f"{stage}.{end}"
+            for stage, end in [
+                ("correct", "json"),
+                ("correct", "log"),
+                ("attention", "json"),
+                ("attention", "md"),
+                ("attention", "log"),
+            ]
+        ),
+    }
 
 
 def test_full_does_without_a_stage_that_lacks_a_module(gpu):
@@ -91,7 +119,11 @@ def test_full_does_without_a_stage_that_lacks_a_module(gpu):
 
 def test_training_needs_no_more_than_is_checked(gpu, tiny_yaml, tmp_path):
     (tmp_path / "tiny.yaml").write_text("run: {dir: unused}\n" + tiny_yaml.read_text())
-    code, out, err, files = gpu("full", "training", "matplotlib fla deepspeed datasets zstandard tensorboard",
-                                CONFIG=str(tmp_path / "tiny.yaml"))
+    code, out, err, files = gpu(
+        "full",
+        "training",
+        "matplotlib fla deepspeed datasets zstandard tensorboard",
+        CONFIG=str(tmp_path / "tiny.yaml"),
+    )
     assert (code, err) == (0, ""), out
     assert [row["context"] for row in json.loads(files["training.json"])["rows"]] == [64, 64, 32, 32]

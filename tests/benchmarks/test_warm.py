@@ -29,8 +29,10 @@ def run(tmp_path):
 
     def call(program):
         environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-        environment |= {"PYTHONPATH": f"{ROOT}:{ROOT}/kernels:{ROOT}/benchmarks",
-                        "TRITON_CACHE_DIR": str(tmp_path / "cache")}
+        environment |= {
+            "PYTHONPATH": f"{ROOT}:{ROOT}/kernels:{ROOT}/benchmarks",
+            "TRITON_CACHE_DIR": str(tmp_path / "cache"),
+        }
         start = "import json, warm\nfrom lcpt.evaluation.warming import compile_only\n"
         done = subprocess.run([sys.executable, "-c", start + program], env=environment, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
@@ -51,11 +53,15 @@ def test_each_part_compiles_its_share(run, tmp_path):
 
 
 def test_a_kernel_that_does_not_compile_is_named_and_the_others_are_compiled(run, tmp_path):
-    broken = ("from lcpt_kernels.triton import feature_map_forward\n"
-              "def run(*args, **kwargs): raise RuntimeError('no\\nsuch thing')\n"
-              "feature_map_forward.feature_map_forward_kernel._do_compile = run\n")
+    broken = (
+        "from lcpt_kernels.triton import feature_map_forward\n"
+        "def run(*args, **kwargs): raise RuntimeError('no\\nsuch thing')\n"
+        "feature_map_forward.feature_map_forward_kernel._do_compile = run\n"
+    )
     assert run(f"{ELU1}{broken}print(json.dumps(warm.warm(['fused'], 'sm_90', 0, 1)))") == [
-        1, {"feature_map_forward_kernel": "RuntimeError: such thing"}]
+        1,
+        {"feature_map_forward_kernel": "RuntimeError: such thing"},
+    ]
     assert cached(tmp_path) == {"feature_map_backward_kernel.cubin"}
 
 

@@ -32,8 +32,11 @@ def tensors(seed=0):
     draw = torch.Generator().manual_seed(seed)
     matrix = torch.randn(5, 3, generator=draw)
     return {
-        "matrix": matrix, "vector": torch.randn(4, generator=draw), "scalar": torch.randn((), generator=draw),
-        "transposed": matrix.T, "half": matrix.bfloat16(),
+        "matrix": matrix,
+        "vector": torch.randn(4, generator=draw),
+        "scalar": torch.randn((), generator=draw),
+        "transposed": matrix.T,
+        "half": matrix.bfloat16(),
     }
 
 
@@ -142,8 +145,9 @@ def damage(path, how):
 
 
 @pytest.mark.parametrize("how", ["flipped bit", "truncated", "empty", "missing"])
-@pytest.mark.parametrize("file", [*(f"{group}-00000.safetensors" for group in GROUPS), "state.json", "config.yaml",
-                                  "manifest.json"])
+@pytest.mark.parametrize(
+    "file", [*(f"{group}-00000.safetensors" for group in GROUPS), "state.json", "config.yaml", "manifest.json"]
+)
 def test_damage_is_named(write, file, how):
     step = write()
     damage(step / file, how)
@@ -196,6 +200,7 @@ def test_another_schema_version_is_named(write):
 
 def test_pickle_is_never_loaded(write, tmp_path):
     """A pickle under a tensor file's name, hashes in order, must not run."""
+
     class Evil:
         def __reduce__(self):
             return os.mkdir, (str(tmp_path / "was run"),)

@@ -6,6 +6,7 @@ from lcpt.checkpoint import CheckpointConfig, remove_old, step_name
 @pytest.fixture
 def left(tmp_path):
     """left(steps, newest, keep_last, milestone_steps) -> the steps that are still there."""
+
     def left(steps, newest, **settings):
         for step in steps:
             (tmp_path / step_name(step)).mkdir()

@@ -26,8 +26,12 @@ def answer_induction(inputs, asked):
     return answer_mqar(inputs, asked)
 
 
-ORACLES = {"mqar": answer_mqar, "selective_copying": answer_selective_copying, "induction": answer_induction,
-           "needle": answer_mqar}
+ORACLES = {
+    "mqar": answer_mqar,
+    "selective_copying": answer_selective_copying,
+    "induction": answer_induction,
+    "needle": answer_mqar,
+}
 
 
 @pytest.fixture(params=TASKS)
@@ -69,8 +73,12 @@ def test_nobody_knows_the_answers_without_the_past(task):
 
 def test_samples_differ_by_number_seed_and_stream(task):
     train, valid = make(task), make(task, "valid")
-    found = [source.sample(number, seed, CONTEXT)[0].tobytes()
-             for source in (train, valid) for seed in (0, 1) for number in range(20)]
+    found = [
+        source.sample(number, seed, CONTEXT)[0].tobytes()
+        for source in (train, valid)
+        for seed in (0, 1)
+        for number in range(20)
+    ]
     assert len(set(found)) == len(found)
     assert train.fingerprint == valid.fingerprint
 
@@ -105,11 +113,14 @@ def test_ranks_join_to_the_global_batch(task, world):
 
 def test_documents_name_the_samples():
     assert batch_documents(make("needle"), 8, 3, 2, CONTEXT) == [
-        "synthetic:needle sample 6 of seed 8", "synthetic:needle sample 7 of seed 8"]
+        "synthetic:needle sample 6 of seed 8",
+        "synthetic:needle sample 7 of seed 8",
+    ]
 
 
 def test_distances_follow_the_power():
     """Even over the places with power 1; with a smaller one most questions come soon after the pairs."""
+
     def asked(power):
         labels = batch(make("mqar", power=power, items=4), 0, 0, 2000, CONTEXT)[1]
         return np.nonzero(labels >= 0)[1]
@@ -119,14 +130,17 @@ def test_distances_follow_the_power():
     assert np.median(even) == pytest.approx(51, abs=2) and np.median(near) < 22
 
 
-@pytest.mark.parametrize(("task", "settings", "context", "remark"), [
-    ("mqar", {"items": 8}, 31, "items 8 need data.context 32 or more, and it is 31"),
-    ("selective_copying", {"items": 8}, 15, "items 8 need data.context 16"),
-    ("induction", {"items": 8}, 16, "items 8 need data.context 17"),
-    ("needle", {}, 2, "need data.context 3"),
-    ("needle", {"items": 2}, 64, "has 1 at most"),
-    ("mqar", {"items": 32}, 1000, "items 32 need model.vocab_size 66 or more, and it is 64"),
-])
+@pytest.mark.parametrize(
+    ("task", "settings", "context", "remark"),
+    [
+        ("mqar", {"items": 8}, 31, "items 8 need data.context 32 or more, and it is 31"),
+        ("selective_copying", {"items": 8}, 15, "items 8 need data.context 16"),
+        ("induction", {"items": 8}, 16, "items 8 need data.context 17"),
+        ("needle", {}, 2, "need data.context 3"),
+        ("needle", {"items": 2}, 64, "has 1 at most"),
+        ("mqar", {"items": 32}, 1000, "items 32 need model.vocab_size 66 or more, and it is 64"),
+    ],
+)
 def test_what_does_not_fit_is_one_line(task, settings, context, remark):
     with pytest.raises(DataError, match=remark):
         make(task, **settings).scored(context)

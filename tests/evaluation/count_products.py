@@ -1,6 +1,6 @@
 """Run with TRITON_INTERPRET=1: what the kernels of one head really multiply and are given, per kernel, as JSON.
 
-    count_products.py TOKENS HEAD_DIM SKETCH BLOCK_SIZE LOCAL_BLOCKS
+count_products.py TOKENS HEAD_DIM SKETCH BLOCK_SIZE LOCAL_BLOCKS
 """
 
 import json

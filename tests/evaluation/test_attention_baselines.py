@@ -32,8 +32,7 @@ def random(*size):
 @pytest.mark.parametrize("window", [None, 1, 5])
 def test_softmax_by_hand(window):
     q, k, v = random(2, 9, 16)
-    expected = one_at_a_time(
-        q, k, v, lambda s: (s / 4).exp(), lambda t, s: window is None or t - window < s)
+    expected = one_at_a_time(q, k, v, lambda s: (s / 4).exp(), lambda t, s: window is None or t - window < s)
     found = baselines.softmax(q[None], k[None], v[None], window)
     torch.testing.assert_close(found, expected.transpose(0, 1)[None])
 
@@ -102,9 +101,13 @@ def test_a_library_that_is_not_installed(monkeypatch, name):
         baselines.BASELINES["cuda"][name](LAYER)
 
 
-@pytest.mark.parametrize("name, module, function", [
-    ("fla_simple_gla", "fla.ops.simple_gla", "chunk_simple_gla"), ("fla_based", "fla.ops.based", "fused_chunk_based"),
-])
+@pytest.mark.parametrize(
+    "name, module, function",
+    [
+        ("fla_simple_gla", "fla.ops.simple_gla", "chunk_simple_gla"),
+        ("fla_based", "fla.ops.based", "fused_chunk_based"),
+    ],
+)
 def test_fla_is_called_as_its_definition_says(monkeypatch, name, module, function):
     """With the library's own conventions: [B, T, H, K], weights scaled by `scale`, or by 1/√K where none is given."""
 

@@ -28,8 +28,9 @@ def model(request):
 
 def cut(context):
     rng = np.random.default_rng(0)
-    return [w for n, length in enumerate(LENGTHS)
-            for w in windows(n, rng.integers(V, size=length + 1), context, context)]
+    return [
+        w for n, length in enumerate(LENGTHS) for w in windows(n, rng.integers(V, size=length + 1), context, context)
+    ]
 
 
 def test_every_cut_is_one_window(model):

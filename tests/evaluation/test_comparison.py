@@ -12,25 +12,42 @@ from lcpt.evaluation.comparison import compare, loss_over, read_run, settings
 
 CONFIG = {
     "run": {"dir": "unused", "seed": 0},
-    "model": {"n_layers": 2, "d_model": 16, "n_heads": 2, "vocab_size": 10,
-              "attention": {"kind": "softmax", "pattern": []}},
+    "model": {
+        "n_layers": 2,
+        "d_model": 16,
+        "n_heads": 2,
+        "vocab_size": 10,
+        "attention": {"kind": "softmax", "pattern": []},
+    },
     "data": {"path": "somewhere", "valid_path": "elsewhere", "context": 64},
     "training": {"global_batch_tokens": 100, "valid_tokens": 64},
 }
 EVALUATION = {
-    "loss": 3.5, "bits_per_byte": 2.5, "fingerprint": "f" * 64, "window": 64, "stride": 64, "carry_state": False,
-    "loss_by_position": [{"start": 0, "end": 48, "tokens": 10, "loss": 4.0},
-                         {"start": 48, "end": 56, "tokens": 3, "loss": 3.0},
-                         {"start": 56, "end": 64, "tokens": 1, "loss": 2.0}],
+    "loss": 3.5,
+    "bits_per_byte": 2.5,
+    "fingerprint": "f" * 64,
+    "window": 64,
+    "stride": 64,
+    "carry_state": False,
+    "loss_by_position": [
+        {"start": 0, "end": 48, "tokens": 10, "loss": 4.0},
+        {"start": 48, "end": 56, "tokens": 3, "loss": 3.0},
+        {"start": 56, "end": 64, "tokens": 1, "loss": 2.0},
+    ],
 }
-RECALL = {"accuracy": 0.75, "fingerprint": "0" * 64, "context": 64,
-          "recall_by_distance": [{"start": 0, "end": 64, "answers": 4, "accuracy": 0.75, "loss": 1.0}]}
+RECALL = {
+    "accuracy": 0.75,
+    "fingerprint": "0" * 64,
+    "context": 64,
+    "recall_by_distance": [{"start": 0, "end": 64, "answers": 4, "accuracy": 0.75, "loss": 1.0}],
+}
 
 
 @pytest.fixture
 def make_run(tmp_path):
     """make_run(name, steps=40, loss=…, evaluation=None, recall=None, finished=True, **changes) -> folder; changes are
     section__key=value. Step n of N takes n seconds, with the loss `loss` + N - n."""
+
     def make(name, steps=40, loss=2.0, evaluation=None, recall=None, finished=True, **changes):
         folder, config = tmp_path / name, copy.deepcopy(CONFIG)
         for key, value in changes.items():
@@ -38,8 +55,10 @@ def make_run(tmp_path):
             config[section][key] = value
         folder.mkdir()
         (folder / "config.yaml").write_text(yaml.safe_dump(config))
-        rows = [{"step": n, "tokens": 100 * n, "loss": loss + steps - n, "step_seconds": float(n)}
-                for n in range(1, steps + 1)]
+        rows = [
+            {"step": n, "tokens": 100 * n, "loss": loss + steps - n, "step_seconds": float(n)}
+            for n in range(1, steps + 1)
+        ]
         rows[-2] |= {"valid_loss": 9.0, "valid_bits_per_byte": 9.0}
         rows[-1] |= {"valid_loss": loss + 0.5, "valid_bits_per_byte": 1.25}
         (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -91,18 +110,23 @@ def test_kinds_are_those_of_the_layers(make_run):
     assert [row["kinds"] for row in rows] == ["1 polysketch, 1 softmax", "polysketch"]
 
 
-@pytest.mark.parametrize(("changes", "remark"), [
-    ({"steps": 41}, "different numbers of tokens: 4,000: a; 4,100: b"),
-    ({"model__vocab_size": 11}, "different vocabularies: 10: a; 11: b"),
-    ({"data__path": "nowhere"}, "different training data: somewhere: a; nowhere: b"),
-    ({"data__context": 32}, "different contexts"),
-    ({"data__valid_path": "nowhere"}, "different validation data: elsewhere 64: a; nowhere 64: b"),
-    ({"evaluation": EVALUATION | {"fingerprint": "e" * 64}},
-     f"different texts in evaluation.json: {'f' * 12}: a; {'e' * 12}"),
-    ({"evaluation": EVALUATION | {"stride": 32}}, "different windows in evaluation.json"),
-    ({"recall": RECALL | {"context": 32}}, "different tasks in recall.json"),
-    ({"finished": False}, "b is not finished"),
-])
+@pytest.mark.parametrize(
+    ("changes", "remark"),
+    [
+        ({"steps": 41}, "different numbers of tokens: 4,000: a; 4,100: b"),
+        ({"model__vocab_size": 11}, "different vocabularies: 10: a; 11: b"),
+        ({"data__path": "nowhere"}, "different training data: somewhere: a; nowhere: b"),
+        ({"data__context": 32}, "different contexts"),
+        ({"data__valid_path": "nowhere"}, "different validation data: elsewhere 64: a; nowhere 64: b"),
+        (
+            {"evaluation": EVALUATION | {"fingerprint": "e" * 64}},
+            f"different texts in evaluation.json: {'f' * 12}: a; {'e' * 12}",
+        ),
+        ({"evaluation": EVALUATION | {"stride": 32}}, "different windows in evaluation.json"),
+        ({"recall": RECALL | {"context": 32}}, "different tasks in recall.json"),
+        ({"finished": False}, "b is not finished"),
+    ],
+)
 def test_what_must_not_be_compared_is_said(make_run, changes, remark):
     runs = [make_run("a", evaluation=EVALUATION, recall=RECALL), make_run("b", **changes)]
     [warning] = compare([read_run(run) for run in runs])["warnings"]

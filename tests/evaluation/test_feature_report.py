@@ -17,9 +17,13 @@ from lcpt.evaluation.sketch_error import errors_of_layer, experiment, pairs, var
 from lcpt.model import GPT, ModelConfig
 
 
-@pytest.mark.parametrize("head_dim, exact, cumulative", [
-    (16, [136, 816, 3_876], [153, 969, 4_845]), (64, [2_080, 45_760, 766_480], [2_145, 47_905, 814_385]),
-])
+@pytest.mark.parametrize(
+    "head_dim, exact, cumulative",
+    [
+        (16, [136, 816, 3_876], [153, 969, 4_845]),
+        (64, [2_080, 45_760, 766_480], [2_145, 47_905, 814_385]),
+    ],
+)
 def test_known_dimensions(head_dim, exact, cumulative):
     rows = {(row["features"], row["degree"]): row for row in dimensions(head_dim, 4, 32)}
     assert [rows["exact", p]["dimension"] for p in (2, 3, 4)] == exact
@@ -51,8 +55,10 @@ def test_crossover_is_where_the_flops_cross():
     for name in ("polysketch", "polynomial 2", "fastmax", "kernel", "feedforward", "flurka", "lowrank"):
         head = configs[name].attention_of_layer(0)(64, 1, 1, configs[name])
         for mode, parts in (("forward", 1), ("forward_backward", 2)):
-            ahead = [sum(head.attend_flops(n)[:parts]) < sum(softmax.attend_flops(n)[:parts])
-                     for n in range(found[name][mode] - 3, found[name][mode] + 3)]
+            ahead = [
+                sum(head.attend_flops(n)[:parts]) < sum(softmax.attend_flops(n)[:parts])
+                for n in range(found[name][mode] - 3, found[name][mode] + 3)
+            ]
             assert ahead == [False] * 3 + [True] * 3, name
 
 
@@ -123,20 +129,28 @@ def test_error_counts_far_pairs_alone():
     for wrong, is_error in (("q", True), ("k", False)):
         layer.sketch = Square()
         layer.sketch.register_forward_hook(
-            lambda module, args, y, wrong=wrong: torch.where(late & (y.shape[2] == (2 if wrong == "q" else 1)), 9.0, y))
+            lambda module, args, y, wrong=wrong: torch.where(late & (y.shape[2] == (2 if wrong == "q" else 1)), 9.0, y)
+        )
         assert (errors_of_layer(layer, p)[0]["relative_error"] > 0.1) == is_error
     layer.block_size = 9
     assert errors_of_layer(layer, p) == [None, None]
 
 
 def test_heads_of_a_model():
-    config = ModelConfig(n_layers=3, d_model=32, n_heads=4, n_kv_heads=2, vocab_size=50, attention=AttentionConfig(
-        pattern=["polysketch", "softmax"], block_size=8, polysketch=PolysketchConfig(size=4)))
+    config = ModelConfig(
+        n_layers=3,
+        d_model=32,
+        n_heads=4,
+        n_kv_heads=2,
+        vocab_size=50,
+        attention=AttentionConfig(pattern=["polysketch", "softmax"], block_size=8, polysketch=PolysketchConfig(size=4)),
+    )
     model, tokens = GPT(config), torch.randint(50, (1, 40))
     before = model(tokens)
     rows = heads(model, tokens)
     assert [(row["layer"], row["head"], row["kind"]) for row in rows] == [
-        (layer, head, kind) for layer, kind in enumerate(["polysketch", "softmax", "polysketch"]) for head in range(4)]
+        (layer, head, kind) for layer, kind in enumerate(["polysketch", "softmax", "polysketch"]) for head in range(4)
+    ]
     assert [row["sketch_error"] is None for row in rows] == 4 * [False] + 4 * [True] + 4 * [False]
     attention, p = projections(model, tokens)[1]
     assert attention is model.blocks[1].attention
@@ -144,10 +158,15 @@ def test_heads_of_a_model():
     assert rows[0]["ranks"][0]["rank"] == 8 and torch.equal(model(tokens), before)
 
 
-@pytest.mark.parametrize("wrong, part", [
-    ({"head_dim": 1}, "head dimension 1"), ({"degree": 1}, "degree 1"), ({"sketch_size": 0}, "sketch size 0"),
-    ({"block_size": 0}, "block size 0"),
-])
+@pytest.mark.parametrize(
+    "wrong, part",
+    [
+        ({"head_dim": 1}, "head dimension 1"),
+        ({"degree": 1}, "degree 1"),
+        ({"sketch_size": 0}, "sketch size 0"),
+        ({"block_size": 0}, "block size 0"),
+    ],
+)
 def test_numbers_that_do_not_fit(wrong, part):
     with pytest.raises(ValueError, match=part):
         feature_report(**{"head_dim": 8, "degree": 4, "sketch_size": 4, "block_size": 16} | wrong)

@@ -67,9 +67,15 @@ def forgets_what_came_before(*args, backend, initial_state=None, **kwargs):
     return squared_attention(*args, backend=backend, **kwargs)
 
 
-@pytest.mark.parametrize("wrong, name", [
-    (wrong_output, "o"), (wrong_gradient, "b"), (no_number, "o"), (forgets_what_came_before, "o"),
-])
+@pytest.mark.parametrize(
+    "wrong, name",
+    [
+        (wrong_output, "o"),
+        (wrong_gradient, "b"),
+        (no_number, "o"),
+        (forgets_what_came_before, "o"),
+    ],
+)
 def test_what_is_wrong_does_not(monkeypatch, wrong, name):
     monkeypatch.setitem(kernel_check.FUNCTIONS, "squared", wrong)
     case = next(case for case in SMALL if case.pieces and case.exact)
@@ -116,8 +122,19 @@ def test_the_script_in_the_interpreter(tmp_path):
     pytest.importorskip("triton")
     output = tmp_path / "new/right.json"
     environment = os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT}/kernels", "TRITON_INTERPRET": "1"}
-    command = [sys.executable, "benchmarks/check_kernels.py", "--small", "--repeats", "0", "--processes", "1", "--only",
-               "pieces=(256", "--output", output]
+    command = [
+        sys.executable,
+        "benchmarks/check_kernels.py",
+        "--small",
+        "--repeats",
+        "0",
+        "--processes",
+        "1",
+        "--only",
+        "pieces=(256",
+        "--output",
+        output,
+    ]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     report = json.loads(output.read_text())
@@ -130,7 +147,8 @@ def test_what_is_not_done_in_time_is_named(call_program, monkeypatch, tmp_path):
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     output = tmp_path / "right.json"
     code, _, err = call_program(
-        "benchmarks/check_kernels.py", "--small", "--only", "pieces=(256", "--limit", 0, "--output", output)
+        "benchmarks/check_kernels.py", "--small", "--only", "pieces=(256", "--limit", 0, "--output", output
+    )
     (row,) = json.loads(output.read_text())["rows"]
     assert code == 1 and "not done within 0 seconds" in row["error"] and err == f"error: wrong: {row['case']}\n"
 
@@ -228,4 +246,7 @@ def test_no_case_is_one_line(call_program, monkeypatch, tmp_path):
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     arguments = ["--small", "--only", "nothing", "--output", tmp_path / "right.json"]
     assert call_program("benchmarks/check_kernels.py", *arguments) == (
-        2, "", "error: no case has 'nothing' in its name\n")
+        2,
+        "",
+        "error: no case has 'nothing' in its name\n",
+    )

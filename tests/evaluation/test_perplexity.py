@@ -93,7 +93,8 @@ def test_report_by_hand():
     assert report["perplexity"] == pytest.approx(math.exp(4 / 3))
     assert report["bits_per_byte"] == pytest.approx(4 / 6 / math.log(2)) == bits_per_byte(4, 6)
     assert report["loss_by_position"] == [
-        {"start": 0, "end": 1, "tokens": 1, "loss": 0.5}, {"start": 1, "end": 2, "tokens": 2, "loss": 1.75},
+        {"start": 0, "end": 1, "tokens": 1, "loss": 0.5},
+        {"start": 1, "end": 2, "tokens": 2, "loss": 1.75},
     ]
 
 

@@ -32,7 +32,8 @@ def test_a_kernel_anywhere_in_the_graph_is_seen(monkeypatch):
 
 def test_an_operator_is_seen():
     twice = torch.library.custom_op(
-        "lcpt_kernels::twice", lambda x: 2 * x, mutates_args=(), schema="(Tensor x) -> Tensor")
+        "lcpt_kernels::twice", lambda x: 2 * x, mutates_args=(), schema="(Tensor x) -> Tensor"
+    )
     twice.register_autograd(lambda ctx, dx: 2 * dx)
     assert backend_of(deep(twice, torch.ones(3, requires_grad=True))) == "triton"
 

@@ -23,9 +23,13 @@ def in_the_interpreter(*arguments) -> dict:
     return json.loads(done.stdout)
 
 
-@pytest.mark.parametrize("tokens, head_dim, sketch, block_size, local_blocks", [
-    (75, 32, 24, 48, 1), (40, 16, 8, 16, 2),
-])
+@pytest.mark.parametrize(
+    "tokens, head_dim, sketch, block_size, local_blocks",
+    [
+        (75, 32, 24, 48, 1),
+        (40, 16, 8, 16, 2),
+    ],
+)
 def test_products_and_bytes_are_those_of_the_kernels(tokens, head_dim, sketch, block_size, local_blocks):
     pytest.importorskip("triton")
     size = Size(tokens, head_dim, sketch, block_size, local_blocks, torch.float32)

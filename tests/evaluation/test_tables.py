@@ -3,15 +3,27 @@ from lcpt.evaluation.tables import fastest_softmax, table
 
 
 def row(method, p50, context=1024, mode="forward", **more):
-    return {"method": method, "context": context, "batch": 2, "mode": mode, "backend": "torch", "repeats": 3,
-            "milliseconds": {"p10": p50 / 2, "p50": p50, "p90": 2 * p50}, "peak_memory_bytes": 2**21,
-            "percent_of_peak": None, "speedup": {}} | more
+    return {
+        "method": method,
+        "context": context,
+        "batch": 2,
+        "mode": mode,
+        "backend": "torch",
+        "repeats": 3,
+        "milliseconds": {"p10": p50 / 2, "p50": p50, "p90": 2 * p50},
+        "peak_memory_bytes": 2**21,
+        "percent_of_peak": None,
+        "speedup": {},
+    } | more
 
 
 ROWS = [
     row("polysketch", 2.0, percent_of_peak={"flops": 41.6, "bytes": 12.2}, speedup={"sdpa_flash": 4.0, "window": 0.5}),
-    row("sdpa_flash", 8.0), row("sdpa_cudnn", 6.0), row("window", 1.0),
-    row("sdpa_flash", 0.1, mode="forward_backward"), row("flex", 3.0, context=2048),
+    row("sdpa_flash", 8.0),
+    row("sdpa_cudnn", 6.0),
+    row("window", 1.0),
+    row("sdpa_flash", 0.1, mode="forward_backward"),
+    row("flex", 3.0, context=2048),
 ]
 
 

@@ -17,7 +17,8 @@ def test_first_passes_name_what_fails(monkeypatch):
     monkeypatch.setattr(torch.cuda, "synchronize", lambda: waited.append(True))
     steps = {"large": too_large, "well": lambda: ran.append("well")}
     assert timing.first_passes(steps, CUDA) == {
-        "large": "OutOfMemoryError: CUDA out of memory. Tried to allocate 2 GiB."}
+        "large": "OutOfMemoryError: CUDA out of memory. Tried to allocate 2 GiB."
+    }
     assert ran == ["well"] and waited == [True]
     assert timing.first_passes(steps, CPU) == {} and ran == ["well"]
 

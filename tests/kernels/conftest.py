@@ -27,8 +27,12 @@ def pytest_collection_finish(session):
     folder, output = Path(__file__).parent / "triton", tempfile.TemporaryFile("w+")
     process = subprocess.Popen(
         [sys.executable, "-m", "pytest", "-q", "--no-header", "-p", "no:cacheprovider", str(folder)],
-        cwd=folder.parents[2], env=os.environ | ONE_THREAD | {"TRITON_INTERPRET": "1"}, stdout=output,
-        stderr=subprocess.STDOUT, preexec_fn=lambda: os.nice(10))  # tests that wait for something go first
+        cwd=folder.parents[2],
+        env=os.environ | ONE_THREAD | {"TRITON_INTERPRET": "1"},
+        stdout=output,
+        stderr=subprocess.STDOUT,
+        preexec_fn=lambda: os.nice(10),
+    )  # tests that wait for something go first
     session.config.stash[INTERPRETER] = process, output
 
 

@@ -22,11 +22,26 @@ CALLS = {
     squared_attention: lambda: dict(a=tokens(D), b=tokens(D), v=tokens(D), log_gate=-tokens(), block_size=C),
     feature_attention: lambda: dict(phi_q=tokens(D), phi_k=tokens(D), v=tokens(D), log_gate=-tokens(), block_size=C),
     flurka_attention: lambda: dict(
-        q=tokens(D), k=tokens(D), v=tokens(D), phi_q=tokens(D), phi_summary=tokens(D, rows=T // C * R),
-        v_summary=tokens(D, rows=T // C * R), mass_summary=tokens(rows=T // C * R), gain=torch.rand(H), block_size=C),
+        q=tokens(D),
+        k=tokens(D),
+        v=tokens(D),
+        phi_q=tokens(D),
+        phi_summary=tokens(D, rows=T // C * R),
+        v_summary=tokens(D, rows=T // C * R),
+        mass_summary=tokens(rows=T // C * R),
+        gain=torch.rand(H),
+        block_size=C,
+    ),
     lowrank_attention: lambda: dict(
-        q=tokens(D), k=tokens(D), v=tokens(D), q_far=tokens(D), k_summary=tokens(D, rows=T // C * R),
-        v_summary=tokens(D, rows=T // C * R), summaries=R, block_size=C),
+        q=tokens(D),
+        k=tokens(D),
+        v=tokens(D),
+        q_far=tokens(D),
+        k_summary=tokens(D, rows=T // C * R),
+        v_summary=tokens(D, rows=T // C * R),
+        summaries=R,
+        block_size=C,
+    ),
     polynomial_attention: lambda: dict(q=tokens(D), k=tokens(D), v=tokens(D)),
     sparse_attention: lambda: dict(q=tokens(D), k=tokens(D), v=tokens(D), k_keep=tokens() > 0.3),
 }
@@ -37,8 +52,10 @@ AS_THEY_ARE = ("log_gate", "gain", "mass_summary")
 def test_under_autocast(attention):
     torch.manual_seed(0)
     given = CALLS[attention]()
-    lower = {name: x.bfloat16() if torch.is_tensor(x) and x.is_floating_point() and name not in AS_THEY_ARE else x
-             for name, x in given.items()}
+    lower = {
+        name: x.bfloat16() if torch.is_tensor(x) and x.is_floating_point() and name not in AS_THEY_ARE else x
+        for name, x in given.items()
+    }
     with torch.autocast("cpu", torch.bfloat16):
         found = attention(**given)
     expected = attention(**lower)

@@ -83,18 +83,21 @@ def test_under_autocast(function):
     assert found.dtype == torch.bfloat16 and torch.equal(found, expected)
 
 
-@pytest.mark.parametrize("function, changes, part", [
-    (elu1, {"backend": "reference"}, "'reference' is none of auto, torch, triton"),
-    (elu1, {"backend": "triton", "x": torch.randn(1, 2, 3, 4, dtype=torch.float64)}, "backend triton: "),
-    (elu1, {"x": torch.randn(2, 3, 4)}, "3 dimensions"),
-    (relu, {"W": torch.randn(HW, D + 1, M)}, r"W is \[2, 5, 3\]; x is 4 wide"),
-    (hedgehog, {"W": torch.randn(D, M)}, r"W is \[4, 3\]"),
-    (softplus, {"W": torch.randn(4, D, M)}, "6 heads are no multiple of 4"),
-    (relu, {"b": torch.randn(HW, 1, M)}, r"b is \[2, 1, 3\]; it must be \[2, 3\]"),
-    (oglu, {"G": torch.randn(HW, D, M + 1)}, r"G is \[2, 4, 4\]"),
-    (aoglu, {"B": torch.randn(HW, 2, M + 1)}, r"B must be \[2, 2, 3\]"),
-    (aoglu, {"A": torch.randn(3, D, 2)}, r"A is \[3, 4, 2\]"),
-])
+@pytest.mark.parametrize(
+    "function, changes, part",
+    [
+        (elu1, {"backend": "reference"}, "'reference' is none of auto, torch, triton"),
+        (elu1, {"backend": "triton", "x": torch.randn(1, 2, 3, 4, dtype=torch.float64)}, "backend triton: "),
+        (elu1, {"x": torch.randn(2, 3, 4)}, "3 dimensions"),
+        (relu, {"W": torch.randn(HW, D + 1, M)}, r"W is \[2, 5, 3\]; x is 4 wide"),
+        (hedgehog, {"W": torch.randn(D, M)}, r"W is \[4, 3\]"),
+        (softplus, {"W": torch.randn(4, D, M)}, "6 heads are no multiple of 4"),
+        (relu, {"b": torch.randn(HW, 1, M)}, r"b is \[2, 1, 3\]; it must be \[2, 3\]"),
+        (oglu, {"G": torch.randn(HW, D, M + 1)}, r"G is \[2, 4, 4\]"),
+        (aoglu, {"B": torch.randn(HW, 2, M + 1)}, r"B must be \[2, 2, 3\]"),
+        (aoglu, {"A": torch.randn(3, D, 2)}, r"A is \[3, 4, 2\]"),
+    ],
+)
 def test_what_does_not_fit_is_named(function, changes, part):
     with pytest.raises(ValueError, match=part):
         function(**given(function) | changes)

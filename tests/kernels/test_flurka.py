@@ -11,8 +11,11 @@ def inputs(t, *, c, r=3, b=2, h=4, hkv=2, d=8, dv=5, m=6, gated=False, massive=F
     torch.manual_seed(0)
     n = t // c * r
     made = {
-        "q": torch.randn(b, t, h, d), "k": torch.randn(b, t, hkv, d), "v": torch.randn(b, t, hkv, dv),
-        "phi_q": torch.rand(b, t, h, m), "phi_summary": torch.rand(b, n, hkv, m),
+        "q": torch.randn(b, t, h, d),
+        "k": torch.randn(b, t, hkv, d),
+        "v": torch.randn(b, t, hkv, dv),
+        "phi_q": torch.rand(b, t, h, m),
+        "phi_summary": torch.rand(b, n, hkv, m),
         "v_summary": torch.randn(b, n, hkv, dv),
     }
     if massive:
@@ -33,9 +36,16 @@ def test_agrees_with_the_definition(agree, local, local_blocks, t):
     agree(flurka_attention, given, 1e-10, block_size=6, local=local, local_blocks=local_blocks, offset=0.7)
 
 
-@pytest.mark.parametrize("options", [
-    {}, {"scale": 0.3}, {"local": "linear"}, {"local": "linear", "scale": 0.3},
-], ids=str)
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"scale": 0.3},
+        {"local": "linear"},
+        {"local": "linear", "scale": 0.3},
+    ],
+    ids=str,
+)
 def test_without_gate_gain_or_mass(agree, options):
     given = inputs(31, c=6)
     if options.get("local") == "linear":
@@ -104,15 +114,34 @@ def test_every_token_its_own_summary_is_feature_attention():
     expected, _ = feature_attention(phi_q, phi_k, v)
     for c, local_blocks in ((6, 1), (6, 2), (8, 2), (64, 1)):
         whole = 30 // c * c
-        o, _ = flurka_attention(phi_q, phi_k, v, phi_q, phi_k[:, :whole], v[:, :whole], local="linear", block_size=c,
-                                local_blocks=local_blocks)
+        o, _ = flurka_attention(
+            phi_q,
+            phi_k,
+            v,
+            phi_q,
+            phi_k[:, :whole],
+            v[:, :whole],
+            local="linear",
+            block_size=c,
+            local_blocks=local_blocks,
+        )
         torch.testing.assert_close(o, expected, rtol=1e-12, atol=1e-12)
     # With a gate, what faded inside a block is the caller's to say.
     expected, _ = feature_attention(phi_q, phi_k, v, log_gate=gate)
     G = gate.unflatten(1, (5, 6)).cumsum(2)
     faded = (G[:, :, -1:] - G).exp().flatten(1, 2)
-    o, _ = flurka_attention(phi_q, phi_k, v, phi_q, phi_k, v * faded[..., None], mass_summary=faded, local="linear",
-                            log_gate=gate, block_size=6)
+    o, _ = flurka_attention(
+        phi_q,
+        phi_k,
+        v,
+        phi_q,
+        phi_k,
+        v * faded[..., None],
+        mass_summary=faded,
+        local="linear",
+        log_gate=gate,
+        block_size=6,
+    )
     torch.testing.assert_close(o, expected, rtol=1e-12, atol=1e-12)
 
 
@@ -149,16 +178,20 @@ def test_poisoned_memory(agree, poisoned):
     agree(flurka_attention, inputs(33, c=6, gated=True), 1e-10, block_size=6)
 
 
-@pytest.mark.parametrize("change, part", [
-    ({"local": "polynomial"}, "polynomial"),
-    ({"phi_summary": torch.rand(2, 16, 2, 6).double()}, "16 rows"),
-    ({"v_summary": torch.rand(2, 15, 2, 4).double()}, "v_summary is (2, 15, 2, 4)"),
-    ({"mass_summary": torch.rand(2, 15, 3).double()}, "(2, 15, 3)"),
-    ({"block_size": 0}, "block_size 0"),
-    ({"summaries": 0}, "summaries 0"),
-    ({"phi_summary": torch.rand(2, 0, 2, 6).double()}, "no rows; 5 whole blocks of 6 tokens"),
-    ({"summaries": 2}, "15 rows; 2 summaries of each of 5 whole blocks of 6 tokens are 10"),
-], ids=str)
+@pytest.mark.parametrize(
+    "change, part",
+    [
+        ({"local": "polynomial"}, "polynomial"),
+        ({"phi_summary": torch.rand(2, 16, 2, 6).double()}, "16 rows"),
+        ({"v_summary": torch.rand(2, 15, 2, 4).double()}, "v_summary is (2, 15, 2, 4)"),
+        ({"mass_summary": torch.rand(2, 15, 3).double()}, "(2, 15, 3)"),
+        ({"block_size": 0}, "block_size 0"),
+        ({"summaries": 0}, "summaries 0"),
+        ({"phi_summary": torch.rand(2, 0, 2, 6).double()}, "no rows; 5 whole blocks of 6 tokens"),
+        ({"summaries": 2}, "15 rows; 2 summaries of each of 5 whole blocks of 6 tokens are 10"),
+    ],
+    ids=str,
+)
 def test_what_does_not_fit_is_named(change, part):
     with pytest.raises(ValueError) as caught:
         flurka_attention(**({**inputs(31, c=6), "block_size": 6} | change))

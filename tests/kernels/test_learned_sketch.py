@@ -29,16 +29,18 @@ def test_the_module_is_the_function_of_its_parameters(levels):
     module, x = LearnedSketch(8, 4, 2, levels), torch.randn(2, 5, 3, 8)
     assert torch.equal(module(x), learned_sketch(x, list(module.up), list(module.down)))
     assert [name for name, _ in module.named_parameters()] == [
-        f"{name}.{level}" for name in ("up", "down") for level in range(levels)]
+        f"{name}.{level}" for name in ("up", "down") for level in range(levels)
+    ]
 
 
 def test_any_dimensions_before_the_last():
     x, up, down = given(1, 6, 1, 5)
     for shape in ((5,), (6, 5), (2, 3, 5)):
         part = x.flatten()[: torch.Size(shape).numel()].view(shape)
-        torch.testing.assert_close(learned_sketch(part, up, down).flatten(0, -2) if part.ndim > 1 else
-                                   learned_sketch(part, up, down)[None],
-                                   learned_sketch(x, up, down)[0, : part.numel() // 5, 0])
+        torch.testing.assert_close(
+            learned_sketch(part, up, down).flatten(0, -2) if part.ndim > 1 else learned_sketch(part, up, down)[None],
+            learned_sketch(x, up, down)[0, : part.numel() // 5, 0],
+        )
 
 
 def test_under_autocast():
@@ -53,15 +55,18 @@ def test_under_autocast():
     assert leaf.grad.dtype == torch.float32
 
 
-@pytest.mark.parametrize("change, named", [
-    (lambda x, up, down: (x, up, down * 2), "1 levels up and 2 down"),
-    (lambda x, up, down: (x, [], []), "0 levels up"),
-    (lambda x, up, down: (x[None], up, down), "5 dimensions"),
-    (lambda x, up, down: (x[..., :4], up, down), r"up\[0\] is \[2, 5, 6\]; it must be \[2, 4, 6\]"),
-    (lambda x, up, down: (x, up, [down[0][:, :5]]), r"down\[0\] is \[2, 5, 4\]; it must be \[2, 6, 4\]"),
-    (lambda x, up, down: (x, up * 2, down * 2), r"up\[1\] is \[2, 5, 6\]; it must be \[2, 4, 6\]"),
-    (lambda x, up, down: (x.float(), up, down), r"up\[0\] is torch.float64, x is torch.float32"),
-])
+@pytest.mark.parametrize(
+    "change, named",
+    [
+        (lambda x, up, down: (x, up, down * 2), "1 levels up and 2 down"),
+        (lambda x, up, down: (x, [], []), "0 levels up"),
+        (lambda x, up, down: (x[None], up, down), "5 dimensions"),
+        (lambda x, up, down: (x[..., :4], up, down), r"up\[0\] is \[2, 5, 6\]; it must be \[2, 4, 6\]"),
+        (lambda x, up, down: (x, up, [down[0][:, :5]]), r"down\[0\] is \[2, 5, 4\]; it must be \[2, 6, 4\]"),
+        (lambda x, up, down: (x, up * 2, down * 2), r"up\[1\] is \[2, 5, 6\]; it must be \[2, 4, 6\]"),
+        (lambda x, up, down: (x.float(), up, down), r"up\[0\] is torch.float64, x is torch.float32"),
+    ],
+)
 def test_what_does_not_fit_is_named(change, named):
     with pytest.raises(ValueError, match=named):
         learned_sketch(*change(*given(2, 3, 2, 5)))

@@ -45,8 +45,9 @@ MAPS = {
     "hedgehog": lambda x, **o: feature_maps.hedgehog(x, rand(2, 4, 6), **o),
     "oglu": lambda x, **o: feature_maps.oglu(x, rand(2, 4, 6), rand(2, 4, 6), **o),
     "learned_sketch": lambda x, **o: learned_sketch(x, [rand(2, 4, 8)], [rand(2, 8, 4)], **o),
-    "norm_rotary": lambda x, **o: norm_rotary(
-        x, rand(4), rand(4), rand(x.shape[1], 1, 2), rand(x.shape[1], 1, 2), **o)[0],
+    "norm_rotary": lambda x, **o: norm_rotary(x, rand(4), rand(4), rand(x.shape[1], 1, 2), rand(x.shape[1], 1, 2), **o)[
+        0
+    ],
 }
 
 
@@ -99,9 +100,15 @@ def test_a_map_of_no_tokens_is_empty(name, shape):
 
 @pytest.mark.parametrize("name", ATTENTIONS)
 @pytest.mark.parametrize("backend", ["reference", "torch"])
-@pytest.mark.parametrize("cu_seqlens, named", [
-    ([0, 5], "a list"), (torch.tensor([0.0, 5.0]), "torch.float32"), (torch.tensor([0, 5], dtype=torch.int16), "int16"),
-], ids=["list", "float", "int16"])
+@pytest.mark.parametrize(
+    "cu_seqlens, named",
+    [
+        ([0, 5], "a list"),
+        (torch.tensor([0.0, 5.0]), "torch.float32"),
+        (torch.tensor([0, 5], dtype=torch.int16), "int16"),
+    ],
+    ids=["list", "float", "int16"],
+)
 def test_ends_of_documents_are_integers(name, backend, cu_seqlens, named):
     with pytest.raises(ValueError, match="cu_seqlens is .*int32 or") as caught:
         ATTENTIONS[name](rand(1, 5, 2, 4), backend=backend, cu_seqlens=cu_seqlens)

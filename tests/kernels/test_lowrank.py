@@ -11,8 +11,11 @@ def inputs(t, *, b=2, h=4, hkv=2, d=8, dv=5, m=3, dtype=torch.float64):
     torch.manual_seed(0)
     n = t // C * R
     made = {
-        "q": torch.randn(b, t, h, d), "k": torch.randn(b, t, hkv, d), "v": torch.randn(b, t, hkv, dv),
-        "q_far": torch.randn(b, t, h, m), "k_summary": torch.randn(b, n, hkv, m),
+        "q": torch.randn(b, t, h, d),
+        "k": torch.randn(b, t, hkv, d),
+        "v": torch.randn(b, t, hkv, dv),
+        "q_far": torch.randn(b, t, h, m),
+        "k_summary": torch.randn(b, n, hkv, m),
         "v_summary": torch.randn(b, n, hkv, dv),
     }
     return {name: x.to(dtype) for name, x in made.items()}

@@ -13,7 +13,9 @@ def inputs(t=5, d=D, dtype=torch.float64):
     angles = torch.randn(t, 1, d // 2)
     x, weight, bias = torch.randn(2, t, 3, d), torch.randn(d), torch.randn(d)
     return {name: y.to(dtype) for name, y in {"x": x, "weight": weight, "bias": bias}.items()} | {
-        "cos": angles.cos(), "sin": angles.sin()}
+        "cos": angles.cos(),
+        "sin": angles.sin(),
+    }
 
 
 def test_by_hand():
@@ -39,12 +41,18 @@ def test_is_the_module_of_pytorch_and_then_the_turn(dtype):
     assert norm_rotary(**given)[1] is None
 
 
-@pytest.mark.parametrize("wrong, named", [
-    ({"x": torch.randn(2, 5, D)}, "3 dimensions"), ({"weight": torch.randn(4)}, r"weight is \[4\].*\[6\]"),
-    ({"bias": torch.randn(1, D)}, r"bias is \[1, 6\]"), ({"x": torch.randn(2, 5, 3, 7)}, "7 wide"),
-    ({"cos": torch.randn(4, 1, 3)}, r"cos is \[4, 1, 3\].*\[5, 1, 3\]"),
-    ({"sin": torch.randn(5, 3)}, r"sin is \[5, 3\]"), ({"backend": "reference"}, "'reference'"),
-])
+@pytest.mark.parametrize(
+    "wrong, named",
+    [
+        ({"x": torch.randn(2, 5, D)}, "3 dimensions"),
+        ({"weight": torch.randn(4)}, r"weight is \[4\].*\[6\]"),
+        ({"bias": torch.randn(1, D)}, r"bias is \[1, 6\]"),
+        ({"x": torch.randn(2, 5, 3, 7)}, "7 wide"),
+        ({"cos": torch.randn(4, 1, 3)}, r"cos is \[4, 1, 3\].*\[5, 1, 3\]"),
+        ({"sin": torch.randn(5, 3)}, r"sin is \[5, 3\]"),
+        ({"backend": "reference"}, "'reference'"),
+    ],
+)
 def test_wrong_arguments_are_named(wrong, named):
     with pytest.raises(ValueError, match=named):
         norm_rotary(**inputs() | wrong)

@@ -103,11 +103,17 @@ def test_memory_is_linear(monkeypatch, largest_tensor):
     assert largest.n_bytes <= 4 * 2 * 32 * t  # a tile of both heads
 
 
-@pytest.mark.parametrize("change, named", [
-    ({"degree": 3}, "degree 3"), ({"degree": -2}, "degree -2"), ({"backend": "x"}, "'x'"),
-    ({"k": torch.ones(2, 4, 2, 5)}, "q has head dimension 4, k has 5"),
-    ({"q": torch.ones(2, 4, 3, 4)}, "3 query heads are no multiple of 2"),
-], ids=str)
+@pytest.mark.parametrize(
+    "change, named",
+    [
+        ({"degree": 3}, "degree 3"),
+        ({"degree": -2}, "degree -2"),
+        ({"backend": "x"}, "'x'"),
+        ({"k": torch.ones(2, 4, 2, 5)}, "q has head dimension 4, k has 5"),
+        ({"q": torch.ones(2, 4, 3, 4)}, "3 query heads are no multiple of 2"),
+    ],
+    ids=str,
+)
 def test_what_does_not_fit_is_named(change, named):
     with pytest.raises(ValueError) as caught:
         polynomial_attention(**inputs(4, dtype=torch.float32) | change)

@@ -9,8 +9,13 @@ B, N, C, H, D, DV, R = 2, 3, 6, 2, 4, 5, 3
 
 def inputs(dtype=torch.float64):
     torch.manual_seed(0)
-    made = {"k": torch.randn(B, N, C, H, D), "v": torch.randn(B, N, C, H, DV), "logits": torch.randn(B, N, C, H, R),
-            "segments": torch.randn(C, 1, R), "gamma": torch.rand(B, N, C, H)}
+    made = {
+        "k": torch.randn(B, N, C, H, D),
+        "v": torch.randn(B, N, C, H, DV),
+        "logits": torch.randn(B, N, C, H, R),
+        "segments": torch.randn(C, 1, R),
+        "gamma": torch.rand(B, N, C, H),
+    }
     return {name: x.to(dtype) for name, x in made.items()}
 
 
@@ -60,18 +65,22 @@ def test_under_autocast():
     assert all(map(torch.equal, found, pool_blocks(**lower)))
 
 
-@pytest.mark.parametrize("change, message", [
-    ({"k": torch.zeros(B, N, C, D)}, "k has 4 dimensions"),
-    ({"v": torch.zeros(B, N, C, H + 1, DV).double()}, r"\[2, 3, 6, 2\], \[2, 3, 6, 3\]"),
-    ({"v": torch.zeros(B, N, C, H, DV)}, "torch.float64, torch.float32"),
-    ({"logits": torch.zeros(B, N, C + 1, H, R)}, r"logits are \[2, 3, 7, 2, 3\]"),
-    ({"logits": torch.zeros(N, C, H, R)}, r"they must be \[2, 3, 6, 2, 3\] or \[6, 2, 3\]"),
-    ({"logits": torch.zeros(B, N, C, H, 0)}, "0 summaries"),
-    ({"segments": torch.zeros(C, H, R)}, r"segments are \[6, 2, 3\], not \[6, 1, 3\]"),
-    ({"gamma": torch.zeros(B, N, C, 1)}, r"gamma is \[2, 3, 6, 1\]"),
-    ({"k": torch.zeros(B, N, 0, H, D), "v": torch.zeros(B, N, 0, H, D)}, "0 tokens"),
-    ({"backend": "reference"}, "'reference' is none of auto, torch, triton"),
-], ids=str)
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"k": torch.zeros(B, N, C, D)}, "k has 4 dimensions"),
+        ({"v": torch.zeros(B, N, C, H + 1, DV).double()}, r"\[2, 3, 6, 2\], \[2, 3, 6, 3\]"),
+        ({"v": torch.zeros(B, N, C, H, DV)}, "torch.float64, torch.float32"),
+        ({"logits": torch.zeros(B, N, C + 1, H, R)}, r"logits are \[2, 3, 7, 2, 3\]"),
+        ({"logits": torch.zeros(N, C, H, R)}, r"they must be \[2, 3, 6, 2, 3\] or \[6, 2, 3\]"),
+        ({"logits": torch.zeros(B, N, C, H, 0)}, "0 summaries"),
+        ({"segments": torch.zeros(C, H, R)}, r"segments are \[6, 2, 3\], not \[6, 1, 3\]"),
+        ({"gamma": torch.zeros(B, N, C, 1)}, r"gamma is \[2, 3, 6, 1\]"),
+        ({"k": torch.zeros(B, N, 0, H, D), "v": torch.zeros(B, N, 0, H, D)}, "0 tokens"),
+        ({"backend": "reference"}, "'reference' is none of auto, torch, triton"),
+    ],
+    ids=str,
+)
 def test_what_does_not_fit_is_named(change, message):
     with pytest.raises(ValueError, match=message):
         pool_blocks(**inputs() | change)

@@ -28,12 +28,20 @@ def test_squared(near, local_blocks, coefficients, offset):
     b, k, v = (torch.rand(1, tokens, hkv, n).double() for n in (3, 4, 2))
     local = {"q": q, "k": k, "degree": degree, "scale": scale} if near else {}
     found, _ = squared_attention(
-        a, b, v, **local, offset=offset, coefficients=coefficients, block_size=block_size, local_blocks=local_blocks,
+        a,
+        b,
+        v,
+        **local,
+        offset=offset,
+        coefficients=coefficients,
+        block_size=block_size,
+        local_blocks=local_blocks,
         backend="reference",
     )
     if offset is None:
         offset = scale**degree if near else 0.0
     for head in range(h):
+
         def rows(x, head=head):
             return x[0, :, head * x.shape[2] // h].tolist()
 

@@ -30,8 +30,12 @@ def hashed(given, buckets=4):
     return {f"{name}_bucket": torch.randint(buckets, shape) for name, shape in shapes.items()}
 
 
-MARKS = {"kept": kept, "hashed": hashed, "both": lambda given: kept(given, 0.8) | hashed(given, 2),
-         "none": lambda given: {}}
+MARKS = {
+    "kept": kept,
+    "hashed": hashed,
+    "both": lambda given: kept(given, 0.8) | hashed(given, 2),
+    "none": lambda given: {},
+}
 
 
 def results(function, given, do, options):
@@ -111,9 +115,20 @@ def test_a_window_over_everything_is_dense():
         torch.testing.assert_close(found[name], x, rtol=1e-11, atol=1e-12)
 
 
-@pytest.mark.parametrize("shape", [
-    {"h": 4, "hkv": 4}, {"h": 3, "hkv": 1}, {"d": 32}, {"d": 64}, {"d": 128}, {"d": 7, "dv": 2}, {"dv": 9}, {"b": 1},
-], ids=str)
+@pytest.mark.parametrize(
+    "shape",
+    [
+        {"h": 4, "hkv": 4},
+        {"h": 3, "hkv": 1},
+        {"d": 32},
+        {"d": 64},
+        {"d": 128},
+        {"d": 7, "dv": 2},
+        {"dv": 9},
+        {"b": 1},
+    ],
+    ids=str,
+)
 @pytest.mark.parametrize("marks", ["kept", "hashed"])
 def test_shapes(agree, marks, shape):
     given = inputs(2 * ROWS + 1, **shape)
@@ -188,8 +203,11 @@ def test_packed_documents_are_as_alone(marks, window, backend):
     packed = results(sparse_attention, given, do, options)
     for start, stop in ((0, 1), (1, 7), (7, 9), (9, ends[-1])):
         alone = results(
-            sparse_attention, {name: x[:, start:stop] for name, x in given.items()}, do[:, start:stop],
-            {name: x[:, start:stop] for name, x in made.items()} | {"window": window})
+            sparse_attention,
+            {name: x[:, start:stop] for name, x in given.items()},
+            do[:, start:stop],
+            {name: x[:, start:stop] for name, x in made.items()} | {"window": window},
+        )
         for name, x in alone.items():
             torch.testing.assert_close(packed[name][:, start:stop], x, rtol=1e-12, atol=1e-12)
 
@@ -292,16 +310,22 @@ def test_only_pairs_that_meet_cost():
     assert flops["all"] / flops["kept"] == pytest.approx(4, rel=0.15)
 
 
-@pytest.mark.parametrize("change, named", [
-    ({"backend": "x"}, "'x'"), ({"k": torch.ones(2, 4, 2, 5)}, "q has head dimension 8, k has 5"),
-    ({"q_keep": torch.ones(2, 4, 2, dtype=torch.bool)}, "q_keep is [2, 4, 2]; it must be [2, 4, 4]"),
-    ({"k_keep": torch.ones(2, 4, 4)}, "k_keep is torch.float32; it must be bool"),
-    ({"k_bucket": torch.ones(2, 4, 4).int()}, "k_bucket is given alone"),
-    ({"q_bucket": torch.ones(2, 4, 4), "k_bucket": torch.ones(2, 4, 4).int()}, "q_bucket is torch.float32"),
-    ({"q_bucket": torch.ones(2, 4, 4).int(), "k_bucket": torch.full((2, 4, 4), 2**62)}, str(2**62)),
-    ({"window": -1}, "window -1"), ({"cu_seqlens": torch.tensor([0, 4])}, "B = 1, not 2"),
-    ({"v": torch.ones(2, 5, 2, 8)}, "v has 5"),
-], ids=str)
+@pytest.mark.parametrize(
+    "change, named",
+    [
+        ({"backend": "x"}, "'x'"),
+        ({"k": torch.ones(2, 4, 2, 5)}, "q has head dimension 8, k has 5"),
+        ({"q_keep": torch.ones(2, 4, 2, dtype=torch.bool)}, "q_keep is [2, 4, 2]; it must be [2, 4, 4]"),
+        ({"k_keep": torch.ones(2, 4, 4)}, "k_keep is torch.float32; it must be bool"),
+        ({"k_bucket": torch.ones(2, 4, 4).int()}, "k_bucket is given alone"),
+        ({"q_bucket": torch.ones(2, 4, 4), "k_bucket": torch.ones(2, 4, 4).int()}, "q_bucket is torch.float32"),
+        ({"q_bucket": torch.ones(2, 4, 4).int(), "k_bucket": torch.full((2, 4, 4), 2**62)}, str(2**62)),
+        ({"window": -1}, "window -1"),
+        ({"cu_seqlens": torch.tensor([0, 4])}, "B = 1, not 2"),
+        ({"v": torch.ones(2, 5, 2, 8)}, "v has 5"),
+    ],
+    ids=str,
+)
 def test_what_does_not_fit_is_named(change, named):
     with pytest.raises(ValueError) as caught:
         sparse_attention(**inputs(4, dtype=torch.float32) | change)

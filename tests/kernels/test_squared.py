@@ -42,10 +42,21 @@ def test_degree_and_scale(agree, degree, scale):
     agree(squared_attention, inputs(3 * C + 2), 1e-10, block_size=C, degree=degree, scale=scale)
 
 
-@pytest.mark.parametrize("shape", [
-    {"h": 4, "hkv": 2}, {"h": 6, "hkv": 1}, {"d": 7, "dv": 2}, {"dv": 9}, {"b": 1},
-    {"r": 1}, {"r": 8}, {"r": 12}, {"r": 21},
-], ids=str)
+@pytest.mark.parametrize(
+    "shape",
+    [
+        {"h": 4, "hkv": 2},
+        {"h": 6, "hkv": 1},
+        {"d": 7, "dv": 2},
+        {"dv": 9},
+        {"b": 1},
+        {"r": 1},
+        {"r": 8},
+        {"r": 12},
+        {"r": 21},
+    ],
+    ids=str,
+)
 def test_shapes(agree, shape):
     agree(squared_attention, inputs(3 * C + 2, **shape), 1e-10, block_size=C)
     agree(squared_attention, inputs(3 * C + 2, near=False, **shape), 1e-10, block_size=C, local_blocks=2, offset=0.5)
@@ -201,24 +212,28 @@ def test_no_final_state_yet():
     assert squared_attention(**inputs(3))[1] is None
 
 
-@pytest.mark.parametrize("change, named", [
-    ({"block_size": 0}, "block_size 0"),
-    ({"block_size": -4}, "block_size -4"),
-    ({"local_blocks": 3}, "local_blocks 3"),
-    ({"local_blocks": 0}, "local_blocks 0"),
-    ({"degree": 3}, "degree 3"),
-    ({"degree": 0}, "degree 0"),
-    ({"backend": "cuda"}, "'cuda'"),
-    ({"q": None}, "q and k are given together"),
-    ({"k": None}, "q and k are given together"),
-    ({"a": torch.ones(2, 4, 2, 6)}, "a has head dimension 6, b has 5"),
-    ({"a": torch.ones(2, 4, 3, 5)}, "3 query heads are no multiple of 2"),
-    ({"a": torch.ones(2, 4, 4, 5)}, "q has 2 heads, a has 4"),
-    ({"v": torch.ones(2, 4, 1, 3)}, "b has 2 heads, v has 1"),
-    ({"v": torch.ones(2, 9, 2, 3)}, "[2, 9]"),
-    ({"v": torch.ones(4, 2, 3)}, "v has 3 dimensions (4, 2, 3)"),
-    ({"k": torch.ones(2, 4, 2, 9)}, "q has head dimension 4, k has 9"),
-], ids=str)
+@pytest.mark.parametrize(
+    "change, named",
+    [
+        ({"block_size": 0}, "block_size 0"),
+        ({"block_size": -4}, "block_size -4"),
+        ({"local_blocks": 3}, "local_blocks 3"),
+        ({"local_blocks": 0}, "local_blocks 0"),
+        ({"degree": 3}, "degree 3"),
+        ({"degree": 0}, "degree 0"),
+        ({"backend": "cuda"}, "'cuda'"),
+        ({"q": None}, "q and k are given together"),
+        ({"k": None}, "q and k are given together"),
+        ({"a": torch.ones(2, 4, 2, 6)}, "a has head dimension 6, b has 5"),
+        ({"a": torch.ones(2, 4, 3, 5)}, "3 query heads are no multiple of 2"),
+        ({"a": torch.ones(2, 4, 4, 5)}, "q has 2 heads, a has 4"),
+        ({"v": torch.ones(2, 4, 1, 3)}, "b has 2 heads, v has 1"),
+        ({"v": torch.ones(2, 9, 2, 3)}, "[2, 9]"),
+        ({"v": torch.ones(4, 2, 3)}, "v has 3 dimensions (4, 2, 3)"),
+        ({"k": torch.ones(2, 4, 2, 9)}, "q has head dimension 4, k has 9"),
+    ],
+    ids=str,
+)
 def test_what_does_not_fit_is_named(change, named):
     with pytest.raises(ValueError) as caught:
         squared_attention(**inputs(4, dtype=torch.float32) | change)

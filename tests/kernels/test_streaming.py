@@ -156,10 +156,15 @@ T = 4 * C + 2
 @pytest.mark.parametrize("function, inputs, shape", FAMILIES)
 @pytest.mark.parametrize("local_blocks", [1, 2])
 @pytest.mark.parametrize("gated", [True, False])
-@pytest.mark.parametrize("cuts", [
-    *([0, n, T] for n in (1, C - 1, C, C + 1, 2 * C, 2 * C + 1, 3 * C - 1, T - 1)), [0, 3, 4, C, 3 * C, T],
-    list(range(T + 1)),
-], ids=str)
+@pytest.mark.parametrize(
+    "cuts",
+    [
+        *([0, n, T] for n in (1, C - 1, C, C + 1, 2 * C, 2 * C + 1, 3 * C - 1, T - 1)),
+        [0, 3, 4, C, 3 * C, T],
+        list(range(T + 1)),
+    ],
+    ids=str,
+)
 def test_pieces_make_the_whole(function, inputs, shape, local_blocks, gated, cuts):
     """Output and every gradient, which flows back through the states."""
     options = {"block_size": C, "local_blocks": local_blocks, **OFFSET}
@@ -186,9 +191,13 @@ def test_a_state_does_not_grow(function, inputs, shape, local_blocks):
         assert state.S.shape[1] == 2  # a state for each key-value head, not for each query head
 
 
-@pytest.mark.parametrize("function, inputs, shape", [
-    *FAMILIES, pytest.param(polynomial_attention, squared, {"near": True, "gated": False}, id="polynomial"),
-])
+@pytest.mark.parametrize(
+    "function, inputs, shape",
+    [
+        *FAMILIES,
+        pytest.param(polynomial_attention, squared, {"near": True, "gated": False}, id="polynomial"),
+    ],
+)
 @pytest.mark.parametrize("backend", ["reference", "torch"])
 @pytest.mark.parametrize("lengths", [[C, 1, 2 * C + 1, 3], [T], [1, 1, 1], [5, 0, 7]], ids=str)
 def test_packed_documents_are_documents_alone(function, inputs, shape, backend, lengths):
@@ -208,7 +217,8 @@ def test_packed_documents_are_documents_alone(function, inputs, shape, backend, 
     def alone(leaves):
         documents = [
             {name: x[:, m:n] if name in SUMMARIES else x[:, i:j] for name, x in leaves.items()}
-            for (i, j), (m, n) in zip(pairwise(ends.tolist()), pairwise(rows), strict=True) if i < j
+            for (i, j), (m, n) in zip(pairwise(ends.tolist()), pairwise(rows), strict=True)
+            if i < j
         ]
         return torch.cat([output(function(**document, **options)) for document in documents], dim=1)
 
@@ -217,18 +227,22 @@ def test_packed_documents_are_documents_alone(function, inputs, shape, backend, 
         torch.testing.assert_close(packed[name], expected, rtol=1e-10, atol=1e-12)
 
 
-@pytest.mark.parametrize("change, parts", [
-    ({"cu_seqlens": [0, 5]}, ["T = 13", "5"]),
-    ({"cu_seqlens": [0, 9, 5, 13]}, ["rise", "9, 5"]),
-    ({"cu_seqlens": [1, 13]}, ["from 0"]),
-    ({"cu_seqlens": [0, 13], "output_final_state": True}, ["cu_seqlens"]),
-    ({"output_final_state": True, "backend": "reference"}, ["reference"]),
-    ({"cu_seqlens": (0.0, 13.0)}, ["torch.float32", "int32"]),
-    ({"cu_seqlens": (False, True)}, ["torch.bool", "int32"]),
-    ({"log_gate": torch.zeros(1, 13, 3)}, ["log_gate", "[1, 13, 3]", "[1, 13, 2]"]),
-    ({"block_size": 0}, ["block_size 0"]),
-    ({"local_blocks": 3}, ["local_blocks 3"]),
-], ids=lambda x: str(x)[:40])
+@pytest.mark.parametrize(
+    "change, parts",
+    [
+        ({"cu_seqlens": [0, 5]}, ["T = 13", "5"]),
+        ({"cu_seqlens": [0, 9, 5, 13]}, ["rise", "9, 5"]),
+        ({"cu_seqlens": [1, 13]}, ["from 0"]),
+        ({"cu_seqlens": [0, 13], "output_final_state": True}, ["cu_seqlens"]),
+        ({"output_final_state": True, "backend": "reference"}, ["reference"]),
+        ({"cu_seqlens": (0.0, 13.0)}, ["torch.float32", "int32"]),
+        ({"cu_seqlens": (False, True)}, ["torch.bool", "int32"]),
+        ({"log_gate": torch.zeros(1, 13, 3)}, ["log_gate", "[1, 13, 3]", "[1, 13, 2]"]),
+        ({"block_size": 0}, ["block_size 0"]),
+        ({"local_blocks": 3}, ["local_blocks 3"]),
+    ],
+    ids=lambda x: str(x)[:40],
+)
 @pytest.mark.parametrize("function, inputs, shape", FAMILIES)
 def test_what_does_not_fit_is_named(function, inputs, shape, change, parts):
     change = {name: torch.tensor(x) if name == "cu_seqlens" else x for name, x in change.items()}

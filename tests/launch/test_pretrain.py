@@ -11,8 +11,9 @@ import pytest
 @pytest.fixture
 def run(environment):
     """run(*command, cwd) -> the finished process."""
-    return lambda *command, cwd: subprocess.run(list(map(str, command)), cwd=cwd, env=environment, capture_output=True,
-                                                text=True, timeout=120)
+    return lambda *command, cwd: subprocess.run(
+        list(map(str, command)), cwd=cwd, env=environment, capture_output=True, text=True, timeout=120
+    )
 
 
 @pytest.fixture
@@ -22,8 +23,16 @@ def pretrain(run, script, tiny_yaml, tmp_path):
 
 
 def test_deepspeed_on_two_ranks(run, launcher, script, tiny_yaml, valid_folder, tmp_path):
-    done = run(*launcher, script, "--config", tiny_yaml, f"run.dir={tmp_path / 'run'}", "training.max_steps=4",
-               f"data.valid_path={valid_folder}", cwd=tmp_path)
+    done = run(
+        *launcher,
+        script,
+        "--config",
+        tiny_yaml,
+        f"run.dir={tmp_path / 'run'}",
+        "training.max_steps=4",
+        f"data.valid_path={valid_folder}",
+        cwd=tmp_path,
+    )
     assert done.returncode == 0, done.stderr
     rows = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [1, 2, 3, 4] and rows[-1]["valid_bits_per_byte"] > 0
@@ -53,12 +62,16 @@ def test_dry_run(pretrain, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("arguments, parts", [
-    (["run.dir=mine", "training.learning_rate=1"], ["training.learning_rate"]),
-    ([], ["run.dir"]),
-    (["run.dir=mine", "model.vocab_size=12"], ["model.vocab_size=330"]),
-    (["--dry-run", "run.dir=mine", "training.precision=fp8"], ["training.precision"]),
-], ids=" ".join)
+@pytest.mark.parametrize(
+    "arguments, parts",
+    [
+        (["run.dir=mine", "training.learning_rate=1"], ["training.learning_rate"]),
+        ([], ["run.dir"]),
+        (["run.dir=mine", "model.vocab_size=12"], ["model.vocab_size=330"]),
+        (["--dry-run", "run.dir=mine", "training.precision=fp8"], ["training.precision"]),
+    ],
+    ids=" ".join,
+)
 def test_bad_input_is_one_line(pretrain, tmp_path, arguments, parts):
     done = pretrain(*arguments)
     assert done.returncode == 2 and done.stdout == ""
@@ -84,8 +97,18 @@ def test_a_port_that_is_taken(run, script, tiny_yaml, tmp_path):
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
         other.listen()
-        done = run("deepspeed", "--num_accelerators", 1, "--master_port", other.getsockname()[1], script,
-                   "--config", tiny_yaml, "run.dir=mine", cwd=tmp_path)
+        done = run(
+            "deepspeed",
+            "--num_accelerators",
+            1,
+            "--master_port",
+            other.getsockname()[1],
+            script,
+            "--config",
+            tiny_yaml,
+            "run.dir=mine",
+            cwd=tmp_path,
+        )
     errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert done.returncode == 2 and len(errors) == 1 and "--master_port" in errors[0]
     assert "Traceback" not in done.stderr

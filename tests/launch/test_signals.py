@@ -16,8 +16,14 @@ from lcpt.training.preemption import parent_of
 @pytest.fixture
 def job(tiny_yaml, tmp_path, environment, launcher, script):
     """A `deepspeed` job of 2 ranks, in a session of its own, with some steps behind it."""
-    command = [*map(str, launcher), script, "--config", str(tiny_yaml), f"run.dir={tmp_path / 'run'}",
-               "training.max_steps=100000"]
+    command = [
+        *map(str, launcher),
+        script,
+        "--config",
+        str(tiny_yaml),
+        f"run.dir={tmp_path / 'run'}",
+        "training.max_steps=100000",
+    ]
     with open(tmp_path / "output.txt", "w") as output:
         process = subprocess.Popen(command, env=environment, stdout=output, stderr=output, start_new_session=True)
     metrics, deadline = tmp_path / "run/metrics.jsonl", time.monotonic() + 60
@@ -50,13 +56,24 @@ def one(job, who):
     return {"command": job.pid, "launcher": launcher, "rank 0": ranks[0], "rank 1": ranks[1]}[who]
 
 
-@pytest.mark.parametrize("who, name", [
-    ("command", "TERM"), ("rank 1", "USR1"),
-    *(pytest.param(*case, marks=pytest.mark.slow) for case in (
-        ("command", "KILL"), ("launcher", "TERM"), ("launcher", "KILL"), ("rank 0", "TERM"), ("group", "TERM"),
-        ("group", "INT"),
-    )),
-])
+@pytest.mark.parametrize(
+    "who, name",
+    [
+        ("command", "TERM"),
+        ("rank 1", "USR1"),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in (
+                ("command", "KILL"),
+                ("launcher", "TERM"),
+                ("launcher", "KILL"),
+                ("rank 0", "TERM"),
+                ("group", "TERM"),
+                ("group", "INT"),
+            )
+        ),
+    ],
+)
 def test_saved_and_ended(job, tmp_path, who, name):
     number, began = signal.Signals[f"SIG{name}"], time.monotonic()
     if who == "group":

@@ -46,21 +46,37 @@ class Cluster:
         folder.chmod(0o711)  # munge wants its socket to be reachable
         ports = free_ports(2)
         template = string.Template((Path(__file__).parent / "slurm.conf").read_text())
-        (folder / "slurm.conf").write_text(template.substitute(
-            folder=folder, user=getpass.getuser(), controller_port=ports[0], node_port=ports[1],
-            first_job=random.randrange(1, 60_000)))
+        (folder / "slurm.conf").write_text(
+            template.substitute(
+                folder=folder,
+                user=getpass.getuser(),
+                controller_port=ports[0],
+                node_port=ports[1],
+                first_job=random.randrange(1, 60_000),
+            )
+        )
         for name in ("state", "spool"):
             (folder / name).mkdir()
         (folder / "munge.key").write_bytes(os.urandom(128))
         (folder / "munge.key").chmod(0o400)
-        kept = {name: value for name, value in os.environ.items()
-                if not name.startswith(("SLURM", "SBATCH", "SRUN", "OMP_", "MASTER_", "RANK", "LOCAL_RANK", "WORLD_"))}
+        kept = {
+            name: value
+            for name, value in os.environ.items()
+            if not name.startswith(("SLURM", "SBATCH", "SRUN", "OMP_", "MASTER_", "RANK", "LOCAL_RANK", "WORLD_"))
+        }
         self._environment = {**kept, "PATH": PATH, "SLURM_CONF": str(folder / "slurm.conf")}
 
     def start(self) -> None:
         at = self._folder
-        self._daemon("munged", "--foreground", f"--socket={at}/munge.socket", f"--key-file={at}/munge.key",
-                     f"--pid-file={at}/munged.pid", f"--seed-file={at}/munge.seed", f"--log-file={at}/munged.log")
+        self._daemon(
+            "munged",
+            "--foreground",
+            f"--socket={at}/munge.socket",
+            f"--key-file={at}/munge.key",
+            f"--pid-file={at}/munged.pid",
+            f"--seed-file={at}/munge.seed",
+            f"--log-file={at}/munged.log",
+        )
         wait_for(lambda: (at / "munge.socket").exists(), 20, self.logs)
         self._daemon("slurmctld", "-D")
         self._daemon("slurmd", "-D", "-N", "localhost")
@@ -80,8 +96,9 @@ class Cluster:
         assert not left, f"these processes do not end: {left}"
 
     def run(self, *command, cwd=ROOT) -> subprocess.CompletedProcess:
-        return subprocess.run(list(map(str, command)), cwd=cwd, env=self._environment, capture_output=True, text=True,
-                              timeout=60)
+        return subprocess.run(
+            list(map(str, command)), cwd=cwd, env=self._environment, capture_output=True, text=True, timeout=60
+        )
 
     def processes(self, **variables) -> list[int]:
         """The pids of this cluster's processes that have these variables in their environment."""
@@ -96,8 +113,9 @@ class Cluster:
 
     def _daemon(self, *command) -> None:
         with open(self._folder / f"{command[0]}.out", "wb") as output:
-            self._daemons.append(subprocess.Popen(command, env=self._environment, stdin=subprocess.DEVNULL,
-                                                  stdout=output, stderr=output))
+            self._daemons.append(
+                subprocess.Popen(command, env=self._environment, stdin=subprocess.DEVNULL, stdout=output, stderr=output)
+            )
 
     def logs(self) -> str:
         logs = [*self._folder.glob("*.log"), *self._folder.glob("*.out")]
@@ -109,8 +127,15 @@ class Job:
 
     def __init__(self, cluster: Cluster, folder: Path, flags: list[str], arguments: list):
         self.run, self._cluster, self._log = folder / "run", cluster, folder / "job.log"
-        done = cluster.run("sbatch", "--parsable", f"--output={self._log}", *flags, "launch/pretrain.sbatch",
-                           *arguments, f"run.dir={self.run}")
+        done = cluster.run(
+            "sbatch",
+            "--parsable",
+            f"--output={self._log}",
+            *flags,
+            "launch/pretrain.sbatch",
+            *arguments,
+            f"run.dir={self.run}",
+        )
         assert done.returncode == 0, done.stderr
         self.id = done.stdout.strip()
 
@@ -197,6 +222,7 @@ def cluster():
 @pytest.fixture(scope="module")
 def submit(cluster, tiny_yaml, tmp_path_factory):
     """submit(*arguments, flags=(), starts=None) -> the Job of a tiny run on 2 ranks; starts: what it did before."""
+
     def submit(*arguments, flags=(), starts=None):
         folder = tmp_path_factory.mktemp("job")
         if starts:
@@ -249,11 +275,17 @@ def test_goes_on_after_a_signal_and_after_a_killed_rank(submit, uninterrupted):
     assert [start["end"] for start in starts[::2]] == ["preempted", "finished"] and "rank" in starts[1]["end"]
 
 
-@pytest.mark.parametrize("arguments, starts, code, words", [
-    (["training.learning_rate=1"], [], BAD_INPUT, "training.learning_rate"),  # seen before the ranks begin
-    pytest.param(["model.vocab_size=12"], [], BAD_INPUT, "model.vocab_size=330", marks=pytest.mark.slow),  # by ranks
-    ([], [CRASHED] * CRASHES, GIVE_UP, "lightning"),
-], ids=["wrong key", "wrong value", "crash loop"])
+@pytest.mark.parametrize(
+    "arguments, starts, code, words",
+    [
+        (["training.learning_rate=1"], [], BAD_INPUT, "training.learning_rate"),  # seen before the ranks begin
+        pytest.param(
+            ["model.vocab_size=12"], [], BAD_INPUT, "model.vocab_size=330", marks=pytest.mark.slow
+        ),  # by ranks
+        ([], [CRASHED] * CRASHES, GIVE_UP, "lightning"),
+    ],
+    ids=["wrong key", "wrong value", "crash loop"],
+)
 def test_ends_for_good(submit, arguments, starts, code, words):
     job = submit(*arguments, starts=starts)
     info = job.wait_for_end("FAILED")
@@ -271,8 +303,9 @@ def test_scancel_cancels(submit):
 
 
 def test_elsewhere_than_in_the_root(cluster, tmp_path):
-    done = cluster.run("sbatch", "--wait", "--output=job.log", *TWO_RANKS, ROOT / "launch/pretrain.sbatch", "a.yaml",
-                       cwd=tmp_path)
+    done = cluster.run(
+        "sbatch", "--wait", "--output=job.log", *TWO_RANKS, ROOT / "launch/pretrain.sbatch", "a.yaml", cwd=tmp_path
+    )
     assert done.returncode == BAD_INPUT
     [line] = (tmp_path / "job.log").read_text().splitlines()
     assert line.startswith("error: there is no launch/pretrain.py in") and str(tmp_path) in line

@@ -1,6 +1,5 @@
 """A run that was trained a little, and its export."""
 
-
 import pytest
 import torch
 
@@ -27,9 +26,16 @@ def config(kind="polysketch", sketch="learned", **changes):
 CONFIGS = {kind: config(kind) for kind in ATTENTION} | {
     "gaussian": config(sketch="gaussian"),
     "nothing by default": config(
-        n_layers=5, n_heads=4, n_kv_heads=2, d_ff=24, rope_base=500.0, activation_checkpointing=True,
+        n_layers=5,
+        n_heads=4,
+        n_kv_heads=2,
+        d_ff=24,
+        rope_base=500.0,
+        activation_checkpointing=True,
         attention=AttentionConfig(
-            kind="softmax", pattern=["polysketch", "polynomial", "softmax"], block_size=8,
+            kind="softmax",
+            pattern=["polysketch", "polynomial", "softmax"],
+            block_size=8,
             polynomial=PolynomialConfig(degree=2),
             polysketch=PolysketchConfig(sketch="gaussian", size=6, expansion=3, local_blocks=2),
         ),

@@ -12,7 +12,11 @@ from lcpt.training.dry_run import describe
 CONFIGS = {
     "softmax": ModelConfig(n_layers=2, d_model=32, n_heads=4, vocab_size=100, attention=AttentionConfig("softmax")),
     "hybrid": ModelConfig(
-        n_layers=3, d_model=32, n_heads=4, n_kv_heads=2, vocab_size=100,
+        n_layers=3,
+        d_model=32,
+        n_heads=4,
+        n_kv_heads=2,
+        vocab_size=100,
         attention=AttentionConfig(pattern=["polysketch", "polynomial"], block_size=16),
     ),
 }
@@ -81,13 +85,20 @@ def test_memory_shrinks_with_the_stage():
 
 
 def test_dry_run_shows_the_numbers():
-    config = Config(model=CONFIGS["hybrid"], data=DataConfig(path="-", context=64),
-                    training=TrainingConfig(max_steps=7, warmup_steps=0, global_batch_tokens=128, valid_tokens=64))
+    config = Config(
+        model=CONFIGS["hybrid"],
+        data=DataConfig(path="-", context=64),
+        training=TrainingConfig(max_steps=7, warmup_steps=0, global_batch_tokens=128, valid_tokens=64),
+    )
     cost = model_cost(config.model, 64)
     text = describe(config, world=2)
     for part in (
-        "1 polynomial, 2 polysketch", f"{cost.parameters:,}", f"{cost.flops_forward / 1e6:,.1f} M forward",
-        f"{cost.flops_step / 1e6:,.1f} M a training step", "896 tokens in 7 steps", "memory a rank of 2",
+        "1 polynomial, 2 polysketch",
+        f"{cost.parameters:,}",
+        f"{cost.flops_forward / 1e6:,.1f} M forward",
+        f"{cost.flops_step / 1e6:,.1f} M a training step",
+        "896 tokens in 7 steps",
+        "memory a rank of 2",
         f"{cost.flops_step * 896:.3g}",
     ):
         assert part in text

@@ -44,10 +44,14 @@ def test_damage_is_named(export, file, how):
     if how == "missing":
         path.unlink()
     else:
-        path.write_bytes({
-            "empty": b"", "truncated": content[:-1], "longer": content + b"x",
-            "flipped bit": content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :],
-        }[how])
+        path.write_bytes(
+            {
+                "empty": b"",
+                "truncated": content[:-1],
+                "longer": content + b"x",
+                "flipped bit": content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :],
+            }[how]
+        )
     if (file, how) == ("config.json", "truncated"):
         path.write_bytes(content[: 2 * middle - 2])  # without the closing brace: a newline alone is no damage
     for opened in (load_pretrained, open_pretrained):
@@ -80,24 +84,39 @@ def test_a_file_of_another_export_is_named(make_run, export, tmp_path, name):
     assert str(export / name) in refusal(export)
 
 
-@pytest.mark.parametrize("content", ["[]", "3", "null", "{}", "not JSON", "\udcff", "[" * 100_000,
-                                     '{"architectures": ["GPT2LMHeadModel"], "n_layer": 12}'])
+@pytest.mark.parametrize(
+    "content",
+    [
+        "[]",
+        "3",
+        "null",
+        "{}",
+        "not JSON",
+        "\udcff",
+        "[" * 100_000,
+        '{"architectures": ["GPT2LMHeadModel"], "n_layer": 12}',
+    ],
+)
 def test_json_that_is_no_config_of_ours(export, content):
     (export / "config.json").write_text(content, errors="surrogateescape")
     assert str(export / "config.json") in refusal(export)
 
 
-@pytest.mark.parametrize("changes, named", [
-    ({"schema_version": 2}, "schema 2, this lcpt reads 1"),
-    ({"schema_version": "1"}, "schema 1"),
-    ({"quantisation": "int8"}, "quantisation"),
-    ({"model": asdict(config()) | {"n_experts": 8}}, "n_experts"),
-    ({"model": asdict(config()) | {"attention": {"kind": "flash"}}}, "'flash'"),
-    ({"model": {"attention": {"polysketch": {"branches": 3}}}}, "model.attention.polysketch.branches"),
-    ({"model": asdict(config()) | {"n_layers": 0}}, "model.n_layers is 0"),
-    ({"model": asdict(config()) | {"n_layers": "two"}}, "model.n_layers"),
-    ({"model": None}, "model"),
-], ids=str)
+@pytest.mark.parametrize(
+    "changes, named",
+    [
+        ({"schema_version": 2}, "schema 2, this lcpt reads 1"),
+        ({"schema_version": "1"}, "schema 1"),
+        ({"quantisation": "int8"}, "quantisation"),
+        ({"model": asdict(config()) | {"n_experts": 8}}, "n_experts"),
+        ({"model": asdict(config()) | {"attention": {"kind": "flash"}}}, "'flash'"),
+        ({"model": {"attention": {"polysketch": {"branches": 3}}}}, "model.attention.polysketch.branches"),
+        ({"model": asdict(config()) | {"n_layers": 0}}, "model.n_layers is 0"),
+        ({"model": asdict(config()) | {"n_layers": "two"}}, "model.n_layers"),
+        ({"model": None}, "model"),
+    ],
+    ids=str,
+)
 def test_a_config_that_this_lcpt_does_not_know(export, changes, named):
     """Hashes in order: as a newer lcpt would write it."""
     rewrite(export, **changes)
@@ -132,11 +151,15 @@ def test_a_key_that_is_newer_than_the_export_has_its_default(export):
     assert load_pretrained(export).config == config()
 
 
-@pytest.mark.parametrize("changes, named", [
-    ({"n_layers": 3}, "blocks.2.attention.gamma is absent there and [2] in the config"),
-    ({"n_layers": 1}, "blocks.1.attention.gamma is [2] there and absent in the config"),
-    ({"d_ff": 24}, "blocks.0.feed_forward.down.weight is [16, 40] there and [16, 24] in the config"),
-], ids=str)
+@pytest.mark.parametrize(
+    "changes, named",
+    [
+        ({"n_layers": 3}, "blocks.2.attention.gamma is absent there and [2] in the config"),
+        ({"n_layers": 1}, "blocks.1.attention.gamma is [2] there and absent in the config"),
+        ({"d_ff": 24}, "blocks.0.feed_forward.down.weight is [16, 40] there and [16, 24] in the config"),
+    ],
+    ids=str,
+)
 def test_weights_of_another_model_are_named(export, changes, named):
     rewrite(export, model=asdict(config(**changes)))
     line = refusal(export)
@@ -172,12 +195,15 @@ def test_what_is_no_export(run, tmp_path, folder):
     assert str(tmp_path / folder / "config.json") in line and "tools/export.py" in line
 
 
-@pytest.mark.parametrize("old, new, named", [
-    ("\nmodel:\n", "\nmodel: {\n", "no config of a run"),
-    ("\nmodel:\n", "\nmodle:\n", "no config of a run"),
-    ("n_layers: 2", "n_experts: 2", "n_experts"),
-    ("n_layers: 2", "n_layers: 3", "another model"),
-])
+@pytest.mark.parametrize(
+    "old, new, named",
+    [
+        ("\nmodel:\n", "\nmodel: {\n", "no config of a run"),
+        ("\nmodel:\n", "\nmodle:\n", "no config of a run"),
+        ("n_layers: 2", "n_experts: 2", "n_experts"),
+        ("n_layers: 2", "n_layers: 3", "another model"),
+    ],
+)
 def test_a_step_whose_config_cannot_be_used(run, old, new, named):
     step = run / "checkpoints/step-00000007"
     config_yaml, path = step / "config.yaml", step / "manifest.json"
@@ -185,8 +211,7 @@ def test_a_step_whose_config_cannot_be_used(run, old, new, named):
     assert text.count(old) == 1
     config_yaml.write_text(text.replace(old, new))
     manifest = json.loads(path.read_text())
-    manifest["files"]["config.yaml"] = {
-        "size_bytes": config_yaml.stat().st_size, "sha256": sha256_of(config_yaml)}
+    manifest["files"]["config.yaml"] = {"size_bytes": config_yaml.stat().st_size, "sha256": sha256_of(config_yaml)}
     path.write_text(json.dumps(manifest | {"sha256": self_hash(manifest)}))
     line = refusal(run, open_pretrained)
     assert str(step) in line and named in line

@@ -127,23 +127,30 @@ def test_initial_weights():
     std, model = 0.55 / 128**0.5, build(n_layers=8, d_model=128, n_heads=4, vocab_size=500)
     weights = dict(model.named_parameters())
     for name, share in {
-        "embedding.weight": 1, "blocks.3.attention.qkv.weight": 1, "blocks.3.feed_forward.up.weight": 1,
-        "blocks.3.attention.out.weight": 0.25, "blocks.3.feed_forward.down.weight": 0.25,
+        "embedding.weight": 1,
+        "blocks.3.attention.qkv.weight": 1,
+        "blocks.3.feed_forward.up.weight": 1,
+        "blocks.3.attention.out.weight": 0.25,
+        "blocks.3.feed_forward.down.weight": 0.25,
     }.items():
         assert weights[name].std().item() == pytest.approx(share * std, rel=0.05), name
     x = torch.randint(500, (2, 100))
     assert model(x, labels=x.roll(1, 0))[0].item() / 200 == pytest.approx(6.21, abs=0.3)
 
 
-@pytest.mark.parametrize("changes, named", [
-    ({"n_layers": 0}, "n_layers is 0"),
-    ({"vocab_size": -1}, "vocab_size is -1"),
-    ({"n_heads": 0}, "n_heads is 0"),
-    ({"n_heads": 3}, "d_model 16 is no multiple"),
-    ({"n_heads": 16}, "d_model 16 is no multiple"),
-    ({"n_kv_heads": 3}, "n_kv_heads 3"),
-    ({"d_ff": 0}, "d_ff is 0"),
-], ids=str)
+@pytest.mark.parametrize(
+    "changes, named",
+    [
+        ({"n_layers": 0}, "n_layers is 0"),
+        ({"vocab_size": -1}, "vocab_size is -1"),
+        ({"n_heads": 0}, "n_heads is 0"),
+        ({"n_heads": 3}, "d_model 16 is no multiple"),
+        ({"n_heads": 16}, "d_model 16 is no multiple"),
+        ({"n_kv_heads": 3}, "n_kv_heads 3"),
+        ({"d_ff": 0}, "d_ff is 0"),
+    ],
+    ids=str,
+)
 def test_impossible_shapes_are_named(changes, named):
     with pytest.raises(ValueError, match=named):
         config(**changes)

@@ -27,8 +27,9 @@ def run_folder(model, train_folder, tmp_path):
     """A run with the steps 3 and 7, alike."""
     run = tmp_path / "run"
     run.mkdir()
-    (run / "config.yaml").write_text(to_yaml(Config(
-        run=RunConfig("unused"), model=MODEL, data=DataConfig(path="unused", context=64))))
+    (run / "config.yaml").write_text(
+        to_yaml(Config(run=RunConfig("unused"), model=MODEL, data=DataConfig(path="unused", context=64)))
+    )
     attachments = {"config.yaml": run / "config.yaml", "tokenizer.model": train_folder / "tokenizer.model"}
     weights = [Slice(name, tuple(x.shape), 0, x.flatten()) for name, x in model.state_dict().items()]
     for step in (3, 7):

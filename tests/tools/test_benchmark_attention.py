@@ -10,10 +10,36 @@ from lcpt.evaluation import attention_benchmark
 from lcpt.evaluation.attention_baselines import BASELINES, Unavailable, heads_first, softmax
 from lcpt.evaluation.attention_layer import Method
 
-SMALL = ["--heads", 2, "--head-dim", 16, "--repeats", 2, "--set", "block_size=16", "polysketch.size=8",
-         "flurka.summaries.number=2", "lowrank.summaries.number=2"]
-KEYS = {"method", "settings", "context", "batch", "heads", "head_dim", "dtype", "device", "backend", "mode",
-        "milliseconds", "repeats", "peak_memory_bytes", "percent_of_peak", "speedup"}
+SMALL = [
+    "--heads",
+    2,
+    "--head-dim",
+    16,
+    "--repeats",
+    2,
+    "--set",
+    "block_size=16",
+    "polysketch.size=8",
+    "flurka.summaries.number=2",
+    "lowrank.summaries.number=2",
+]
+KEYS = {
+    "method",
+    "settings",
+    "context",
+    "batch",
+    "heads",
+    "head_dim",
+    "dtype",
+    "device",
+    "backend",
+    "mode",
+    "milliseconds",
+    "repeats",
+    "peak_memory_bytes",
+    "percent_of_peak",
+    "speedup",
+}
 
 
 @pytest.fixture
@@ -22,8 +48,17 @@ def benchmark(call_tool, tmp_path):
 
     def call(*arguments):
         output = tmp_path / "attention.json"
-        code, out, err = call_tool("benchmark_attention", "--methods", "polysketch,squared", "--contexts", "96",
-                                   "--output", output, *SMALL, *arguments)
+        code, out, err = call_tool(
+            "benchmark_attention",
+            "--methods",
+            "polysketch,squared",
+            "--contexts",
+            "96",
+            "--output",
+            output,
+            *SMALL,
+            *arguments,
+        )
         return code, json.loads(output.read_text()) if output.exists() else None, out, err
 
     return call
@@ -36,8 +71,11 @@ def test_rows_hold_what_the_contract_names(benchmark):
     assert {"date", "git_commit", "device", "versions", "command", "rows"} <= report.keys()
     assert report["left_out"] == [] and report["measured_peaks"] is None
     assert [(row["context"], row["mode"], row["method"]) for row in report["rows"]] == [
-        (context, mode, method) for context in (40, 96) for mode in ("forward", "forward_backward")
-        for method in ("polysketch", "squared", "sdpa_cpu")]
+        (context, mode, method)
+        for context in (40, 96)
+        for mode in ("forward", "forward_backward")
+        for method in ("polysketch", "squared", "sdpa_cpu")
+    ]
     for row in report["rows"]:
         assert row.keys() == KEYS
         assert (row["batch"], row["heads"], row["head_dim"], row["dtype"], row["device"]) == (2, 2, 16, "fp32", "cpu")
@@ -46,16 +84,16 @@ def test_rows_hold_what_the_contract_names(benchmark):
     polysketch, squared, baseline = report["rows"][:3]
     assert polysketch["settings"]["size"] == squared["settings"]["size"] == 8
     assert polysketch["settings"]["block_size"] == squared["settings"]["block_size"] == 16
-    assert polysketch["speedup"] == {
-        "sdpa_cpu": baseline["milliseconds"]["p50"] / polysketch["milliseconds"]["p50"]}
+    assert polysketch["speedup"] == {"sdpa_cpu": baseline["milliseconds"]["p50"] / polysketch["milliseconds"]["p50"]}
     assert baseline["speedup"] == {} and "forward_backward" in out
 
 
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
 def test_every_kind_is_right_and_timed(benchmark, dtype):
     names = [*ATTENTION, "squared", "sdpa_cpu"]
-    code, report, _, err = benchmark("--methods", ",".join(names), "--mode", "forward_backward", "--dtype", dtype,
-                                     "--repeats", 1)
+    code, report, _, err = benchmark(
+        "--methods", ",".join(names), "--mode", "forward_backward", "--dtype", dtype, "--repeats", 1
+    )
     assert code == 0, err
     assert [row["method"] for row in report["rows"]] == names
     assert {row["dtype"] for row in report["rows"]} == {dtype}
@@ -68,19 +106,40 @@ def test_a_slow_method_is_timed_once(benchmark):
 
 def test_memory_is_what_a_pass_adds(benchmark):
     """SDPA makes little but its output; inputs, three times as large, do not count."""
-    _, report, _, _ = benchmark("--methods", "sdpa_cpu", "--contexts", "1024", "--head-dim", 64, "--repeats", 1,
-                                "--heads", 16, "--batch", 8, "--mode", "forward")
+    _, report, _, _ = benchmark(
+        "--methods",
+        "sdpa_cpu",
+        "--contexts",
+        "1024",
+        "--head-dim",
+        64,
+        "--repeats",
+        1,
+        "--heads",
+        16,
+        "--batch",
+        8,
+        "--mode",
+        "forward",
+    )
     output = 4 * 8 * 16 * 64 * 1024
     assert output < report["rows"][0]["peak_memory_bytes"] < 1.5 * output
 
 
-@pytest.mark.parametrize("arguments, part", [
-    (["--methods", "polysketch,softmux"], "softmux; there are softmax, polynomial"),
-    (["--contexts", "1024,many"], "--contexts 1024,many"), (["--contexts", "0"], "--contexts 0"),
-    (["--mode", "backward"], "--mode backward"), (["--heads", 0], "--heads 0"), (["--head-dim", 7], "--head-dim 7"),
-    (["--set", "polysketch.sice=3"], "sice"), (["--set", "polysketch.size=0"], "polysketch.size is 0"),
-    (["--output", "/proc/none/out.json"], "/proc/none"),
-])
+@pytest.mark.parametrize(
+    "arguments, part",
+    [
+        (["--methods", "polysketch,softmux"], "softmux; there are softmax, polynomial"),
+        (["--contexts", "1024,many"], "--contexts 1024,many"),
+        (["--contexts", "0"], "--contexts 0"),
+        (["--mode", "backward"], "--mode backward"),
+        (["--heads", 0], "--heads 0"),
+        (["--head-dim", 7], "--head-dim 7"),
+        (["--set", "polysketch.sice=3"], "sice"),
+        (["--set", "polysketch.size=0"], "polysketch.size is 0"),
+        (["--output", "/proc/none/out.json"], "/proc/none"),
+    ],
+)
 def test_bad_input_is_one_line(benchmark, arguments, part):
     code, report, out, err = benchmark(*arguments)
     assert (code, report, out) == (2, None, "") and err.startswith("error: ") and part in err and err.count("\n") == 1
@@ -102,10 +161,13 @@ def wrong_gradient(a, b, *args, backend="auto", **kwargs):
 
 
 @pytest.mark.parametrize("wrong", [wrong_output, wrong_gradient])
-@pytest.mark.parametrize("name, other, where", [
-    ("polysketch", "squared", "lcpt.attention.polysketch"),
-    ("squared", "polysketch", "lcpt.evaluation.attention_methods"),
-])
+@pytest.mark.parametrize(
+    "name, other, where",
+    [
+        ("polysketch", "squared", "lcpt.attention.polysketch"),
+        ("squared", "polysketch", "lcpt.evaluation.attention_methods"),
+    ],
+)
 def test_a_wrong_kernel_is_named_and_left_out(benchmark, monkeypatch, name, other, where, wrong):
     monkeypatch.setattr(f"{where}.squared_attention", wrong)
     code, report, _, err = benchmark("--mode", "forward")
@@ -129,11 +191,15 @@ def sdpa_like(attend):
     return Method({}, heads_first, attend, partial(softmax, window=None))
 
 
-@pytest.mark.parametrize("rival, reason", [
-    (missing, "a library is not installed"), (refusing, "RuntimeError: No available kernel."),
-    (lambda layer: sdpa_like(lambda q, k, v: v.transpose(1, 2)), "rival is wrong at 65 tokens"),
-    (lambda layer: sdpa_like(lambda q, k, v: softmax(q, k, v, None) * torch.nan), "rival is wrong at 65 tokens"),
-])
+@pytest.mark.parametrize(
+    "rival, reason",
+    [
+        (missing, "a library is not installed"),
+        (refusing, "RuntimeError: No available kernel."),
+        (lambda layer: sdpa_like(lambda q, k, v: v.transpose(1, 2)), "rival is wrong at 65 tokens"),
+        (lambda layer: sdpa_like(lambda q, k, v: softmax(q, k, v, None) * torch.nan), "rival is wrong at 65 tokens"),
+    ],
+)
 def test_a_baseline_that_cannot_be_is_left_out_in_a_line(benchmark, monkeypatch, rival, reason):
     monkeypatch.setitem(BASELINES["cpu"], "rival", rival)
     code, report, _, err = benchmark("--mode", "forward")
@@ -175,7 +241,8 @@ def test_rows_are_written_as_they_come(benchmark, monkeypatch, tmp_path):
     assert measured == [("forward_backward", 64), ("forward_backward", 32)]
     rows = json.loads((tmp_path / "attention.json").read_text())["rows"]
     assert [(row["context"], row["method"]) for row in rows] == [
-        (context, method) for context in (64, 32) for method in ("squared", "sdpa_cpu")]
+        (context, method) for context in (64, 32) for method in ("squared", "sdpa_cpu")
+    ]
     assert len((tmp_path / "attention.md").read_text().splitlines()) == 2 + 4
     assert not (tmp_path / "attention.png").exists()
 

@@ -13,21 +13,48 @@ def runs(tmp_path):
     folders = [tmp_path / "softmax", tmp_path / "polysketch"]
     for number, folder in enumerate(folders):
         folder.mkdir()
-        (folder / "config.yaml").write_text(yaml.safe_dump({
-            "run": {"dir": "unused", "seed": 0},
-            "model": {"n_layers": 1, "d_model": 16, "n_heads": 2, "vocab_size": 10, "attention": {"kind": folder.name}},
-            "data": {"path": "somewhere", "valid_path": None, "context": 64},
-            "training": {"global_batch_tokens": 100, "valid_tokens": 64},
-        }))
+        (folder / "config.yaml").write_text(
+            yaml.safe_dump(
+                {
+                    "run": {"dir": "unused", "seed": 0},
+                    "model": {
+                        "n_layers": 1,
+                        "d_model": 16,
+                        "n_heads": 2,
+                        "vocab_size": 10,
+                        "attention": {"kind": folder.name},
+                    },
+                    "data": {"path": "somewhere", "valid_path": None, "context": 64},
+                    "training": {"global_batch_tokens": 100, "valid_tokens": 64},
+                }
+            )
+        )
         rows = [{"step": n, "tokens": 100 * n, "loss": 5.0 - n, "step_seconds": 0.25} for n in range(1, 4 + number)]
         (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
         (folder / "summary.json").write_text("{}")
-        (folder / "evaluation.json").write_text(json.dumps({
-            "loss": 3.5, "bits_per_byte": 2.5, "fingerprint": "f", "window": 64, "stride": 64, "carry_state": False,
-            "loss_by_position": [{"start": 0, "end": 64, "tokens": 10, "loss": 4.0}]}))
-        (folder / "recall.json").write_text(json.dumps({
-            "accuracy": 0.75, "fingerprint": "0", "context": 64,
-            "recall_by_distance": [{"start": 0, "end": 16, "answers": 4, "accuracy": 0.75, "loss": 1.0}]}))
+        (folder / "evaluation.json").write_text(
+            json.dumps(
+                {
+                    "loss": 3.5,
+                    "bits_per_byte": 2.5,
+                    "fingerprint": "f",
+                    "window": 64,
+                    "stride": 64,
+                    "carry_state": False,
+                    "loss_by_position": [{"start": 0, "end": 64, "tokens": 10, "loss": 4.0}],
+                }
+            )
+        )
+        (folder / "recall.json").write_text(
+            json.dumps(
+                {
+                    "accuracy": 0.75,
+                    "fingerprint": "0",
+                    "context": 64,
+                    "recall_by_distance": [{"start": 0, "end": 16, "answers": 4, "accuracy": 0.75, "loss": 1.0}],
+                }
+            )
+        )
     return folders
 
 

@@ -45,8 +45,9 @@ def evaluate(call_tool, run_folder, valid_folder, tmp_path):
 
     def call(*arguments):
         output = tmp_path / "out.json"
-        code, _, said = call_tool("evaluate", "--checkpoint", run_folder, "--data", valid_folder, "--output", output,
-                                  *arguments)
+        code, _, said = call_tool(
+            "evaluate", "--checkpoint", run_folder, "--data", valid_folder, "--output", output, *arguments
+        )
         return code, json.loads(output.read_text()) if output.exists() else None, said
 
     return call
@@ -59,7 +60,8 @@ def test_scores_every_byte_once(evaluate, run_folder, valid_folder):
     assert report["bytes_scored"] == manifest["bytes"]
     assert report["tokens_scored"] == manifest["tokens"] - manifest["documents"]  # all but each document's BOS
     assert report["bits_per_byte"] == pytest.approx(
-        report["loss"] * report["tokens_scored"] / report["bytes_scored"] / math.log(2))
+        report["loss"] * report["tokens_scored"] / report["bytes_scored"] / math.log(2)
+    )
     assert report["perplexity"] == pytest.approx(math.exp(report["loss"]))
     assert report["loss"] == pytest.approx(math.log(330), rel=0.05)  # an untrained model knows nothing
     assert report["checkpoint"] == str(run_folder / "checkpoints/step-00000007")
@@ -90,11 +92,14 @@ def test_stride_scores_the_same_tokens_with_more_context(evaluate):
     assert sliding["loss_by_position"][0]["tokens"] < disjoint["loss_by_position"][0]["tokens"]
 
 
-@pytest.mark.parametrize(("arguments", "remark"), [
-    (["--checkpoint", "absent"], "absent is no run folder"),
-    (["--data", "absent.txt"], "absent.txt"),
-    (["--stride", "100"], "stride 100"),
-])
+@pytest.mark.parametrize(
+    ("arguments", "remark"),
+    [
+        (["--checkpoint", "absent"], "absent is no run folder"),
+        (["--data", "absent.txt"], "absent.txt"),
+        (["--stride", "100"], "stride 100"),
+    ],
+)
 def test_bad_input_is_one_line(evaluate, arguments, remark):
     code, report, said = evaluate(*arguments)
     errors = [line for line in said.splitlines() if "error" in line]
@@ -158,13 +163,16 @@ def test_a_task_is_asked(evaluate):
     assert report["accuracy"] < 0.2 and report["loss"] == pytest.approx(math.log(330), rel=0.05)
 
 
-@pytest.mark.parametrize(("arguments", "remark"), [
-    (["--data", "synthetic:mqra"], "did you mean synthetic:mqar"),
-    (["--data", "synthetic:mqar", "--stride", "8"], "leave out --stride"),
-    (["--data", "synthetic:mqar", "--context", "2"], "need data.context 4"),
-    (["--data", "synthetic:mqar", "--samples", "0"], "--samples is 0"),
-    (["--carry-state", "--batch", "2"], "leave out --batch"),
-])
+@pytest.mark.parametrize(
+    ("arguments", "remark"),
+    [
+        (["--data", "synthetic:mqra"], "did you mean synthetic:mqar"),
+        (["--data", "synthetic:mqar", "--stride", "8"], "leave out --stride"),
+        (["--data", "synthetic:mqar", "--context", "2"], "need data.context 4"),
+        (["--data", "synthetic:mqar", "--samples", "0"], "--samples is 0"),
+        (["--carry-state", "--batch", "2"], "leave out --batch"),
+    ],
+)
 def test_what_does_not_go_together_is_one_line(evaluate, arguments, remark):
     code, report, said = evaluate(*arguments)
     assert code == 2 and report is None and remark in said and len(said.splitlines()) == 1

@@ -17,15 +17,20 @@ TOOL = Path(__file__).parents[2] / "tools/export.py"
 def export(call_tool, run_folder, tmp_path):
     """export(*arguments) -> (exit code, stdout, stderr), of run_folder to tmp_path / "export" unless they say else."""
     return lambda *arguments: call_tool(
-        "export", "--checkpoint", run_folder, "--output", tmp_path / "export", *arguments)
+        "export", "--checkpoint", run_folder, "--output", tmp_path / "export", *arguments
+    )
 
 
 def test_as_a_user_types_it(run_folder, model, train_folder, tmp_path):
     """In a folder of its own, without deepspeed and triton."""
     without = "import runpy, sys; sys.modules |= dict.fromkeys(('deepspeed', 'triton')); "
     program = without + f"sys.argv[0] = {str(TOOL)!r}; runpy.run_path(sys.argv[0], run_name='__main__')"
-    done = subprocess.run([sys.executable, "-c", program, "--checkpoint", "run", "--output", "exports/mine"],
-                          cwd=tmp_path, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", program, "--checkpoint", "run", "--output", "exports/mine"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0 and done.stderr == ""
     folder = tmp_path / "exports/mine"
     loaded, tokens = load_pretrained(folder), torch.arange(40)[None]
@@ -47,13 +52,17 @@ def test_a_run_is_its_newest_step_and_a_step_is_itself(export, run_folder, tmp_p
     assert steps == [(0, 7, 896), (0, 3, 384)]
 
 
-@pytest.mark.parametrize("arguments, named", [
-    (["--checkpoint", "absent"], "absent is no run folder"),
-    (["--checkpoint", TOOL.parent], "tools is no run folder"),
-    (["--output", TOOL.parent], "tools exists and is no empty folder; choose another --output"),
-    (["--output", TOOL], "export.py exists and is no empty folder; choose another --output"),
-    (["--output", TOOL / "below"], "export.py"),
-], ids=str)
+@pytest.mark.parametrize(
+    "arguments, named",
+    [
+        (["--checkpoint", "absent"], "absent is no run folder"),
+        (["--checkpoint", TOOL.parent], "tools is no run folder"),
+        (["--output", TOOL.parent], "tools exists and is no empty folder; choose another --output"),
+        (["--output", TOOL], "export.py exists and is no empty folder; choose another --output"),
+        (["--output", TOOL / "below"], "export.py"),
+    ],
+    ids=str,
+)
 def test_bad_input_is_one_line(export, tmp_path, arguments, named):
     code, out, said = export(*arguments)
     assert code == 2 and out == "" and said.startswith("error: ") and len(said.splitlines()) == 1 and named in said

@@ -25,7 +25,8 @@ def test_report(call_tool, quick, tmp_path):
     assert costs["softmax"]["at"][0]["forward"] == 2 * 64 * 8192
     assert {row["size"] for row in report["sketch_error"]} == {8, 16, 24, 32, 64, 128}
     assert {(row["sketch"], row["cosine"]) for row in report["sketch_error"]} == {
-        (kind, cosine) for kind in ("gaussian", "srht") for cosine in (0.0, 0.3, 0.6, 1.0)}
+        (kind, cosine) for kind in ("gaussian", "srht") for cosine in (0.0, 0.3, 0.6, 1.0)
+    }
     ranks = {row["function"]: row["rank"] for row in report["ranks"]["functions"]}
     assert ranks["x"] == 8 and ranks["x^2"] == 36 and ranks["exp"] == 40
     for part in ("766,480", "199,284,800", f"{costs['polysketch']['crossover']['forward']:,}", "exp ", "srht"):
@@ -43,22 +44,33 @@ def test_the_same_figures_each_time(call_tool, quick, tmp_path):
 
 def test_heads_of_a_checkpoint(call_tool, quick, run_folder, valid_folder, tmp_path):
     output = tmp_path / "features.json"
-    code, out, _ = call_tool("feature_report", "--head-dim", 8, "--checkpoint", run_folder, "--data", valid_folder,
-                             "--output", output)
+    code, out, _ = call_tool(
+        "feature_report", "--head-dim", 8, "--checkpoint", run_folder, "--data", valid_folder, "--output", output
+    )
     report = json.loads(output.read_text())["checkpoint"]
     assert code == 0 and report["step"] == 7 and report["tokens"] <= 1024
     assert [(row["layer"], row["head"], row["kind"]) for row in report["heads"]] == [
-        (0, 0, "polysketch"), (0, 1, "polysketch"), (1, 0, "polysketch"), (1, 1, "polysketch")]
+        (0, 0, "polysketch"),
+        (0, 1, "polysketch"),
+        (1, 0, "polysketch"),
+        (1, 1, "polysketch"),
+    ]
     for row in report["heads"]:
         assert {rank["function"]: rank["rank"] for rank in row["ranks"]}["x"] <= 16
         assert row["sketch_error"]["relative_error"] > 0
     assert "step-00000007" in out and "polysketch" in out
 
 
-@pytest.mark.parametrize("arguments, part", [
-    (["--head-dim", 1], "head dimension 1"), (["--degree", 1], "degree 1"), (["--checkpoint", "absent"], "--data"),
-    (["--data", "absent"], "--checkpoint"), (["--checkpoint", "absent", "--data", "text"], "absent is no run folder"),
-])
+@pytest.mark.parametrize(
+    "arguments, part",
+    [
+        (["--head-dim", 1], "head dimension 1"),
+        (["--degree", 1], "degree 1"),
+        (["--checkpoint", "absent"], "--data"),
+        (["--data", "absent"], "--checkpoint"),
+        (["--checkpoint", "absent", "--data", "text"], "absent is no run folder"),
+    ],
+)
 def test_bad_input_is_one_line(call_tool, arguments, part):
     code, out, err = call_tool("feature_report", *arguments)
     assert (code, out) == (2, "") and err.startswith("error: ") and part in err and err.count("\n") == 1

@@ -31,10 +31,14 @@ def test_the_same_seed_gives_the_same_text(generate):
     assert first == again != other and first.startswith(PROMPT)
 
 
-@pytest.mark.parametrize("arguments, part", [
-    (["--max-tokens", 0], "--max-tokens 0"), (["--temperature", -1], "--temperature -1"),
-    (["--checkpoint", "nowhere"], "nowhere"),
-])
+@pytest.mark.parametrize(
+    "arguments, part",
+    [
+        (["--max-tokens", 0], "--max-tokens 0"),
+        (["--temperature", -1], "--temperature -1"),
+        (["--checkpoint", "nowhere"], "nowhere"),
+    ],
+)
 def test_bad_input_is_one_line(generate, arguments, part):
     code, out, err = generate(*arguments)
     assert (code, out) == (2, "") and err.startswith("error: ") and part in err and err.count("\n") == 1

@@ -10,10 +10,18 @@ from lcpt_kernels.triton import configurations  # noqa: E402
 from lcpt_kernels.triton.report import compile_report as report  # noqa: E402
 
 ROW = {
-    "kernel": "block_output_kernel", "settings": {"head_dim": 64, "features": 16, "BM": 128, "num_warps": 8},
-    "target": "sm_90", "triton": triton.__version__, "registers": 120, "spill_bytes": 0, "shared_bytes": 59392,
-    "tensor_core_ops": 21, "wgmma_serialized": False, "wgmma_hazards": 0,
-    "loops": [{"instructions": 192, "tensor_clocks": 128}], "occupancy": 2,
+    "kernel": "block_output_kernel",
+    "settings": {"head_dim": 64, "features": 16, "BM": 128, "num_warps": 8},
+    "target": "sm_90",
+    "triton": triton.__version__,
+    "registers": 120,
+    "spill_bytes": 0,
+    "shared_bytes": 59392,
+    "tensor_core_ops": 21,
+    "wgmma_serialized": False,
+    "wgmma_hazards": 0,
+    "loops": [{"instructions": 192, "tensor_clocks": 128}],
+    "occupancy": 2,
 }
 
 
@@ -43,11 +51,15 @@ def test_a_healthy_report(call_tool, rows, tmp_path):
     assert "issue/tensor" in out and " 1.5 " in out
 
 
-@pytest.mark.parametrize("change, named", [
-    ({"spill_bytes": 36}, "36 bytes spilled"), ({"wgmma_serialized": True}, "wgmma serialised"),
-    ({"wgmma_hazards": 13}, "13 instructions overwrite registers of an unfinished wgmma"),
-    ({"occupancy": 0, "shared_bytes": 250_000}, "250000 bytes of shared memory"),
-])
+@pytest.mark.parametrize(
+    "change, named",
+    [
+        ({"spill_bytes": 36}, "36 bytes spilled"),
+        ({"wgmma_serialized": True}, "wgmma serialised"),
+        ({"wgmma_hazards": 13}, "13 instructions overwrite registers of an unfinished wgmma"),
+        ({"occupancy": 0, "shared_bytes": 250_000}, "250000 bytes of shared memory"),
+    ],
+)
 def test_a_fault_on_sm_90_is_named(call_tool, rows, tmp_path, change, named):
     rows(ROW | change)
     code, _, err = call_tool("kernel_report", "--targets", "sm_90", "--output", tmp_path / "kernels.json")
@@ -110,17 +122,26 @@ def test_one_kernel_is_compiled_as_it_is_launched(tmp_path):
     assert row["settings"] == {"head_dim": 64, "features": 16, "BM": 64, "num_warps": 4, "num_stages": 3}
 
 
-@pytest.mark.parametrize("settings", [
-    {"of": "squared", "features": 16},
-    {"of": "squared", "features": 16, "gated": True, "local_blocks": 2},
-    {"of": "flurka", "features": 16}, {"of": "sparse"}, {"of": "sparse", "kept": False},
-    {"of": "heads", "keep_plain": True}, {"of": "sketch", "size": 32}, {"of": "map", "map": "relu"},
-    {"of": "summaries", "gated": True},
-], ids=str)
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"of": "squared", "features": 16},
+        {"of": "squared", "features": 16, "gated": True, "local_blocks": 2},
+        {"of": "flurka", "features": 16},
+        {"of": "sparse"},
+        {"of": "sparse", "kept": False},
+        {"of": "heads", "keep_plain": True},
+        {"of": "sketch", "size": 32},
+        {"of": "map", "map": "relu"},
+        {"of": "summaries", "gated": True},
+    ],
+    ids=str,
+)
 def test_a_kernel_is_compiled_once_for_all_lengths(settings):
     """Nothing that it is compiled for depends on the number of tokens."""
-    lengths = [{repr(x) for x in report.launches("sm_90", head_dim=64, tokens=n, **settings)}
-               for n in (1, 512, 777, 5000)]
+    lengths = [
+        {repr(x) for x in report.launches("sm_90", head_dim=64, tokens=n, **settings)} for n in (1, 512, 777, 5000)
+    ]
     assert all(other == lengths[0] for other in lengths)
 
 
@@ -145,8 +166,11 @@ def test_a_pipelined_loop_that_computes_its_left_operand_is_found(monkeypatch):
 def test_nothing_is_pipelined_on_blackwell_and_registers_are_capped_on_hopper_alone(monkeypatch, type):
     def sizes(target):
         monkeypatch.setattr(configurations, "target", lambda: target)
-        return [configurations.tiles(kernel, width, type)
-                for kernel in configurations.NAMES for width in (16, 64, 128, 256, 6144, 12288, 2**20)]
+        return [
+            configurations.tiles(kernel, width, type)
+            for kernel in configurations.NAMES
+            for width in (16, 64, 128, 256, 6144, 12288, 2**20)
+        ]
 
     assert {x["num_stages"] for x in sizes("sm_100")} == {1}
     assert not any("maxnreg" in x for target in ("sm_80", "sm_100", "gfx942") for x in sizes(target))
@@ -164,7 +188,8 @@ def test_blackwell_is_said_once(monkeypatch, caplog):
     finally:
         configurations.target.cache_clear()
     assert [x.message for x in caplog.records if "Blackwell" in x.message] == [
-        "Triton kernels run without software pipelining on Blackwell: no GPU has shown that it is right there"]
+        "Triton kernels run without software pipelining on Blackwell: no GPU has shown that it is right there"
+    ]
 
 
 def test_nothing_for_sm_90_spills_or_waits():

@@ -91,8 +91,9 @@ class Job:
 
 
 def _rank(number, yaml, overrides, world, port, output, sabotage):
-    os.environ.update(RANK=str(number), LOCAL_RANK=str(number), WORLD_SIZE=str(world), MASTER_ADDR="127.0.0.1",
-                      MASTER_PORT=str(port))
+    os.environ.update(
+        RANK=str(number), LOCAL_RANK=str(number), WORLD_SIZE=str(world), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port)
+    )
     descriptor = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
@@ -131,6 +132,7 @@ def at_place():
 
     Places are those that the watch knows, such as "the update of step 3".
     """
+
     def sabotage(words, action, rank=None):
         def install(number):
             from lcpt.training.watchdog import Watch
@@ -167,8 +169,12 @@ def record():
         now = environment()
         for table, rows in tables.items():
             report = {
-                "schema_version": 1, "date": date.today().isoformat(), "git_commit": now["git_commit"],
-                "device": now["device"], "versions": now["versions"], "command": "pytest " + shlex.join(sys.argv[1:]),
+                "schema_version": 1,
+                "date": date.today().isoformat(),
+                "git_commit": now["git_commit"],
+                "device": now["device"],
+                "versions": now["versions"],
+                "command": "pytest " + shlex.join(sys.argv[1:]),
                 "rows": rows,
             }
             Path(folder, f"{table}.json").write_text(json.dumps(report, indent=1) + "\n")

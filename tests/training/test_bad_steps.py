@@ -97,6 +97,7 @@ def test_a_skipped_update_changes_nothing():
 
 def spoil(factor, rank=None, steps=()):
     """A sabotage: in these steps (one micro-batch each), the loss of that rank or of all is multiplied."""
+
     def install(number):
         from lcpt.model import GPT
 
@@ -114,6 +115,7 @@ def spoil(factor, rank=None, steps=()):
 
 def spoil_gradient(factor, step):
     """A sabotage: the loss is as it should be, one parameter's gradient is not; on rank 1 alone."""
+
     def install(number):
         import lcpt.training.loop as module
 
@@ -136,8 +138,11 @@ def weights(run, step):
 
 
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
-@pytest.mark.parametrize("sabotage", [spoil(math.nan, 1, [3]), spoil(math.inf, 0, [3]), spoil_gradient(math.nan, 3),
-                                      spoil_gradient(math.inf, 3)], ids=["nan", "inf", "nan gradient", "inf gradient"])
+@pytest.mark.parametrize(
+    "sabotage",
+    [spoil(math.nan, 1, [3]), spoil(math.inf, 0, [3]), spoil_gradient(math.nan, 3), spoil_gradient(math.inf, 3)],
+    ids=["nan", "inf", "nan gradient", "inf gradient"],
+)
 def test_a_step_that_is_not_finite_on_one_rank_is_skipped_by_all(start_job, stage, sabotage):
     settings = [*SETTINGS, "training.max_steps=4", f"parallel.zero_stage={stage}"]
     job = start_job(2, *settings, "training.stop_after_steps=3", sabotage=sabotage)
@@ -155,8 +160,14 @@ def test_a_step_that_is_not_finite_on_one_rank_is_skipped_by_all(start_job, stag
 
 
 def test_a_leap_is_skipped(start_job):
-    settings = ["training.micro_batch=8", "training.max_steps=40", "training.warmup_steps=30", "training.lr=1e-4",
-                "checkpoint.every_steps=1", "checkpoint.keep_last=100"]
+    settings = [
+        "training.micro_batch=8",
+        "training.max_steps=40",
+        "training.warmup_steps=30",
+        "training.lr=1e-4",
+        "checkpoint.every_steps=1",
+        "checkpoint.keep_last=100",
+    ]
     job = start_job(1, *settings, "training.stop_after_steps=38", sabotage=spoil(10.0, 0, [38]))
     assert job.wait() == [0], job.text
     assert start_job(1, *settings).wait() == [0]
@@ -169,8 +180,9 @@ def test_a_leap_is_skipped(start_job):
 def test_too_many_end_the_run_with_the_documents(start_job, train_folder):
     from lcpt.data import Corpus
 
-    job = start_job(2, *SETTINGS, "training.max_steps=50", "training.bad_steps.allowed=2",
-                    sabotage=spoil(math.nan, 1, [2, 4, 6]))
+    job = start_job(
+        2, *SETTINGS, "training.max_steps=50", "training.bad_steps.allowed=2", sabotage=spoil(math.nan, 1, [2, 4, 6])
+    )
     assert job.wait() == [GIVE_UP, GIVE_UP], job.text
     assert [row["step"] for row in job.rows] == [1, 2, 3, 4, 5, 6]
     [line] = [line for line in job.text.splitlines() if line.startswith("error: ")]

@@ -12,9 +12,14 @@ def test_matrices_decay_and_vectors_do_not():
     decayed, others = parameter_groups(model, 0.3)
     assert (decayed["weight_decay"], others["weight_decay"]) == (0.3, 0.0)
     assert {names[p] for p in others["params"]} == {
-        "norm.weight", "blocks.0.attention_norm.weight", "blocks.0.feed_forward_norm.weight",
-        "blocks.0.attention.q_norm.weight", "blocks.0.attention.q_norm.bias", "blocks.0.attention.k_norm.weight",
-        "blocks.0.attention.k_norm.bias", "blocks.0.attention.gamma",
+        "norm.weight",
+        "blocks.0.attention_norm.weight",
+        "blocks.0.feed_forward_norm.weight",
+        "blocks.0.attention.q_norm.weight",
+        "blocks.0.attention.q_norm.bias",
+        "blocks.0.attention.k_norm.weight",
+        "blocks.0.attention.k_norm.bias",
+        "blocks.0.attention.gamma",
     }
     assert len(decayed["params"]) + len(others["params"]) == len(names)
     assert all(p.ndim >= 2 for p in decayed["params"])

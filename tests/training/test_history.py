@@ -12,6 +12,7 @@ SETTINGS = ["training.max_steps=6", "training.micro_batch=8", "checkpoint.every_
 @pytest.fixture
 def crash(start_job, at_place):
     """crash(place) -> one more start of the same run, which raises there."""
+
     def crash(place):
         def broken():
             raise RuntimeError("out of memory")
@@ -109,8 +110,9 @@ def test_two_jobs_in_one_run_folder(start_job, at_place):
 
 
 def test_a_killed_job_frees_its_folder(start_job, at_place, send):
-    assert start_job(2, *SETTINGS, "training.micro_batch=4",
-                     sabotage=at_place("the data of step 3", send("KILL"))).wait() == [-9, -9]
+    assert start_job(
+        2, *SETTINGS, "training.micro_batch=4", sabotage=at_place("the data of step 3", send("KILL"))
+    ).wait() == [-9, -9]
     assert start_job(1, *SETTINGS).wait() == [0]
 
 

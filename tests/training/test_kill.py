@@ -20,25 +20,43 @@ MOMENTS = {
 }
 WHO = {"rank 0": [0], "rank 1": [1], "all": [0, 1]}
 EVERY_TIME = {
-    ("start", "all", "KILL"), ("middle of a step", "rank 0", "KILL"), ("middle of a step", "rank 1", "KILL"),
-    ("before the update", "all", "KILL"), ("validation", "rank 1", "KILL"),
-    ("while a checkpoint is written", "rank 0", "KILL"), ("while a checkpoint is written", "rank 1", "KILL"),
-    ("before it is sealed", "rank 0", "KILL"), ("after it is sealed", "rank 0", "KILL"),
-    ("after the last step", "all", "KILL"), ("while a checkpoint is written", "rank 1", "TERM"),
+    ("start", "all", "KILL"),
+    ("middle of a step", "rank 0", "KILL"),
+    ("middle of a step", "rank 1", "KILL"),
+    ("before the update", "all", "KILL"),
+    ("validation", "rank 1", "KILL"),
+    ("while a checkpoint is written", "rank 0", "KILL"),
+    ("while a checkpoint is written", "rank 1", "KILL"),
+    ("before it is sealed", "rank 0", "KILL"),
+    ("after it is sealed", "rank 0", "KILL"),
+    ("after the last step", "all", "KILL"),
+    ("while a checkpoint is written", "rank 1", "TERM"),
     ("after the last step", "all", "TERM"),
 }
 CASES = [
-    pytest.param(moment, who, name, marks=() if (moment, who, name) in EVERY_TIME else pytest.mark.slow,
-                 id=f"{moment}, {who}, {name}")
-    for moment in MOMENTS for who in WHO for name in ("KILL", "TERM", "INT", "USR1")
+    pytest.param(
+        moment,
+        who,
+        name,
+        marks=() if (moment, who, name) in EVERY_TIME else pytest.mark.slow,
+        id=f"{moment}, {who}, {name}",
+    )
+    for moment in MOMENTS
+    for who in WHO
+    for name in ("KILL", "TERM", "INT", "USR1")
     if not (moment.endswith("sealed") and who != "rank 0")  # only rank 0 seals
 ]
 
 
 @pytest.fixture(scope="module")
 def settings(valid_folder):
-    return [f"training.max_steps={STEPS}", "training.micro_batch=2", "training.valid_every_steps=3",
-            "checkpoint.every_steps=2", f"data.valid_path={valid_folder}"]
+    return [
+        f"training.max_steps={STEPS}",
+        "training.micro_batch=2",
+        "training.valid_every_steps=3",
+        "checkpoint.every_steps=2",
+        f"data.valid_path={valid_folder}",
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -88,10 +106,19 @@ def test_killed(start_job, at_place, send, numbers, settings, whole, record, mom
     again = start_job(2, *settings)
     assert again.wait() == [0, 0], again.text
     equal = numbers(again.rows) == numbers(whole.rows) and same_tensors(job.dir, whole.dir)
-    record("kill-matrix", {
-        "moment": moment, "who": who, "signal": signal_name, "exit_codes": codes, "seconds_to_end": job.seconds,
-        "continued_from": saved.name if saved else None, "survived": True, "bit_equal": equal,
-    })
+    record(
+        "kill-matrix",
+        {
+            "moment": moment,
+            "who": who,
+            "signal": signal_name,
+            "exit_codes": codes,
+            "seconds_to_end": job.seconds,
+            "continued_from": saved.name if saved else None,
+            "survived": True,
+            "bit_equal": equal,
+        },
+    )
     assert equal
     events(job.dir)
 

@@ -61,20 +61,24 @@ def relative(found, expected):
     return float((found - expected).norm() / expected.norm())
 
 
-@pytest.mark.parametrize("world, stage, overrides", [
-    (1, 1, ["training.micro_batch=8"]),
-    (1, 1, ["training.micro_batch=2"]),  # 4 accumulated
-    (2, 1, ["training.micro_batch=4"]),
-    (2, 1, ["training.micro_batch=1", "model.activation_checkpointing=true"]),
-    (2, 2, ["training.micro_batch=2"]),
-    (2, 3, ["training.micro_batch=2"]),
-    (1, 0, ["training.micro_batch=2"]),
-    (2, 0, ["training.micro_batch=2"]),
-    (2, 1, ["training.micro_batch=2", "parallel.offload_optimizer=true"]),
-    (2, 2, ["training.micro_batch=2", "parallel.offload_optimizer=true"]),
-    (2, 3, ["training.micro_batch=2", "parallel.offload_optimizer=true"]),
-    (4, 2, ["training.micro_batch=1", "model.activation_checkpointing=true"]),
-], ids=lambda x: ", ".join(x) if isinstance(x, list) else str(x))
+@pytest.mark.parametrize(
+    "world, stage, overrides",
+    [
+        (1, 1, ["training.micro_batch=8"]),
+        (1, 1, ["training.micro_batch=2"]),  # 4 accumulated
+        (2, 1, ["training.micro_batch=4"]),
+        (2, 1, ["training.micro_batch=1", "model.activation_checkpointing=true"]),
+        (2, 2, ["training.micro_batch=2"]),
+        (2, 3, ["training.micro_batch=2"]),
+        (1, 0, ["training.micro_batch=2"]),
+        (2, 0, ["training.micro_batch=2"]),
+        (2, 1, ["training.micro_batch=2", "parallel.offload_optimizer=true"]),
+        (2, 2, ["training.micro_batch=2", "parallel.offload_optimizer=true"]),
+        (2, 3, ["training.micro_batch=2", "parallel.offload_optimizer=true"]),
+        (4, 2, ["training.micro_batch=1", "model.activation_checkpointing=true"]),
+    ],
+    ids=lambda x: ", ".join(x) if isinstance(x, list) else str(x),
+)
 def test_equals_adamw_on_one_process(train_ranks, expected, grad_clip, world, stage, overrides):
     """Losses, gradient norms, rates, weights and moments, whatever divides the work."""
     run = train_ranks(world, f"parallel.zero_stage={stage}", grad_clip, *overrides)
@@ -113,8 +117,13 @@ def test_stopping_early_changes_nothing_before(train_ranks, expected, grad_clip)
 @pytest.mark.parametrize("kind", ["flurka", "lowrank", "sparse_qk", "sparse_hash", "kernel", "feedforward"])
 def test_every_kind_goes_on_where_it_stopped(train_ranks, kind):
     """Bit by bit, whatever a kind keeps beside its weights."""
-    kind = [f"model.attention.kind={kind}", "model.attention.pattern=[]", "model.attention.kernel.feature_map=favor",
-            "training.micro_batch=8", "training.max_steps=4"]
+    kind = [
+        f"model.attention.kind={kind}",
+        "model.attention.pattern=[]",
+        "model.attention.kernel.feature_map=favor",
+        "training.micro_batch=8",
+        "training.max_steps=4",
+    ]
     whole = train_ranks(1, *kind)
     stored = read_tensors(step := find_checkpoint(whole.dir), read_manifest(step))
     assert stored.keys() == GPT(whole.config.model).state_dict().keys()
@@ -141,6 +150,7 @@ def test_seeds_differ(train_ranks, expected):
 
 def test_start_weights_are_the_same_everywhere(train_ranks):
     """At every stage and on any number of ranks: three steps that move nothing by more than 3e-30."""
+
     def start(world, stage):
         run = train_ranks(world, f"parallel.zero_stage={stage}", "training.max_steps=3", "training.lr=1e-30")
         return read_tensors(step := find_checkpoint(run.dir), read_manifest(step))

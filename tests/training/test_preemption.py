@@ -13,8 +13,12 @@ PREEMPTED = 75
 
 @pytest.fixture(scope="module")
 def settings(valid_folder):
-    return [f"training.max_steps={STEPS}", "training.valid_every_steps=3", f"data.valid_path={valid_folder}",
-            "training.micro_batch=2"]
+    return [
+        f"training.max_steps={STEPS}",
+        "training.valid_every_steps=3",
+        f"data.valid_path={valid_folder}",
+        "training.micro_batch=2",
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -89,6 +93,7 @@ def test_a_signal_in_the_last_step_changes_nothing(start_job, at_place, send, se
 
 def test_a_signal_before_the_first_step(start_job, settings, whole, numbers, send):
     """It is kept until the end of the first one."""
+
     def sabotage(number):
         import lcpt.training.loop as module
 

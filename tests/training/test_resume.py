@@ -60,8 +60,17 @@ def test_rows_and_weights_bit_by_bit(train_ranks, numbers, settings, whole, stop
         assert tensor.equal(weights(folder)[name]), name
 
 
-EVERY_TIME = {(2, 1, 1, 1), (2, 1, 4, 2), (2, 2, 1, 3), (2, 3, 2, 1), (2, 3, 4, 3), (4, 3, 2, 0), (1, 0, 2, 3),
-              (4, 0, 1, 2), (1, 2, 4, 1)}
+EVERY_TIME = {
+    (2, 1, 1, 1),
+    (2, 1, 4, 2),
+    (2, 2, 1, 3),
+    (2, 3, 2, 1),
+    (2, 3, 4, 3),
+    (4, 3, 2, 0),
+    (1, 0, 2, 3),
+    (4, 0, 1, 2),
+    (1, 2, 4, 1),
+}
 PAIRS = [
     pytest.param(*pair, marks=() if pair in EVERY_TIME else pytest.mark.slow)
     for pair in itertools.product((1, 2, 4), (0, 1, 2, 3), (1, 2, 4), (0, 1, 2, 3))
@@ -69,8 +78,9 @@ PAIRS = [
 
 
 @pytest.mark.parametrize("world, stage, other_world, other_stage", PAIRS)
-def test_other_ranks_and_stages_to_rounding(train_ranks, settings, whole, stopped, copy, record, world, stage,
-                                            other_world, other_stage):
+def test_other_ranks_and_stages_to_rounding(
+    train_ranks, settings, whole, stopped, copy, record, world, stage, other_world, other_stage
+):
     source = stopped(world, stage)
     before = {path: path.read_bytes() for path in source.rglob("*") if path.is_file()}
     again = train_ranks(other_world, *settings, f"parallel.zero_stage={other_stage}", dir=copy(source))
@@ -80,10 +90,16 @@ def test_other_ranks_and_stages_to_rounding(train_ranks, settings, whole, stoppe
         for row, expected in zip(again.rows, whole.rows, strict=True)
         for name in {"loss", "grad_norm", "valid_loss"} & expected.keys()
     ]
-    record("resume-matrix", {
-        "world": world, "zero_stage": stage, "other_world": other_world, "other_zero_stage": other_stage,
-        "largest_relative_difference": max(differences),
-    })
+    record(
+        "resume-matrix",
+        {
+            "world": world,
+            "zero_stage": stage,
+            "other_world": other_world,
+            "other_zero_stage": other_stage,
+            "largest_relative_difference": max(differences),
+        },
+    )
     assert max(differences) < 1e-5
     assert {path: path.read_bytes() for path in source.rglob("*") if path.is_file()} == before
 

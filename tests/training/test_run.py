@@ -11,16 +11,32 @@ from lcpt.config import load_config
 from lcpt.data import Corpus, Tokenizer, batch
 from lcpt.model import GPT, load_weights
 
-KEYS = {"step", "tokens", "loss", "learning_rate", "grad_norm", "tokens_per_second", "step_seconds",
-        "data_wait_fraction", "save_stall_fraction"}
+KEYS = {
+    "step",
+    "tokens",
+    "loss",
+    "learning_rate",
+    "grad_norm",
+    "tokens_per_second",
+    "step_seconds",
+    "data_wait_fraction",
+    "save_stall_fraction",
+}
 VALID = {"valid_loss", "valid_bits_per_byte"}
 STEPS = 40
 
 
 @pytest.fixture(scope="module")
 def run(train_ranks, valid_folder):
-    return train_ranks(2, f"training.max_steps={STEPS}", "training.lr=0.01", "training.valid_every_steps=15",
-                       "checkpoint.every_steps=30", f"data.valid_path={valid_folder}", "training.micro_batch=4")
+    return train_ranks(
+        2,
+        f"training.max_steps={STEPS}",
+        "training.lr=0.01",
+        "training.valid_every_steps=15",
+        "checkpoint.every_steps=30",
+        f"data.valid_path={valid_folder}",
+        "training.micro_batch=4",
+    )
 
 
 @pytest.fixture
@@ -38,7 +54,13 @@ def test_it_learns(run):
 
 def test_folder(run):
     assert {path.name for path in run.dir.iterdir()} == {
-        "config.yaml", "environment.json", "metrics.jsonl", "starts.json", "summary.json", "tensorboard", "checkpoints",
+        "config.yaml",
+        "environment.json",
+        "metrics.jsonl",
+        "starts.json",
+        "summary.json",
+        "tensorboard",
+        "checkpoints",
     }
     assert {path.name for path in (run.dir / "checkpoints").iterdir()} == {"latest", "step-00000030", "step-00000040"}
     assert (run.dir / "checkpoints/latest").read_text().strip() == "step-00000040"
@@ -91,8 +113,13 @@ def test_checkpoint(run):
     state = read_state(step)
     assert state.pop("bad_steps") == {"losses": [row["loss"] for row in run.rows], "bad": [False] * STEPS}
     assert state == {
-        "step": 40, "tokens": 40 * 256, "adam_step": 40, "run.seed": 0, "data.context": 32,
-        "training.global_batch_tokens": 256, "data fingerprint": corpus.fingerprint,
+        "step": 40,
+        "tokens": 40 * 256,
+        "adam_step": 40,
+        "run.seed": 0,
+        "data.context": 32,
+        "training.global_batch_tokens": 256,
+        "data fingerprint": corpus.fingerprint,
     }
 
 

@@ -18,8 +18,14 @@ def steps(job):
 
 
 def test_the_last_few_and_milestones_are_kept(start_job):
-    job = start_job(2, "training.max_steps=17", "training.micro_batch=2", "checkpoint.every_steps=2",
-                    "checkpoint.keep_last=2", "checkpoint.milestone_steps=5")
+    job = start_job(
+        2,
+        "training.max_steps=17",
+        "training.micro_batch=2",
+        "checkpoint.every_steps=2",
+        "checkpoint.keep_last=2",
+        "checkpoint.milestone_steps=5",
+    )
     assert job.wait() == [0, 0], job.text
     assert steps(job) == [5, 10, 15, 16, 17]
     names = {path.name for path in (job.dir / "checkpoints").iterdir()}
@@ -33,8 +39,10 @@ def test_every_rank_writes_its_part(start_job, stage):
     job = start_job(2, "training.max_steps=3", "training.micro_batch=2", f"parallel.zero_stage={stage}")
     assert job.wait() == [0, 0], job.text
     manifest = read_manifest(job.dir / "checkpoints/step-00000003")
-    sizes = [sum(entry["size_bytes"] for name, entry in manifest["files"].items() if f"-{rank:05d}.s" in name)
-             for rank in (0, 1)]
+    sizes = [
+        sum(entry["size_bytes"] for name, entry in manifest["files"].items() if f"-{rank:05d}.s" in name)
+        for rank in (0, 1)
+    ]
     assert min(sizes) > 0.8 * max(sizes)
     for group in ("weights", "exp_avg", "exp_avg_sq"):
         for entry in manifest["tensors"][group].values():
@@ -45,6 +53,7 @@ def test_every_rank_writes_its_part(start_job, stage):
 
 def test_minutes_by_the_clock_of_rank_0(start_job, at_place):
     """A rank 1 whose clock is wrong changes nothing; the clock starts again at every save."""
+
     def sabotage(number):
         from lcpt.training.saving import Saver
 
@@ -52,8 +61,14 @@ def test_minutes_by_the_clock_of_rank_0(start_job, at_place):
             Saver.minutes_are_up = lambda self: True
         at_place("the update of", lambda: time.sleep(0.3))(number)
 
-    job = start_job(2, "training.max_steps=10", "training.micro_batch=4", "checkpoint.every_minutes=0.02",
-                    "checkpoint.keep_last=100", sabotage=sabotage)
+    job = start_job(
+        2,
+        "training.max_steps=10",
+        "training.micro_batch=4",
+        "checkpoint.every_minutes=0.02",
+        "checkpoint.keep_last=100",
+        sabotage=sabotage,
+    )
     assert job.wait() == [0, 0], job.text
     assert 2 <= len(steps(job)) <= 4 and steps(job)[-1] == 10  # every fourth step or so, and the last
 
@@ -92,6 +107,7 @@ def test_training_goes_on_while_a_checkpoint_is_written(start_job, train_ranks):
 
 def test_rows_reach_the_disk_before_the_checkpoint_does(start_job):
     """Else a machine that loses its power would come back with a checkpoint and without the rows before it."""
+
     def sabotage(number):
         import lcpt.training.saving as module
 
@@ -119,6 +135,7 @@ def test_rows_reach_the_disk_before_the_checkpoint_does(start_job):
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_fault_does_not_cost_the_save_that_is_under_way(start_job, at_place, rank):
     """A rank that raises leaves the background the time to end, on all ranks."""
+
     def broken():
         raise RuntimeError("out of memory")
 
@@ -134,6 +151,7 @@ def test_a_fault_does_not_cost_the_save_that_is_under_way(start_job, at_place, r
 @pytest.mark.parametrize("function, rank", [("write_piece", 0), ("write_piece", 1), ("seal", 0), ("open_partial", 0)])
 def test_a_save_that_fails_on_one_rank_fails_as_a_whole(start_job, function, rank):
     """Once, in the middle: it is told, leaves nothing, and the next one succeeds."""
+
     def sabotage(number):
         import lcpt.training.saving as module
 

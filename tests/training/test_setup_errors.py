@@ -17,8 +17,10 @@ CASES = {
     "odd sequences": (["training.global_batch_tokens=96"], ["3 sequences", "2 ranks"]),
     "no corpus": (["data.path={nowhere}"], ["{nowhere}"]),
     "no validation corpus": (["data.valid_path={nowhere}"], ["{nowhere}"]),
-    "short corpus": (["data.context=100000", "training.global_batch_tokens=200000", "training.valid_tokens=100000"],
-                     ["100,000"]),
+    "short corpus": (
+        ["data.context=100000", "training.global_batch_tokens=200000", "training.valid_tokens=100000"],
+        ["100,000"],
+    ),
     "damaged corpus": (["data.path={damaged}"], ["{damaged}", "shard-00000"]),
     "no weights": (["training.init_from={nowhere}"], ["{nowhere}"]),
     "other weights": (["training.init_from={run}", "model.n_layers=3"], ["blocks.2", "another model"]),
@@ -47,9 +49,16 @@ def places(train_ranks, make_corpus, train_folder, tmp_path_factory):
     (root / "file").write_text("no folder")
     (root / "dangling").mkdir()
     (root / "dangling/checkpoints").symlink_to(root / "nowhere")
-    return {"dangling": root / "dangling",
-            "file": root / "file", "foreign": make_corpus(seed=9), "nowhere": root / "nowhere", "run": run,
-            "damaged": damaged, "damaged_run": damaged_run, "fresh": root / "fresh"}
+    return {
+        "dangling": root / "dangling",
+        "file": root / "file",
+        "foreign": make_corpus(seed=9),
+        "nowhere": root / "nowhere",
+        "run": run,
+        "damaged": damaged,
+        "damaged_run": damaged_run,
+        "fresh": root / "fresh",
+    }
 
 
 @pytest.fixture(scope="module")

@@ -15,8 +15,13 @@ from lcpt.training.schedule import learning_rate
 
 ROOT = Path(__file__).parents[2]
 
-TASK = ["data.path=synthetic:mqar", "data.valid_path=synthetic:mqar", "data.synthetic.items=3", "training.max_steps=4",
-        "training.warmup_steps=0"]
+TASK = [
+    "data.path=synthetic:mqar",
+    "data.valid_path=synthetic:mqar",
+    "data.synthetic.items=3",
+    "training.max_steps=4",
+    "training.warmup_steps=0",
+]
 
 
 @pytest.fixture(scope="module")

@@ -21,6 +21,7 @@ def errors(job):
 
 def faster(monkey):
     """A sabotage, where silence counts sooner."""
+
     def install(number):
         import lcpt.training.watchdog as module
 
@@ -85,8 +86,9 @@ def test_with_the_limits_that_users_have(start_job, at_place, send, record, faul
 
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_process_that_is_stopped(start_job, at_place, send, settings, rank):
-    job = start_job(2, *settings, "training.hang_seconds=30",
-                    sabotage=faster(at_place("the data of step 3", send("STOP"), rank)))
+    job = start_job(
+        2, *settings, "training.hang_seconds=30", sabotage=faster(at_place("the data of step 3", send("STOP"), rank))
+    )
     deadline = time.monotonic() + 30
     while job.processes[1 - rank].is_alive() and time.monotonic() < deadline:
         time.sleep(0.1)
@@ -103,8 +105,7 @@ def test_a_thread_that_keeps_the_interpreter_lock(start_job, at_place, settings)
     def lock():
         ctypes.PyDLL(None).sleep(1000)  # unlike CDLL, PyDLL does not release the lock
 
-    job = start_job(2, *settings, "training.hang_seconds=30",
-                    sabotage=faster(at_place("the data of step 3", lock, 1)))
+    job = start_job(2, *settings, "training.hang_seconds=30", sabotage=faster(at_place("the data of step 3", lock, 1)))
     deadline = time.monotonic() + 30
     while job.processes[0].is_alive() and time.monotonic() < deadline:
         time.sleep(0.1)
@@ -116,6 +117,7 @@ def test_a_thread_that_keeps_the_interpreter_lock(start_job, at_place, settings)
 
 def test_a_slow_step_is_no_hang(start_job, at_place, settings):
     """The first step may take long, and later ones may be as slow as ten times what was seen."""
+
     def sabotage(number):
         at_place("the update of step 1", lambda: time.sleep(5))(number)
         at_place("the update of step 2", lambda: time.sleep(1))(number)

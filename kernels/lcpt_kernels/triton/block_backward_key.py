@@ -30,25 +30,55 @@ def block_backward_key(
     tiles = configurations.tiles("backward_key", max(p.q.shape[3], p.v.shape[3]), p.type)
     pieces = triton.cdiv(p.blocks.size, tiles["BN"])
     block_backward_key_kernel[(p.blocks.count * pieces, p.v.shape[2])](
-        **p.arguments(block_backward_key_kernel), do=do, do_strides=do.stride()[:3], delta=delta, z=z,
-        peak=peak, dk=dk, near=near, pieces=pieces, **tiles)
+        **p.arguments(block_backward_key_kernel),
+        do=do,
+        do_strides=do.stride()[:3],
+        delta=delta,
+        z=z,
+        peak=peak,
+        dk=dk,
+        near=near,
+        pieces=pieces,
+        **tiles,
+    )
     return dk, near
 
 
 @triton.jit(do_not_specialize=["tokens", "past", "group", "block_size", "pieces"])
 def block_backward_key_kernel(
-    q, q_strides,  # [B, T, H, D]
-    k, k_strides,  # [B, past + T, Hkv, D]
-    v, v_strides,  # [B, past + T, Hkv, DV]
+    q,
+    q_strides,  # [B, T, H, D]
+    k,
+    k_strides,  # [B, past + T, Hkv, D]
+    v,
+    v_strides,  # [B, past + T, Hkv, DV]
     since,  # [B, past + T, Hkv, 2]: g
-    do, do_strides,  # [B, T, H, DV]
-    delta, z, peak,  # [B, T, H]
+    do,
+    do_strides,  # [B, T, H, DV]
+    delta,
+    z,
+    peak,  # [B, T, H]
     dk,  # [B, past + T, Hkv, D]
     near,  # [B, past + T, Hkv]
     blocks,  # [N, 5]
-    tokens, past, group, block_size, pieces, scale, c0, c1, c2,
-    D: tl.constexpr, D_PAD: tl.constexpr, DV: tl.constexpr, DV_PAD: tl.constexpr,
-    DEGREE: tl.constexpr, LOCAL_BLOCKS: tl.constexpr, GATED: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
+    tokens,
+    past,
+    group,
+    block_size,
+    pieces,
+    scale,
+    c0,
+    c1,
+    c2,
+    D: tl.constexpr,
+    D_PAD: tl.constexpr,
+    DV: tl.constexpr,
+    DV_PAD: tl.constexpr,
+    DEGREE: tl.constexpr,
+    LOCAL_BLOCKS: tl.constexpr,
+    GATED: tl.constexpr,
+    BM: tl.constexpr,
+    BN: tl.constexpr,
 ):
     block, head = tl.program_id(0) // pieces, tl.program_id(1)
     key_heads = tl.num_programs(1)
@@ -80,8 +110,16 @@ def block_backward_key_kernel(
             t_rest += tl.where(t >= stop, block_rest, 0.0)
             log_decay = (g_t[None, :] - g[:, None]) + (t_rest[None, :] - g_rest[:, None])
             w, slope = weights_and_slopes(  # [BN, BM]
-                scores(k_rows, q_rows, scale), s[:, None] <= t[None, :], log_decay, peaks[None, :],
-                c0, c1, c2, DEGREE, GATED)
+                scores(k_rows, q_rows, scale),
+                s[:, None] <= t[None, :],
+                log_decay,
+                peaks[None, :],
+                c0,
+                c1,
+                c2,
+                DEGREE,
+                GATED,
+            )
             dw = tl.dot(v_rows, tl.trans(do_rows), input_precision="ieee") + delta_rows[None, :]
             dw /= tl.load(z + query, mask=t < last, other=1.0)[None, :]
             if GATED:

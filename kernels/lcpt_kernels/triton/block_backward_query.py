@@ -42,32 +42,75 @@ def block_backward_query(
     tiles = configurations.tiles("backward_query", p.width, p.type)
     pieces = triton.cdiv(p.blocks.size, tiles["BM"])
     block_backward_query_kernel[(p.blocks.count * pieces, p.q.shape[2])](
-        **p.arguments(block_backward_query_kernel), values=values, norms=norms, do=do, do_strides=do.stride()[:3],
-        delta=delta, z=z, peak=peak, dq=dq, da=da, near=near, far=far, pieces=pieces, **tiles)
+        **p.arguments(block_backward_query_kernel),
+        values=values,
+        norms=norms,
+        do=do,
+        do_strides=do.stride()[:3],
+        delta=delta,
+        z=z,
+        peak=peak,
+        dq=dq,
+        da=da,
+        near=near,
+        far=far,
+        pieces=pieces,
+        **tiles,
+    )
     return dq, da, near, far
 
 
 @triton.jit(do_not_specialize=["tokens", "past", "group", "block_size", "pieces"])
 def block_backward_query_kernel(
-    q, q_strides,  # [B, T, H, D]
-    k, k_strides,  # [B, past + T, Hkv, D]
-    v, v_strides,  # [B, past + T, Hkv, DV]
-    a, a_strides,  # [B, T, H, R]
+    q,
+    q_strides,  # [B, T, H, D]
+    k,
+    k_strides,  # [B, past + T, Hkv, D]
+    v,
+    v_strides,  # [B, past + T, Hkv, DV]
+    a,
+    a_strides,  # [B, T, H, R]
     since,  # [B, past + T, Hkv, 2]: g
     values,  # [N, Hkv, F, DV]
     norms,  # [N, Hkv, M]
-    do, do_strides,  # [B, T, H, DV]
-    delta, z, peak,  # [B, T, H]
+    do,
+    do_strides,  # [B, T, H, DV]
+    delta,
+    z,
+    peak,  # [B, T, H]
     dq,  # [B, T, H, D]
     da,  # [B, T, H, R]
-    near, far,  # [B, T, H]
+    near,
+    far,  # [B, T, H]
     blocks,  # [N, 5]
     pair_table,  # [2, PAIRS]
-    tokens, past, group, block_size, pieces, scale, offset, c0, c1, c2,
-    R: tl.constexpr, R_PAD: tl.constexpr, D: tl.constexpr, D_PAD: tl.constexpr, DV: tl.constexpr, DV_PAD: tl.constexpr,
-    FT: tl.constexpr, F: tl.constexpr, M: tl.constexpr, PAIRS: tl.constexpr, LINEAR: tl.constexpr,
-    CONSTANT: tl.constexpr, DEGREE: tl.constexpr, LOCAL_BLOCKS: tl.constexpr, GATED: tl.constexpr,
-    BM: tl.constexpr, BN: tl.constexpr,
+    tokens,
+    past,
+    group,
+    block_size,
+    pieces,
+    scale,
+    offset,
+    c0,
+    c1,
+    c2,
+    R: tl.constexpr,
+    R_PAD: tl.constexpr,
+    D: tl.constexpr,
+    D_PAD: tl.constexpr,
+    DV: tl.constexpr,
+    DV_PAD: tl.constexpr,
+    FT: tl.constexpr,
+    F: tl.constexpr,
+    M: tl.constexpr,
+    PAIRS: tl.constexpr,
+    LINEAR: tl.constexpr,
+    CONSTANT: tl.constexpr,
+    DEGREE: tl.constexpr,
+    LOCAL_BLOCKS: tl.constexpr,
+    GATED: tl.constexpr,
+    BM: tl.constexpr,
+    BN: tl.constexpr,
 ):
     block, head = tl.program_id(0) // pieces, tl.program_id(1)
     heads, key_head = tl.num_programs(1), head // group
@@ -144,8 +187,16 @@ def block_backward_query_kernel(
         s_rest -= tl.where(s < first, before_rest, 0.0)
         log_decay = (g[:, None] - g_s[None, :]) + (g_rest[:, None] - s_rest[None, :])
         w, slope = weights_and_slopes(
-            scores(q_rows, k_rows, scale), s[None, :] <= t[:, None], log_decay, peaks[:, None],
-            c0, c1, c2, DEGREE, GATED)
+            scores(q_rows, k_rows, scale),
+            s[None, :] <= t[:, None],
+            log_decay,
+            peaks[:, None],
+            c0,
+            c1,
+            c2,
+            DEGREE,
+            GATED,
+        )
         dw = tl.dot(do_rows, tl.trans(v_rows), input_precision="ieee") + delta_rows[:, None]  # [BM, BN]
         if GATED:
             near_rows += tl.sum(w * dw, axis=1)

@@ -56,8 +56,9 @@ def block_backward_value(
     db = of_far(p.b.shape, dtype=p.of_gradient(p.b), device=p.b.device)
     d_mass = None if p.mass is None else torch.zeros_like(p.mass)
     far = torch.empty_like(p.until) if p.until is not None else None
-    given = dict(values=d_values, norms=d_norms, do=do, do_strides=do.stride()[:3], z=z, peak=peak, db=db,
-                 d_mass=d_mass, far=far)
+    given = dict(
+        values=d_values, norms=d_norms, do=do, do_strides=do.stride()[:3], z=z, peak=peak, db=db, d_mass=d_mass, far=far
+    )
 
     def launch(dv, rows, kernel="backward_value", **which):
         tiles = configurations.tiles(kernel, p.width, p.type)
@@ -68,8 +69,19 @@ def block_backward_value(
     if p.summaries:
         far_dv = of_far(p.far_v.shape, dtype=p.far_v.dtype, device=p.v.device)
         launch(dv, p.blocks.size, NEAR=True, FAR=False)
-        launch(far_dv, p.summaries, "backward_summaries", NEAR=False, FAR=True, v=p.far_v,
-               v_strides=p.far_v.stride()[:3], GATED=False, blocks=p.far_blocks.table, tokens=p.b.shape[1], past=0)
+        launch(
+            far_dv,
+            p.summaries,
+            "backward_summaries",
+            NEAR=False,
+            FAR=True,
+            v=p.far_v,
+            v_strides=p.far_v.stride()[:3],
+            GATED=False,
+            blocks=p.far_blocks.table,
+            tokens=p.b.shape[1],
+            past=0,
+        )
     else:
         launch(dv, p.blocks.size, NEAR=True, FAR=True)
     return Gradients(dv, db, far_dv, d_mass, far)
@@ -77,28 +89,58 @@ def block_backward_value(
 
 @triton.jit(do_not_specialize=["tokens", "past", "group", "block_size", "pieces"])
 def block_backward_value_kernel(
-    q, q_strides,  # [B, T, H, D]
-    k, k_strides,  # [B, past + T, Hkv, D]
-    v, v_strides,  # [B, past + T, Hkv, DV]
-    b, b_strides,  # [B, past + T, Hkv, R]
+    q,
+    q_strides,  # [B, T, H, D]
+    k,
+    k_strides,  # [B, past + T, Hkv, D]
+    v,
+    v_strides,  # [B, past + T, Hkv, DV]
+    b,
+    b_strides,  # [B, past + T, Hkv, R]
     since,  # [B, past + T, Hkv, 2]: g
     until,  # [B, past + T, Hkv]: u
     values,  # [N, Hkv, F, DV]: dS
     norms,  # [N, Hkv, M]: dS of the normaliser
     mass,  # [B, past + T, Hkv]
-    do, do_strides,  # [B, T, H, DV]
-    z, peak,  # [B, T, H]
+    do,
+    do_strides,  # [B, T, H, DV]
+    z,
+    peak,  # [B, T, H]
     dv,  # [B, past + T, Hkv, DV]
     db,  # [B, past + T, Hkv, R]
-    d_mass, far,  # [B, past + T, Hkv]
+    d_mass,
+    far,  # [B, past + T, Hkv]
     blocks,  # [N, 5]
     pair_table,  # [2, PAIRS]
-    tokens, past, group, block_size, pieces, scale, c0, c1, c2,
-    R: tl.constexpr, R_PAD: tl.constexpr, D: tl.constexpr, D_PAD: tl.constexpr, DV: tl.constexpr, DV_PAD: tl.constexpr,
-    FT: tl.constexpr, F: tl.constexpr, M: tl.constexpr, PAIRS: tl.constexpr, LINEAR: tl.constexpr,
-    CONSTANT: tl.constexpr, MASS: tl.constexpr, DEGREE: tl.constexpr, LOCAL_BLOCKS: tl.constexpr, GATED: tl.constexpr,
-    NEAR: tl.constexpr, FAR: tl.constexpr,
-    BM: tl.constexpr, BN: tl.constexpr,
+    tokens,
+    past,
+    group,
+    block_size,
+    pieces,
+    scale,
+    c0,
+    c1,
+    c2,
+    R: tl.constexpr,
+    R_PAD: tl.constexpr,
+    D: tl.constexpr,
+    D_PAD: tl.constexpr,
+    DV: tl.constexpr,
+    DV_PAD: tl.constexpr,
+    FT: tl.constexpr,
+    F: tl.constexpr,
+    M: tl.constexpr,
+    PAIRS: tl.constexpr,
+    LINEAR: tl.constexpr,
+    CONSTANT: tl.constexpr,
+    MASS: tl.constexpr,
+    DEGREE: tl.constexpr,
+    LOCAL_BLOCKS: tl.constexpr,
+    GATED: tl.constexpr,
+    NEAR: tl.constexpr,
+    FAR: tl.constexpr,
+    BM: tl.constexpr,
+    BN: tl.constexpr,
 ):
     block, head = tl.program_id(0) // pieces, tl.program_id(1)
     key_heads = tl.num_programs(1)
@@ -188,8 +230,16 @@ def block_backward_value_kernel(
                 t_rest += tl.where(t >= stop, block_rest, 0.0)
                 log_decay = (g_t[None, :] - g[:, None]) + (t_rest[None, :] - g_rest[:, None])
                 w, slope = weights_and_slopes(  # [BN, BM]
-                    scores(k_rows, q_rows, scale), s[:, None] <= t[None, :], log_decay, peaks[None, :],
-                    c0, c1, c2, DEGREE, GATED)
+                    scores(k_rows, q_rows, scale),
+                    s[:, None] <= t[None, :],
+                    log_decay,
+                    peaks[None, :],
+                    c0,
+                    c1,
+                    c2,
+                    DEGREE,
+                    GATED,
+                )
                 w /= tl.load(z + query, mask=t < last, other=1.0)[None, :]
                 dv_rows = tl.dot(w.to(TYPE), do_rows.to(TYPE), dv_rows, input_precision="ieee")  # [BN, BM] @ [BM, DV]
             q += q_strides[2]

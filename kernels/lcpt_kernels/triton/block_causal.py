@@ -48,7 +48,12 @@ NAME = "block-causal attention"  # in errors
 
 
 def compute(
-    plan: Plan, q: Tensor, a: Tensor, keys: dict[str, Tensor], initial: Tensor | None, final: bool,
+    plan: Plan,
+    q: Tensor,
+    a: Tensor,
+    keys: dict[str, Tensor],
+    initial: Tensor | None,
+    final: bool,
     cu_seqlens: Tensor | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """q [B, T, H, D] and a [B, T, H, r] against the keys "k" [B, P + T, Hkv, D], "v" [B, P + T, Hkv, Dv] and
@@ -63,9 +68,25 @@ def compute(
     refuse_transforms(NAME, "reference")
     k, f = keys.get("k"), plan.features
     o, *_, end = torch.ops.lcpt_kernels.block_causal_attention(
-        None if k is None else q, k, keys["v"], a, keys["b"], keys.get("far_v"), keys.get("mass"), keys.get("log_gate"),
-        initial, cu_seqlens, plan.summaries or 0, degree_of(plan, k), [f.c0, f.c1, f.c2], plan.scale, plan.offset,
-        plan.block_size, plan.local_blocks, final)
+        None if k is None else q,
+        k,
+        keys["v"],
+        a,
+        keys["b"],
+        keys.get("far_v"),
+        keys.get("mass"),
+        keys.get("log_gate"),
+        initial,
+        cu_seqlens,
+        plan.summaries or 0,
+        degree_of(plan, k),
+        [f.c0, f.c1, f.c2],
+        plan.scale,
+        plan.offset,
+        plan.block_size,
+        plan.local_blocks,
+        final,
+    )
     return o, end if final else None
 
 
@@ -120,8 +141,24 @@ class Call(NamedTuple):
         far_v = v if self.far_v is None else with_rows(self.far_v)
         mass = None if self.mass is None else self.mass.float().contiguous()
         return Problem.of(
-            q, k, v, a, b, far_v, mass, self.log_gate, self.blocks(), self.layout, self.summaries, self.degree,
-            self.scale, self.offset, self.local_blocks, self.initial is not None, self.final)
+            q,
+            k,
+            v,
+            a,
+            b,
+            far_v,
+            mass,
+            self.log_gate,
+            self.blocks(),
+            self.layout,
+            self.summaries,
+            self.degree,
+            self.scale,
+            self.offset,
+            self.local_blocks,
+            self.initial is not None,
+            self.final,
+        )
 
     def state_before(self) -> tuple[Tensor | None, Tensor | None]:
         if self.initial is None:
@@ -136,8 +173,10 @@ TENSORS = 10  # of these
 
 
 @torch.library.custom_op(
-    "lcpt_kernels::block_causal_attention", mutates_args=(),
-    schema=f"({ARGUMENTS}) -> (Tensor o, Tensor z, Tensor peak, Tensor end)")
+    "lcpt_kernels::block_causal_attention",
+    mutates_args=(),
+    schema=f"({ARGUMENTS}) -> (Tensor o, Tensor z, Tensor peak, Tensor end)",
+)
 def forward(*arguments):
     """-> o; z and peak [B, T, H] fp32, as `block_output` says; end; empty for what there is not."""
     call = Call(*arguments)
@@ -163,8 +202,10 @@ def _(*arguments):
 
 
 @torch.library.custom_op(
-    "lcpt_kernels::block_causal_attention_backward", mutates_args=(),
-    schema=f"(Tensor do, Tensor? d_end, Tensor o, Tensor z, Tensor? peak, {ARGUMENTS}) -> Tensor[]")
+    "lcpt_kernels::block_causal_attention_backward",
+    mutates_args=(),
+    schema=f"(Tensor do, Tensor? d_end, Tensor o, Tensor z, Tensor? peak, {ARGUMENTS}) -> Tensor[]",
+)
 def backward(do, d_end, o, z, peak, *arguments):
     """-> the gradients of q, k, v, a, b, far_v, mass, log_gate and initial; empty for what is not there."""
     call = Call(*arguments)
@@ -186,8 +227,17 @@ def _backward(
 
     since = None if p.since is None else p.since.sum(-1)
     d_values, d_norms = block_state(
-        p.a, do, since, blocks, layout, p.type_of_state, heads=p.v.shape[2], past=p.past, delta=delta,
-        norm=z if peak is None else z * peak.clamp(min=FAINTEST.value).exp())
+        p.a,
+        do,
+        since,
+        blocks,
+        layout,
+        p.type_of_state,
+        heads=p.v.shape[2],
+        past=p.past,
+        delta=delta,
+        norm=z if peak is None else z * peak.clamp(min=FAINTEST.value).exp(),
+    )
     d_values_end, d_norms_end = (None, None) if d_end is None else to_common_backward(d_end, layout, call.sketch)
     weights, of_norms = layout.weights(do.device)
     back = dict(log_decay=p.log_decay, blocks=blocks, local_blocks=call.local_blocks, keep_before=p.continued)
@@ -205,8 +255,9 @@ def _backward(
     d_log_gate = d_initial = None
     if p.log_decay is not None:
         near, far = (pad(x.unflatten(2, (p.v.shape[2], -1)).sum(3), (0, 0, p.past, 0)) for x in (near, far))
-        d_log_gate = gradient_of_gate(
-            near - near_keys, far, of_keys.far, through + through_norms, blocks, p.past).to(call.log_gate.dtype)
+        d_log_gate = gradient_of_gate(near - near_keys, far, of_keys.far, through + through_norms, blocks, p.past).to(
+            call.log_gate.dtype
+        )
     if p.continued:
         d_initial = from_common_backward(d_values_before, d_norms_before, layout, call.sketch).to(call.initial.dtype)
     d_mass = None if of_keys.mass is None else of_keys.mass.to(call.mass.dtype)
@@ -229,7 +280,8 @@ def differentiate(ctx, do, d_z, d_peak, d_end):
     o, z, peak, *tensors = ctx.saved_tensors
     call = Call(*tensors, *ctx.numbers)
     gradients = torch.ops.lcpt_kernels.block_causal_attention_backward(
-        do, d_end if call.final else None, o, z, peak if peak.numel() else None, *call)
+        do, d_end if call.final else None, o, z, peak if peak.numel() else None, *call
+    )
     given = [None if x is None else dx for x, dx in zip(tensors[:-1], gradients, strict=True)]
     return *given, *(None for _ in call[TENSORS - 1 :])
 
@@ -243,7 +295,8 @@ def states_met(problem: Problem, values_before: Tensor | None, norms_before: Ten
     asked for, those of the last block as fp32 sums [B, Hkv, F, Dv] and [B, Hkv, M]."""
     p = problem
     values, norms = block_state(
-        p.b, p.far_v, p.until, p.far_blocks, p.layout, p.type_of_state, heads=p.v.shape[2], mass=p.mass)
+        p.b, p.far_v, p.until, p.far_blocks, p.layout, p.type_of_state, heads=p.v.shape[2], mass=p.mass
+    )
     weights, of_norms = p.layout.weights(p.v.device)
     options = dict(log_decay=p.log_decay, blocks=p.blocks, local_blocks=p.local_blocks, keep_end=p.ended)
     values_end = scan(values, weights, before=values_before, **options)

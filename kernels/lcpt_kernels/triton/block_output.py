@@ -40,28 +40,56 @@ def block_output(problem: Problem, values: Tensor, norms: Tensor) -> tuple[Tenso
     tiles = configurations.tiles("output" if p.since is None else "output_gated", p.width, p.type)
     pieces = triton.cdiv(p.blocks.size, tiles["BM"])
     block_output_kernel[(p.blocks.count * pieces, p.q.shape[2])](
-        **p.arguments(block_output_kernel), values=values, norms=norms, o=o, z=z, peak=peak, pieces=pieces, **tiles)
+        **p.arguments(block_output_kernel), values=values, norms=norms, o=o, z=z, peak=peak, pieces=pieces, **tiles
+    )
     return o, z, peak
 
 
 @triton.jit(do_not_specialize=["tokens", "past", "group", "block_size", "pieces"])
 def block_output_kernel(
-    q, q_strides,  # [B, T, H, D]
-    k, k_strides,  # [B, past + T, Hkv, D]
-    v, v_strides,  # [B, past + T, Hkv, DV]
-    a, a_strides,  # [B, T, H, R]
+    q,
+    q_strides,  # [B, T, H, D]
+    k,
+    k_strides,  # [B, past + T, Hkv, D]
+    v,
+    v_strides,  # [B, past + T, Hkv, DV]
+    a,
+    a_strides,  # [B, T, H, R]
     since,  # [B, past + T, Hkv, 2]: g
     values,  # [N, Hkv, F, DV]
     norms,  # [N, Hkv, M]
     o,  # [B, T, H, DV]
-    z, peak,  # [B, T, H]
+    z,
+    peak,  # [B, T, H]
     blocks,  # [N, 5]
     pair_table,  # [2, PAIRS]
-    tokens, past, group, block_size, pieces, scale, offset, c0, c1, c2,
-    R: tl.constexpr, R_PAD: tl.constexpr, D: tl.constexpr, D_PAD: tl.constexpr, DV: tl.constexpr, DV_PAD: tl.constexpr,
-    FT: tl.constexpr, F: tl.constexpr, M: tl.constexpr, PAIRS: tl.constexpr, LINEAR: tl.constexpr,
-    CONSTANT: tl.constexpr, DEGREE: tl.constexpr, LOCAL_BLOCKS: tl.constexpr, GATED: tl.constexpr,
-    BM: tl.constexpr, BN: tl.constexpr,
+    tokens,
+    past,
+    group,
+    block_size,
+    pieces,
+    scale,
+    offset,
+    c0,
+    c1,
+    c2,
+    R: tl.constexpr,
+    R_PAD: tl.constexpr,
+    D: tl.constexpr,
+    D_PAD: tl.constexpr,
+    DV: tl.constexpr,
+    DV_PAD: tl.constexpr,
+    FT: tl.constexpr,
+    F: tl.constexpr,
+    M: tl.constexpr,
+    PAIRS: tl.constexpr,
+    LINEAR: tl.constexpr,
+    CONSTANT: tl.constexpr,
+    DEGREE: tl.constexpr,
+    LOCAL_BLOCKS: tl.constexpr,
+    GATED: tl.constexpr,
+    BM: tl.constexpr,
+    BN: tl.constexpr,
 ):
     block, head = tl.program_id(0) // pieces, tl.program_id(1)
     heads, key_head = tl.num_programs(1), head // group

@@ -19,8 +19,18 @@ from lcpt_kernels.triton.tiles import GROUP, PAIR, load_block, load_columns, loa
 
 
 def block_state(
-    x: Tensor, y: Tensor, log_factor: Tensor | None, blocks: Blocks, layout: Layout, type: torch.dtype, *,
-    heads: int, past: int = 0, delta: Tensor | None = None, norm: Tensor | None = None, mass: Tensor | None = None,
+    x: Tensor,
+    y: Tensor,
+    log_factor: Tensor | None,
+    blocks: Blocks,
+    layout: Layout,
+    type: torch.dtype,
+    *,
+    heads: int,
+    past: int = 0,
+    delta: Tensor | None = None,
+    norm: Tensor | None = None,
+    mass: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """x [B, T, H, R], y [B, T, H, Dv], of the tokens after the first `past`. Queries: delta and norm [B, T, H] fp32;
     z = delta, and both y and z are divided by norm. log_factor [B, past + T, heads] fp32: of each token's y and z, or
@@ -30,36 +40,72 @@ def block_state(
     values = torch.empty(blocks.count, heads, layout.features, width, dtype=type, device=x.device)
     norms = torch.empty(blocks.count, heads, layout.norms, dtype=torch.float32, device=x.device)
     shared = dict(
-        x=x, x_strides=x.stride()[:3], y=y, y_strides=y.stride()[:3], norm=norm, log_factor=log_factor, values=values,
-        blocks=blocks.table, tokens=tokens, past=past, group=x.shape[2] // heads,
-        R=layout.size, F=layout.features, DV=width, DV_PAD=max(16, triton.next_power_of_2(width)),
-        GATED=log_factor is not None, QUERIES=norm is not None,
+        x=x,
+        x_strides=x.stride()[:3],
+        y=y,
+        y_strides=y.stride()[:3],
+        norm=norm,
+        log_factor=log_factor,
+        values=values,
+        blocks=blocks.table,
+        tokens=tokens,
+        past=past,
+        group=x.shape[2] // heads,
+        R=layout.size,
+        F=layout.features,
+        DV=width,
+        DV_PAD=max(16, triton.next_power_of_2(width)),
+        GATED=log_factor is not None,
+        QUERIES=norm is not None,
     )
     if layout.pairs:
         tiles = configurations.tiles("state", width, y.dtype)
         pieces = triton.cdiv(layout.pairs, tiles["PAIRS"])
         block_state_kernel[(blocks.count * pieces, heads)](
-            **shared, pair_table=layout.table(x.device), pieces=pieces, NUMBER=layout.pairs, **tiles)
+            **shared, pair_table=layout.table(x.device), pieces=pieces, NUMBER=layout.pairs, **tiles
+        )
     pieces = triton.cdiv(layout.size, layout.tile)
     block_state_rest_kernel[(blocks.count * pieces, heads)](
-        **shared, delta=delta, mass=mass, norms=norms, pieces=pieces, FT=layout.tile, M=layout.norms,
-        SQUARED=layout.pairs > 0, LINEAR=layout.linear, CONSTANT=layout.constant, MASS=mass is not None,
-        **configurations.tiles("rest", layout.tile, y.dtype))
+        **shared,
+        delta=delta,
+        mass=mass,
+        norms=norms,
+        pieces=pieces,
+        FT=layout.tile,
+        M=layout.norms,
+        SQUARED=layout.pairs > 0,
+        LINEAR=layout.linear,
+        CONSTANT=layout.constant,
+        MASS=mass is not None,
+        **configurations.tiles("rest", layout.tile, y.dtype),
+    )
     return values, norms
 
 
 @triton.jit(do_not_specialize=["tokens", "past", "group", "pieces"])
 def block_state_kernel(
-    x, x_strides,  # [B, T, H, R]
-    y, y_strides,  # [B, T, H, DV]
+    x,
+    x_strides,  # [B, T, H, R]
+    y,
+    y_strides,  # [B, T, H, DV]
     norm,  # [B, T, H]
     log_factor,  # [B, past + T, heads]
     values,  # [N, heads, F, DV]
     blocks,  # [N, 5]
     pair_table,  # [2, NUMBER]
-    tokens, past, group, pieces,
-    R: tl.constexpr, F: tl.constexpr, DV: tl.constexpr, DV_PAD: tl.constexpr, GATED: tl.constexpr,
-    QUERIES: tl.constexpr, NUMBER: tl.constexpr, PAIRS: tl.constexpr, BT: tl.constexpr,
+    tokens,
+    past,
+    group,
+    pieces,
+    R: tl.constexpr,
+    F: tl.constexpr,
+    DV: tl.constexpr,
+    DV_PAD: tl.constexpr,
+    GATED: tl.constexpr,
+    QUERIES: tl.constexpr,
+    NUMBER: tl.constexpr,
+    PAIRS: tl.constexpr,
+    BT: tl.constexpr,
 ):
     block, head = tl.program_id(0) // pieces, tl.program_id(1)
     heads = tl.num_programs(1)
@@ -98,18 +144,34 @@ def block_state_kernel(
 
 @triton.jit(do_not_specialize=["tokens", "past", "group", "pieces"])
 def block_state_rest_kernel(
-    x, x_strides,  # [B, T, H, R]
-    y, y_strides,  # [B, T, H, DV]
-    delta, norm,  # [B, T, H]
+    x,
+    x_strides,  # [B, T, H, R]
+    y,
+    y_strides,  # [B, T, H, DV]
+    delta,
+    norm,  # [B, T, H]
     log_factor,  # [B, past + T, heads]
     mass,  # [B, past + T, heads]
     values,  # [N, heads, F, DV]: its last rows, Σ x yᵀ and Σ y
     norms,  # [N, heads, M]: Σ x xᵀ z, Σ x z, Σ z
     blocks,  # [N, 5]
-    tokens, past, group, pieces,
-    R: tl.constexpr, FT: tl.constexpr, F: tl.constexpr, M: tl.constexpr, DV: tl.constexpr, DV_PAD: tl.constexpr,
-    SQUARED: tl.constexpr, LINEAR: tl.constexpr, CONSTANT: tl.constexpr, MASS: tl.constexpr, GATED: tl.constexpr,
-    QUERIES: tl.constexpr, BT: tl.constexpr,
+    tokens,
+    past,
+    group,
+    pieces,
+    R: tl.constexpr,
+    FT: tl.constexpr,
+    F: tl.constexpr,
+    M: tl.constexpr,
+    DV: tl.constexpr,
+    DV_PAD: tl.constexpr,
+    SQUARED: tl.constexpr,
+    LINEAR: tl.constexpr,
+    CONSTANT: tl.constexpr,
+    MASS: tl.constexpr,
+    GATED: tl.constexpr,
+    QUERIES: tl.constexpr,
+    BT: tl.constexpr,
 ):
     block, head = tl.program_id(0) // pieces, tl.program_id(1)
     start = tl.program_id(0) % pieces * FT  # of x's coordinates; where there are pairs, FT holds all of them

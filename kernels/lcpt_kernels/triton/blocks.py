@@ -32,7 +32,6 @@ class Blocks(NamedTuple):
         rows = self.documents[:, 0].long().unflatten(0, (-1, len(self.ends) - 1))[:, document] + number
         return first, torch.minimum(first + self.size, end), end, rows
 
-
     def of_summaries(self, batch: int, summaries: int) -> Tensor:
         """Like `table`, of rows of which each whole block of one of `batch` sequences has the next `summaries`."""
         sequence, first, stop, _, _ = self.table.unflatten(0, (batch, self.count // max(batch, 1))).unbind(2)

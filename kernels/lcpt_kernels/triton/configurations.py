@@ -25,14 +25,26 @@ import torch
 from lcpt_kernels.on_gpu import log_once
 
 NAMES = {
-    "scan": ("B",), "state": ("PAIRS", "BT"), "rest": ("BT",),
-    "output": ("BM", "BN"), "output_gated": ("BM", "BN"), "backward_query": ("BM", "BN"),
-    "backward_value": ("BM", "BN"), "backward_summaries": ("BM", "BN"), "backward_key": ("BM", "BN"),
-    "interval_output": ("BM", "BN"), "interval_backward_query": ("BM", "BN"), "interval_backward_key": ("BM", "BN"),
-    "norm_rotary_output": ("BT",), "norm_rotary_backward": ("BT",),
-    "pooling_forward": ("BR", "BT"), "pooling_backward": ("BR", "BT"),
-    "learned_sketch_output": ("BT", "PROGRAMS"), "learned_sketch_backward": ("BT", "NETWORKS", "PROGRAMS"),
-    "feature_map_forward": ("BT", "STEPS"), "feature_map_backward": ("BT", "STEPS", "DT"),
+    "scan": ("B",),
+    "state": ("PAIRS", "BT"),
+    "rest": ("BT",),
+    "output": ("BM", "BN"),
+    "output_gated": ("BM", "BN"),
+    "backward_query": ("BM", "BN"),
+    "backward_value": ("BM", "BN"),
+    "backward_summaries": ("BM", "BN"),
+    "backward_key": ("BM", "BN"),
+    "interval_output": ("BM", "BN"),
+    "interval_backward_query": ("BM", "BN"),
+    "interval_backward_key": ("BM", "BN"),
+    "norm_rotary_output": ("BT",),
+    "norm_rotary_backward": ("BT",),
+    "pooling_forward": ("BR", "BT"),
+    "pooling_backward": ("BR", "BT"),
+    "learned_sketch_output": ("BT", "PROGRAMS"),
+    "learned_sketch_backward": ("BT", "NETWORKS", "PROGRAMS"),
+    "feature_map_forward": ("BT", "STEPS"),
+    "feature_map_backward": ("BT", "STEPS", "DT"),
 }
 TABLE = {  # tiles, then warps, stages and, where registers are capped on sm_90, maxnreg
     "scan": {2**18: (128, 1, 1), 2**62: (512, 4, 1)},  # by the numbers of all states of one block: programs for all

@@ -37,27 +37,49 @@ def feature_map_backward(map: FeatureMap, dphi: Tensor) -> list[Tensor | None]:
     pieces = triton.cdiv(arguments["rows"], tiles["BT"] * tiles["STEPS"])
     sums = [
         None if w is None else torch.empty(pieces, heads, *w.shape[1:], dtype=torch.float32, device=dx.device)
-        for w in map.learned]
+        for w in map.learned
+    ]
     dW, dG, db = sums
     feature_map_backward_kernel[pieces, heads, D_PAD // tiles["DT"]](
-        **arguments, dphi=dphi, dphi_strides=dphi.stride()[:2], dx=dx, dW=dW, dG=dG, db=db, **tiles)
-    return [dx, *(
-        None if w is None else dw.unflatten(1, (len(w), -1)).sum((0, 2)).to(w.dtype)
-        for w, dw in zip(map.learned, sums, strict=True))]
+        **arguments, dphi=dphi, dphi_strides=dphi.stride()[:2], dx=dx, dW=dW, dG=dG, db=db, **tiles
+    )
+    return [
+        dx,
+        *(
+            None if w is None else dw.unflatten(1, (len(w), -1)).sum((0, 2)).to(w.dtype)
+            for w, dw in zip(map.learned, sums, strict=True)
+        ),
+    ]
 
 
 @triton.jit(do_not_specialize=["rows", "group"])
 def feature_map_backward_kernel(
-    x, x_strides,  # [N, H, D]
-    W, G,  # [Hw, D, M]
+    x,
+    x_strides,  # [N, H, D]
+    W,
+    G,  # [Hw, D, M]
     b,  # [Hw, M]
-    dphi, dphi_strides,  # [N, H, SIZE]
+    dphi,
+    dphi_strides,  # [N, H, SIZE]
     dx,  # [N, H, D]
-    dW, dG,  # [pieces, H, D, M]
+    dW,
+    dG,  # [pieces, H, D, M]
     db,  # [pieces, H, M]
-    rows, group, W_stride, W_ROW: tl.constexpr, W_COLUMN: tl.constexpr, MAP: tl.constexpr, PEAK: tl.constexpr,
-    D: tl.constexpr, D_PAD: tl.constexpr, M: tl.constexpr, M_PAD: tl.constexpr, SIZE: tl.constexpr, BT: tl.constexpr,
-    STEPS: tl.constexpr, DT: tl.constexpr,
+    rows,
+    group,
+    W_stride,
+    W_ROW: tl.constexpr,
+    W_COLUMN: tl.constexpr,
+    MAP: tl.constexpr,
+    PEAK: tl.constexpr,
+    D: tl.constexpr,
+    D_PAD: tl.constexpr,
+    M: tl.constexpr,
+    M_PAD: tl.constexpr,
+    SIZE: tl.constexpr,
+    BT: tl.constexpr,
+    STEPS: tl.constexpr,
+    DT: tl.constexpr,
 ):
     piece, head, heads = tl.program_id(0), tl.program_id(1).to(tl.int64), tl.num_programs(1)
     part = tl.program_id(2) * DT

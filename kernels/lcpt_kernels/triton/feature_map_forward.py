@@ -52,10 +52,24 @@ class FeatureMap(NamedTuple):
         W_strides = (0, 0, 0) if self.W is None else self.W.stride()
         D, M = x.shape[2], self.width
         return dict(
-            x=x, x_strides=x.stride()[:2], W=self.W, G=self.G, b=self.b, rows=len(x),
-            group=1 if self.W is None else x.shape[1] // len(self.W), W_stride=W_strides[0], W_ROW=W_strides[1],
-            W_COLUMN=W_strides[2], MAP=self.name, PEAK=self.subtract_peak, D=D, D_PAD=padded(D), M=M, M_PAD=padded(M),
-            SIZE=self.size)
+            x=x,
+            x_strides=x.stride()[:2],
+            W=self.W,
+            G=self.G,
+            b=self.b,
+            rows=len(x),
+            group=1 if self.W is None else x.shape[1] // len(self.W),
+            W_stride=W_strides[0],
+            W_ROW=W_strides[1],
+            W_COLUMN=W_strides[2],
+            MAP=self.name,
+            PEAK=self.subtract_peak,
+            D=D,
+            D_PAD=padded(D),
+            M=M,
+            M_PAD=padded(M),
+            SIZE=self.size,
+        )
 
 
 def feature_map_forward(map: FeatureMap) -> Tensor:
@@ -69,12 +83,25 @@ def feature_map_forward(map: FeatureMap) -> Tensor:
 
 @triton.jit(do_not_specialize=["rows", "group"])
 def feature_map_forward_kernel(
-    x, x_strides,  # [N, H, D]
-    W, G,  # [Hw, D, M]
+    x,
+    x_strides,  # [N, H, D]
+    W,
+    G,  # [Hw, D, M]
     b,  # [Hw, M]
     phi,  # [N, H, SIZE]
-    rows, group, W_stride, W_ROW: tl.constexpr, W_COLUMN: tl.constexpr, MAP: tl.constexpr, PEAK: tl.constexpr,
-    D: tl.constexpr, D_PAD: tl.constexpr, M: tl.constexpr, M_PAD: tl.constexpr, SIZE: tl.constexpr, BT: tl.constexpr,
+    rows,
+    group,
+    W_stride,
+    W_ROW: tl.constexpr,
+    W_COLUMN: tl.constexpr,
+    MAP: tl.constexpr,
+    PEAK: tl.constexpr,
+    D: tl.constexpr,
+    D_PAD: tl.constexpr,
+    M: tl.constexpr,
+    M_PAD: tl.constexpr,
+    SIZE: tl.constexpr,
+    BT: tl.constexpr,
     STEPS: tl.constexpr,
 ):
     piece, head, heads = tl.program_id(0), tl.program_id(1).to(tl.int64), tl.num_programs(1)
@@ -114,7 +141,13 @@ def feature_map_forward_kernel(
 
 @triton.jit
 def load_matrix(
-    w, start, ROW: tl.constexpr, COLUMN: tl.constexpr, HEIGHT: tl.constexpr, SIZE: tl.constexpr, WIDTH: tl.constexpr,
+    w,
+    start,
+    ROW: tl.constexpr,
+    COLUMN: tl.constexpr,
+    HEIGHT: tl.constexpr,
+    SIZE: tl.constexpr,
+    WIDTH: tl.constexpr,
     PADDED: tl.constexpr,
 ):
     """Rows start … start + SIZE of w [HEIGHT, WIDTH], of any strides, as [SIZE, PADDED] with zeros around them."""

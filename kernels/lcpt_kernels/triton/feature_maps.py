@@ -15,7 +15,11 @@ NAME = "the kernel of feature maps"  # in errors
 
 
 def feature_map(
-    map: str, x: Tensor, W: Tensor | None = None, G: Tensor | None = None, b: Tensor | None = None,
+    map: str,
+    x: Tensor,
+    W: Tensor | None = None,
+    G: Tensor | None = None,
+    b: Tensor | None = None,
     subtract_peak: bool = False,
 ) -> Tensor:
     """x [B, T, H, D], fp32, bf16 or fp16; W and G [Hw, D, M], b [Hw, M], cast to x's dtype, but for favor's W: fp32.
@@ -49,7 +53,8 @@ def _(*arguments):
 
 
 @torch.library.custom_op(
-    "lcpt_kernels::feature_map_backward", mutates_args=(), schema=f"(Tensor dphi, {ARGUMENTS}) -> Tensor[]")
+    "lcpt_kernels::feature_map_backward", mutates_args=(), schema=f"(Tensor dphi, {ARGUMENTS}) -> Tensor[]"
+)
 def backward(dphi, *arguments):
     """-> the gradients of x, W, G and b; empty for what is not there or, favor's W, a constant."""
     map = of(*arguments)

@@ -57,7 +57,8 @@ ARGUMENTS = "Tensor[] q, Tensor[] k, Tensor[] v, Tensor[] lists, float scale, fl
 
 
 @torch.library.custom_op(
-    "lcpt_kernels::interval_attention", mutates_args=(), schema=f"({ARGUMENTS}) -> (Tensor o, Tensor lse)")
+    "lcpt_kernels::interval_attention", mutates_args=(), schema=f"({ARGUMENTS}) -> (Tensor o, Tensor lse)"
+)
 def forward(*arguments):
     """-> o; lse [B, T, H] fp32, −∞ for a query that sees none."""
     call = Call(*arguments)
@@ -79,8 +80,10 @@ def _(*arguments):
 
 
 @torch.library.custom_op(
-    "lcpt_kernels::interval_attention_backward", mutates_args=(),
-    schema=f"(Tensor do, Tensor o, Tensor lse, {ARGUMENTS}) -> Tensor[]")
+    "lcpt_kernels::interval_attention_backward",
+    mutates_args=(),
+    schema=f"(Tensor do, Tensor o, Tensor lse, {ARGUMENTS}) -> Tensor[]",
+)
 def backward(do, o, lse, *arguments):
     """-> the gradients of q, of k and of v, of all parts each."""
     call = Call(*arguments)

@@ -25,32 +25,61 @@ def interval_backward_key(part: Part, do: Tensor, lse: Tensor, delta: Tensor) ->
     alone = heads == key_heads
     dk, dv = (
         torch.empty(batch, span, heads, x.shape[3], dtype=x.dtype if alone else torch.float32, device=x.device)
-        for x in (part.k, part.v))
+        for x in (part.k, part.v)
+    )
     tiles = configurations.tiles("interval_backward_key", max(size, width), part.type)
     pieces = triton.cdiv(span, tiles["BN"])
     interval_backward_key_kernel[(pieces * batch * heads,)](
-        **part.arguments(interval_backward_key_kernel), do=do, do_strides=do.stride()[:3], lse=lse, delta=delta,
-        dk=dk, dv=dv, pieces=pieces, **tiles)
+        **part.arguments(interval_backward_key_kernel),
+        do=do,
+        do_strides=do.stride()[:3],
+        lse=lse,
+        delta=delta,
+        dk=dk,
+        dv=dv,
+        pieces=pieces,
+        **tiles,
+    )
     if alone:
         return dk, dv
     return tuple(dx.unflatten(2, (key_heads, -1)).sum(3).to(part.k.dtype) for dx in (dk, dv))
 
 
 @triton.jit(
-    do_not_specialize=["own_stride", "other_stride", "ends_stride", "tokens", "span", "heads", "group", "pieces"])
+    do_not_specialize=["own_stride", "other_stride", "ends_stride", "tokens", "span", "heads", "group", "pieces"]
+)
 def interval_backward_key_kernel(
-    q, q_strides,  # [B, T, H, D]
-    k, k_strides,  # [B, S, Hkv, D]
-    v, v_strides,  # [B, S, Hkv, DV]
-    own, own_stride,  # [N, S]: the list of keys
-    other, other_stride,  # [N, T]: that of queries
-    first, last, ends_stride,  # [N, S]
-    do, do_strides,  # [B, T, H, DV]
-    lse, delta,  # [B, T, H]
+    q,
+    q_strides,  # [B, T, H, D]
+    k,
+    k_strides,  # [B, S, Hkv, D]
+    v,
+    v_strides,  # [B, S, Hkv, DV]
+    own,
+    own_stride,  # [N, S]: the list of keys
+    other,
+    other_stride,  # [N, T]: that of queries
+    first,
+    last,
+    ends_stride,  # [N, S]
+    do,
+    do_strides,  # [B, T, H, DV]
+    lse,
+    delta,  # [B, T, H]
     dk,  # [B, S, H, D]
     dv,  # [B, S, H, DV]
-    tokens, span, heads, group, pieces, scale,
-    D: tl.constexpr, D_PAD: tl.constexpr, DV: tl.constexpr, DV_PAD: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
+    tokens,
+    span,
+    heads,
+    group,
+    pieces,
+    scale,
+    D: tl.constexpr,
+    D_PAD: tl.constexpr,
+    DV: tl.constexpr,
+    DV_PAD: tl.constexpr,
+    BM: tl.constexpr,
+    BN: tl.constexpr,
 ):
     n = (tl.program_id(0) // pieces).to(tl.int64)
     batch, head = n // heads, n % heads
@@ -72,11 +101,61 @@ def interval_backward_key_kernel(
     dk_rows = tl.zeros((BN, D_PAD), tl.float32)
     dv_rows = tl.zeros((BN, DV_PAD), tl.float32)
     dk_rows, dv_rows = over_queries(
-        dk_rows, dv_rows, k_rows, v_rows, begin, end, q, q_strides[1], do, do_strides[1], lse, delta, heads, other,
-        start, stop, before, inner, inner, base2, D, D_PAD, DV, DV_PAD, BM, EDGE=False)
+        dk_rows,
+        dv_rows,
+        k_rows,
+        v_rows,
+        begin,
+        end,
+        q,
+        q_strides[1],
+        do,
+        do_strides[1],
+        lse,
+        delta,
+        heads,
+        other,
+        start,
+        stop,
+        before,
+        inner,
+        inner,
+        base2,
+        D,
+        D_PAD,
+        DV,
+        DV_PAD,
+        BM,
+        EDGE=False,
+    )
     dk_rows, dv_rows = over_queries(
-        dk_rows, dv_rows, k_rows, v_rows, begin, end, q, q_strides[1], do, do_strides[1], lse, delta, heads, other,
-        start, stop, before, inner, edges, base2, D, D_PAD, DV, DV_PAD, BM, EDGE=True)
+        dk_rows,
+        dv_rows,
+        k_rows,
+        v_rows,
+        begin,
+        end,
+        q,
+        q_strides[1],
+        do,
+        do_strides[1],
+        lse,
+        delta,
+        heads,
+        other,
+        start,
+        stop,
+        before,
+        inner,
+        edges,
+        base2,
+        D,
+        D_PAD,
+        DV,
+        DV_PAD,
+        BM,
+        EDGE=True,
+    )
     row = (batch * span + s) * heads + head
     store_rows(dk, row, D, inside, tl.where(seen[:, None], scale * dk_rows, 0.0), D, D_PAD)
     store_rows(dv, row, DV, inside, tl.where(seen[:, None], dv_rows, 0.0), DV, DV_PAD)
@@ -84,9 +163,32 @@ def interval_backward_key_kernel(
 
 @triton.jit
 def over_queries(
-    dk_rows, dv_rows, k_rows, v_rows, begin, end, q, q_stride, do, do_stride, lse, delta, heads, other, start, stop,
-    before, inner, count, base2, D: tl.constexpr, D_PAD: tl.constexpr, DV: tl.constexpr, DV_PAD: tl.constexpr,
-    BM: tl.constexpr, EDGE: tl.constexpr,
+    dk_rows,
+    dv_rows,
+    k_rows,
+    v_rows,
+    begin,
+    end,
+    q,
+    q_stride,
+    do,
+    do_stride,
+    lse,
+    delta,
+    heads,
+    other,
+    start,
+    stop,
+    before,
+    inner,
+    count,
+    base2,
+    D: tl.constexpr,
+    D_PAD: tl.constexpr,
+    DV: tl.constexpr,
+    DV_PAD: tl.constexpr,
+    BM: tl.constexpr,
+    EDGE: tl.constexpr,
 ):
     TYPE: tl.constexpr = tl.float32 if v_rows.dtype == tl.float32 else tl.bfloat16
     for step in range(0, count):

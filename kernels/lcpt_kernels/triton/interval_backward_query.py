@@ -24,24 +24,49 @@ def interval_backward_query(part: Part, do: Tensor, lse: Tensor, delta: Tensor) 
     tiles = configurations.tiles("interval_backward_query", max(width, part.v.shape[3]), part.type)
     pieces = triton.cdiv(tokens, tiles["BM"])
     interval_backward_query_kernel[(pieces * batch * heads,)](
-        **part.arguments(interval_backward_query_kernel), do=do, do_strides=do.stride()[:3], lse=lse, delta=delta,
-        dq=dq, pieces=pieces, **tiles)
+        **part.arguments(interval_backward_query_kernel),
+        do=do,
+        do_strides=do.stride()[:3],
+        lse=lse,
+        delta=delta,
+        dq=dq,
+        pieces=pieces,
+        **tiles,
+    )
     return dq
 
 
 @triton.jit(do_not_specialize=["own_stride", "other_stride", "ends_stride", "tokens", "heads", "group", "pieces"])
 def interval_backward_query_kernel(
-    q, q_strides,  # [B, T, H, D]
-    k, k_strides,  # [B, S, Hkv, D]
-    v, v_strides,  # [B, S, Hkv, DV]
-    own, own_stride,  # [N, T]: the list of queries
-    other, other_stride,  # [N, S]: that of keys
-    first, last, ends_stride,  # [N, T]
-    do, do_strides,  # [B, T, H, DV]
-    lse, delta,  # [B, T, H]
+    q,
+    q_strides,  # [B, T, H, D]
+    k,
+    k_strides,  # [B, S, Hkv, D]
+    v,
+    v_strides,  # [B, S, Hkv, DV]
+    own,
+    own_stride,  # [N, T]: the list of queries
+    other,
+    other_stride,  # [N, S]: that of keys
+    first,
+    last,
+    ends_stride,  # [N, T]
+    do,
+    do_strides,  # [B, T, H, DV]
+    lse,
+    delta,  # [B, T, H]
     dq,  # [B, T, H, D]
-    tokens, heads, group, pieces, scale,
-    D: tl.constexpr, D_PAD: tl.constexpr, DV: tl.constexpr, DV_PAD: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
+    tokens,
+    heads,
+    group,
+    pieces,
+    scale,
+    D: tl.constexpr,
+    D_PAD: tl.constexpr,
+    DV: tl.constexpr,
+    DV_PAD: tl.constexpr,
+    BM: tl.constexpr,
+    BN: tl.constexpr,
 ):
     n = (tl.program_id(0) // pieces).to(tl.int64)
     batch, head = n // heads, n % heads
@@ -63,18 +88,85 @@ def interval_backward_query_kernel(
     base2 = scale * LOG2E
     dq_rows = tl.zeros((BM, D_PAD), tl.float32)
     dq_rows = over_keys(
-        dq_rows, q_rows, do_rows, lse2, delta_rows, begin, end, k, k_strides[1], v, v_strides[1], other, start, stop,
-        before, inner, inner, base2, D, D_PAD, DV, DV_PAD, BN, EDGE=False)
+        dq_rows,
+        q_rows,
+        do_rows,
+        lse2,
+        delta_rows,
+        begin,
+        end,
+        k,
+        k_strides[1],
+        v,
+        v_strides[1],
+        other,
+        start,
+        stop,
+        before,
+        inner,
+        inner,
+        base2,
+        D,
+        D_PAD,
+        DV,
+        DV_PAD,
+        BN,
+        EDGE=False,
+    )
     dq_rows = over_keys(
-        dq_rows, q_rows, do_rows, lse2, delta_rows, begin, end, k, k_strides[1], v, v_strides[1], other, start, stop,
-        before, inner, edges, base2, D, D_PAD, DV, DV_PAD, BN, EDGE=True)
+        dq_rows,
+        q_rows,
+        do_rows,
+        lse2,
+        delta_rows,
+        begin,
+        end,
+        k,
+        k_strides[1],
+        v,
+        v_strides[1],
+        other,
+        start,
+        stop,
+        before,
+        inner,
+        edges,
+        base2,
+        D,
+        D_PAD,
+        DV,
+        DV_PAD,
+        BN,
+        EDGE=True,
+    )
     store_rows(dq, row, D, inside, scale * dq_rows, D, D_PAD)
 
 
 @triton.jit
 def over_keys(
-    dq_rows, q_rows, do_rows, lse2, delta_rows, begin, end, k, k_stride, v, v_stride, other, start, stop, before, inner,
-    count, base2, D: tl.constexpr, D_PAD: tl.constexpr, DV: tl.constexpr, DV_PAD: tl.constexpr, BN: tl.constexpr,
+    dq_rows,
+    q_rows,
+    do_rows,
+    lse2,
+    delta_rows,
+    begin,
+    end,
+    k,
+    k_stride,
+    v,
+    v_stride,
+    other,
+    start,
+    stop,
+    before,
+    inner,
+    count,
+    base2,
+    D: tl.constexpr,
+    D_PAD: tl.constexpr,
+    DV: tl.constexpr,
+    DV_PAD: tl.constexpr,
+    BN: tl.constexpr,
     EDGE: tl.constexpr,
 ):
     TYPE: tl.constexpr = tl.float32 if v.dtype.element_ty == tl.float32 else tl.bfloat16

@@ -26,22 +26,39 @@ def interval_output(part: Part, type: torch.dtype) -> tuple[Tensor, Tensor]:
     tiles = configurations.tiles("interval_output", max(width, part.v.shape[3]), part.type)
     pieces = triton.cdiv(tokens, tiles["BM"])
     interval_output_kernel[(pieces * batch * heads,)](
-        **part.arguments(interval_output_kernel), o=o, lse=lse, pieces=pieces, **tiles)
+        **part.arguments(interval_output_kernel), o=o, lse=lse, pieces=pieces, **tiles
+    )
     return o, lse
 
 
 @triton.jit(do_not_specialize=["own_stride", "other_stride", "ends_stride", "tokens", "heads", "group", "pieces"])
 def interval_output_kernel(
-    q, q_strides,  # [B, T, H, D]
-    k, k_strides,  # [B, S, Hkv, D]
-    v, v_strides,  # [B, S, Hkv, DV]
-    own, own_stride,  # [N, T]: the list of queries
-    other, other_stride,  # [N, S]: that of keys
-    first, last, ends_stride,  # [N, T]
+    q,
+    q_strides,  # [B, T, H, D]
+    k,
+    k_strides,  # [B, S, Hkv, D]
+    v,
+    v_strides,  # [B, S, Hkv, DV]
+    own,
+    own_stride,  # [N, T]: the list of queries
+    other,
+    other_stride,  # [N, S]: that of keys
+    first,
+    last,
+    ends_stride,  # [N, T]
     o,  # [B, T, H, DV]
     lse,  # [B, T, H]
-    tokens, heads, group, pieces, scale,
-    D: tl.constexpr, D_PAD: tl.constexpr, DV: tl.constexpr, DV_PAD: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
+    tokens,
+    heads,
+    group,
+    pieces,
+    scale,
+    D: tl.constexpr,
+    D_PAD: tl.constexpr,
+    DV: tl.constexpr,
+    DV_PAD: tl.constexpr,
+    BM: tl.constexpr,
+    BN: tl.constexpr,
 ):
     n = (tl.program_id(0) // pieces).to(tl.int64)
     batch, head = n // heads, n % heads
@@ -60,11 +77,55 @@ def interval_output_kernel(
     top = tl.full((BM,), float("-inf"), tl.float32)
     base2 = scale * LOG2E
     sums, norm, top = over_keys(
-        sums, norm, top, q_rows, begin, end, k, k_strides[1], v, v_strides[1], other, start, stop, before, inner, inner,
-        base2, D, D_PAD, DV, DV_PAD, BN, EDGE=False)
+        sums,
+        norm,
+        top,
+        q_rows,
+        begin,
+        end,
+        k,
+        k_strides[1],
+        v,
+        v_strides[1],
+        other,
+        start,
+        stop,
+        before,
+        inner,
+        inner,
+        base2,
+        D,
+        D_PAD,
+        DV,
+        DV_PAD,
+        BN,
+        EDGE=False,
+    )
     sums, norm, top = over_keys(
-        sums, norm, top, q_rows, begin, end, k, k_strides[1], v, v_strides[1], other, start, stop, before, inner, edges,
-        base2, D, D_PAD, DV, DV_PAD, BN, EDGE=True)
+        sums,
+        norm,
+        top,
+        q_rows,
+        begin,
+        end,
+        k,
+        k_strides[1],
+        v,
+        v_strides[1],
+        other,
+        start,
+        stop,
+        before,
+        inner,
+        edges,
+        base2,
+        D,
+        D_PAD,
+        DV,
+        DV_PAD,
+        BN,
+        EDGE=True,
+    )
 
     sees = begin < end
     row = (batch * tokens + t) * heads + head
@@ -75,8 +136,29 @@ def interval_output_kernel(
 
 @triton.jit
 def over_keys(
-    sums, norm, top, q_rows, begin, end, k, k_stride, v, v_stride, other, start, stop, before, inner, count, base2,
-    D: tl.constexpr, D_PAD: tl.constexpr, DV: tl.constexpr, DV_PAD: tl.constexpr, BN: tl.constexpr, EDGE: tl.constexpr,
+    sums,
+    norm,
+    top,
+    q_rows,
+    begin,
+    end,
+    k,
+    k_stride,
+    v,
+    v_stride,
+    other,
+    start,
+    stop,
+    before,
+    inner,
+    count,
+    base2,
+    D: tl.constexpr,
+    D_PAD: tl.constexpr,
+    DV: tl.constexpr,
+    DV_PAD: tl.constexpr,
+    BN: tl.constexpr,
+    EDGE: tl.constexpr,
 ):
     """`count` steps: sums [BM, DV] and norm [BM], both times 2^−top, of the weights 2^(base2·q·k)."""
     for step in range(0, count):

@@ -32,7 +32,8 @@ class Intervals(NamedTuple):
         """Key j is seen by the queries lower[j] ≤ i < upper[j]: (keys, queries, lower, upper)."""
         j = torch.arange(self.keys.shape[1], dtype=torch.int32, device=self.keys.device).repeat(len(self.first), 1)
         lower, upper = (
-            torch.searchsorted(x.contiguous(), j, right=True, out_int32=True) for x in (self.last, self.first))
+            torch.searchsorted(x.contiguous(), j, right=True, out_int32=True) for x in (self.last, self.first)
+        )
         return Intervals(self.keys, self.queries, lower, upper)
 
 
@@ -56,12 +57,28 @@ class Part(NamedTuple):
         D, DV = self.q.shape[3], self.v.shape[3]
         own, other, first, last = self.intervals
         known = dict(
-            q=self.q, q_strides=self.q.stride()[:3], k=self.k, k_strides=self.k.stride()[:3],
-            v=self.v, v_strides=self.v.stride()[:3], own=own, own_stride=of_heads(own), other=other,
-            other_stride=of_heads(other), first=first, last=last, ends_stride=of_heads(first),
-            tokens=self.q.shape[1], span=self.k.shape[1], heads=self.q.shape[2],
-            group=self.q.shape[2] // self.v.shape[2], scale=float(self.scale),
-            D=D, D_PAD=padded(D), DV=DV, DV_PAD=padded(DV),
+            q=self.q,
+            q_strides=self.q.stride()[:3],
+            k=self.k,
+            k_strides=self.k.stride()[:3],
+            v=self.v,
+            v_strides=self.v.stride()[:3],
+            own=own,
+            own_stride=of_heads(own),
+            other=other,
+            other_stride=of_heads(other),
+            first=first,
+            last=last,
+            ends_stride=of_heads(first),
+            tokens=self.q.shape[1],
+            span=self.k.shape[1],
+            heads=self.q.shape[2],
+            group=self.q.shape[2] // self.v.shape[2],
+            scale=float(self.scale),
+            D=D,
+            D_PAD=padded(D),
+            DV=DV,
+            DV_PAD=padded(DV),
         )
         return {name: x for name, x in known.items() if name in kernel.arg_names}
 

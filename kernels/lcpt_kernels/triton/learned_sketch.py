@@ -1,7 +1,7 @@
 """The learned sketch of one level: an operator of PyTorch, which torch.compile takes as it is, and so is its backward.
 
-    forward   learned_sketch_output: rows pass both networks in registers
-    backward  learned_sketch_backward: both networks once more; all gradients from one reading of x and da
+forward   learned_sketch_output: rows pass both networks in registers
+backward  learned_sketch_backward: both networks once more; all gradients from one reading of x and da
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ def learned_sketch(x: Tensor, up: Tensor, down: Tensor) -> Tensor:
 
 
 @torch.library.custom_op(
-    "lcpt_kernels::learned_sketch", mutates_args=(), schema="(Tensor x, Tensor up, Tensor down) -> Tensor")
+    "lcpt_kernels::learned_sketch", mutates_args=(), schema="(Tensor x, Tensor up, Tensor down) -> Tensor"
+)
 def forward(x, up, down):
     with on_device_of(x):
         out = learned_sketch_output(flat(x), up.contiguous(), down.contiguous())
@@ -37,8 +38,10 @@ def _(x, up, down):
 
 
 @torch.library.custom_op(
-    "lcpt_kernels::learned_sketch_backward", mutates_args=(),
-    schema="(Tensor da, Tensor x, Tensor up, Tensor down) -> (Tensor dx, Tensor d_up, Tensor d_down)")
+    "lcpt_kernels::learned_sketch_backward",
+    mutates_args=(),
+    schema="(Tensor da, Tensor x, Tensor up, Tensor down) -> (Tensor dx, Tensor d_up, Tensor d_down)",
+)
 def backward(da, x, up, down):
     with on_device_of(x):
         dx, d_up, d_down = learned_sketch_backward(flat(da), flat(x), up.contiguous(), down.contiguous())

@@ -36,22 +36,34 @@ def learned_sketch_backward(da: Tensor, x: Tensor, up: Tensor, down: Tensor) -> 
     dx = torch.empty(splits, *x.shape, dtype=x.dtype, device=x.device)
     d_up, d_down = (torch.empty(programs, *y.shape, dtype=torch.float32, device=x.device) for y in (up, down))
     learned_sketch_backward_kernel[(programs, splits)](
-        **of_rows(da=da, x=x), up=up, down=down, dx=dx, d_up=d_up, d_down=d_down, steps=steps, **sizes, **tiles)
+        **of_rows(da=da, x=x), up=up, down=down, dx=dx, d_up=d_up, d_down=d_down, steps=steps, **sizes, **tiles
+    )
     return dx[0] if splits == 1 else dx[0] + dx[1], d_up.sum(0).to(up.dtype), d_down.sum(0).to(down.dtype)
 
 
 @triton.jit(do_not_specialize=["rows", "steps"], do_not_specialize_on_alignment=["heads"])
 def learned_sketch_backward_kernel(
-    da, da_strides,  # [N, H, R]
-    x, x_strides,  # [N, H, D]
+    da,
+    da_strides,  # [N, H, R]
+    x,
+    x_strides,  # [N, H, D]
     up,  # [2, D, E]
     down,  # [2, E, R]
     dx,  # [splits, N, H, D]
     d_up,  # [programs, 2, D, E]
     d_down,  # [programs, 2, E, R]
-    rows, heads, steps, scale,
-    D: tl.constexpr, D_PAD: tl.constexpr, E: tl.constexpr, E_PAD: tl.constexpr, R: tl.constexpr, R_PAD: tl.constexpr,
-    NETWORKS: tl.constexpr, BT: tl.constexpr,
+    rows,
+    heads,
+    steps,
+    scale,
+    D: tl.constexpr,
+    D_PAD: tl.constexpr,
+    E: tl.constexpr,
+    E_PAD: tl.constexpr,
+    R: tl.constexpr,
+    R_PAD: tl.constexpr,
+    NETWORKS: tl.constexpr,
+    BT: tl.constexpr,
 ):
     own = 0 if NETWORKS == 2 else tl.program_id(1)
     other = 1 - own
@@ -74,7 +86,8 @@ def learned_sketch_backward_kernel(
         d_up_own, d_down_own, dy_own = through_backward(d_up_own, d_down_own, x_rows, dz_own, up_own, down_own)
         if NETWORKS == 2:
             d_up_other, d_down_other, dy_other = through_backward(
-                d_up_other, d_down_other, x_rows, dz_other, up_other, down_other)
+                d_up_other, d_down_other, x_rows, dz_other, up_other, down_other
+            )
         dx_columns = tl.dot(up_own, dy_own, input_precision="ieee")  # [D, BT]
         if NETWORKS == 2:
             dx_columns = tl.dot(up_other, dy_other, dx_columns, input_precision="ieee")
@@ -97,8 +110,17 @@ def through_backward(d_up, d_down, x_rows, dz, up, down):
 
 @triton.jit
 def store_network(
-    d_up, d_down, network, up_columns, down_rows,
-    D: tl.constexpr, D_PAD: tl.constexpr, E: tl.constexpr, E_PAD: tl.constexpr, R: tl.constexpr, R_PAD: tl.constexpr,
+    d_up,
+    d_down,
+    network,
+    up_columns,
+    down_rows,
+    D: tl.constexpr,
+    D_PAD: tl.constexpr,
+    E: tl.constexpr,
+    E_PAD: tl.constexpr,
+    R: tl.constexpr,
+    R_PAD: tl.constexpr,
 ):
     """up_columns [E, D] and down_rows [E, R] as this program's share."""
     share = tl.program_id(0).to(tl.int64) * 2 + network

@@ -26,8 +26,7 @@ def learned_sketch_output(x: Tensor, up: Tensor, down: Tensor) -> Tensor:
     out = torch.empty(tokens, heads, down.shape[2], dtype=x.dtype, device=x.device)
     sizes, tiles = sizes_and_tiles("learned_sketch_output", up, down)
     programs, steps = shares(tokens * heads, tiles)
-    learned_sketch_output_kernel[(programs,)](
-        **of_rows(x=x), up=up, down=down, out=out, steps=steps, **sizes, **tiles)
+    learned_sketch_output_kernel[(programs,)](**of_rows(x=x), up=up, down=down, out=out, steps=steps, **sizes, **tiles)
     return out
 
 
@@ -59,12 +58,21 @@ def of_rows(**tensors: Tensor) -> dict:
 
 @triton.jit(do_not_specialize=["rows", "steps"], do_not_specialize_on_alignment=["heads"])
 def learned_sketch_output_kernel(
-    x, x_strides,  # [N, H, D]
+    x,
+    x_strides,  # [N, H, D]
     up,  # [2, D, E]
     down,  # [2, E, R]
     out,  # [N, H, R]
-    rows, heads, steps, scale,
-    D: tl.constexpr, D_PAD: tl.constexpr, E: tl.constexpr, E_PAD: tl.constexpr, R: tl.constexpr, R_PAD: tl.constexpr,
+    rows,
+    heads,
+    steps,
+    scale,
+    D: tl.constexpr,
+    D_PAD: tl.constexpr,
+    E: tl.constexpr,
+    E_PAD: tl.constexpr,
+    R: tl.constexpr,
+    R_PAD: tl.constexpr,
     BT: tl.constexpr,
 ):
     up_1, down_1 = load_network(up, down, 0, D, D_PAD, E, E_PAD, R, R_PAD)
@@ -79,8 +87,15 @@ def learned_sketch_output_kernel(
 
 @triton.jit
 def load_network(
-    up, down, network,
-    D: tl.constexpr, D_PAD: tl.constexpr, E: tl.constexpr, E_PAD: tl.constexpr, R: tl.constexpr, R_PAD: tl.constexpr,
+    up,
+    down,
+    network,
+    D: tl.constexpr,
+    D_PAD: tl.constexpr,
+    E: tl.constexpr,
+    E_PAD: tl.constexpr,
+    R: tl.constexpr,
+    R_PAD: tl.constexpr,
 ):
     """-> its matrices [D_PAD, E_PAD] and [E_PAD, R_PAD], 0 beyond D, E and R."""
     i, j = tl.arange(0, D_PAD), tl.arange(0, E_PAD)

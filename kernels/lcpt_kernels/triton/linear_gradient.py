@@ -21,18 +21,41 @@ def linear_gradient(x: Tensor, near: Tensor, far: Tensor, delta: Tensor, z: Tens
     width, rows, BM = x.shape[3], x.shape[1] * x.shape[2], 32
     pieces = triton.cdiv(rows, BM)
     linear_gradient_kernel[(pieces * x.shape[0],)](
-        x, x.stride()[:3], near, far, delta, z, dx, rows, x.shape[2], pieces, float(offset), WIDTH=width,
-        PADDED=triton.next_power_of_2(width), BM=BM, num_warps=4)
+        x,
+        x.stride()[:3],
+        near,
+        far,
+        delta,
+        z,
+        dx,
+        rows,
+        x.shape[2],
+        pieces,
+        float(offset),
+        WIDTH=width,
+        PADDED=triton.next_power_of_2(width),
+        BM=BM,
+        num_warps=4,
+    )
     return dx
 
 
 @triton.jit(do_not_specialize=["rows", "heads", "pieces"])
 def linear_gradient_kernel(
-    x, x_strides,  # [B, T, H, WIDTH]
-    near, far,  # [B, T, H, WIDTH]
-    delta, z,  # [B, T, H]
+    x,
+    x_strides,  # [B, T, H, WIDTH]
+    near,
+    far,  # [B, T, H, WIDTH]
+    delta,
+    z,  # [B, T, H]
     dx,  # [B, T, H, WIDTH]
-    rows, heads, pieces, offset, WIDTH: tl.constexpr, PADDED: tl.constexpr, BM: tl.constexpr,
+    rows,
+    heads,
+    pieces,
+    offset,
+    WIDTH: tl.constexpr,
+    PADDED: tl.constexpr,
+    BM: tl.constexpr,
 ):
     batch = (tl.program_id(0) // pieces).to(tl.int64)
     row = tl.program_id(0) % pieces * BM + tl.arange(0, BM)  # of T · H

@@ -12,8 +12,17 @@ from lcpt_kernels.triton.intervals import Intervals
 
 
 def lowrank_attention(
-    q: Tensor, k: Tensor, v: Tensor, q_far: Tensor, k_summary: Tensor, v_summary: Tensor, summaries: int, scale: float,
-    block_size: int, local_blocks: int, cu_seqlens: Tensor | None,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    q_far: Tensor,
+    k_summary: Tensor,
+    v_summary: Tensor,
+    summaries: int,
+    scale: float,
+    block_size: int,
+    local_blocks: int,
+    cu_seqlens: Tensor | None,
 ) -> Tensor:
     """The arguments of the public function; fp32, bf16 or fp16. -> o [B, T, H, Dv]."""
     span, device = k.shape[1], q.device

@@ -16,7 +16,8 @@ def meeting(sight: Sight, span: int) -> Intervals:
     """Of T queries, the last ones of `span` tokens."""
     *marks, since, until = sight
     q_keep, k_keep, q_bucket, k_bucket = (
-        x if x is None else x.transpose(1, 2).flatten(0, 1).contiguous() for x in marks)
+        x if x is None else x.transpose(1, 2).flatten(0, 1).contiguous() for x in marks
+    )
     if q_bucket is not None:
         q_bucket, k_bucket = numbered(q_bucket, k_bucket)
     positions = torch.arange(span, device=since.device)

@@ -26,9 +26,11 @@ def norm_rotary(
 
 
 @torch.library.custom_op(
-    "lcpt_kernels::norm_rotary", mutates_args=(),
+    "lcpt_kernels::norm_rotary",
+    mutates_args=(),
     schema="(Tensor x, Tensor weight, Tensor bias, Tensor cos, Tensor sin, float eps, bool keep_plain) -> "
-           "(Tensor turned, Tensor plain)")
+    "(Tensor turned, Tensor plain)",
+)
 def forward(x, weight, bias, cos, sin, eps, keep_plain):
     """-> turned; plain, empty if it is not kept."""
     with on_device_of(x):
@@ -42,9 +44,11 @@ def _(x, weight, bias, cos, sin, eps, keep_plain):
 
 
 @torch.library.custom_op(
-    "lcpt_kernels::norm_rotary_backward", mutates_args=(),
+    "lcpt_kernels::norm_rotary_backward",
+    mutates_args=(),
     schema="(Tensor? d_turned, Tensor? d_plain, Tensor x, Tensor weight, Tensor cos, Tensor sin, float eps) -> "
-           "(Tensor dx, Tensor d_affine)")
+    "(Tensor dx, Tensor d_affine)",
+)
 def backward(d_turned, d_plain, x, weight, cos, sin, eps):
     """-> dx; d_affine [2, D] fp32, the gradients of weight and bias."""
     given = (None if dy is None else with_rows(dy) for dy in (d_turned, d_plain))

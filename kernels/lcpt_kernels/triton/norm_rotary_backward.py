@@ -36,22 +36,48 @@ def norm_rotary_backward(
     shares = torch.empty(pieces, 2, width, dtype=torch.float32, device=x.device)
     of_turned, of_plain = (None if dy is None else dy.stride()[:3] for dy in (d_turned, d_plain))
     norm_rotary_backward_kernel[(pieces,)](
-        d_turned, of_turned, d_plain, of_plain, x, x.stride()[:3], weight.contiguous(), cos.contiguous(),
-        sin.contiguous(), dx, shares, batch, tokens, heads, float(eps), HALF=width // 2,
-        HALF_PAD=triton.next_power_of_2(width // 2), **tiles)
+        d_turned,
+        of_turned,
+        d_plain,
+        of_plain,
+        x,
+        x.stride()[:3],
+        weight.contiguous(),
+        cos.contiguous(),
+        sin.contiguous(),
+        dx,
+        shares,
+        batch,
+        tokens,
+        heads,
+        float(eps),
+        HALF=width // 2,
+        HALF_PAD=triton.next_power_of_2(width // 2),
+        **tiles,
+    )
     return dx, shares.sum(0)
 
 
 @triton.jit(do_not_specialize=["batch", "tokens", "heads"])
 def norm_rotary_backward_kernel(
-    d_turned, d_turned_strides,  # [B, T, H, D]
-    d_plain, d_plain_strides,  # [B, T, H, D]
-    x, x_strides,  # [B, T, H, D]
+    d_turned,
+    d_turned_strides,  # [B, T, H, D]
+    d_plain,
+    d_plain_strides,  # [B, T, H, D]
+    x,
+    x_strides,  # [B, T, H, D]
     weight,  # [D]
-    cos, sin,  # [T, D/2]
+    cos,
+    sin,  # [T, D/2]
     dx,  # [B, T, H, D]
     shares,  # [pieces, 2, D]
-    batch, tokens, heads, eps, HALF: tl.constexpr, HALF_PAD: tl.constexpr, BT: tl.constexpr,
+    batch,
+    tokens,
+    heads,
+    eps,
+    HALF: tl.constexpr,
+    HALF_PAD: tl.constexpr,
+    BT: tl.constexpr,
 ):
     token = tl.program_id(0) * BT + tl.arange(0, BT)
     inside = token < batch * tokens

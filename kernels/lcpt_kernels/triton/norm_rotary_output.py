@@ -26,18 +26,42 @@ def norm_rotary_output(
     batch, tokens, heads, width = x.shape
     tiles = configurations.tiles("norm_rotary_output", width, x.dtype)
     norm_rotary_output_kernel[(triton.cdiv(batch * tokens, tiles["BT"]),)](
-        x, x.stride()[:3], weight.contiguous(), bias.contiguous(), cos.contiguous(), sin.contiguous(), turned, plain,
-        batch, tokens, heads, float(eps), HALF=width // 2, HALF_PAD=triton.next_power_of_2(width // 2), **tiles)
+        x,
+        x.stride()[:3],
+        weight.contiguous(),
+        bias.contiguous(),
+        cos.contiguous(),
+        sin.contiguous(),
+        turned,
+        plain,
+        batch,
+        tokens,
+        heads,
+        float(eps),
+        HALF=width // 2,
+        HALF_PAD=triton.next_power_of_2(width // 2),
+        **tiles,
+    )
     return turned, plain
 
 
 @triton.jit(do_not_specialize=["batch", "tokens", "heads"])
 def norm_rotary_output_kernel(
-    x, x_strides,  # [B, T, H, D]
-    weight, bias,  # [D]
-    cos, sin,  # [T, D/2]
-    turned, plain,  # [B, T, H, D]
-    batch, tokens, heads, eps, HALF: tl.constexpr, HALF_PAD: tl.constexpr, BT: tl.constexpr,
+    x,
+    x_strides,  # [B, T, H, D]
+    weight,
+    bias,  # [D]
+    cos,
+    sin,  # [T, D/2]
+    turned,
+    plain,  # [B, T, H, D]
+    batch,
+    tokens,
+    heads,
+    eps,
+    HALF: tl.constexpr,
+    HALF_PAD: tl.constexpr,
+    BT: tl.constexpr,
 ):
     token = tl.program_id(0) * BT + tl.arange(0, BT)
     inside = token < batch * tokens

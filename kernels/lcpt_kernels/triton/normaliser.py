@@ -17,17 +17,33 @@ def normaliser_backward(do: Tensor, o: Tensor) -> Tensor:
     width, rows, BM = o.shape[3], o.shape[1] * o.shape[2], 64
     pieces = triton.cdiv(rows, BM)
     normaliser_backward_kernel[(pieces * o.shape[0],)](
-        do, do.stride()[:3], o, delta, rows, o.shape[2], pieces, DV=width, DV_PAD=triton.next_power_of_2(width), BM=BM,
-        num_warps=4)
+        do,
+        do.stride()[:3],
+        o,
+        delta,
+        rows,
+        o.shape[2],
+        pieces,
+        DV=width,
+        DV_PAD=triton.next_power_of_2(width),
+        BM=BM,
+        num_warps=4,
+    )
     return delta
 
 
 @triton.jit(do_not_specialize=["rows", "heads", "pieces"])
 def normaliser_backward_kernel(
-    do, do_strides,  # [B, T, H, DV]
+    do,
+    do_strides,  # [B, T, H, DV]
     o,  # [B, T, H, DV]
     delta,  # [B, T, H]
-    rows, heads, pieces, DV: tl.constexpr, DV_PAD: tl.constexpr, BM: tl.constexpr,
+    rows,
+    heads,
+    pieces,
+    DV: tl.constexpr,
+    DV_PAD: tl.constexpr,
+    BM: tl.constexpr,
 ):
     batch = (tl.program_id(0) // pieces).to(tl.int64)
     row = tl.program_id(0) % pieces * BM + tl.arange(0, BM)  # of T · H

@@ -1,7 +1,7 @@
 """Pooling of blocks in Triton: an operator of PyTorch, which torch.compile takes as it is, and so is its backward.
 
-    forward   pooling_forward    K̃, Ṽ and the mass, every summary a softmax over its block's tokens
-    backward  pooling_backward   P once more from the logits; the gradients of all that is given, at once
+forward   pooling_forward    K̃, Ṽ and the mass, every summary a softmax over its block's tokens
+backward  pooling_backward   P once more from the logits; the gradients of all that is given, at once
 """
 
 from __future__ import annotations
@@ -30,8 +30,10 @@ ARGUMENTS = "Tensor k, Tensor v, Tensor logits, Tensor segments, Tensor? gamma"
 
 
 @torch.library.custom_op(
-    "lcpt_kernels::pool_blocks", mutates_args=(),
-    schema=f"({ARGUMENTS}) -> (Tensor k_pooled, Tensor v_pooled, Tensor mass, Tensor lse)")
+    "lcpt_kernels::pool_blocks",
+    mutates_args=(),
+    schema=f"({ARGUMENTS}) -> (Tensor k_pooled, Tensor v_pooled, Tensor mass, Tensor lse)",
+)
 def forward(*arguments):
     """-> K̃; Ṽ; the mass, empty without gamma; lse [B, N·r, Hkv] fp32 of logits + segments over a block."""
     with on_device_of(arguments[0]):
@@ -48,8 +50,10 @@ def _(k, v, logits, segments, gamma):
 
 
 @torch.library.custom_op(
-    "lcpt_kernels::pool_blocks_backward", mutates_args=(),
-    schema=f"(Tensor dk_pooled, Tensor dv_pooled, Tensor? d_mass, Tensor lse, {ARGUMENTS}) -> Tensor[]")
+    "lcpt_kernels::pool_blocks_backward",
+    mutates_args=(),
+    schema=f"(Tensor dk_pooled, Tensor dv_pooled, Tensor? d_mass, Tensor lse, {ARGUMENTS}) -> Tensor[]",
+)
 def backward(dk_pooled, dv_pooled, d_mass, lse, *arguments):
     """-> the gradients of k, v and logits, and that of gamma if it is there."""
     with on_device_of(lse):
@@ -71,7 +75,8 @@ def differentiate(ctx, dk_pooled, dv_pooled, d_mass, _):
     lse, *given = ctx.saved_tensors
     gated = given[-1] is not None
     dk, dv, d_logits, *d_gamma = torch.ops.lcpt_kernels.pool_blocks_backward(
-        dk_pooled, dv_pooled, d_mass if gated else None, lse, *given)
+        dk_pooled, dv_pooled, d_mass if gated else None, lse, *given
+    )
     return dk, dv, d_logits, None, d_gamma[0] if gated else None
 
 

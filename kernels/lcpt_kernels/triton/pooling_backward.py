@@ -24,34 +24,60 @@ def pooling_backward(given: Blocks, lse: Tensor, d: Pooled) -> tuple[Tensor, Ten
     -> those of k, v, logits and gamma, None without it; contiguous."""
     dk, dv, d_logits, d_gamma = (
         None if x is None else torch.empty(x.shape, dtype=x.dtype, device=x.device)
-        for x in (given.k, given.v, given.logits, given.gamma))
+        for x in (given.k, given.v, given.logits, given.gamma)
+    )
     batch, count, _, heads, summaries = given.logits.shape
     tiles = given.tiles("pooling_backward")
     pooling_backward_kernel[(batch * count, heads)](
-        **given.arguments(), lse=lse, dk_pooled=d.k, dk_pooled_strides=d.k.stride()[:3], dv_pooled=d.v,
-        dv_pooled_strides=d.v.stride()[:3], d_mass=d.mass, dk=dk, dv=dv, d_logits=d_logits, d_gamma=d_gamma,
-        PIECES=triton.next_power_of_2(triton.cdiv(summaries, tiles["BR"])), **tiles)
+        **given.arguments(),
+        lse=lse,
+        dk_pooled=d.k,
+        dk_pooled_strides=d.k.stride()[:3],
+        dv_pooled=d.v,
+        dv_pooled_strides=d.v.stride()[:3],
+        d_mass=d.mass,
+        dk=dk,
+        dv=dv,
+        d_logits=d_logits,
+        d_gamma=d_gamma,
+        PIECES=triton.next_power_of_2(triton.cdiv(summaries, tiles["BR"])),
+        **tiles,
+    )
     return dk, dv, d_logits, d_gamma
 
 
 @triton.jit(do_not_specialize=["count", "block_size"])
 def pooling_backward_kernel(
-    k, k_strides,  # [B, N, c, H, D]
-    v, v_strides,  # [B, N, c, H, DV]
-    logits, logits_strides,  # [B, N, c, H, R]
+    k,
+    k_strides,  # [B, N, c, H, D]
+    v,
+    v_strides,  # [B, N, c, H, DV]
+    logits,
+    logits_strides,  # [B, N, c, H, R]
     segments,  # [c, R]
-    gamma, gamma_strides,  # [B, N, c, H]
+    gamma,
+    gamma_strides,  # [B, N, c, H]
     lse,  # [B, N · R, H]
-    dk_pooled, dk_pooled_strides,  # [B, N · R, H, D]
-    dv_pooled, dv_pooled_strides,  # [B, N · R, H, DV]
+    dk_pooled,
+    dk_pooled_strides,  # [B, N · R, H, D]
+    dv_pooled,
+    dv_pooled_strides,  # [B, N · R, H, DV]
     d_mass,  # [B, N · R, H]
     dk,  # [B, N, c, H, D]
     dv,  # [B, N, c, H, DV]
     d_logits,  # [B, N, c, H, R]
     d_gamma,  # [B, N, c, H]
-    count, block_size,
-    R: tl.constexpr, D: tl.constexpr, D_PAD: tl.constexpr, DV: tl.constexpr, DV_PAD: tl.constexpr, GATED: tl.constexpr,
-    PIECES: tl.constexpr, BR: tl.constexpr, BT: tl.constexpr,
+    count,
+    block_size,
+    R: tl.constexpr,
+    D: tl.constexpr,
+    D_PAD: tl.constexpr,
+    DV: tl.constexpr,
+    DV_PAD: tl.constexpr,
+    GATED: tl.constexpr,
+    PIECES: tl.constexpr,
+    BR: tl.constexpr,
+    BT: tl.constexpr,
 ):
     block, head = tl.program_id(0), tl.program_id(1)
     batch, n = block // count, block % count

@@ -43,11 +43,23 @@ class Blocks(NamedTuple):
         """Of both kernels, by their names."""
         D, DV = self.k.shape[4], self.v.shape[4]
         return dict(
-            k=self.k, k_strides=self.k.stride()[:4], v=self.v, v_strides=self.v.stride()[:4],
-            logits=self.logits, logits_strides=self.logits.stride()[:4], segments=self.segments,
-            gamma=self.gamma, gamma_strides=None if self.gamma is None else self.gamma.stride(),
-            count=self.k.shape[1], block_size=self.k.shape[2],
-            R=self.logits.shape[4], D=D, D_PAD=padded(D), DV=DV, DV_PAD=padded(DV), GATED=self.gamma is not None,
+            k=self.k,
+            k_strides=self.k.stride()[:4],
+            v=self.v,
+            v_strides=self.v.stride()[:4],
+            logits=self.logits,
+            logits_strides=self.logits.stride()[:4],
+            segments=self.segments,
+            gamma=self.gamma,
+            gamma_strides=None if self.gamma is None else self.gamma.stride(),
+            count=self.k.shape[1],
+            block_size=self.k.shape[2],
+            R=self.logits.shape[4],
+            D=D,
+            D_PAD=padded(D),
+            DV=DV,
+            DV_PAD=padded(DV),
+            GATED=self.gamma is not None,
         )
 
 
@@ -68,23 +80,37 @@ def pooling_forward(given: Blocks) -> tuple[Pooled, Tensor]:
     tiles = given.tiles("pooling_forward")
     pieces = triton.cdiv(summaries, tiles["BR"])
     pooling_forward_kernel[(batch * count * pieces, heads)](
-        **given.arguments(), k_pooled=k, v_pooled=v, mass=mass, lse=lse, pieces=pieces, **tiles)
+        **given.arguments(), k_pooled=k, v_pooled=v, mass=mass, lse=lse, pieces=pieces, **tiles
+    )
     return Pooled(k, v, mass), lse
 
 
 @triton.jit(do_not_specialize=["count", "block_size", "pieces"])
 def pooling_forward_kernel(
-    k, k_strides,  # [B, N, c, H, D]
-    v, v_strides,  # [B, N, c, H, DV]
-    logits, logits_strides,  # [B, N, c, H, R]
+    k,
+    k_strides,  # [B, N, c, H, D]
+    v,
+    v_strides,  # [B, N, c, H, DV]
+    logits,
+    logits_strides,  # [B, N, c, H, R]
     segments,  # [c, R]
-    gamma, gamma_strides,  # [B, N, c, H]
+    gamma,
+    gamma_strides,  # [B, N, c, H]
     k_pooled,  # [B, N · R, H, D]
     v_pooled,  # [B, N · R, H, DV]
-    mass, lse,  # [B, N · R, H]
-    count, block_size, pieces,
-    R: tl.constexpr, D: tl.constexpr, D_PAD: tl.constexpr, DV: tl.constexpr, DV_PAD: tl.constexpr, GATED: tl.constexpr,
-    BR: tl.constexpr, BT: tl.constexpr,
+    mass,
+    lse,  # [B, N · R, H]
+    count,
+    block_size,
+    pieces,
+    R: tl.constexpr,
+    D: tl.constexpr,
+    D_PAD: tl.constexpr,
+    DV: tl.constexpr,
+    DV_PAD: tl.constexpr,
+    GATED: tl.constexpr,
+    BR: tl.constexpr,
+    BT: tl.constexpr,
 ):
     block, head = tl.program_id(0) // pieces, tl.program_id(1)
     batch, n = block // count, block % count

@@ -25,7 +25,12 @@ AHEAD = tl.constexpr(6)  # blocks
 
 
 def scan(
-    x: Tensor, weights: Tensor, log_decay: Tensor | None, blocks: Blocks, local_blocks: int, before: Tensor | None,
+    x: Tensor,
+    weights: Tensor,
+    log_decay: Tensor | None,
+    blocks: Blocks,
+    local_blocks: int,
+    before: Tensor | None,
     keep_end: bool,
 ) -> Tensor | None:
     """In place. x [N, H, F, E] or [N, H, F]; weights [F] fp32; log_decay [N, H] fp32 or None; before [docs, H, F, E]
@@ -33,14 +38,30 @@ def scan(
     end = torch.empty(len(blocks.documents), *x.shape[1:], device=x.device) if keep_end else None
     grid, tiles, sizes = launch(x, blocks, local_blocks)
     scan_kernel[grid](
-        x, weights, log_decay, blocks.documents, before, end, tiles,
-        GATED=log_decay is not None, BEFORE=before is not None, END=keep_end, **sizes)
+        x,
+        weights,
+        log_decay,
+        blocks.documents,
+        before,
+        end,
+        tiles,
+        GATED=log_decay is not None,
+        BEFORE=before is not None,
+        END=keep_end,
+        **sizes,
+    )
     return end
 
 
 def scan_backward(
-    x: Tensor, weights: Tensor, log_decay: Tensor | None, blocks: Blocks, local_blocks: int, d_end: Tensor | None,
-    keep_before: bool, met: Tensor | None,
+    x: Tensor,
+    weights: Tensor,
+    log_decay: Tensor | None,
+    blocks: Blocks,
+    local_blocks: int,
+    d_end: Tensor | None,
+    keep_before: bool,
+    met: Tensor | None,
 ) -> tuple[Tensor | None, Tensor | None]:
     """In place. x, of every block the gradient of its state's features as they are; d_end, the gradient of what `scan`
     returned; met, with log_decay: x as `scan` left it. -> with keep_before, the gradient of before; with log_decay
@@ -50,8 +71,20 @@ def scan_backward(
     grid, tiles, sizes = launch(x, blocks, local_blocks)
     through = None if log_decay is None else torch.zeros(*x.shape[:2], tiles, device=x.device)
     scan_backward_kernel[grid](
-        x, weights, log_decay, blocks.documents, d_end, d_before, met, through, tiles,
-        GATED=log_decay is not None, END=d_end is not None, BEFORE=keep_before, **sizes)
+        x,
+        weights,
+        log_decay,
+        blocks.documents,
+        d_end,
+        d_before,
+        met,
+        through,
+        tiles,
+        GATED=log_decay is not None,
+        END=d_end is not None,
+        BEFORE=keep_before,
+        **sizes,
+    )
     return d_before, None if through is None else through.sum(2)
 
 
@@ -71,9 +104,16 @@ def scan_kernel(
     weights,  # [elements / WIDTH]
     log_decay,  # [N, heads]
     documents,  # [docs, 2]
-    before, end,  # [docs, heads, elements]
-    tiles, elements, WIDTH: tl.constexpr, LOCAL_BLOCKS: tl.constexpr,
-    GATED: tl.constexpr, BEFORE: tl.constexpr, END: tl.constexpr, B: tl.constexpr,
+    before,
+    end,  # [docs, heads, elements]
+    tiles,
+    elements,
+    WIDTH: tl.constexpr,
+    LOCAL_BLOCKS: tl.constexpr,
+    GATED: tl.constexpr,
+    BEFORE: tl.constexpr,
+    END: tl.constexpr,
+    B: tl.constexpr,
 ):
     document, head = (tl.program_id(0) // tiles).to(tl.int64), tl.program_id(1)
     heads = tl.num_programs(1)
@@ -111,11 +151,18 @@ def scan_backward_kernel(
     weights,  # [elements / WIDTH]
     log_decay,  # [N, heads]
     documents,  # [docs, 2]
-    d_end, d_before,  # [docs, heads, elements]
+    d_end,
+    d_before,  # [docs, heads, elements]
     met,  # [N, heads, elements]
     through,  # [N, heads, tiles]
-    tiles, elements, WIDTH: tl.constexpr, LOCAL_BLOCKS: tl.constexpr,
-    GATED: tl.constexpr, END: tl.constexpr, BEFORE: tl.constexpr, B: tl.constexpr,
+    tiles,
+    elements,
+    WIDTH: tl.constexpr,
+    LOCAL_BLOCKS: tl.constexpr,
+    GATED: tl.constexpr,
+    END: tl.constexpr,
+    BEFORE: tl.constexpr,
+    B: tl.constexpr,
 ):
     document, head = (tl.program_id(0) // tiles).to(tl.int64), tl.program_id(1)
     heads = tl.num_programs(1)

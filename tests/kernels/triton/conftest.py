@@ -9,12 +9,19 @@ import torch
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DEVICE = "cpu" if INTERPRETED else "cuda"
 KERNELS = {
-    "block_state_rest_kernel", "scan_kernel", "block_output_kernel", "normaliser_backward_kernel",
-    "block_backward_query_kernel", "scan_backward_kernel", "block_backward_value_kernel",
+    "block_state_rest_kernel",
+    "scan_kernel",
+    "block_output_kernel",
+    "normaliser_backward_kernel",
+    "block_backward_query_kernel",
+    "scan_backward_kernel",
+    "block_backward_value_kernel",
     "block_backward_key_kernel",
 }
 INTERVAL_KERNELS = {
-    "interval_output_kernel", "normaliser_backward_kernel", "interval_backward_query_kernel",
+    "interval_output_kernel",
+    "normaliser_backward_kernel",
+    "interval_backward_query_kernel",
     "interval_backward_key_kernel",
 }
 
@@ -50,8 +57,15 @@ def small_tiles(monkeypatch):
 
     for others in ("DIFFERENT", "FP32"):
         monkeypatch.setattr(configurations, others, {})
-    for kernel in ("output", "backward_query", "backward_value", "backward_key", "interval_output",
-                   "interval_backward_query", "interval_backward_key"):
+    for kernel in (
+        "output",
+        "backward_query",
+        "backward_value",
+        "backward_key",
+        "interval_output",
+        "interval_backward_query",
+        "interval_backward_key",
+    ):
         monkeypatch.setitem(configurations.TABLE, kernel, {64: (32, 16, 4, 1)})
     monkeypatch.setitem(configurations.TABLE, "state", {64: (2, 16, 4, 1)})
 
@@ -64,6 +78,7 @@ def started(monkeypatch):
 
     names = []
     for kind in (InterpretedFunction, JITFunction):
+
         def run(self, *args, original=kind.run, **kwargs):
             names.append(self.fn.__name__)
             return original(self, *args, **kwargs)

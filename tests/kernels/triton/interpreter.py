@@ -28,7 +28,8 @@ def as_bfloat16(data: np.ndarray) -> TensorHandle:
 
 def mend_bfloat16(monkeypatch) -> None:
     dot, binary, unary, cast = (
-        getattr(InterpreterBuilder, name) for name in ("create_dot", "binary_op", "unary_op", "cast_impl"))
+        getattr(InterpreterBuilder, name) for name in ("create_dot", "binary_op", "unary_op", "cast_impl")
+    )
     reduce = ReduceOps.apply_impl
 
     def create_dot(self, a, b, d, *options):
@@ -53,8 +54,12 @@ def mend_bfloat16(monkeypatch) -> None:
         assert not any(is_bfloat16(x) for x in inputs), "a reduction of bfloat16 is not mended"
         return reduce(self, inputs)
 
-    for name, function in (("create_dot", create_dot), ("binary_op", binary_op), ("unary_op", unary_op),
-                           ("cast_impl", cast_impl)):
+    for name, function in (
+        ("create_dot", create_dot),
+        ("binary_op", binary_op),
+        ("unary_op", unary_op),
+        ("cast_impl", cast_impl),
+    ):
         monkeypatch.setattr(InterpreterBuilder, name, function)
     monkeypatch.setattr(ReduceOps, "apply_impl", apply_impl)
 

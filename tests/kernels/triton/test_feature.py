@@ -28,9 +28,15 @@ def test_every_length(agree, small_tiles, t, local_blocks):
     agree(inputs(t), attention=feature_attention, block_size=C, local_blocks=local_blocks, **OFFSET)
 
 
-@pytest.mark.parametrize("shape", [
-    {"m": 72, "dv": 24, "h": 4, "hkv": 2, "gated": True}, {"m": 5, "b": 2, "gated": True}, {"m": 256, "dv": 48},
-], ids=str)
+@pytest.mark.parametrize(
+    "shape",
+    [
+        {"m": 72, "dv": 24, "h": 4, "hkv": 2, "gated": True},
+        {"m": 5, "b": 2, "gated": True},
+        {"m": 256, "dv": 48},
+    ],
+    ids=str,
+)
 def test_shapes(agree, shape):
     """Features in one tile of 64, in two of which one is partial, in four."""
     agree(inputs(C + 9, **shape), attention=feature_attention, block_size=C, **OFFSET)

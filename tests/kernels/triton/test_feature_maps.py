@@ -36,8 +36,12 @@ def inputs(name, t=17, *, b=2, h=4, hw=2, d=24, m=20, dtype=torch.float32, scale
     x = torch.full((b, t, h + 3, d), torch.nan, dtype=torch.float64)
     x[:, :, 2 : h + 2] = scale * torch.randn(b, t, h, d, dtype=torch.float64)
     square = {"W": (hw, d, m)}
-    shapes = {"elu1": {}, "relu": square | {"b": (hw, m)}, "oglu": square | {"G": (hw, d, m)},
-              "aoglu": square | {"A": (hw, d, 3), "B": (hw, 3, m)}}.get(name, square)
+    shapes = {
+        "elu1": {},
+        "relu": square | {"b": (hw, m)},
+        "oglu": square | {"G": (hw, d, m)},
+        "aoglu": square | {"A": (hw, d, 3), "B": (hw, 3, m)},
+    }.get(name, square)
     matrices = {one: torch.randn(shape, dtype=torch.float64) * d**-0.5 for one, shape in shapes.items()}
     given = {one: w.to(DEVICE).to(dtype) for one, w in ({"x": x} | matrices).items()}
     if "favor" in name:
@@ -75,18 +79,28 @@ def test_every_map(name, small_tiles, started):
     assert started == KERNELS
 
 
-@pytest.mark.parametrize("name, shape", [
-    ("elu1", {"d": 5}), ("relu", {"d": 80, "m": 7, "h": 6, "hw": 2}), ("favor", {"d": 7, "m": 33}),
-    ("favor_of_queries", {"m": 16}), ("hedgehog", {"d": 64, "m": 64, "t": 3}), ("softplus", {"d": 128, "m": 5}),
-    ("oglu", {"d": 33, "m": 128, "t": 2}),
-], ids=str)
+@pytest.mark.parametrize(
+    "name, shape",
+    [
+        ("elu1", {"d": 5}),
+        ("relu", {"d": 80, "m": 7, "h": 6, "hw": 2}),
+        ("favor", {"d": 7, "m": 33}),
+        ("favor_of_queries", {"m": 16}),
+        ("hedgehog", {"d": 64, "m": 64, "t": 3}),
+        ("softplus", {"d": 128, "m": 5}),
+        ("oglu", {"d": 33, "m": 128, "t": 2}),
+    ],
+    ids=str,
+)
 def test_widths_and_groups(name, shape):
     agree(name, **{"h": 2, "hw": 1} | shape)
 
 
-@pytest.mark.parametrize("name, dtype", [
-    *((name, torch.bfloat16) for name in MAPS), *((name, torch.float16) for name in ("favor", "hedgehog", "oglu"))],
-    ids=str)
+@pytest.mark.parametrize(
+    "name, dtype",
+    [*((name, torch.bfloat16) for name in MAPS), *((name, torch.float16) for name in ("favor", "hedgehog", "oglu"))],
+    ids=str,
+)
 def test_16_bits(name, dtype, small_tiles):
     agree(name, 5e-3, dtype=dtype, b=1, t=35, h=2, hw=1)
 
@@ -105,8 +119,18 @@ def test_no_rows():
     assert torch.equal(given["W"].grad, torch.zeros_like(given["W"]))
 
 
-@pytest.mark.parametrize("name, z", [("softplus", -30.0), ("softplus", -5.0), ("softplus", 90.0), ("oglu", 95.0),
-                                     ("oglu", -95.0), ("elu1", -20.0), ("elu1", 100.0)])
+@pytest.mark.parametrize(
+    "name, z",
+    [
+        ("softplus", -30.0),
+        ("softplus", -5.0),
+        ("softplus", 90.0),
+        ("oglu", 95.0),
+        ("oglu", -95.0),
+        ("elu1", -20.0),
+        ("elu1", 100.0),
+    ],
+)
 def test_far_from_zero(name, z):
     """What is small is not 0, what is large no infinity: each number alone within rounding."""
     x = torch.tensor([z, z / 2], dtype=torch.float64, device=DEVICE).expand(1, 1, 1, 2)
@@ -173,7 +197,8 @@ def test_lengths_share_one_graph():
         given["x"] = given["x"][:, :, 2:-1].contiguous()
         found, expected = (
             results(f, given, torch.ones(2, t, 4, 40, device=DEVICE), {"backend": "triton"})
-            for f in (compiled, feature_maps.hedgehog))
+            for f in (compiled, feature_maps.hedgehog)
+        )
         assert all(torch.equal(x, expected[one]) for one, x in found.items())
     assert count.frame_count == 2  # for the first length, and for any
 
@@ -204,10 +229,15 @@ def test_under_autocast():
     assert all(torch.equal(x, expected[one].to(x.dtype)) for one, x in found.items())
 
 
-@pytest.mark.parametrize("name, shape, part", [
-    ("relu", {"m": 130}, "130 wide, 128"), ("elu1", {"d": 129}, "129 wide, 128"),
-    ("hedgehog", {"d": 64, "m": 65}, "130 wide, 128"), ("aoglu", {"m": 130}, "130 wide"),
-])
+@pytest.mark.parametrize(
+    "name, shape, part",
+    [
+        ("relu", {"m": 130}, "130 wide, 128"),
+        ("elu1", {"d": 129}, "129 wide, 128"),
+        ("hedgehog", {"d": 64, "m": 65}, "130 wide, 128"),
+        ("aoglu", {"m": 130}, "130 wide"),
+    ],
+)
 def test_what_the_kernels_do_not_take_is_named(name, shape, part):
     given = inputs(name, t=2, **shape)
     with pytest.raises(ValueError, match=part):

@@ -33,17 +33,26 @@ def test_gates_masses_and_gains(agree, local, local_blocks):
     agree(given, attention=flurka_attention, block_size=C, local=local, local_blocks=local_blocks, offset=0.7)
 
 
-@pytest.mark.parametrize("shape, options", [
-    ({"b": 2, "h": 4, "hkv": 2, "r": 5, "d": 24, "dv": 40, "m": 72, "massive": True}, {"scale": 0.3}),
-    ({"m": 5, "d": 7, "dv": 9, "r": 1, "massive": True}, {}),
-], ids=str)
+@pytest.mark.parametrize(
+    "shape, options",
+    [
+        ({"b": 2, "h": 4, "hkv": 2, "r": 5, "d": 24, "dv": 40, "m": 72, "massive": True}, {"scale": 0.3}),
+        ({"m": 5, "d": 7, "dv": 9, "r": 1, "massive": True}, {}),
+    ],
+    ids=str,
+)
 def test_shapes(agree, shape, options):
     agree(inputs(3 * C + 5, **shape), attention=flurka_attention, block_size=C, **options)
 
 
-@pytest.mark.parametrize("dtype, shape", [
-    (torch.bfloat16, {"gated": True, "massive": True}), (torch.float16, {"m": 72}),
-], ids=str)
+@pytest.mark.parametrize(
+    "dtype, shape",
+    [
+        (torch.bfloat16, {"gated": True, "massive": True}),
+        (torch.float16, {"m": 72}),
+    ],
+    ids=str,
+)
 def test_16_bits(agree, dtype, shape):
     agree(inputs(5 * C + 5, **shape), 5e-3, flurka_attention, dtype=dtype, block_size=C)
 

@@ -23,8 +23,11 @@ def sketch(x, up, down, backend="triton"):
 
 def inputs(t, *, b=1, h=2, d=16, e=16, r=16, norm=1.0):
     torch.manual_seed(0)
-    made = {"x": norm * torch.randn(b, t, h, d), "up": torch.randn(2, d, e) / d**0.5,
-            "down": torch.randn(2, e, r) / e**0.5}
+    made = {
+        "x": norm * torch.randn(b, t, h, d),
+        "up": torch.randn(2, d, e) / d**0.5,
+        "down": torch.randn(2, e, r) / e**0.5,
+    }
     return {name: x.double() for name, x in made.items()}
 
 
@@ -61,10 +64,17 @@ def test_every_length(small_tiles, agree, t):
     agree(inputs(t))
 
 
-@pytest.mark.parametrize("shape", [
-    {"b": 2, "h": 1}, {"b": 2, "h": 3, "d": 20, "e": 24, "r": 10}, {"d": 40, "e": 16, "r": 8}, {"d": 7, "e": 3, "r": 1},
-    {"d": 64, "e": 64, "r": 64},
-], ids=str)
+@pytest.mark.parametrize(
+    "shape",
+    [
+        {"b": 2, "h": 1},
+        {"b": 2, "h": 3, "d": 20, "e": 24, "r": 10},
+        {"d": 40, "e": 16, "r": 8},
+        {"d": 7, "e": 3, "r": 1},
+        {"d": 64, "e": 64, "r": 64},
+    ],
+    ids=str,
+)
 def test_shapes(small_tiles, agree, shape):
     agree(inputs(21, **shape))
 
@@ -80,14 +90,26 @@ def test_fp32_with_the_tiles_of_models(agree):
     agree(inputs(20, d=64, e=64, r=32))
 
 
-@pytest.mark.parametrize("change", [
-    lambda x: x.repeat(1, 1, 3, 1)[:, :, 2:4], lambda x: x.repeat(1, 2, 1, 1)[:, ::2],
-    lambda x: x.transpose(1, 2).contiguous().transpose(1, 2), lambda x: x.repeat(1, 1, 1, 2)[..., ::2],
-    lambda x: x.unflatten(1, (2, -1)).flatten(0, 1).repeat(1, 2, 1, 1)[:, 3:14],
-], ids=["heads", "tokens", "heads first", "numbers", "batch"])
-@pytest.mark.parametrize("gradient", [
-    lambda y: y, lambda y: y.repeat(1, 1, 2, 1)[:, :, ::2], lambda y: y[:1, :1, :1, :1].expand(y.shape),
-], ids=["as they are", "heads", "one for all"])
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda x: x.repeat(1, 1, 3, 1)[:, :, 2:4],
+        lambda x: x.repeat(1, 2, 1, 1)[:, ::2],
+        lambda x: x.transpose(1, 2).contiguous().transpose(1, 2),
+        lambda x: x.repeat(1, 1, 1, 2)[..., ::2],
+        lambda x: x.unflatten(1, (2, -1)).flatten(0, 1).repeat(1, 2, 1, 1)[:, 3:14],
+    ],
+    ids=["heads", "tokens", "heads first", "numbers", "batch"],
+)
+@pytest.mark.parametrize(
+    "gradient",
+    [
+        lambda y: y,
+        lambda y: y.repeat(1, 1, 2, 1)[:, :, ::2],
+        lambda y: y[:1, :1, :1, :1].expand(y.shape),
+    ],
+    ids=["as they are", "heads", "one for all"],
+)
 def test_any_strides(agree, monkeypatch, change, gradient):
     monkeypatch.setitem(configurations.FP32, OUTPUT, {2**62: (16, 2, 4, 1)})
     monkeypatch.setitem(configurations.FP32, BACKWARD, {2**62: (16, 2, 2, 4, 1)})
@@ -110,8 +132,14 @@ def test_nothing_around_is_read(agree):
         return around[tuple(slice(n) for n in x.shape)].copy_(x)
 
     do = within(torch.randn(1, 11, 2, 10), 0, 1, 1, 6)
-    agree({"x": within(given["x"], 0, 1, 1, 12), "up": within(given["up"], 1, 0, 0),
-           "down": within(given["down"], 1, 0, 0)}, do=do)
+    agree(
+        {
+            "x": within(given["x"], 0, 1, 1, 12),
+            "up": within(given["up"], 1, 0, 0),
+            "down": within(given["down"], 1, 0, 0),
+        },
+        do=do,
+    )
 
 
 @pytest.mark.parametrize("rows", [0, 1, 16, 47, 48, 49, 1000])

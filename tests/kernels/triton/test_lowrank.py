@@ -20,8 +20,14 @@ def agree(agree, small_tiles):
 def inputs(t, *, n=None, past=0, b=1, h=1, hkv=None, d=16, dv=16, m=16):
     torch.manual_seed(0)
     hkv, n = hkv or h, (past + t) // C if n is None else n
-    shapes = {"q": (b, t, h, d), "k": (b, past + t, hkv, d), "v": (b, past + t, hkv, dv), "q_far": (b, t, h, m),
-              "k_summary": (b, n * R, hkv, m), "v_summary": (b, n * R, hkv, dv)}
+    shapes = {
+        "q": (b, t, h, d),
+        "k": (b, past + t, hkv, d),
+        "v": (b, past + t, hkv, dv),
+        "q_far": (b, t, h, m),
+        "k_summary": (b, n * R, hkv, m),
+        "v_summary": (b, n * R, hkv, dv),
+    }
     return {name: torch.randn(shape, dtype=torch.float64) for name, shape in shapes.items()}
 
 

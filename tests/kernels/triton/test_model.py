@@ -14,8 +14,10 @@ from tests.kernels.triton.conftest import DEVICE, INTERVAL_KERNELS, KERNELS
 
 T, V = 21, 50
 AROUND = {  # the attention kernels of a kind
-    "polysketch": "learned_sketch_output learned_sketch_backward", "kernel": "feature_map_forward feature_map_backward",
-    "feedforward": "feature_map_forward feature_map_backward", "lowrank": "pooling_forward pooling_backward",
+    "polysketch": "learned_sketch_output learned_sketch_backward",
+    "kernel": "feature_map_forward feature_map_backward",
+    "feedforward": "feature_map_forward feature_map_backward",
+    "lowrank": "pooling_forward pooling_backward",
     "flurka": "feature_map_forward feature_map_backward pooling_forward pooling_backward",
 }
 
@@ -23,8 +25,14 @@ AROUND = {  # the attention kernels of a kind
 def model_of(kind, pattern=(), **changes):
     torch.manual_seed(0)
     attention = AttentionConfig(
-        kind, list(pattern), block_size=16, polysketch=PolysketchConfig(size=8), polynomial=PolynomialConfig(degree=2),
-        sparse_qk=SparseQKConfig(window=2), sparse_hash=SparseHashConfig(window=2))
+        kind,
+        list(pattern),
+        block_size=16,
+        polysketch=PolysketchConfig(size=8),
+        polynomial=PolynomialConfig(degree=2),
+        sparse_qk=SparseQKConfig(window=2),
+        sparse_hash=SparseHashConfig(window=2),
+    )
     return GPT(ModelConfig(n_layers=2, d_model=32, n_heads=2, vocab_size=V, attention=attention, **changes)).to(DEVICE)
 
 
@@ -34,14 +42,22 @@ def outcome(model, **options):
     return [loss.detach(), *torch.autograd.grad(loss, list(model.parameters()))]
 
 
-@pytest.mark.parametrize("kind, changes, options", [
-    ("polysketch", {}, {}), ("fastmax", {"n_kv_heads": 1}, {}),
-    ("polynomial", {"activation_checkpointing": True}, {}), ("kernel", {"n_kv_heads": 1}, {}),
-    ("feedforward", {}, {}), ("flurka", {}, {}),
-    ("polysketch", {"pattern": ["flurka", "softmax", "kernel"]}, {"cu_seqlens": [0, 18, T]}),
-    ("sparse_qk", {}, {}), ("sparse_hash", {"n_kv_heads": 1}, {}),
-    ("lowrank", {"n_kv_heads": 1}, {}),
-], ids=str)
+@pytest.mark.parametrize(
+    "kind, changes, options",
+    [
+        ("polysketch", {}, {}),
+        ("fastmax", {"n_kv_heads": 1}, {}),
+        ("polynomial", {"activation_checkpointing": True}, {}),
+        ("kernel", {"n_kv_heads": 1}, {}),
+        ("feedforward", {}, {}),
+        ("flurka", {}, {}),
+        ("polysketch", {"pattern": ["flurka", "softmax", "kernel"]}, {"cu_seqlens": [0, 18, T]}),
+        ("sparse_qk", {}, {}),
+        ("sparse_hash", {"n_kv_heads": 1}, {}),
+        ("lowrank", {"n_kv_heads": 1}, {}),
+    ],
+    ids=str,
+)
 def test_loss_and_gradients_are_those_in_pytorch(kind, changes, options, started, monkeypatch):
     options = {name: torch.tensor(x, dtype=torch.int32, device=DEVICE) for name, x in options.items()}
     model = model_of(kind, **changes)
@@ -76,6 +92,8 @@ def test_a_model_is_one_graph(kind, ends):
     cu_seqlens = None if ends is None else torch.tensor(ends, device=DEVICE)
     torch._dynamo.reset()
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
-    found, expected = (torch.autograd.grad(f(tokens, cu_seqlens=cu_seqlens).square().sum(), list(model.parameters()))
-                       for f in (compiled, model))
+    found, expected = (
+        torch.autograd.grad(f(tokens, cu_seqlens=cu_seqlens).square().sum(), list(model.parameters()))
+        for f in (compiled, model)
+    )
     assert all(torch.equal(x, y) for x, y in zip(found, expected, strict=True))

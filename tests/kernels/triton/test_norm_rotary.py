@@ -75,16 +75,33 @@ def test_every_length(agree, t):
     agree(on_device(inputs(t)))
 
 
-@pytest.mark.parametrize("shape", [
-    {"d": 6}, {"d": 34}, {"d": 40}, {"d": 64}, {"d": 128}, {"b": 3, "h": 5}, {"h": 1, "others": 0},
-], ids=str)
+@pytest.mark.parametrize(
+    "shape",
+    [
+        {"d": 6},
+        {"d": 34},
+        {"d": 40},
+        {"d": 64},
+        {"d": 128},
+        {"b": 3, "h": 5},
+        {"h": 1, "others": 0},
+    ],
+    ids=str,
+)
 def test_shapes(agree, shape):
     agree(on_device(inputs(9, **shape)))
 
 
-@pytest.mark.parametrize("used, keep_plain", [
-    (BOTH, True), (["turned"], False), (["turned"], True), (["plain"], True),
-], ids=str)
+@pytest.mark.parametrize(
+    "used, keep_plain",
+    [
+        (BOTH, True),
+        (["turned"], False),
+        (["turned"], True),
+        (["plain"], True),
+    ],
+    ids=str,
+)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_16_bits(agree, dtype, used, keep_plain):
     agree(on_device(inputs(21, d=64), dtype), 5e-3, used, keep_plain)
@@ -110,7 +127,8 @@ def test_epsilon():
     given = on_device(inputs(4))
     gradients = random_gradients(given["x"], BOTH)
     found, expected = (
-        results(given, gradients, keep_plain=True, backend=backend, eps=4.0) for backend in ("triton", "torch"))
+        results(given, gradients, keep_plain=True, backend=backend, eps=4.0) for backend in ("triton", "torch")
+    )
     assert all(relative_error(found[name], expected[name]) < 1e-5 for name in expected)
 
 
@@ -122,10 +140,14 @@ STRIDED = {
 }
 
 
-@pytest.mark.parametrize("of_x, of_turned, of_plain", [
-    ("heads first", "of a sum", "columns first"), ("columns first", "expanded", "heads first"),
-    ("expanded", "heads first", "expanded"),
-])
+@pytest.mark.parametrize(
+    "of_x, of_turned, of_plain",
+    [
+        ("heads first", "of a sum", "columns first"),
+        ("columns first", "expanded", "heads first"),
+        ("expanded", "heads first", "expanded"),
+    ],
+)
 def test_strides(agree, of_x, of_turned, of_plain):
     x, d_turned, d_plain = (STRIDED[name]().to(DEVICE) for name in (of_x, of_turned, of_plain))
     agree(on_device(inputs(9)) | {"x": x}, gradients={"turned": d_turned, "plain": d_plain})
@@ -185,7 +207,8 @@ def test_lengths_share_one_graph(used, keep_plain):
         gradients = random_gradients(given["x"], used)
         found, expected = (
             results(given, gradients, function, keep_plain=keep_plain, backend="triton")
-            for function in (compiled, norm_rotary))
+            for function in (compiled, norm_rotary)
+        )
         assert all(torch.equal(found[name], y) for name, y in expected.items() if y is not None)
     assert count.frame_count == 2  # for the first length, and for any
 
@@ -201,8 +224,7 @@ def test_what_the_operators_say_of_themselves(used, keep_plain):
     torch.library.opcheck(operators.norm_rotary.default, (*learned, *others[2:], eps, keep_plain))
     gradients = random_gradients(x, used)
     x, weight, _, *tables = (y.detach() for y in (x, *others))
-    torch.library.opcheck(
-        operators.norm_rotary_backward.default, (*map(gradients.get, BOTH), x, weight, *tables, eps))
+    torch.library.opcheck(operators.norm_rotary_backward.default, (*map(gradients.get, BOTH), x, weight, *tables, eps))
 
 
 @pytest.mark.parametrize("shape", [(17, 1, 1), (1, 17, 1), (1, 1, 17)], ids=["batch", "tokens", "heads"])

@@ -35,10 +35,15 @@ def packed(*ends):
     return torch.tensor([0, *ends], dtype=torch.int32, device=DEVICE)
 
 
-@pytest.mark.parametrize("shape, options", [
-    ({"gated": True, "r": 20}, {"local_blocks": 2, "output_final_state": True}), ({"near": False, "b": 2}, {}),
-    ({}, {"cu_seqlens": packed(C + 3, C + 9)}),
-], ids=str)
+@pytest.mark.parametrize(
+    "shape, options",
+    [
+        ({"gated": True, "r": 20}, {"local_blocks": 2, "output_final_state": True}),
+        ({"near": False, "b": 2}, {}),
+        ({}, {"cu_seqlens": packed(C + 3, C + 9)}),
+    ],
+    ids=str,
+)
 def test_compiled_in_one_graph(shape, options):
     compiled = torch.compile(squared_attention, fullgraph=True, backend="aot_eager")
     given = leaves(C + 9, **shape)
@@ -56,11 +61,15 @@ def test_lengths_share_one_graph(documents):
     assert count.frame_count == 2  # for the first length, and for any
 
 
-@pytest.mark.parametrize("attention, given, final", [
-    (squared_attention, leaves(C + 3, gated=True, r=20), True),
-    (squared_attention, leaves(C + 3, torch.bfloat16, near=False), False),
-    (flurka_attention, leaves(C + 3, made=summarised, gated=True, massive=True), False),
-], ids=["squared", "squared without q, k", "flurka"])
+@pytest.mark.parametrize(
+    "attention, given, final",
+    [
+        (squared_attention, leaves(C + 3, gated=True, r=20), True),
+        (squared_attention, leaves(C + 3, torch.bfloat16, near=False), False),
+        (flurka_attention, leaves(C + 3, made=summarised, gated=True, massive=True), False),
+    ],
+    ids=["squared", "squared without q, k", "flurka"],
+)
 def test_what_the_operators_say_of_themselves(attention, given, final):
     """Shapes, strides and dtypes without computing, derivatives, no change of what is given: PyTorch's own checks."""
     from lcpt_kernels.triton import block_causal  # noqa: F401, which defines them

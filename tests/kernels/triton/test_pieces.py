@@ -28,13 +28,17 @@ def compare(found, expected):
         assert (found[name] - x).norm() <= 2e-5 * x.norm(), name
 
 
-@pytest.mark.parametrize("local_blocks, cuts, shape, backends", [
-    (1, [0, C - 1, 3 * C, 3 * C + 5], {"gated": True}, "triton triton triton"),
-    (2, [0, 2 * C + 1, 2 * C + 2, 4 * C], {"gated": True}, "triton triton triton"),
-    (2, [0, 2 * C + 1, 2 * C + 2, 4 * C], {"near": False, "gated": True}, "triton triton triton"),
-    (2, [0, 2 * C + 1, 4 * C], {"r": 20, "h": 2, "hkv": 1}, "torch triton"),
-    (1, [0, C + 1, 3 * C], {"r": 20}, "triton torch"),
-], ids=str)
+@pytest.mark.parametrize(
+    "local_blocks, cuts, shape, backends",
+    [
+        (1, [0, C - 1, 3 * C, 3 * C + 5], {"gated": True}, "triton triton triton"),
+        (2, [0, 2 * C + 1, 2 * C + 2, 4 * C], {"gated": True}, "triton triton triton"),
+        (2, [0, 2 * C + 1, 2 * C + 2, 4 * C], {"near": False, "gated": True}, "triton triton triton"),
+        (2, [0, 2 * C + 1, 4 * C], {"r": 20, "h": 2, "hkv": 1}, "torch triton"),
+        (1, [0, C + 1, 3 * C], {"r": 20}, "triton torch"),
+    ],
+    ids=str,
+)
 def test_pieces_make_the_whole(local_blocks, cuts, shape, backends):
     """Output and every gradient, which flows back through the states; they are the same for both backends."""
     options = {"block_size": C, "local_blocks": local_blocks, "scale": 1 / 16, **OFFSET}
@@ -45,8 +49,9 @@ def test_pieces_make_the_whole(local_blocks, cuts, shape, backends):
     def in_pieces(leaves):
         outputs, state = [], None
         for backend, (start, stop) in zip(backends.split(), itertools.pairwise(cuts), strict=True):
-            o, state = squared_attention(**cut(leaves, start, stop), initial_state=state, output_final_state=True,
-                                         backend=backend, **options)
+            o, state = squared_attention(
+                **cut(leaves, start, stop), initial_state=state, output_final_state=True, backend=backend, **options
+            )
             outputs.append(o)
         return torch.cat(outputs, dim=1)
 
@@ -79,12 +84,15 @@ def test_ranks_make_the_whole():
     compare(with_gradients(given, shared), with_gradients(given, lambda leaves: exact(leaves, **options)))
 
 
-@pytest.mark.parametrize("attention, made, local_blocks, cuts, backends", [
-    (feature_attention, small.features, 1, [0, 5, 18, 23], "triton triton triton"),
-    (feature_attention, small.features, 2, [0, 13, 23], "torch triton"),
-    (flurka_attention, small.flurka, 2, [0, 13, 14, 29], "triton triton triton"),
-    (flurka_attention, small.flurka, 1, [0, 12, 20], "triton torch"),
-])
+@pytest.mark.parametrize(
+    "attention, made, local_blocks, cuts, backends",
+    [
+        (feature_attention, small.features, 1, [0, 5, 18, 23], "triton triton triton"),
+        (feature_attention, small.features, 2, [0, 13, 23], "torch triton"),
+        (flurka_attention, small.flurka, 2, [0, 13, 14, 29], "triton triton triton"),
+        (flurka_attention, small.flurka, 1, [0, 12, 20], "triton torch"),
+    ],
+)
 def test_pieces_of_features_and_summaries(attention, made, local_blocks, cuts, backends):
     """Blocks of 6; states are PyTorch's, and so are the gradients that flow back through them."""
     options = {"block_size": small.C, "local_blocks": local_blocks, **small.OFFSET}
@@ -94,15 +102,18 @@ def test_pieces_of_features_and_summaries(attention, made, local_blocks, cuts, b
     def in_pieces(leaves, backends):
         outputs, state = [], None
         for backend, (start, stop) in zip(backends, itertools.pairwise(cuts), strict=True):
-            o, state = attention(**cut(leaves, start, stop), initial_state=state, output_final_state=True,
-                                 backend=backend, **options)
+            o, state = attention(
+                **cut(leaves, start, stop), initial_state=state, output_final_state=True, backend=backend, **options
+            )
             outputs.append(o)
         states[tuple(backends)] = state
         return torch.cat(outputs, dim=1)
 
     in_torch = ["torch"] * (len(cuts) - 1)
-    compare(with_gradients(given, lambda leaves: in_pieces(leaves, backends.split())),
-            with_gradients(given, lambda leaves: in_pieces(leaves, in_torch)))
+    compare(
+        with_gradients(given, lambda leaves: in_pieces(leaves, backends.split())),
+        with_gradients(given, lambda leaves: in_pieces(leaves, in_torch)),
+    )
     found, expected = states[tuple(backends.split())], states[tuple(in_torch)]
     torch.testing.assert_close(found.S, expected.S, rtol=1e-5, atol=1e-6)
     assert found.tail.keys() == expected.tail.keys()
@@ -119,5 +130,7 @@ def test_ranks_make_the_whole_of_summaries():
             outputs.append(flurka_attention(**cut(leaves, start, stop), exchange=ranks, backend="triton", **options)[0])
         return torch.cat(outputs, dim=1)
 
-    compare(with_gradients(given, shared),
-            with_gradients(given, lambda leaves: flurka_attention(**leaves, **options, backend="torch")[0]))
+    compare(
+        with_gradients(given, shared),
+        with_gradients(given, lambda leaves: flurka_attention(**leaves, **options, backend="torch")[0]),
+    )

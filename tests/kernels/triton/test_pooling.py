@@ -25,8 +25,11 @@ def small_tiles(monkeypatch):
 def inputs(c, r, *, b=1, n=1, h=1, d=16, dv=16, gated=False, table=False, mean=0.0):
     """float64. A `mean` that all keys have, and all values, is nothing to the gradient of the logits."""
     torch.manual_seed(0)
-    made = {"k": torch.randn(b, n, c, h, d) + mean, "v": torch.randn(b, n, c, h, dv) + mean,
-            "logits": 2 * torch.randn(*(() if table else (b, n)), c, h, r)}
+    made = {
+        "k": torch.randn(b, n, c, h, d) + mean,
+        "v": torch.randn(b, n, c, h, dv) + mean,
+        "logits": 2 * torch.randn(*(() if table else (b, n)), c, h, r),
+    }
     if gated:
         made["gamma"] = torch.rand(b, n, c, h)
     return {name: x.double() for name, x in made.items()}
@@ -50,8 +53,11 @@ def outcome(given, wanted, backend):
     found = {name: x for name, x in zip(NAMES, pooled, strict=True) if x is not None}
     asked = [name for name in found if name in wanted]
     gradients = torch.autograd.grad(
-        [found[name] for name in asked], list(leaves.values()), [wanted[name].to(found[name].dtype) for name in asked],
-        materialize_grads=True)
+        [found[name] for name in asked],
+        list(leaves.values()),
+        [wanted[name].to(found[name].dtype) for name in asked],
+        materialize_grads=True,
+    )
     return {name: x.detach() for name, x in found.items()} | dict(zip(leaves, gradients, strict=True))
 
 
@@ -64,8 +70,11 @@ def agree(started):
         given = of_type(given, dtype)
         exact = {name: x.double() for name, x in given.items()}
         pooled = pool_blocks(**exact, segments=segments(given, torch.float64), backend="torch")
-        wanted = {name: change(torch.randn(x.shape, dtype=torch.float64, device=DEVICE).to(dtype))
-                  for name, x in zip(NAMES, pooled, strict=True) if x is not None and name in asked}
+        wanted = {
+            name: change(torch.randn(x.shape, dtype=torch.float64, device=DEVICE).to(dtype))
+            for name, x in zip(NAMES, pooled, strict=True)
+            if x is not None and name in asked
+        }
         found = outcome(given, wanted, "triton")
         assert started == KERNELS
         expected = outcome(exact, {name: x.double() for name, x in wanted.items()}, "torch")
@@ -85,10 +94,18 @@ def test_every_size_of_block(agree, small_tiles, c, r, gated):
     agree(inputs(c, r, gated=gated))
 
 
-@pytest.mark.parametrize("shape", [
-    {"b": 2, "n": 3, "h": 2, "gated": True}, {"n": 2, "d": 5, "dv": 40, "gated": True}, {"b": 2, "d": 128, "dv": 7},
-    {"b": 2, "n": 2, "h": 2, "table": True, "gated": True}, {"b": 2, "n": 0, "gated": True}, {"b": 0, "n": 2},
-], ids=str)
+@pytest.mark.parametrize(
+    "shape",
+    [
+        {"b": 2, "n": 3, "h": 2, "gated": True},
+        {"n": 2, "d": 5, "dv": 40, "gated": True},
+        {"b": 2, "d": 128, "dv": 7},
+        {"b": 2, "n": 2, "h": 2, "table": True, "gated": True},
+        {"b": 2, "n": 0, "gated": True},
+        {"b": 0, "n": 2},
+    ],
+    ids=str,
+)
 def test_shapes(agree, shape):
     agree(inputs(20, 3, **shape))
 
@@ -108,8 +125,11 @@ def test_large_logits(agree, small_tiles):
 
 def test_one_token_is_its_own_summary():
     given = of_type(inputs(1, 1, n=2, gated=True), torch.float32)
-    found = outcome(given, {name: torch.ones(1, 2, 1, *size, device=DEVICE) for name, size in
-                            zip(NAMES, ((16,), (16,), ()), strict=True)}, "triton")
+    found = outcome(
+        given,
+        {name: torch.ones(1, 2, 1, *size, device=DEVICE) for name, size in zip(NAMES, ((16,), (16,), ()), strict=True)},
+        "triton",
+    )
     assert torch.equal(found["k_pooled"], given["k"].flatten(1, 2)) and not found["logits"].any()
 
 
@@ -192,5 +212,4 @@ def test_what_the_operators_say_of_themselves(gated, table):
     with torch.no_grad():
         k, v, mass, lse = operators.pool_blocks(*arguments)
         without_graph = [None if x is None else x.detach() for x in arguments]
-    torch.library.opcheck(
-        operators.pool_blocks_backward.default, (k, v, mass if gated else None, lse, *without_graph))
+    torch.library.opcheck(operators.pool_blocks_backward.default, (k, v, mass if gated else None, lse, *without_graph))

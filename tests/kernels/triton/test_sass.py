@@ -16,20 +16,24 @@ def code(*lines: str) -> str:
     return "\n".join(line if line.endswith(":") else f"        /*{16 * n:04x}*/    {line} ;" for n, line in numbered)
 
 
-@pytest.mark.parametrize("lines, found", [
-    ((WGMMA, "HMUL2.BF16_V2 R94, R17.H1_H1, R100", WAIT_ALL), 1),
-    ((WGMMA, WAIT_ALL, "HMUL2.BF16_V2 R94, R17.H1_H1, R100"), 0),
-    ((WGMMA, "HMUL2.BF16_V2 R96, R94, R95", WAIT_ALL), 0),  # reads A, writes another
-    ((WGMMA, "LDSM.16.M88.4 R90, [R20+0x4800]", WAIT_ALL), 1),  # R90 … R93
-    ((WGMMA, "LDS.64 R90, [R20]", WAIT_ALL), 0),
-    ((WGMMA, "STS [R94], R94", "ISETP.GE.AND P0, PT, R94, R95, PT", "R2UR UR4, R94", WAIT_ALL), 0),
-    ((WGMMA, "SHFL.BFLY PT, R94, R10, 0x1, 0x1f", WAIT_ALL), 1),
-    ((WGMMA, "FADD R30, R30, R31", WAIT_ALL), 1),  # the sum
-    ((OF_SHARED, "HMUL2.BF16_V2 R94, R17, R100", WAIT_ALL), 0),
-    ((WGMMA, WGMMA.replace("R92", "R96"), WAIT_ONE, "MOV R93, RZ", WAIT_ALL), 0),  # the first has ended
-    ((WGMMA, WGMMA.replace("R92", "R96"), WAIT_ONE, "MOV R97, RZ", WAIT_ALL), 1),
-    ((WGMMA.replace(", gsb0", ""), "MOV R93, RZ", WGMMA.replace("R92", "R96"), WAIT_ALL), 1),  # one group of two
-], ids=lambda x: str(x)[:40])
+@pytest.mark.parametrize(
+    "lines, found",
+    [
+        ((WGMMA, "HMUL2.BF16_V2 R94, R17.H1_H1, R100", WAIT_ALL), 1),
+        ((WGMMA, WAIT_ALL, "HMUL2.BF16_V2 R94, R17.H1_H1, R100"), 0),
+        ((WGMMA, "HMUL2.BF16_V2 R96, R94, R95", WAIT_ALL), 0),  # reads A, writes another
+        ((WGMMA, "LDSM.16.M88.4 R90, [R20+0x4800]", WAIT_ALL), 1),  # R90 … R93
+        ((WGMMA, "LDS.64 R90, [R20]", WAIT_ALL), 0),
+        ((WGMMA, "STS [R94], R94", "ISETP.GE.AND P0, PT, R94, R95, PT", "R2UR UR4, R94", WAIT_ALL), 0),
+        ((WGMMA, "SHFL.BFLY PT, R94, R10, 0x1, 0x1f", WAIT_ALL), 1),
+        ((WGMMA, "FADD R30, R30, R31", WAIT_ALL), 1),  # the sum
+        ((OF_SHARED, "HMUL2.BF16_V2 R94, R17, R100", WAIT_ALL), 0),
+        ((WGMMA, WGMMA.replace("R92", "R96"), WAIT_ONE, "MOV R93, RZ", WAIT_ALL), 0),  # the first has ended
+        ((WGMMA, WGMMA.replace("R92", "R96"), WAIT_ONE, "MOV R97, RZ", WAIT_ALL), 1),
+        ((WGMMA.replace(", gsb0", ""), "MOV R93, RZ", WGMMA.replace("R92", "R96"), WAIT_ALL), 1),  # one group of two
+    ],
+    ids=lambda x: str(x)[:40],
+)
 def test_registers_of_an_unfinished_wgmma(lines, found):
     assert wgmma_hazards(code(*lines, "EXIT")) == found
 

@@ -38,43 +38,79 @@ def hashed(given, buckets=3):
     return {f"{name}_bucket": torch.randint(buckets, shape).int().to(DEVICE) for name, shape in shapes(given).items()}
 
 
-MARKS = {"none": lambda given: {}, "kept": kept, "hashed": hashed,
-         "both": lambda given: kept(given, 0.8) | hashed(given, 2),
-         "queries": lambda given: {"q_keep": kept(given)["q_keep"]},
-         "keys": lambda given: {"k_keep": kept(given)["k_keep"]},
-         "early keys": lambda given: {"k_keep": kept(given, 2)["k_keep"] & (torch.arange(T) < 5).to(DEVICE)[:, None]}}
+MARKS = {
+    "none": lambda given: {},
+    "kept": kept,
+    "hashed": hashed,
+    "both": lambda given: kept(given, 0.8) | hashed(given, 2),
+    "queries": lambda given: {"q_keep": kept(given)["q_keep"]},
+    "keys": lambda given: {"k_keep": kept(given)["k_keep"]},
+    "early keys": lambda given: {"k_keep": kept(given, 2)["k_keep"] & (torch.arange(T) < 5).to(DEVICE)[:, None]},
+}
 
 
-@pytest.mark.parametrize("marks, t, past, window", [
-    ("none", 2, 0, 0), ("kept", 33, 0, 0), ("hashed", T, 0, 0), ("both", T, 37, 0), ("none", T, 37, 0),
-    ("early keys", T, 0, 0), ("both", 1, 37, 1), ("kept", T, 0, 1), ("hashed", T, 37, 20), ("queries", 40, 0, 3),
-])
+@pytest.mark.parametrize(
+    "marks, t, past, window",
+    [
+        ("none", 2, 0, 0),
+        ("kept", 33, 0, 0),
+        ("hashed", T, 0, 0),
+        ("both", T, 37, 0),
+        ("none", T, 37, 0),
+        ("early keys", T, 0, 0),
+        ("both", 1, 37, 1),
+        ("kept", T, 0, 1),
+        ("hashed", T, 37, 20),
+        ("queries", 40, 0, 3),
+    ],
+)
 def test_every_length(agree, marks, t, past, window):
     given = inputs(t, past=past)
     agree(given, **MARKS[marks](given), window=window)
 
 
-@pytest.mark.parametrize("marks, shape", [
-    ("keys", {"h": 4, "hkv": 2}), ("both", {"h": 3, "hkv": 1}), ("queries", {"b": 2}), ("hashed", {"b": 2, "h": 2}),
-    ("kept", {"d": 32, "dv": 48}), ("hashed", {"d": 7, "dv": 2}), ("both", {"d": 2, "dv": 20}),
-], ids=str)
+@pytest.mark.parametrize(
+    "marks, shape",
+    [
+        ("keys", {"h": 4, "hkv": 2}),
+        ("both", {"h": 3, "hkv": 1}),
+        ("queries", {"b": 2}),
+        ("hashed", {"b": 2, "h": 2}),
+        ("kept", {"d": 32, "dv": 48}),
+        ("hashed", {"d": 7, "dv": 2}),
+        ("both", {"d": 2, "dv": 20}),
+    ],
+    ids=str,
+)
 def test_shapes(agree, marks, shape):
     given = inputs(40, **shape)
     agree(given, **MARKS[marks](given), scale=0.4)
 
 
-@pytest.mark.parametrize("dtype, shape, window", [
-    (torch.bfloat16, {"d": 64, "dv": 64}, 0), (torch.bfloat16, {"h": 2, "hkv": 1}, 5), (torch.float16, {"d": 64}, 0),
-], ids=str)
+@pytest.mark.parametrize(
+    "dtype, shape, window",
+    [
+        (torch.bfloat16, {"d": 64, "dv": 64}, 0),
+        (torch.bfloat16, {"h": 2, "hkv": 1}, 5),
+        (torch.float16, {"d": 64}, 0),
+    ],
+    ids=str,
+)
 def test_16_bits(agree, dtype, shape, window):
     given = inputs(T, **shape)
     agree(given, 5e-3, dtype=dtype, **hashed(given), window=window)
 
 
-@pytest.mark.parametrize("norm, dtype, tolerance", [
-    (6.0, torch.float32, 1e-5), (1 / 30, torch.float32, 1e-5), (6.0, torch.bfloat16, 5e-3),
-    (30.0, torch.float16, 2e-2),
-], ids=str)
+@pytest.mark.parametrize(
+    "norm, dtype, tolerance",
+    [
+        (6.0, torch.float32, 1e-5),
+        (1 / 30, torch.float32, 1e-5),
+        (6.0, torch.bfloat16, 5e-3),
+        (30.0, torch.float16, 2e-2),
+    ],
+    ids=str,
+)
 def test_norms(agree, norm, dtype, tolerance):
     """×30: gradients of weights, and scores, that fp16 does not hold."""
     given = {name: norm * x for name, x in inputs(T, d=32, dv=32).items()}
@@ -98,10 +134,16 @@ def test_any_strides(agree):
     agree(given, do=torch.ones((), dtype=torch.float64).expand(q.shape), **marks)
 
 
-@pytest.mark.parametrize("names", [
-    torch.tensor([-128, -1, 126], dtype=torch.int8), torch.tensor([0, 254, 255], dtype=torch.uint8),
-    torch.tensor([-(2**31), 0, 2**31 - 1], dtype=torch.int32), torch.tensor([-(2**63), 0, 2**63 - 1]),
-], ids=str)
+@pytest.mark.parametrize(
+    "names",
+    [
+        torch.tensor([-128, -1, 126], dtype=torch.int8),
+        torch.tensor([0, 254, 255], dtype=torch.uint8),
+        torch.tensor([-(2**31), 0, 2**31 - 1], dtype=torch.int32),
+        torch.tensor([-(2**63), 0, 2**63 - 1]),
+    ],
+    ids=str,
+)
 def test_any_integers_name_buckets(names):
     """Also those whose differences are no int64, which PyTorch's path refuses."""
     given = {name: x.float().to(DEVICE) for name, x in inputs(30, h=2).items()}

@@ -34,18 +34,35 @@ def test_every_length(agree, small_tiles, t, local_blocks):
 
 
 @pytest.mark.parametrize("local_blocks", [1, 2])
-@pytest.mark.parametrize("near, coefficients", [
-    (True, (0, 0, 1)), (True, (1, 1, 0.5)), (False, (1, 1, 0.5)), (False, (1, 1, 0)),
-], ids=str)
+@pytest.mark.parametrize(
+    "near, coefficients",
+    [
+        (True, (0, 0, 1)),
+        (True, (1, 1, 0.5)),
+        (False, (1, 1, 0.5)),
+        (False, (1, 1, 0)),
+    ],
+    ids=str,
+)
 def test_coefficients_and_gates(agree, near, local_blocks, coefficients):
     arguments = inputs(2 * C + 7, near=near, gated=True)
     agree(arguments, block_size=C, local_blocks=local_blocks, scale=1 / 16, coefficients=coefficients, **OFFSET)
 
 
-@pytest.mark.parametrize("shape", [
-    {"h": 4, "hkv": 2, "gated": True}, {"h": 3, "hkv": 1}, {"d": 32, "dv": 48}, {"b": 2},
-    {"r": 32}, {"r": 20}, {"r": 5, "d": 7, "dv": 9}, {"r": 24, "near": False},
-], ids=str)
+@pytest.mark.parametrize(
+    "shape",
+    [
+        {"h": 4, "hkv": 2, "gated": True},
+        {"h": 3, "hkv": 1},
+        {"d": 32, "dv": 48},
+        {"b": 2},
+        {"r": 32},
+        {"r": 20},
+        {"r": 5, "d": 7, "dv": 9},
+        {"r": 24, "near": False},
+    ],
+    ids=str,
+)
 def test_shapes(agree, shape):
     agree(inputs(C + 9, **shape), block_size=C, scale=1 / 16, **OFFSET)
 
@@ -64,18 +81,29 @@ def test_block_sizes(agree, block_size):
     agree(inputs(9, gated=True), block_size=block_size, local_blocks=2, scale=1 / 16, **OFFSET)
 
 
-@pytest.mark.parametrize("dtype, shape", [
-    (torch.bfloat16, {"r": 32, "d": 32, "dv": 32}), (torch.bfloat16, {"gated": True}),
-    (torch.bfloat16, {"near": False, "gated": True}), (torch.float16, {"gated": True, "h": 4, "hkv": 2}),
-    (torch.float16, {"near": False}),
-], ids=str)
+@pytest.mark.parametrize(
+    "dtype, shape",
+    [
+        (torch.bfloat16, {"r": 32, "d": 32, "dv": 32}),
+        (torch.bfloat16, {"gated": True}),
+        (torch.bfloat16, {"near": False, "gated": True}),
+        (torch.float16, {"gated": True, "h": 4, "hkv": 2}),
+        (torch.float16, {"near": False}),
+    ],
+    ids=str,
+)
 def test_16_bits(agree, dtype, shape):
     agree(inputs(2 * C + 7, **shape), 5e-3, dtype=dtype, block_size=C, scale=1 / 16, **OFFSET)
 
 
-@pytest.mark.parametrize("factor, dtype, tolerance", [
-    (30.0, torch.float32, 1e-5), (1 / 30, torch.float32, 1e-5), (30.0, torch.float16, 2e-2),
-])
+@pytest.mark.parametrize(
+    "factor, dtype, tolerance",
+    [
+        (30.0, torch.float32, 1e-5),
+        (1 / 30, torch.float32, 1e-5),
+        (30.0, torch.float16, 2e-2),
+    ],
+)
 def test_norms(agree, factor, dtype, tolerance):
     """×30: local weights of 30⁸ beside those of the state, numbers that fp16 does not hold. ÷30: everything small
     beside the default offset."""
@@ -83,10 +111,16 @@ def test_norms(agree, factor, dtype, tolerance):
     agree(arguments, tolerance, dtype=dtype, block_size=C, scale=1 / 16)
 
 
-@pytest.mark.parametrize("lengths, local_blocks, gated", [
-    ([C, 1, 2 * C + 1, 3], 1, True), ([C, 1, 2 * C + 1, 3], 2, False), ([5, 0, C + 7, 0], 2, True),
-    ([2, 1, 3], 1, True),
-], ids=str)
+@pytest.mark.parametrize(
+    "lengths, local_blocks, gated",
+    [
+        ([C, 1, 2 * C + 1, 3], 1, True),
+        ([C, 1, 2 * C + 1, 3], 2, False),
+        ([5, 0, C + 7, 0], 2, True),
+        ([2, 1, 3], 1, True),
+    ],
+    ids=str,
+)
 def test_packed_documents(agree, small_tiles, lengths, local_blocks, gated):
     """The definition takes them one at a time."""
     ends = torch.tensor([0, *torch.tensor(lengths).cumsum(0)], dtype=torch.int32, device=DEVICE)
@@ -132,9 +166,14 @@ def test_a_gate_that_shuts_leaves_nothing_behind(log_gate):
     torch.testing.assert_close(whole[:, start:], alone, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("near, local_blocks, ends", [
-    (True, 1, None), (False, 2, None), (True, 2, [0, C + 3, 2 * C + 7]),
-])
+@pytest.mark.parametrize(
+    "near, local_blocks, ends",
+    [
+        (True, 1, None),
+        (False, 2, None),
+        (True, 2, [0, C + 3, 2 * C + 7]),
+    ],
+)
 def test_gates_that_shut(agree, small_tiles, near, local_blocks, ends):
     """In the first and the last token of a block, within it, and one after the other."""
     arguments = inputs(2 * C + 7, near=near, gated=True)
@@ -161,11 +200,14 @@ def test_deterministic():
     assert all(torch.equal(x, y) for x, y in zip(run(), run(), strict=True))
 
 
-@pytest.mark.parametrize("change, named", [
-    ({"dtype": torch.float64}, "torch.float64"),
-    ({"d": 512}, "512 wide, 256"),
-    ({"r": 136}, "136 wide, 128"),
-])
+@pytest.mark.parametrize(
+    "change, named",
+    [
+        ({"dtype": torch.float64}, "torch.float64"),
+        ({"d": 512}, "512 wide, 256"),
+        ({"r": 136}, "136 wide, 128"),
+    ],
+)
 def test_what_the_kernels_do_not_take_is_named(change, named, caplog):
     dtype = change.pop("dtype", torch.float32)
     arguments = {name: x.to(DEVICE).to(dtype) for name, x in inputs(3, **change).items()}

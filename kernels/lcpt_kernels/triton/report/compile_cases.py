@@ -17,19 +17,26 @@ from lcpt_kernels.triton.pooling import pool_blocks
 
 BLOCK, SUMMARIES, TOKENS = 256, 32, 512
 SETTINGS = (  # what tells most first; features: of a sketch, or m
-    {"of": "squared", "head_dim": 64, "features": 32}, {"of": "squared", "head_dim": 128, "features": 32},
+    {"of": "squared", "head_dim": 64, "features": 32},
+    {"of": "squared", "head_dim": 128, "features": 32},
     {"of": "flurka", "head_dim": 64, "features": 64},
-    {"of": "sparse", "head_dim": 64}, {"of": "sparse", "head_dim": 128},
-    {"of": "heads", "head_dim": 64}, {"of": "sketch", "head_dim": 64, "size": 32},
-    {"of": "map", "head_dim": 64, "map": "elu1"}, {"of": "map", "head_dim": 64, "map": "hedgehog"},
+    {"of": "sparse", "head_dim": 64},
+    {"of": "sparse", "head_dim": 128},
+    {"of": "heads", "head_dim": 64},
+    {"of": "sketch", "head_dim": 64, "size": 32},
+    {"of": "map", "head_dim": 64, "map": "elu1"},
+    {"of": "map", "head_dim": 64, "map": "hedgehog"},
     {"of": "summaries", "head_dim": 64},
     {"of": "squared", "head_dim": 64, "features": 32, "gated": True, "local_blocks": 2},
     {"of": "feature", "head_dim": 64, "features": 256},
-    {"of": "squared", "head_dim": 64, "features": 16}, {"of": "squared", "head_dim": 64, "features": 64},
+    {"of": "squared", "head_dim": 64, "features": 16},
+    {"of": "squared", "head_dim": 64, "features": 64},
     {"of": "fastmax", "head_dim": 64, "features": 64},
-    {"of": "flurka", "head_dim": 64, "features": 16}, {"of": "flurka", "head_dim": 128, "features": 128},
+    {"of": "flurka", "head_dim": 64, "features": 16},
+    {"of": "flurka", "head_dim": 128, "features": 128},
     {"of": "flurka", "head_dim": 64, "features": 256, "gated": True},
-    {"of": "heads", "head_dim": 128, "keep_plain": True}, {"of": "summaries", "head_dim": 128, "gated": True},
+    {"of": "heads", "head_dim": 128, "keep_plain": True},
+    {"of": "summaries", "head_dim": 128, "gated": True},
     *({"of": "sketch", "head_dim": width, "size": size} for width, size in ((64, 8), (128, 32), (64, 64))),
     *({"of": "map", "head_dim": 64, "map": map} for map in ("relu", "favor", "softplus", "oglu")),
     {"of": "map", "head_dim": 128, "map": "oglu"},
@@ -37,9 +44,7 @@ SETTINGS = (  # what tells most first; features: of a sketch, or m
 FEW = 10  # for targets other than sm_90
 
 
-def output_of(
-    of: str, head_dim: int, dtype: torch.dtype = torch.bfloat16, tokens: int = TOKENS, **others
-) -> Tensor:
+def output_of(of: str, head_dim: int, dtype: torch.dtype = torch.bfloat16, tokens: int = TOKENS, **others) -> Tensor:
     """The output of a call of SETTINGS, where kernels start or are written down; with a graph for the backward pass."""
 
     def tensor(*size, rows=tokens):
@@ -79,8 +84,13 @@ def feature(tensor, head_dim, size, local_blocks):
 
 def flurka(tensor, head_dim, size, _):
     rows = TOKENS // BLOCK * SUMMARIES
-    keys = {"k": tensor(head_dim), "v": tensor(head_dim), "b": tensor(size, rows=rows),
-            "far_v": tensor(head_dim, rows=rows), "mass": tensor(rows=rows)}
+    keys = {
+        "k": tensor(head_dim),
+        "v": tensor(head_dim),
+        "b": tensor(size, rows=rows),
+        "far_v": tensor(head_dim, rows=rows),
+        "mass": tensor(rows=rows),
+    }
     plan = Plan(Exponential(), Explicit(size), head_dim**-0.5, 0.0, BLOCK, 2, SUMMARIES)
     return plan, tensor(head_dim), tensor(size), keys
 

@@ -24,7 +24,9 @@ from lcpt_kernels.triton.report.compile_cases import FEW, SETTINGS, output_of
 from lcpt_kernels.triton.report.sass import loops, wgmma_hazards
 
 TARGETS = {
-    "sm_80": GPUTarget("cuda", 80, 32), "sm_90": GPUTarget("cuda", 90, 32), "sm_100": GPUTarget("cuda", 100, 32),
+    "sm_80": GPUTarget("cuda", 80, 32),
+    "sm_90": GPUTarget("cuda", 90, 32),
+    "sm_100": GPUTarget("cuda", 100, 32),
     "gfx942": GPUTarget("hip", "gfx942", 64),
 }
 # KiB of shared memory a multiprocessor and a block of threads may have, by NVIDIA's compute capability tables
@@ -46,9 +48,7 @@ class Launch(NamedTuple):
     options: dict[str, int]  # num_warps, num_stages, and maxnreg where registers are capped
 
 
-def rows(
-    target: str, first: int | None = None, part: int = 0, parts: int = 1, keep: Path | None = None
-) -> list[dict]:
+def rows(target: str, first: int | None = None, part: int = 0, parts: int = 1, keep: Path | None = None) -> list[dict]:
     """Compile for one of TARGETS what the `first` of SETTINGS launch (None: all for sm_90, for others a few).
 
     What several settings launch stands with the first of them. Of all rows, each of `parts` processes compiles every
@@ -60,8 +60,10 @@ def rows(
         for launch in launches(target, **settings):
             found.setdefault(repr(launch), (launch, settings))
     numbered = list(enumerate(found.values()))[part::parts]
-    return [row(launch, settings, target, keep and keep / f"{target}-{place:03}-{launch.kernel.__name__}")
-            for place, (launch, settings) in numbered]
+    return [
+        row(launch, settings, target, keep and keep / f"{target}-{place:03}-{launch.kernel.__name__}")
+        for place, (launch, settings) in numbered
+    ]
 
 
 def launches(target: str, **settings) -> list[Launch]:
@@ -104,10 +106,18 @@ def row(launch: Launch, settings: dict, target: str, keep: Path | None = None) -
     """One row of the report; `keep` is a path without an ending for PTX and machine code."""
     constants = of_constants(launch)
     of = ", backward" * constants.get("QUERIES", False) + ", of summaries" * (not constants.get("NEAR", True))
-    found = {"kernel": launch.kernel.__name__ + of, "settings": settings | tiles(launch), "target": target,
-             "triton": triton.__version__}
-    source = ASTSource(launch.kernel, launch.signature, launch.constants,
-                       {place: [["tt.divisibility", 16]] for place in launch.divisible})
+    found = {
+        "kernel": launch.kernel.__name__ + of,
+        "settings": settings | tiles(launch),
+        "target": target,
+        "triton": triton.__version__,
+    }
+    source = ASTSource(
+        launch.kernel,
+        launch.signature,
+        launch.constants,
+        {place: [["tt.divisibility", 16]] for place in launch.divisible},
+    )
     try:
         compiled = triton.compile(source, target=TARGETS[target], options=launch.options)
         if keep is not None:
