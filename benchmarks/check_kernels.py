@@ -27,11 +27,11 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from lcpt.checkpoint.files import replace_text
-from lcpt.evaluation.kernel_cases import Case, cases, smaller
-from lcpt.evaluation.kernel_check import check
-from lcpt.evaluation.provenance import header
-from lcpt.evaluation.timing import one_line
+from lcpt.benchmarking.kernel_cases import Case, cases, smaller
+from lcpt.benchmarking.kernel_check import check
+from lcpt.utils.atomic_files import replace_text
+from lcpt.utils.errors import typed_first_line
+from lcpt.utils.provenance import header
 
 
 def main() -> int:
@@ -124,7 +124,7 @@ def answer(connection: Connection, device: torch.device, repeats: int) -> None:
         try:
             row = check(case, device, repeats)
         except Exception as error:  # a compiler's or a GPU's; the others are still worth knowing
-            row = failed(case, one_line(error))
+            row = failed(case, typed_first_line(error))
         connection.send(row)
 
 

@@ -20,15 +20,16 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from lcpt.checkpoint.files import replace_text
-from lcpt.evaluation.attention_benchmark import MODES
-from lcpt.evaluation.attention_layer import Layer
-from lcpt.evaluation.fused_steps import Step, check, steps
-from lcpt.evaluation.kernel_cases import DTYPES
-from lcpt.evaluation.provenance import header
-from lcpt.evaluation.tables import number
-from lcpt.evaluation.timing import first_passes, one_line, time_in_turn
-from lcpt.evaluation.traffic import traffic
+from lcpt.benchmarking.attention_benchmark import MODES
+from lcpt.benchmarking.attention_layer import Layer
+from lcpt.benchmarking.fused_steps import Step, check, steps
+from lcpt.benchmarking.kernel_cases import DTYPES
+from lcpt.benchmarking.tables import number
+from lcpt.benchmarking.timing import first_passes, time_in_turn
+from lcpt.benchmarking.traffic import traffic
+from lcpt.utils.atomic_files import replace_text
+from lcpt.utils.errors import typed_first_line
+from lcpt.utils.provenance import header
 
 
 def main() -> int:
@@ -69,7 +70,7 @@ def main() -> int:
             try:
                 check(step)
             except Exception as error:  # a compiler's or a GPU's; the others are still worth knowing
-                report["wrong"][name] = one_line(error)
+                report["wrong"][name] = typed_first_line(error)
                 write()
                 continue
         for row in rows(name, step, layer, args):

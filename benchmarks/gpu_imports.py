@@ -31,7 +31,7 @@ def main() -> int:
         return 1
     import torch
 
-    from lcpt.evaluation.provenance import git_commit
+    from lcpt.utils.provenance import git_commit
 
     if not torch.cuda.is_available():
         print("PyTorch finds no GPU here")

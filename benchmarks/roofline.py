@@ -2,10 +2,11 @@
 
     python benchmarks/roofline.py --output benchmarks/results/roofline-model.json
 
-Nothing is measured. FLOPs and bytes are counted from the kernels' loops (lcpt/evaluation/roofline.py, held against the
-kernels in tests). `roof`: each kernel takes the larger of its FLOPs and its bytes at the peaks that programs of others
-reached on an H200 (790 TFLOP/s of bf16 products, 4.3 TB/s of a copy). `likely`: products at an assumed part of that
-peak, 0.5 forward and 0.4 backward, and 4 µs a launch. Against flash attention at 350 TFLOP/s forward and 300 backward.
+Nothing is measured. FLOPs and bytes are counted from the kernels' loops (lcpt/benchmarking/roofline.py, which tests
+hold against the kernels). `roof`: each kernel takes the larger of its FLOPs and its bytes at the peaks that programs of
+others reached on an H200 (790 TFLOP/s of bf16 products, 4.3 TB/s of a copy). `likely`: products at an assumed part of
+that peak, 0.5 forward and 0.4 backward, and 4 µs a launch. The rival is flash attention at 350 TFLOP/s forward, 300
+backward.
 """
 
 from __future__ import annotations
@@ -17,9 +18,9 @@ from pathlib import Path
 
 import torch
 
-from lcpt.checkpoint.files import replace_text
-from lcpt.evaluation.provenance import header
-from lcpt.evaluation.roofline import Gpu, Size, backward, forward, seconds, softmax_cost, squared_cost
+from lcpt.benchmarking.roofline import Gpu, Size, backward, forward, seconds, softmax_cost, squared_cost
+from lcpt.utils.atomic_files import replace_text
+from lcpt.utils.provenance import header
 
 ROOF = Gpu(flops=790e12, bytes=4.3e12, launch=0.0)
 LIKELY = ROOF._replace(launch=4e-6)

@@ -18,8 +18,8 @@ from datetime import date
 from pathlib import Path
 
 from lcpt.checkpoint import find_checkpoint, read_manifest
-from lcpt.checkpoint.files import replace_text
 from lcpt.training.run_folder import environment
+from lcpt.utils.atomic_files import replace_text
 
 MODELS = {
     "10 M": {"n_layers": 11, "d_model": 256, "n_heads": 4},

@@ -20,11 +20,11 @@ from pathlib import Path
 import torch
 
 from lcpt.attention import AttentionConfig
-from lcpt.evaluation.attention_layer import Layer
-from lcpt.evaluation.attention_methods import methods, projected
-from lcpt.evaluation.fused_steps import steps
-from lcpt.evaluation.kernel_cases import cases, inputs, options
-from lcpt.evaluation.kernel_check import results
+from lcpt.benchmarking.attention_layer import Layer
+from lcpt.benchmarking.attention_methods import methods, projected
+from lcpt.benchmarking.fused_steps import steps
+from lcpt.benchmarking.kernel_cases import cases, inputs, options
+from lcpt.benchmarking.kernel_check import results
 
 ROOT = Path(__file__).parents[1]
 TOKENS = 2 * 256 + 77  # two blocks and a part: no kernel is compiled for a number of tokens
@@ -56,7 +56,7 @@ def main() -> int:
 
 def warm(stages: list[str], target: str, part: int, parts: int) -> tuple[int, dict[str, str]]:
     """How many kernels the stages start, and why some of this part's share did not compile."""
-    from lcpt.evaluation.warming import compile_only  # in a process of its own: Triton only compiles from here on
+    from lcpt.benchmarking.warming import compile_only  # in a process of its own: Triton only compiles from here on
 
     torch.set_num_threads(1)
     seen = compile_only(target, part, parts)
@@ -91,7 +91,7 @@ def of_sparse() -> None:
 
 
 def of_methods(*names: str) -> None:
-    from lcpt.evaluation.warming import forward_backward
+    from lcpt.benchmarking.warming import forward_backward
 
     p = projected(LAYER, TOKENS)
     for method in methods(list(names), AttentionConfig(), LAYER)[0].values():
@@ -100,8 +100,8 @@ def of_methods(*names: str) -> None:
 
 def of_training() -> None:
     """Steps of GPT-2 small, with each kind of layer once."""
+    from lcpt.benchmarking.training_step import training_step
     from lcpt.config import load_config
-    from lcpt.training.benchmark import training_step
 
     for name in ("gpt2-small-8k", "gpt2-small-32k"):
         model = load_config(ROOT / f"configs/{name}.yaml").model
@@ -110,7 +110,7 @@ def of_training() -> None:
 
 
 def of_fused() -> None:
-    from lcpt.evaluation.warming import forward_backward
+    from lcpt.benchmarking.warming import forward_backward
 
     for step in steps(LAYER, TOKENS).values():
         forward_backward(lambda *x, step=step: step.function(*x, backend="triton"), step.inputs)

@@ -21,16 +21,15 @@ import torch
 from tqdm import tqdm
 
 from lcpt.attention import AttentionConfig
-from lcpt.checkpoint.files import replace_text
-from lcpt.evaluation.attention_benchmark import DTYPES, MODES, WrongResult, check, measure
-from lcpt.evaluation.attention_layer import Layer, Method
-from lcpt.evaluation.attention_methods import baselines, known, methods
-from lcpt.evaluation.peaks import measured_peaks
-from lcpt.evaluation.provenance import header
-from lcpt.evaluation.tables import table
-from lcpt.evaluation.timing import one_line
+from lcpt.benchmarking.attention_benchmark import DTYPES, MODES, WrongResult, check, measure
+from lcpt.benchmarking.attention_layer import Layer, Method
+from lcpt.benchmarking.attention_methods import baselines, known, methods
+from lcpt.benchmarking.peaks import measured_peaks
+from lcpt.benchmarking.tables import table
 from lcpt.parallel import groups
-from lcpt.parallel.groups import first_line
+from lcpt.utils.atomic_files import replace_text
+from lcpt.utils.errors import first_line, typed_first_line
+from lcpt.utils.provenance import header
 
 EXAMPLE = """example:
   python tools/benchmark_attention.py --methods polysketch,flurka,softmax --contexts 8192,16384 --output attention.json
@@ -181,7 +180,7 @@ def checked(chosen: dict[str, Method], layer: Layer, progress, leave_out) -> dic
         except WrongResult as error:
             leave_out(name, str(error))
         except Exception as error:  # compilers and other libraries raise what they like
-            leave_out(name, one_line(error))
+            leave_out(name, typed_first_line(error))
     return backends
 
 
@@ -194,7 +193,7 @@ def draw(rows: list[dict], output: Path) -> bool:
     """Whether there is a picture beside OUT.json."""
     if not rows or find_spec("matplotlib") is None:
         return False
-    from lcpt.evaluation.attention_report import draw  # it takes a second: after everything is measured
+    from lcpt.benchmarking.attention_report import draw  # it takes a second: after everything is measured
 
     draw(rows, output.with_suffix(".png"))
     return True

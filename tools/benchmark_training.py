@@ -16,14 +16,14 @@ from pathlib import Path
 
 from torch.nn.attention import sdpa_kernel
 
-from lcpt.checkpoint.files import replace_text
+from lcpt.benchmarking.attention_baselines import SDPA
+from lcpt.benchmarking.tables import table
+from lcpt.benchmarking.timing import first_passes, time_in_turn
+from lcpt.benchmarking.training_step import training_step
 from lcpt.config import Config, ConfigError, load_config
-from lcpt.evaluation.attention_baselines import SDPA
-from lcpt.evaluation.provenance import backend_of, header
-from lcpt.evaluation.tables import table
-from lcpt.evaluation.timing import first_passes, time_in_turn
 from lcpt.parallel import groups
-from lcpt.training.benchmark import training_step
+from lcpt.utils.atomic_files import replace_text
+from lcpt.utils.provenance import backend_of, header
 
 EXAMPLE = """example:
   python tools/benchmark_training.py --configs configs/demo.yaml --kinds softmax,polysketch --contexts 8192,16384 \\

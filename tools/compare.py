@@ -11,10 +11,10 @@ import sys
 from pathlib import Path
 
 from lcpt.checkpoint import CheckpointError
-from lcpt.checkpoint.files import replace_text
 from lcpt.data import DataError
 from lcpt.evaluation import plots
 from lcpt.evaluation.comparison import Run, compare, loss_over, read_run, settings
+from lcpt.utils.atomic_files import replace_text
 
 EXAMPLE = """example:
   python tools/compare.py runs/softmax runs/polysketch --output runs/comparison"""

@@ -13,11 +13,11 @@ from pathlib import Path
 
 import torch
 
-from lcpt.checkpoint.files import replace_text
 from lcpt.config import load_config
 from lcpt.data import Corpus, Tokenizer
-from lcpt.evaluation.baselines import unigram_bits_per_byte, xz_bits_per_byte
 from lcpt.evaluation.plots import loss_by_position, loss_curve
+from lcpt.evaluation.text_baselines import unigram_bits_per_byte, xz_bits_per_byte
+from lcpt.utils.atomic_files import replace_text
 
 CONFIG = "configs/demo.yaml"
 TOOLS = Path(__file__).parent

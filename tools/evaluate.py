@@ -17,16 +17,16 @@ import torch
 from tqdm import tqdm
 
 from lcpt.checkpoint import CheckpointError
-from lcpt.checkpoint.files import replace_text
 from lcpt.data import DataError, is_task
+from lcpt.data.documents import documents
 from lcpt.evaluation import recall
-from lcpt.evaluation.carried import score_carried
-from lcpt.evaluation.documents import documents
-from lcpt.evaluation.memory import peak_memory_bytes
+from lcpt.evaluation.carried_state import score_carried
 from lcpt.evaluation.perplexity import Tally, score
 from lcpt.evaluation.windows import windows
 from lcpt.model.pretrained import Pretrained, open_pretrained
 from lcpt.parallel import groups
+from lcpt.utils.atomic_files import replace_text
+from lcpt.utils.memory import peak_memory_bytes
 
 EXAMPLE = """examples:
   python tools/evaluate.py --checkpoint runs/demo --data data/sample/valid.jsonl.xz \\

@@ -8,13 +8,13 @@ import json
 import sys
 from pathlib import Path
 
+from lcpt.analysis.feature_report import checkpoint_report, feature_report
 from lcpt.checkpoint import CheckpointError
-from lcpt.checkpoint.files import replace_text
 from lcpt.data import DataError
-from lcpt.evaluation.feature_report import checkpoint_report, feature_report
-from lcpt.evaluation.provenance import header
 from lcpt.model.pretrained import open_pretrained
 from lcpt.parallel import groups
+from lcpt.utils.atomic_files import replace_text
+from lcpt.utils.provenance import header
 
 EXAMPLE = """example:
   python tools/feature_report.py --head-dim 64 --degree 4 --sketch-size 32

@@ -19,8 +19,8 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from lcpt.checkpoint.files import replace_text
-from lcpt.evaluation.provenance import header
+from lcpt.utils.atomic_files import replace_text
+from lcpt.utils.provenance import header
 
 EXAMPLE = """example:
   python tools/kernel_report.py --targets sm_90,sm_100 --output kernels.json"""

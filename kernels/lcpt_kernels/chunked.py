@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from lcpt_kernels.derivatives import first_derivative_only, refuse_transforms
-from lcpt_kernels.features import Explicit, QuadraticFeatures
+from lcpt_kernels.symmetric_features import Explicit, QuadraticFeatures
 
 FAINTEST = -60.0  # the least log M of a row that is not of local keys alone: e^{60} is finite, and 10³⁸ · e^{−60} too
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from lcpt_kernels import on_gpu, reference
+from lcpt_kernels import dispatch, reference
 from lcpt_kernels.arguments import BACKENDS, check_backend, check_pair, check_stream, finite_gate
 from lcpt_kernels.autocast import under_autocast
 from lcpt_kernels.chunked import Linear, Plan
-from lcpt_kernels.features import Explicit
 from lcpt_kernels.streaming import Exchange, State, attend, each_document
+from lcpt_kernels.symmetric_features import Explicit
 
 
 @under_autocast
@@ -44,7 +44,7 @@ def feature_attention(
     plan = Plan(Linear(), Explicit(phi_q.shape[-1]), 1.0, offset, block_size, local_blocks)
 
     keys = {"b": phi_k, "v": v, "log_gate": log_gate}
-    compute = on_gpu.feature(backend, phi_q, v)
+    compute = dispatch.feature(backend, phi_q, v)
     if compute is not None and not piece:
         present = {name: x for name, x in keys.items() if x is not None}
         return compute(plan, phi_q, phi_q, present, None, False, cu_seqlens)

@@ -11,11 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lcpt_kernels import on_gpu
+from lcpt_kernels import dispatch
 from lcpt_kernels.arguments import check_backend, check_sizes, require
 from lcpt_kernels.autocast import under_autocast
-
-TINY = 1e-6  # keeps a feature, and so a normaliser, above zero
+from lcpt_kernels.constants import TINY
 
 
 def per_head(x: Tensor, matrices: Tensor) -> Tensor:
@@ -28,7 +27,7 @@ def per_head(x: Tensor, matrices: Tensor) -> Tensor:
 def elu1(x: Tensor, *, backend: str = "auto") -> Tensor:
     """φ(x) = elu(x) + 1, m = d (Transformers are RNNs, arXiv 2006.16236)."""
     _check(x, backend)
-    if on_gpu.rows("elu1", backend, x):
+    if dispatch.rows("elu1", backend, x):
         return _in_triton("elu1", x)
     return F.elu(x) + 1
 
@@ -38,7 +37,7 @@ def relu(x: Tensor, W: Tensor, b: Tensor, *, backend: str = "auto") -> Tensor:
     """φ(x) = relu(x W + b) + 10⁻⁶, b [Hw, m] (T2R, arXiv 2103.13076)."""
     _check(x, backend, W=W)
     require(b.shape == W[:, 0].shape, f"b is {list(b.shape)}; it must be {[len(W), W.shape[2]]}")
-    if on_gpu.rows("relu", backend, x, W.shape[2]):
+    if dispatch.rows("relu", backend, x, W.shape[2]):
         return _in_triton("relu", x, W, b=b)
     bias = b.repeat_interleave(x.shape[2] // len(b), dim=0)  # [H, m]
     return F.relu(per_head(x, W) + bias.to(x.dtype)) + TINY
@@ -54,7 +53,7 @@ def favor(x: Tensor, W: Tensor, *, subtract_peak: bool = False, backend: str = "
     """
     _check(x, backend, W=W)
     W = W.detach()
-    if on_gpu.rows("favor", backend, x, W.shape[2]):
+    if dispatch.rows("favor", backend, x, W.shape[2]):
         return _in_triton("favor", x, W, subtract_peak=subtract_peak)
     scaled = (x if x.dtype == torch.float64 else x.float()) * x.shape[-1] ** -0.25
     exponents = per_head(scaled, W) - scaled.square().sum(-1, keepdim=True) / 2
@@ -67,7 +66,7 @@ def favor(x: Tensor, W: Tensor, *, subtract_peak: bool = False, backend: str = "
 def hedgehog(x: Tensor, W: Tensor, *, backend: str = "auto") -> Tensor:
     """φ(x) = [softmax(x W), softmax(−x W)], twice as wide as x W (Hedgehog, arXiv 2402.04347)."""
     _check(x, backend, W=W)
-    if on_gpu.rows("hedgehog", backend, x, 2 * W.shape[2]):
+    if dispatch.rows("hedgehog", backend, x, 2 * W.shape[2]):
         return _in_triton("hedgehog", x, W)
     y = per_head(x, W)
     return torch.cat((y.softmax(-1), (-y).softmax(-1)), dim=-1)
@@ -77,7 +76,7 @@ def hedgehog(x: Tensor, W: Tensor, *, backend: str = "auto") -> Tensor:
 def softplus(x: Tensor, W: Tensor, *, backend: str = "auto") -> Tensor:
     """φ(x) = softplus(x W), a feed-forward kernel (arXiv 2211.04076)."""
     _check(x, backend, W=W)
-    if on_gpu.rows("softplus", backend, x, W.shape[2]):
+    if dispatch.rows("softplus", backend, x, W.shape[2]):
         return _in_triton("softplus", x, W)
     return F.softplus(per_head(x, W))
 
@@ -87,7 +86,7 @@ def oglu(x: Tensor, W: Tensor, G: Tensor, *, backend: str = "auto") -> Tensor:
     """φ(x) = softplus(x W) ∘ σ(x G), G like W (arXiv 2211.04076)."""
     _check(x, backend, W=W, G=G)
     require(G.shape == W.shape, f"G is {list(G.shape)}, W is {list(W.shape)}; they must be alike")
-    if on_gpu.rows("oglu", backend, x, W.shape[2]):
+    if dispatch.rows("oglu", backend, x, W.shape[2]):
         return _in_triton("oglu", x, W, G)
     return F.softplus(per_head(x, W)) * torch.sigmoid(per_head(x, G))
 
@@ -98,7 +97,7 @@ def aoglu(x: Tensor, W: Tensor, A: Tensor, B: Tensor, *, backend: str = "auto") 
     _check(x, backend, W=W, A=A)
     like = [len(W), A.shape[2], W.shape[2]]
     require(list(B.shape) == like and len(A) == len(W), f"A is {list(A.shape)}, B is {list(B.shape)}; B must be {like}")
-    if on_gpu.rows("aoglu", backend, x, W.shape[2]):
+    if dispatch.rows("aoglu", backend, x, W.shape[2]):
         return _in_triton("oglu", x, W, A.to(x.dtype) @ B.to(x.dtype))
     return F.softplus(per_head(x, W)) * torch.sigmoid(per_head(per_head(x, A), B))
 
@@ -115,6 +114,6 @@ def _check(x: Tensor, backend: str, **matrices: Tensor) -> None:
 
 
 def _in_triton(map: str, x: Tensor, *matrices: Tensor, **options) -> Tensor:
-    from lcpt_kernels.triton.feature_maps import feature_map
+    from lcpt_kernels.triton.fused.feature_maps import feature_map
 
     return feature_map(map, x, *matrices, **options)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from lcpt_kernels import on_gpu, reference
+from lcpt_kernels import dispatch, reference
 from lcpt_kernels.arguments import (
     BACKENDS,
     check_backend,
@@ -17,8 +17,8 @@ from lcpt_kernels.arguments import (
 )
 from lcpt_kernels.autocast import under_autocast
 from lcpt_kernels.chunked import Exponential, Linear, Plan
-from lcpt_kernels.features import Explicit
 from lcpt_kernels.streaming import Exchange, State, attend, each_document
+from lcpt_kernels.symmetric_features import Explicit
 
 LOCAL = {"softmax": Exponential(), "linear": Linear()}
 
@@ -83,7 +83,7 @@ def flurka_attention(
     near = {"q": q, "k": k, "v": v, "phi_q": phi_q, "log_gate": log_gate}
     far = {"phi_summary": phi_summary, "v_summary": v_summary, "mass_summary": mass_summary}
     plan = Plan(LOCAL[local], Explicit(phi_q.shape[3]), scale, offset, block_size, local_blocks, summaries=r)
-    compute = on_gpu.flurka(backend, q, phi_q, v)
+    compute = dispatch.flurka(backend, q, phi_q, v)
 
     def linear(q, k, v, phi_q, log_gate, phi_summary, v_summary, mass_summary, **piece):
         keys = {"k": k, "v": v, "log_gate": log_gate, "b": phi_summary, "far_v": v_summary, "mass": mass_summary}

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lcpt_kernels import on_gpu
+from lcpt_kernels import dispatch
 from lcpt_kernels.arguments import check_backend, check_sizes, require
 from lcpt_kernels.autocast import under_autocast
 
@@ -35,7 +35,7 @@ def _sketch(x: Tensor, *matrices: Tensor, backend: str) -> Tensor:
     _check(x, up, down)
     rows = x[(None,) * (4 - x.ndim)]
     if _on_gpu(backend, rows, up, down):
-        from lcpt_kernels.triton.learned_sketch import learned_sketch as in_triton
+        from lcpt_kernels.triton.fused.learned_sketch import learned_sketch as in_triton
 
         return in_triton(rows, up[0], down[0]).view(*x.shape[:-1], down[0].shape[2])
     first = second = x
@@ -52,8 +52,8 @@ def _on_gpu(backend: str, rows: Tensor, up: tuple[Tensor, ...], down: tuple[Tens
     elif rows.dtype == torch.float32 and widest > WIDEST_FP32:
         reason = f"rows of float32 are {widest} wide, {WIDEST_FP32} are the most"
     else:
-        return on_gpu.rows("learned_sketch", backend, rows, widest)
-    return on_gpu.wanted("learned_sketch", backend, reason)
+        return dispatch.rows("learned_sketch", backend, rows, widest)
+    return dispatch.wanted("learned_sketch", backend, reason)
 
 
 def _check(x: Tensor, up: tuple[Tensor, ...], down: tuple[Tensor, ...]) -> None:

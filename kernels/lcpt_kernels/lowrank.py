@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from lcpt_kernels import on_gpu, reference
+from lcpt_kernels import dispatch, reference
 from lcpt_kernels.arguments import (
     BACKENDS,
     check_backend,
@@ -57,8 +57,8 @@ def lowrank_attention(
     require(block_size > 0, f"block_size {block_size} is not positive")
     _check_summaries(k_summary.shape[1], summaries, block_size, *k.shape[:2], cu_seqlens)
     scale = q.shape[3] ** -0.5 if scale is None else scale
-    if on_gpu.intervals(backend, "lowrank_attention", v, q, q_far):
-        from lcpt_kernels.triton.lowrank import lowrank_attention as in_triton
+    if dispatch.intervals(backend, "lowrank_attention", v, q, q_far):
+        from lcpt_kernels.triton.interval.lowrank import lowrank_attention as in_triton
 
         return in_triton(q, k, v, q_far, k_summary, v_summary, summaries, scale, block_size, local_blocks, cu_seqlens)
 

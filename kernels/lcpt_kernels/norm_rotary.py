@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lcpt_kernels import on_gpu
+from lcpt_kernels import dispatch
 from lcpt_kernels.arguments import check_backend, check_sizes, require
 
 
@@ -32,8 +32,8 @@ def norm_rotary(
     """
     check_backend(backend, ("auto", "torch", "triton"))
     _check(x, weight, bias, cos, sin)
-    if on_gpu.rows("norm_rotary", backend, x):
-        from lcpt_kernels.triton.norm_rotary import norm_rotary as in_triton
+    if dispatch.rows("norm_rotary", backend, x):
+        from lcpt_kernels.triton.fused.norm_rotary import norm_rotary as in_triton
 
         return in_triton(x, weight, bias, cos, sin, eps, keep_plain)
     plain = F.layer_norm(x, weight.shape, weight, bias, eps)

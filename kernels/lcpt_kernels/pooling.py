@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lcpt_kernels import on_gpu
+from lcpt_kernels import dispatch
 from lcpt_kernels.arguments import check_backend, check_sizes, require
 from lcpt_kernels.autocast import under_autocast
 
@@ -29,8 +29,8 @@ def pool_blocks(
     check_backend(backend, ("auto", "torch", "triton"))
     _check(k, v, logits, segments, gamma)
     segments = segments.detach()
-    if on_gpu.rows("pool_blocks", backend, k[:, :, 0], v.shape[4]):
-        from lcpt_kernels.triton.pooling import pool_blocks as in_triton
+    if dispatch.rows("pool_blocks", backend, k[:, :, 0], v.shape[4]):
+        from lcpt_kernels.triton.fused.pooling import pool_blocks as in_triton
 
         return in_triton(k, v, logits.expand(*k.shape[:4], -1), segments, gamma)
 

@@ -17,13 +17,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lcpt_kernels import on_gpu, reference
+from lcpt_kernels import dispatch, reference
 from lcpt_kernels.arguments import BACKENDS, check_backend, check_packed, check_pair, require
 from lcpt_kernels.autocast import under_autocast
 from lcpt_kernels.chunked import accumulated
 from lcpt_kernels.derivatives import refuse_transforms
-from lcpt_kernels.softmax import joined
+from lcpt_kernels.merge_softmax import joined
 from lcpt_kernels.streaming import each_document
+from lcpt_kernels.visibility import Sight, sights_of
 
 ROWS = 128  # queries at a time: bounds the memory of a tile of scores to ROWS × the keys that they see
 INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
@@ -77,8 +78,8 @@ def sparse_attention(
             {"q": q, "k": k, "v": v, **marks},
         )
     sights = sights_of(q, k, marks, window, cu_seqlens)
-    if on_gpu.intervals(backend, "sparse_attention", v, q):
-        from lcpt_kernels.triton.sparse import sparse_attention as in_triton
+    if dispatch.intervals(backend, "sparse_attention", v, q):
+        from lcpt_kernels.triton.interval.sparse import sparse_attention as in_triton
 
         return in_triton(q, k, v, sights, scale)
     refuse_transforms("sparse attention", "reference")
@@ -86,28 +87,6 @@ def sparse_attention(
     outputs = [_in_pytorch(q, k, v, Meeting.of(q, k, sight), scale, with_lse=window > 0) for sight in sights]
     o = outputs[0][0] if window == 0 else joined(outputs)[0]
     return o.to(q.dtype)
-
-
-class Sight(NamedTuple):
-    """Who sees whom: the query at position t, if it is kept, the kept keys of its bucket at since ≤ s ≤ until."""
-
-    q_keep: Tensor | None  # as in sparse_attention
-    k_keep: Tensor | None
-    q_bucket: Tensor | None
-    k_bucket: Tensor | None
-    since: Tensor  # int64 [T], never falling
-    until: Tensor  # int64 [T], never falling, not beyond t
-
-
-def sights_of(q: Tensor, k: Tensor, marks: dict, window: int, cu_seqlens: Tensor | None) -> list[Sight]:
-    t = torch.arange(k.shape[1] - q.shape[1], k.shape[1], device=q.device)
-    start = torch.zeros_like(t)
-    if cu_seqlens is not None:
-        start = cu_seqlens.to(q.device).long()[torch.searchsorted(cu_seqlens.to(q.device), t, right=True) - 1]
-    if window == 0:
-        return [Sight(**marks, since=start, until=t)]
-    near = torch.maximum(start, t - window + 1)
-    return [Sight(**marks, since=start, until=t - window), Sight(marks["q_keep"], None, None, None, near, t)]
 
 
 def _in_pytorch(q, k, v, meeting: Meeting, scale: float, with_lse: bool) -> tuple[Tensor, Tensor | None]:

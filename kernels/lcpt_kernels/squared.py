@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from lcpt_kernels import on_gpu, reference
+from lcpt_kernels import dispatch, reference
 from lcpt_kernels.arguments import BACKENDS, check_backend, check_degree, check_pair, check_stream, finite_gate, require
 from lcpt_kernels.autocast import under_autocast
 from lcpt_kernels.chunked import Plan, Power, Quadratic
-from lcpt_kernels.features import QuadraticFeatures
 from lcpt_kernels.streaming import Exchange, State, attend, each_document
+from lcpt_kernels.symmetric_features import QuadraticFeatures
 
 
 @under_autocast
@@ -66,7 +66,7 @@ def squared_attention(
     plan = Plan(local, QuadraticFeatures(a.shape[-1], coefficients), scale_of_near, offset, block_size, local_blocks)
 
     keys = {"b": b, "v": v, "k": k, "log_gate": log_gate}
-    compute = on_gpu.squared(backend, a, v, q)
+    compute = dispatch.squared(backend, a, v, q)
     if compute is not None and not piece:
         present = {name: x for name, x in keys.items() if x is not None}
         return compute(plan, a if q is None else q, a, present, None, False, cu_seqlens)

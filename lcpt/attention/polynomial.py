@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from lcpt_kernels import polynomial_attention, squared_attention
-from lcpt_kernels.features import QuadraticFeatures
+from lcpt_kernels.symmetric_features import QuadraticFeatures
 from torch import Tensor
 
 from lcpt.attention.base import Attention, KeyValueCache, LinearCost, Projected

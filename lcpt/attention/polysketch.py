@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import torch
 from lcpt_kernels import squared_attention
-from lcpt_kernels.features import QuadraticFeatures
+from lcpt_kernels.symmetric_features import QuadraticFeatures
 from torch import nn
 
 from lcpt.attention.base import LinearCost, Projected

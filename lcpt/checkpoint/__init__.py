@@ -1,6 +1,6 @@
 """Checkpoints of named tensors: world-independent, verified, without pickle."""
 
-from lcpt.checkpoint.files import CheckpointError
+from lcpt.checkpoint.errors import CheckpointError
 from lcpt.checkpoint.read import (
     TensorReader,
     find_checkpoint,

@@ -10,8 +10,9 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 
-from lcpt.checkpoint.files import CheckpointError, self_hash, sha256_of
+from lcpt.checkpoint.errors import CheckpointError
 from lcpt.checkpoint.write import SCHEMA_VERSION, step_folders
+from lcpt.utils.hashing import file_sha256, self_sha256
 
 
 class SchemaError(CheckpointError):
@@ -59,7 +60,7 @@ def read_manifest(step: Path, *, hashes: bool = True) -> dict:
         raise CheckpointError(f"{path} is no readable JSON ({error}); use another checkpoint") from error
     if not isinstance(manifest, dict) or "tensors" not in manifest:
         raise CheckpointError(f"{step} is no checkpoint: its manifest.json lists no tensors")
-    if manifest.get("sha256") != self_hash(manifest):
+    if manifest.get("sha256") != self_sha256(manifest):
         raise CheckpointError(f"{path} does not match its own hash: it was damaged or edited; use another checkpoint")
     if manifest["schema_version"] != SCHEMA_VERSION:
         raise SchemaError(
@@ -76,7 +77,7 @@ def read_manifest(step: Path, *, hashes: bool = True) -> dict:
             )
     if hashes:
         with ThreadPoolExecutor() as threads:
-            found = threads.map(lambda name: sha256_of(step / name), manifest["files"])
+            found = threads.map(lambda name: file_sha256(step / name), manifest["files"])
             for (name, expected), sha256 in zip(manifest["files"].items(), found, strict=True):
                 if sha256 != expected["sha256"]:
                     raise CheckpointError(

@@ -28,7 +28,8 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
-from lcpt.checkpoint.files import replace_text, self_hash, sha256_of, sync
+from lcpt.utils.atomic_files import fsync_path, replace_text
+from lcpt.utils.hashing import file_sha256, self_sha256
 
 SCHEMA_VERSION = 1
 
@@ -73,7 +74,7 @@ def step_folders(checkpoints: Path) -> dict[int, Path]:
 def open_partial(checkpoints: Path, step: int) -> Path:
     """A new folder for all ranks to write into; one process calls this. Nothing in it counts before `seal`."""
     checkpoints.mkdir(parents=True, exist_ok=True)
-    sync(checkpoints.parent)
+    fsync_path(checkpoints.parent)
     for stale in checkpoints.glob(".step-*"):  # of processes that died
         shutil.rmtree(stale, ignore_errors=True)
     # A name of its own: a process of a job that is believed dead may still be writing into the last one.
@@ -121,12 +122,12 @@ def seal(partial: Path, step: int, pieces: Sequence[dict], state: dict, attachme
             known = manifest["tensors"].setdefault(group, {})
             for name, entry in named.items():
                 known.setdefault(name, {"shape": entry["shape"], "slices": []})["slices"] += entry["slices"]
-    manifest["sha256"] = self_hash(manifest)
+    manifest["sha256"] = self_sha256(manifest)
     replace_text(partial / "manifest.json", json.dumps(manifest, indent=1) + "\n")
     if final.exists():  # the same step once more: the old folder goes only when the new one is in its place
         os.replace(final, checkpoints / f".{final.name}.replaced")
     os.replace(partial, final)
-    sync(checkpoints)
+    fsync_path(checkpoints)
     shutil.rmtree(checkpoints / f".{final.name}.replaced", ignore_errors=True)
     replace_text(checkpoints / "latest", final.name + "\n")
     return final
@@ -134,5 +135,5 @@ def seal(partial: Path, step: int, pieces: Sequence[dict], state: dict, attachme
 
 def _finish(path: Path) -> dict:
     """Bring a written file to the disk; what the manifest says of it."""
-    sync(path)
-    return {"size_bytes": path.stat().st_size, "sha256": sha256_of(path)}
+    fsync_path(path)
+    return {"size_bytes": path.stat().st_size, "sha256": file_sha256(path)}

@@ -9,7 +9,8 @@ import tempfile
 from collections.abc import Iterator
 from types import ModuleType
 
-from lcpt.data.errors import DataError, first_line
+from lcpt.data.errors import DataError
+from lcpt.utils.errors import first_line
 
 
 def read_parquet(name: str, location: str) -> Iterator[tuple[str, object, object]]:

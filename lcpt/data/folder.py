@@ -11,6 +11,7 @@ from pathlib import Path
 
 from lcpt.data.errors import DataError
 from lcpt.data.manifest import MANIFEST
+from lcpt.utils.atomic_files import fsync_path
 
 
 @contextmanager
@@ -31,9 +32,9 @@ def new_folder(output: str | Path) -> Iterator[Path]:
                 leftover.unlink()
             yield temporary
             for path in (*temporary.iterdir(), temporary):
-                _sync(path)
+                fsync_path(path)
             temporary.rename(output)
-            _sync(output.parent)
+            fsync_path(output.parent)
         except BaseException:
             shutil.rmtree(temporary, ignore_errors=True)
             raise
@@ -69,11 +70,3 @@ def _lock(descriptor: int, folder: Path) -> None:
         raise DataError(f"{folder}: another process writes there; wait for it or choose another --output") from None
     except OSError:  # some network filesystems have no locks, and preparing there must still work
         pass
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from pathlib import Path
 
 from lcpt.data.errors import DataError
+from lcpt.utils.hashing import self_sha256
 
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
@@ -15,8 +15,7 @@ TOKENIZER = "tokenizer.model"
 
 def seal(content: dict) -> dict:
     """The content with its `sha256` (hex, of the canonical JSON of everything else)."""
-    canonical = json.dumps({k: v for k, v in content.items() if k != "sha256"}, sort_keys=True, separators=(",", ":"))
-    return {**content, "sha256": hashlib.sha256(canonical.encode()).hexdigest()}
+    return {**content, "sha256": self_sha256(content, separators=(",", ":"))}
 
 
 def render(manifest: dict) -> bytes:
@@ -43,12 +42,3 @@ def load_manifest(folder: str | Path) -> dict:
     if not whole:
         raise DataError(f"{path}: damaged, its sha256 does not match its content; {remedy}")
     return manifest
-
-
-def file_sha256(path: str | Path) -> str:
-    """Hex sha256 of a file, read in pieces."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while chunk := file.read(2**20):
-            digest.update(chunk)
-    return digest.hexdigest()

@@ -10,9 +10,11 @@ from pathlib import Path
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from lcpt.data.errors import DataError, first_line
-from lcpt.data.manifest import TOKENIZER, file_sha256, load_manifest
+from lcpt.data.errors import DataError
+from lcpt.data.manifest import TOKENIZER, load_manifest
 from lcpt.data.order import n_windows, window_start
+from lcpt.utils.errors import first_line
+from lcpt.utils.hashing import file_sha256
 
 HASHED_AT_OPEN = 2**30  # bytes of shards up to which opening a corpus also verifies their sha256
 SAFETENSORS_NAME = {"uint16": "U16", "uint32": "U32"}

@@ -14,7 +14,8 @@ from pathlib import Path
 
 from lcpt.data.columns import read_hub, read_parquet
 from lcpt.data.compressed import COMPRESSIONS, DAMAGE, read_chunks
-from lcpt.data.errors import DataError, first_line
+from lcpt.data.errors import DataError
+from lcpt.utils.errors import first_line
 
 KNOWN = ".jsonl, .json (a record a line) or .txt, also .gz, .xz, .zst; or .parquet"
 

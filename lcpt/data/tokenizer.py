@@ -12,7 +12,8 @@ from pathlib import Path
 import numpy as np
 import sentencepiece
 
-from lcpt.data.errors import DataError, first_line
+from lcpt.data.errors import DataError
+from lcpt.utils.errors import first_line
 
 TRAINING_BYTES = 256 * 2**20  # the trainer holds its text in memory, and merges settle long before this
 BLANK = "\u2581"  # SentencePiece's own mark for a blank: in a text it would come back as a blank

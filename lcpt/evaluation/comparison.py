@@ -16,9 +16,9 @@ from omegaconf import OmegaConf
 
 from lcpt.checkpoint import CheckpointError, find_checkpoint, read_state
 from lcpt.data import DataError
-from lcpt.data.errors import first_line
 from lcpt.model.cost import model_cost
 from lcpt.model.pretrained import model_config
+from lcpt.utils.errors import first_line
 
 SCHEMA_VERSION = 1
 LAST = 20  # the training loss of a run is the mean of its last 20th: that of one step depends on its batch

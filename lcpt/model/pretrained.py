@@ -25,12 +25,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from lcpt.checkpoint import CheckpointError, find_checkpoint, read_manifest, read_state, read_tensors
-from lcpt.checkpoint.files import self_hash, sha256_of
 from lcpt.data import Tokenizer
-from lcpt.data.errors import first_line
 from lcpt.data.folder import new_folder
 from lcpt.model.gpt import GPT, ModelConfig
 from lcpt.model.weights import fill
+from lcpt.utils.errors import first_line
+from lcpt.utils.hashing import file_sha256, self_sha256
 
 SCHEMA_VERSION = 1
 WEIGHTS, CONFIG, TOKENIZER = "model.safetensors", "config.json", "tokenizer.model"
@@ -104,7 +104,7 @@ def write_export(source: str | Path, output: str | Path) -> dict:
             "model": asdict(trained.model.config),
             "files": {name: _seal(folder / name) for name in (WEIGHTS, TOKENIZER)},
         }
-        content["sha256"] = self_hash(content)
+        content["sha256"] = self_sha256(content)
         (folder / CONFIG).write_text(json.dumps(content, indent=2) + "\n")
     return content
 
@@ -154,7 +154,7 @@ def _read_config(path: Path) -> dict:
             f"{path} is of schema {content['schema_version']}, this lcpt reads {SCHEMA_VERSION}; "
             "use the lcpt that wrote it"
         )
-    if content.get("sha256") != self_hash(content):
+    if content.get("sha256") != self_sha256(content):
         raise CheckpointError(f"{path} does not match its own hash: it was damaged or edited; {REMEDY}")
     if differing := content.keys() ^ KEYS:
         raise CheckpointError(
@@ -184,7 +184,7 @@ def _build(config: ModelConfig, tensors: Mapping[str, Tensor], source: Path) -> 
 
 def _seal(file: Path) -> dict:
     """What config.json says of a file beside it."""
-    return {"size_bytes": file.stat().st_size, "sha256": sha256_of(file)}
+    return {"size_bytes": file.stat().st_size, "sha256": file_sha256(file)}
 
 
 def _lcpt_version() -> str:

@@ -9,6 +9,8 @@ from contextlib import contextmanager
 import torch
 import torch.distributed as dist
 
+from lcpt.utils.errors import first_line
+
 _store: dist.Store | None = None
 
 
@@ -55,10 +57,6 @@ def _missing_variables(environment: Mapping[str, str]) -> dict[str, str]:
             "LOCAL_RANK": environment["SLURM_LOCALID"],
         }
     return {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
-
-
-def first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0]
 
 
 def leave() -> None:

@@ -16,7 +16,7 @@ from torch import nn
 
 from lcpt.training.bad_steps import SkippableAdamW
 from lcpt.training.config import TrainingConfig
-from lcpt.training.fragments import create_moments
+from lcpt.training.zero_shards import create_moments
 
 
 @dataclass

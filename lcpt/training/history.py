@@ -6,9 +6,9 @@ import json
 import time
 from pathlib import Path
 
-from lcpt.checkpoint.files import replace_text
 from lcpt.parallel import groups
 from lcpt.training.telemetry import say
+from lcpt.utils.atomic_files import replace_text
 
 CRASHES = 3  # starts in a row from one step, each without an orderly end or a new checkpoint: then no further one
 

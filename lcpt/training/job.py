@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lcpt.parallel import groups
-from lcpt.training.endings import BAD_INPUT, FAULT, FINISHED, GIVE_UP, PREEMPTED, GiveUp, Preempted
+from lcpt.training.exit_codes import BAD_INPUT, FAULT, FINISHED, GIVE_UP, PREEMPTED, GiveUp, Preempted
 from lcpt.training.history import History
 from lcpt.training.loop import train
 from lcpt.training.preemption import Preemption

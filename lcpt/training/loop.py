@@ -13,8 +13,8 @@ from lcpt.checkpoint import read_state
 from lcpt.data import batch_documents
 from lcpt.parallel import groups
 from lcpt.training.bad_steps import BadSteps
-from lcpt.training.endings import GiveUp, Preempted
 from lcpt.training.engine import adam_step, build_engine, update
+from lcpt.training.exit_codes import GiveUp, Preempted
 from lcpt.training.history import History
 from lcpt.training.preemption import Preemption
 from lcpt.training.resume import data_position, find_start, restore

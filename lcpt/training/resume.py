@@ -12,8 +12,8 @@ from omegaconf import OmegaConf
 from lcpt.checkpoint import TensorReader, newest_checkpoint, read_manifest, read_state
 from lcpt.data import Source
 from lcpt.parallel import groups
-from lcpt.training.fragments import held
 from lcpt.training.telemetry import say
+from lcpt.training.zero_shards import held
 
 if TYPE_CHECKING:
     from lcpt.config import Config

@@ -15,13 +15,13 @@ from pathlib import Path
 import torch
 from omegaconf import MISSING
 
-from lcpt.checkpoint.files import replace_text
-from lcpt.evaluation.memory import peak_memory_bytes
-from lcpt.evaluation.provenance import command, git_commit, versions
 from lcpt.parallel import groups
-from lcpt.training.endings import GiveUp
+from lcpt.training.exit_codes import GiveUp
 from lcpt.training.history import History
 from lcpt.training.telemetry import say
+from lcpt.utils.atomic_files import replace_text
+from lcpt.utils.memory import peak_memory_bytes
+from lcpt.utils.provenance import command, git_commit, versions
 
 LOCK_SECONDS = 30.0  # that the last job in a run folder may need to end, or a file server to notice that it has
 _locks: dict[Path, int] = {}  # descriptors, which the system closes when the process ends

@@ -14,9 +14,9 @@ import torch.distributed as dist
 
 from lcpt.checkpoint import CheckpointConfig, Slice, open_partial, remove_old, seal, write_piece
 from lcpt.parallel import groups
-from lcpt.training.fragments import MOMENTS, held_once
 from lcpt.training.telemetry import say
 from lcpt.training.watchdog import Watch
+from lcpt.training.zero_shards import MOMENTS, held_once
 
 PATIENCE = 1800.0  # seconds that a disk may take to write a checkpoint before it counts as a hang
 

@@ -23,7 +23,7 @@ from typing import NoReturn
 import torch.distributed as dist
 
 from lcpt.parallel import groups
-from lcpt.training.endings import FAULT
+from lcpt.training.exit_codes import FAULT
 from lcpt.training.stacks import Stacks
 
 TICK = 1.0  # seconds between two signs of life

@@ -3,9 +3,9 @@ import json
 import pytest
 import torch
 
-from lcpt.evaluation import traffic
-from lcpt.evaluation.attention_layer import Layer
-from lcpt.evaluation.fused_steps import Step, WrongResult, check, outputs_and_gradients, steps
+from lcpt.benchmarking import traffic
+from lcpt.benchmarking.attention_layer import Layer
+from lcpt.benchmarking.fused_steps import Step, WrongResult, check, outputs_and_gradients, steps
 
 
 @pytest.fixture

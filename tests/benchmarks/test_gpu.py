@@ -14,7 +14,7 @@ import torch
 
 from lcpt.attention import ATTENTION
 from lcpt.attention.base import LinearCost
-from lcpt.evaluation.attention_baselines import BASELINES
+from lcpt.benchmarking.attention_baselines import BASELINES
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "benchmarks/gpu.sh"

@@ -13,8 +13,8 @@ pytest.importorskip("triton")
 
 ROOT = Path(__file__).parents[2]
 ELU1 = """
-from lcpt.evaluation.fused_steps import steps
-from lcpt.evaluation.warming import forward_backward
+from lcpt.benchmarking.fused_steps import steps
+from lcpt.benchmarking.warming import forward_backward
 def work():
     step = steps(warm.LAYER, warm.TOKENS)["elu1"]
     forward_backward(lambda x: step.function(x, backend="triton"), step.inputs)
@@ -33,7 +33,7 @@ def run(tmp_path):
             "PYTHONPATH": f"{ROOT}:{ROOT}/kernels:{ROOT}/benchmarks",
             "TRITON_CACHE_DIR": str(tmp_path / "cache"),
         }
-        start = "import json, warm\nfrom lcpt.evaluation.warming import compile_only\n"
+        start = "import json, warm\nfrom lcpt.benchmarking.warming import compile_only\n"
         done = subprocess.run([sys.executable, "-c", start + program], env=environment, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         return json.loads(done.stdout)

@@ -21,7 +21,7 @@ from lcpt.checkpoint import (
     step_name,
     write_piece,
 )
-from lcpt.checkpoint.files import self_hash, sha256_of
+from lcpt.utils.hashing import file_sha256, self_sha256
 
 STATE = {"step": 7, "tokens": 700, "loss": 0.1 + 0.2}
 GROUPS = ("weights", "exp_avg", "exp_avg_sq")
@@ -81,7 +81,7 @@ def test_files_are_as_documented(write):
     assert manifest["step"] == 7 and manifest["schema_version"] == 1
     assert manifest["files"].keys() == files - {"manifest.json"}
     for name, entry in manifest["files"].items():
-        assert entry == {"size_bytes": (step / name).stat().st_size, "sha256": sha256_of(step / name)}
+        assert entry == {"size_bytes": (step / name).stat().st_size, "sha256": file_sha256(step / name)}
     assert (step.parent / "latest").read_text() == "step-00000007\n"
     assert {path.name for path in step.parent.iterdir()} == {"latest", "step-00000007"}
 
@@ -109,9 +109,9 @@ def with_slices(step, slices):
         file = f"weights-{number + 1:05d}.safetensors"
         save_file({"matrix": flat[start:stop].clone()}, step / file)
         pieces.append({"file": file, "start": start, "stop": stop})
-        manifest["files"][file] = {"size_bytes": (step / file).stat().st_size, "sha256": sha256_of(step / file)}
+        manifest["files"][file] = {"size_bytes": (step / file).stat().st_size, "sha256": file_sha256(step / file)}
     manifest["tensors"]["weights"]["matrix"]["slices"] = pieces
-    manifest["sha256"] = self_hash(manifest)
+    manifest["sha256"] = self_sha256(manifest)
     (step / "manifest.json").write_text(json.dumps(manifest))
 
 
@@ -193,7 +193,7 @@ def test_json_that_is_no_manifest(write, content):
 def test_another_schema_version_is_named(write):
     path = write() / "manifest.json"
     manifest = json.loads(path.read_text()) | {"schema_version": 99}
-    path.write_text(json.dumps(manifest | {"sha256": self_hash(manifest)}))
+    path.write_text(json.dumps(manifest | {"sha256": self_sha256(manifest)}))
     with pytest.raises(CheckpointError, match="99"):
         read_manifest(path.parent)
 
@@ -209,8 +209,8 @@ def test_pickle_is_never_loaded(write, tmp_path):
     file = step / "weights-00000.safetensors"
     file.write_bytes(pickle.dumps(Evil()))
     manifest = json.loads((step / "manifest.json").read_text())
-    manifest["files"][file.name] = {"size_bytes": file.stat().st_size, "sha256": sha256_of(file)}
-    manifest["sha256"] = self_hash(manifest)
+    manifest["files"][file.name] = {"size_bytes": file.stat().st_size, "sha256": file_sha256(file)}
+    manifest["sha256"] = self_sha256(manifest)
     (step / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(CheckpointError, match="weights-00000"):
         read_tensors(step, read_manifest(step))

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 
-from lcpt.training.endings import BAD_INPUT, GIVE_UP, PREEMPTED
+from lcpt.training.exit_codes import BAD_INPUT, GIVE_UP, PREEMPTED
 from lcpt.training.history import CRASHES
 
 ROOT = Path(__file__).parents[2]

@@ -10,9 +10,9 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from lcpt.checkpoint import CheckpointError
-from lcpt.checkpoint.files import self_hash, sha256_of
 from lcpt.model import load_pretrained
 from lcpt.model.pretrained import open_pretrained, write_export
+from lcpt.utils.hashing import file_sha256, self_sha256
 from tests.model.conftest import CONFIGS, FILES, config
 
 
@@ -22,8 +22,8 @@ def rewrite(export, **changes):
     content = json.loads(path.read_text()) | changes
     for name in content["files"]:
         file = export / name
-        content["files"][name] = {"size_bytes": file.stat().st_size, "sha256": sha256_of(file)}
-    path.write_text(json.dumps(content | {"sha256": self_hash(content)}))
+        content["files"][name] = {"size_bytes": file.stat().st_size, "sha256": file_sha256(file)}
+    path.write_text(json.dumps(content | {"sha256": self_sha256(content)}))
 
 
 def refusal(export, opened=load_pretrained) -> str:
@@ -128,7 +128,7 @@ def test_a_config_that_lacks_a_key(export):
     path = export / "config.json"
     content = json.loads(path.read_text())
     del content["context"]
-    path.write_text(json.dumps(content | {"sha256": self_hash(content)}))
+    path.write_text(json.dumps(content | {"sha256": self_sha256(content)}))
     line = refusal(export)
     assert str(path) in line and "context" in line
 
@@ -211,7 +211,7 @@ def test_a_step_whose_config_cannot_be_used(run, old, new, named):
     assert text.count(old) == 1
     config_yaml.write_text(text.replace(old, new))
     manifest = json.loads(path.read_text())
-    manifest["files"]["config.yaml"] = {"size_bytes": config_yaml.stat().st_size, "sha256": sha256_of(config_yaml)}
-    path.write_text(json.dumps(manifest | {"sha256": self_hash(manifest)}))
+    manifest["files"]["config.yaml"] = {"size_bytes": config_yaml.stat().st_size, "sha256": file_sha256(config_yaml)}
+    path.write_text(json.dumps(manifest | {"sha256": self_sha256(manifest)}))
     line = refusal(run, open_pretrained)
     assert str(step) in line and named in line

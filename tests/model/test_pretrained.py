@@ -13,10 +13,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from lcpt.checkpoint import CheckpointError
-from lcpt.checkpoint.files import sha256_of
 from lcpt.model import GPT, load_pretrained, load_weights
 from lcpt.model import pretrained as module
 from lcpt.model.pretrained import open_pretrained, write_export
+from lcpt.utils.hashing import file_sha256
 from tests.model.conftest import CONFIGS, FILES, V
 
 
@@ -59,7 +59,7 @@ def test_files_are_as_documented(make_run, tmp_path):
     assert content["model"] == asdict(CONFIGS["nothing by default"])
     for name in ("model.safetensors", "tokenizer.model"):
         file = tmp_path / "export" / name
-        assert content["files"][name] == {"size_bytes": file.stat().st_size, "sha256": sha256_of(file)}
+        assert content["files"][name] == {"size_bytes": file.stat().st_size, "sha256": file_sha256(file)}
     assert (tmp_path / "export/tokenizer.model").read_text() == "a tokenizer"
 
 
@@ -151,7 +151,7 @@ def test_a_damaged_checkpoint_leaves_nothing(run, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
 
-@pytest.mark.parametrize("call", ["save_file", "shutil.copyfile", "sha256_of", "new_folder"])
+@pytest.mark.parametrize("call", ["save_file", "shutil.copyfile", "file_sha256", "new_folder"])
 def test_a_full_disk_leaves_nothing(run, tmp_path, monkeypatch, call):
     def full(*args, **kwargs):
         if call == "save_file":

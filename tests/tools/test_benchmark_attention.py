@@ -6,9 +6,9 @@ import torch
 from lcpt_kernels import squared_attention
 
 from lcpt.attention import ATTENTION
-from lcpt.evaluation import attention_benchmark
-from lcpt.evaluation.attention_baselines import BASELINES, Unavailable, heads_first, softmax
-from lcpt.evaluation.attention_layer import Method
+from lcpt.benchmarking import attention_benchmark
+from lcpt.benchmarking.attention_baselines import BASELINES, Unavailable, heads_first, softmax
+from lcpt.benchmarking.attention_layer import Method
 
 SMALL = [
     "--heads",
@@ -165,7 +165,7 @@ def wrong_gradient(a, b, *args, backend="auto", **kwargs):
     "name, other, where",
     [
         ("polysketch", "squared", "lcpt.attention.polysketch"),
-        ("squared", "polysketch", "lcpt.evaluation.attention_methods"),
+        ("squared", "polysketch", "lcpt.benchmarking.attention_methods"),
     ],
 )
 def test_a_wrong_kernel_is_named_and_left_out(benchmark, monkeypatch, name, other, where, wrong):
@@ -212,7 +212,7 @@ def test_what_a_gpu_cannot_run_is_left_out_there(benchmark, monkeypatch):
     def failing(steps, device):
         return {"squared": "OutOfMemoryError: too large"} if "squared" in steps else {}
 
-    monkeypatch.setattr("lcpt.evaluation.attention_benchmark.first_passes", failing)
+    monkeypatch.setattr("lcpt.benchmarking.attention_benchmark.first_passes", failing)
     code, report, _, err = benchmark("--mode", "forward")
     assert code == 1 and err == "left out: squared: OutOfMemoryError: too large\n"
     assert [row["method"] for row in report["rows"]] == ["polysketch", "sdpa_cpu"]

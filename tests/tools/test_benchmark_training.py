@@ -3,7 +3,7 @@ import json
 import pytest
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from lcpt.training import benchmark
+from lcpt.benchmarking import training_step as steps
 
 
 @pytest.fixture
@@ -83,7 +83,7 @@ def test_own_kinds_kernels_of_softmax_and_a_constant_number_of_tokens(call_tool,
 
 def test_what_does_not_fit_is_left_out(call_tool, config, tmp_path, monkeypatch):
     monkeypatch.setattr(
-        "lcpt.evaluation.timing.first_passes", lambda steps, device: {"tiny softmax": "OutOfMemoryError: too large"}
+        "lcpt.benchmarking.timing.first_passes", lambda steps, device: {"tiny softmax": "OutOfMemoryError: too large"}
     )
     output = tmp_path / "steps.json"
     code, _, said = call_tool(
@@ -106,7 +106,7 @@ def test_what_does_not_fit_is_left_out(call_tool, config, tmp_path, monkeypatch)
 
 
 def test_rows_are_written_as_they_come(call_tool, config, tmp_path, monkeypatch):
-    made, real = [], benchmark.training_step
+    made, real = [], steps.training_step
 
     def training_step(model, sequences, context, *others):
         if made:
@@ -114,7 +114,7 @@ def test_rows_are_written_as_they_come(call_tool, config, tmp_path, monkeypatch)
         made.append(context)
         return real(model, sequences, context, *others)
 
-    monkeypatch.setattr(benchmark, "training_step", training_step)
+    monkeypatch.setattr(steps, "training_step", training_step)
     with pytest.raises(KeyboardInterrupt):
         call_tool(
             "benchmark_training",

@@ -9,8 +9,8 @@ HEADER = {"schema_version", "date", "git_commit", "device", "versions", "command
 @pytest.fixture
 def quick(monkeypatch):
     """Few draws and small matrices."""
-    monkeypatch.setattr("lcpt.evaluation.sketch_error.DRAWS", 2)
-    monkeypatch.setattr("lcpt.evaluation.ranks.ROWS", 40)
+    monkeypatch.setattr("lcpt.analysis.sketch_error.DRAWS", 2)
+    monkeypatch.setattr("lcpt.analysis.ranks.ROWS", 40)
 
 
 def test_report(call_tool, quick, tmp_path):

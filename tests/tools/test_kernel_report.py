@@ -6,11 +6,11 @@ import pytest
 import torch
 
 triton = pytest.importorskip("triton")
-from lcpt_kernels.triton import configurations  # noqa: E402
+from lcpt_kernels.triton.common import launch_configs  # noqa: E402
 from lcpt_kernels.triton.report import compile_report as report  # noqa: E402
 
 ROW = {
-    "kernel": "block_output_kernel",
+    "kernel": "block_forward_kernel",
     "settings": {"head_dim": 64, "features": 16, "BM": 128, "num_warps": 8},
     "target": "sm_90",
     "triton": triton.__version__,
@@ -47,7 +47,7 @@ def test_a_healthy_report(call_tool, rows, tmp_path):
     assert code == 0 and "error" not in err and written["schema_version"] == 1
     assert {"versions", "command", "rows"} <= written.keys()
     assert [row["target"] for row in written["rows"]] == ["sm_80", "sm_90"] and written["rows"][1] == ROW
-    assert "block_output_kernel" in out and "59,392" in out and "BM=128" in out
+    assert "block_forward_kernel" in out and "59,392" in out and "BM=128" in out
     assert "issue/tensor" in out and " 1.5 " in out
 
 
@@ -63,7 +63,7 @@ def test_a_healthy_report(call_tool, rows, tmp_path):
 def test_a_fault_on_sm_90_is_named(call_tool, rows, tmp_path, change, named):
     rows(ROW | change)
     code, _, err = call_tool("kernel_report", "--targets", "sm_90", "--output", tmp_path / "kernels.json")
-    assert code == 1 and named in err and "block_output_kernel" in err and "sm_90" in err
+    assert code == 1 and named in err and "block_forward_kernel" in err and "sm_90" in err
     assert json.loads((tmp_path / "kernels.json").read_text())["rows"] == [ROW | change]
 
 
@@ -113,8 +113,8 @@ def test_bad_input(call_tool, monkeypatch, tmp_path):
 def test_one_kernel_is_compiled_as_it_is_launched(tmp_path):
     launches = report.launches("sm_90", of="squared", head_dim=64, features=16)
     names = {launch.kernel.__name__ for launch in launches}
-    assert {"block_output_kernel", "block_backward_key_kernel", "scan_backward_kernel"} <= names
-    launch = next(launch for launch in launches if launch.kernel.__name__ == "normaliser_backward_kernel")
+    assert {"block_forward_kernel", "block_backward_dk_kernel", "scan_backward_kernel"} <= names
+    launch = next(launch for launch in launches if launch.kernel.__name__ == "backward_delta_kernel")
     row = report.row(launch, {"head_dim": 64, "features": 16}, "sm_90", tmp_path / "kept")
     assert row.pop("file") == "kept" and row.keys() == ROW.keys() and report.fault(row) is None
     assert ".target sm_90a" in (tmp_path / "kept.ptx").read_text() and "EXIT" in (tmp_path / "kept.sass").read_text()
@@ -150,13 +150,13 @@ def test_tiles_are_those_of_the_target():
         launches = report.launches(target, of="squared", head_dim=128, features=16)
         return {x.kernel.__name__: report.tiles(x) for x in launches}
 
-    assert tiles("sm_90")["block_output_kernel"]["BN"] == 64 and tiles("sm_80")["block_output_kernel"]["BN"] == 32
+    assert tiles("sm_90")["block_forward_kernel"]["BN"] == 64 and tiles("sm_80")["block_forward_kernel"]["BN"] == 32
     assert tiles("sm_90")["scan_kernel"] == tiles("gfx942")["scan_kernel"]
 
 
 def test_a_pipelined_loop_that_computes_its_left_operand_is_found(monkeypatch):
     """Why the table gives `state` one stage. Where this fails with a newer compiler, that rule may go."""
-    monkeypatch.setitem(configurations.TABLE, "state", {64: (2, 64, 8, 2)})
+    monkeypatch.setitem(launch_configs.TABLE, "block_state", {64: (2, 64, 8, 2)})
     launch = report.launches("sm_90", of="squared", head_dim=64, features=16)[0]
     row = report.row(launch, {}, "sm_90")
     assert row["kernel"] == "block_state_kernel" and row["wgmma_hazards"] and "unfinished wgmma" in report.fault(row)
@@ -165,10 +165,10 @@ def test_a_pipelined_loop_that_computes_its_left_operand_is_found(monkeypatch):
 @pytest.mark.parametrize("type", [torch.bfloat16, torch.float32], ids=str)
 def test_nothing_is_pipelined_on_blackwell_and_registers_are_capped_on_hopper_alone(monkeypatch, type):
     def sizes(target):
-        monkeypatch.setattr(configurations, "target", lambda: target)
+        monkeypatch.setattr(launch_configs, "target", lambda: target)
         return [
-            configurations.tiles(kernel, width, type)
-            for kernel in configurations.NAMES
+            launch_configs.tiles(kernel, width, type)
+            for kernel in launch_configs.NAMES
             for width in (16, 64, 128, 256, 6144, 12288, 2**20)
         ]
 
@@ -182,11 +182,11 @@ def test_blackwell_is_said_once(monkeypatch, caplog):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (10, 0))
     caplog.set_level("INFO", logger="lcpt_kernels")
-    configurations.target.cache_clear()
+    launch_configs.target.cache_clear()
     try:
-        assert [configurations.target() for _ in range(2)] == ["sm_100"] * 2
+        assert [launch_configs.target() for _ in range(2)] == ["sm_100"] * 2
     finally:
-        configurations.target.cache_clear()
+        launch_configs.target.cache_clear()
     assert [x.message for x in caplog.records if "Blackwell" in x.message] == [
         "Triton kernels run without software pipelining on Blackwell: no GPU has shown that it is right there"
     ]

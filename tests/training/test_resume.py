@@ -9,7 +9,7 @@ import signal
 import pytest
 
 from lcpt.checkpoint import find_checkpoint, read_manifest, read_tensors
-from lcpt.checkpoint.files import self_hash
+from lcpt.utils.hashing import self_sha256
 
 STEPS, STOP = 7, 4
 SETTINGS = [f"training.max_steps={STEPS}", "checkpoint.every_steps=2", "training.valid_every_steps=3"]
@@ -185,7 +185,7 @@ def test_without_a_usable_checkpoint_nothing_is_touched(start_job, settings, sto
             os.truncate(step / "weights-00000.safetensors", 100)
         else:
             manifest = json.loads((step / "manifest.json").read_text()) | {"schema_version": 2}
-            (step / "manifest.json").write_text(json.dumps(manifest | {"sha256": self_hash(manifest)}))
+            (step / "manifest.json").write_text(json.dumps(manifest | {"sha256": self_sha256(manifest)}))
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     job = start_job(2, *settings, dir=folder)
     assert job.wait() == [2, 2], job.text

@@ -11,18 +11,18 @@ DEVICE = "cpu" if INTERPRETED else "cuda"
 KERNELS = {
     "block_state_rest_kernel",
     "scan_kernel",
-    "block_output_kernel",
-    "normaliser_backward_kernel",
-    "block_backward_query_kernel",
+    "block_forward_kernel",
+    "backward_delta_kernel",
+    "block_backward_dq_kernel",
     "scan_backward_kernel",
-    "block_backward_value_kernel",
-    "block_backward_key_kernel",
+    "block_backward_dv_kernel",
+    "block_backward_dk_kernel",
 }
 INTERVAL_KERNELS = {
-    "interval_output_kernel",
-    "normaliser_backward_kernel",
-    "interval_backward_query_kernel",
-    "interval_backward_key_kernel",
+    "interval_forward_kernel",
+    "backward_delta_kernel",
+    "interval_backward_dq_kernel",
+    "interval_backward_dkv_kernel",
 }
 
 if not INTERPRETED and not torch.cuda.is_available():
@@ -45,29 +45,31 @@ def nothing_is_zero_by_chance(poisoned):
 @pytest.fixture(autouse=INTERPRETED)
 def large_tiles_of_scans(monkeypatch):
     """For speed: an interpreter's time goes by operations, not by numbers."""
-    from lcpt_kernels.triton import configurations
+    from lcpt_kernels.triton.common import launch_configs
 
-    monkeypatch.setitem(configurations.TABLE, "scan", {64: (8192, 4, 1)})
+    monkeypatch.setitem(launch_configs.TABLE, "scan", {64: (8192, 4, 1)})
 
 
 @pytest.fixture
 def small_tiles(monkeypatch):
     """Several tiles a block, and steps a tile, in sequences that an interpreter gets through."""
-    from lcpt_kernels.triton import configurations
+    from lcpt_kernels.triton.common import launch_configs
 
     for others in ("DIFFERENT", "FP32"):
-        monkeypatch.setattr(configurations, others, {})
+        monkeypatch.setattr(launch_configs, others, {})
     for kernel in (
-        "output",
-        "backward_query",
-        "backward_value",
-        "backward_key",
-        "interval_output",
-        "interval_backward_query",
-        "interval_backward_key",
+        "block_forward",
+        "block_forward_gated",
+        "block_backward_dq",
+        "block_backward_dv",
+        "block_backward_dv_summaries",
+        "block_backward_dk",
+        "interval_forward",
+        "interval_backward_dq",
+        "interval_backward_dkv",
     ):
-        monkeypatch.setitem(configurations.TABLE, kernel, {64: (32, 16, 4, 1)})
-    monkeypatch.setitem(configurations.TABLE, "state", {64: (2, 16, 4, 1)})
+        monkeypatch.setitem(launch_configs.TABLE, kernel, {64: (32, 16, 4, 1)})
+    monkeypatch.setitem(launch_configs.TABLE, "block_state", {64: (2, 16, 4, 1)})
 
 
 @pytest.fixture

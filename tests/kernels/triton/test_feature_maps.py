@@ -16,12 +16,12 @@ MAPS = ["elu1", "relu", "favor", "favor_of_queries", "hedgehog", "softplus", "og
 @pytest.fixture
 def small_tiles(monkeypatch):
     """Several programs for the rows of a head and for the columns of x, and several steps each."""
-    from lcpt_kernels.triton import configurations
+    from lcpt_kernels.triton.common import launch_configs
 
     for others in ("DIFFERENT", "FP32"):
-        monkeypatch.setattr(configurations, others, {})
-    monkeypatch.setitem(configurations.TABLE, "feature_map_forward", {64: (16, 2, 4, 1)})
-    monkeypatch.setitem(configurations.TABLE, "feature_map_backward", {64: (16, 2, 16, 4, 1)})
+        monkeypatch.setattr(launch_configs, others, {})
+    monkeypatch.setitem(launch_configs.TABLE, "feature_map_forward", {64: (16, 2, 4, 1)})
+    monkeypatch.setitem(launch_configs.TABLE, "feature_map_backward", {64: (16, 2, 16, 4, 1)})
 
 
 def map_of(name, **others):
@@ -205,7 +205,7 @@ def test_lengths_share_one_graph():
 
 @pytest.mark.parametrize("name", ["relu", "favor"])
 def test_what_the_operators_say_of_themselves(name):
-    from lcpt_kernels.triton import feature_maps as operators
+    from lcpt_kernels.triton.fused import feature_maps as operators
 
     given = inputs(name, t=3)
     x = given["x"][:, :, 2:-1].detach().requires_grad_()

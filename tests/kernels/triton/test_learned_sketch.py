@@ -7,14 +7,14 @@ import torch
 import triton
 import triton.language as tl
 from lcpt_kernels.learned_sketch import learned_sketch
-from lcpt_kernels.triton import configurations
-from lcpt_kernels.triton.gelu import gelu, gelu_and_slope
+from lcpt_kernels.triton.common import launch_configs
+from lcpt_kernels.triton.fused.gelu import gelu, gelu_and_slope
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from tests.kernels.conftest import relative_error, results
 from tests.kernels.triton.conftest import DEVICE
 
-OUTPUT, BACKWARD = "learned_sketch_output", "learned_sketch_backward"
+OUTPUT, BACKWARD = "learned_sketch_forward", "learned_sketch_backward"
 
 
 def sketch(x, up, down, backend="triton"):
@@ -35,9 +35,9 @@ def inputs(t, *, b=1, h=2, d=16, e=16, r=16, norm=1.0):
 def small_tiles(monkeypatch, request):
     """Three programs of several steps; the gradients of one network or of both in a program."""
     for others in ("DIFFERENT", "FP32"):
-        monkeypatch.setattr(configurations, others, {})
-    monkeypatch.setitem(configurations.TABLE, OUTPUT, {2**62: (16, 3, 4, 1)})
-    monkeypatch.setitem(configurations.TABLE, BACKWARD, {2**62: (16, request.param, 3, 4, 1)})
+        monkeypatch.setattr(launch_configs, others, {})
+    monkeypatch.setitem(launch_configs.TABLE, OUTPUT, {2**62: (16, 3, 4, 1)})
+    monkeypatch.setitem(launch_configs.TABLE, BACKWARD, {2**62: (16, request.param, 3, 4, 1)})
 
 
 @pytest.fixture
@@ -111,8 +111,8 @@ def test_fp32_with_the_tiles_of_models(agree):
     ids=["as they are", "heads", "one for all"],
 )
 def test_any_strides(agree, monkeypatch, change, gradient):
-    monkeypatch.setitem(configurations.FP32, OUTPUT, {2**62: (16, 2, 4, 1)})
-    monkeypatch.setitem(configurations.FP32, BACKWARD, {2**62: (16, 2, 2, 4, 1)})
+    monkeypatch.setitem(launch_configs.FP32, OUTPUT, {2**62: (16, 2, 4, 1)})
+    monkeypatch.setitem(launch_configs.FP32, BACKWARD, {2**62: (16, 2, 2, 4, 1)})
     given = inputs(22)
     y = torch.randn(*change(given["x"]).shape[:3], 16, device=DEVICE)
     agree(given, do=gradient(y), change=change)
@@ -144,7 +144,7 @@ def test_nothing_around_is_read(agree):
 
 @pytest.mark.parametrize("rows", [0, 1, 16, 47, 48, 49, 1000])
 def test_programs_share_all_rows(rows):
-    from lcpt_kernels.triton.learned_sketch_output import shares
+    from lcpt_kernels.triton.fused.learned_sketch_forward import shares
 
     programs, steps = shares(rows, {"BT": 16, "PROGRAMS": 3})
     assert programs <= 3 and programs * steps * 16 >= rows and (programs == 0 or (programs - 1) * steps * 16 < rows)
@@ -209,7 +209,7 @@ def test_lengths_share_one_graph():
 
 def test_what_the_operators_say_of_themselves():
     """Shapes, strides and dtypes without computing, derivatives, no change of what is given: PyTorch's own checks."""
-    from lcpt_kernels.triton import learned_sketch as _  # noqa: F401, which defines them
+    from lcpt_kernels.triton.fused import learned_sketch as _  # noqa: F401, which defines them
 
     x, up, down = (x.float().to(DEVICE).requires_grad_() for x in inputs(3).values())
     operators = torch.ops.lcpt_kernels

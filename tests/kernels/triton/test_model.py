@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from lcpt_kernels import on_gpu
+from lcpt_kernels import dispatch
 
 from lcpt.attention import AttentionConfig
 from lcpt.attention.polynomial import PolynomialConfig
@@ -14,7 +14,7 @@ from tests.kernels.triton.conftest import DEVICE, INTERVAL_KERNELS, KERNELS
 
 T, V = 21, 50
 AROUND = {  # the attention kernels of a kind
-    "polysketch": "learned_sketch_output learned_sketch_backward",
+    "polysketch": "learned_sketch_forward learned_sketch_backward",
     "kernel": "feature_map_forward feature_map_backward",
     "feedforward": "feature_map_forward feature_map_backward",
     "lowrank": "pooling_forward pooling_backward",
@@ -65,10 +65,10 @@ def test_loss_and_gradients_are_those_in_pytorch(kind, changes, options, started
     in_intervals = kind in ("sparse_qk", "sparse_hash", "lowrank")
     assert (INTERVAL_KERNELS if in_intervals else KERNELS) <= set(started)
     own = "flurka" if "pattern" in changes else kind
-    around = ["norm_rotary_output", "norm_rotary_backward", *AROUND.get(own, "").split()]
+    around = ["norm_rotary_forward", "norm_rotary_backward", *AROUND.get(own, "").split()]
     assert {f"{name}_kernel" for name in around} <= set(started)
     started.clear()
-    monkeypatch.setattr(on_gpu, "wanted", lambda *_: False)
+    monkeypatch.setattr(dispatch, "wanted", lambda *_: False)
     expected = outcome(model, **options)
     assert not started
     errors = [relative_error(x, y) for x, y in zip(found, expected, strict=True)]
@@ -82,7 +82,7 @@ def test_decoding_goes_on_where_the_kernels_stopped(started):
         logits, cache = model.prefill(tokens[:, :-1])
         last, _ = model.decode(tokens[:, -1], cache)
         whole = model(tokens)
-    assert "block_output_kernel" in started
+    assert "block_forward_kernel" in started
     torch.testing.assert_close(torch.cat((logits, last[:, None]), dim=1), whole, rtol=1e-4, atol=1e-4)
 
 

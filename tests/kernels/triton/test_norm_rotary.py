@@ -15,10 +15,10 @@ LEARNED, BOTH = ("x", "weight", "bias"), ("turned", "plain")
 @pytest.fixture(autouse=True)
 def small_pieces(monkeypatch):
     """Several programs for a few tokens."""
-    from lcpt_kernels.triton import configurations
+    from lcpt_kernels.triton.common import launch_configs
 
-    for kernel in ("norm_rotary_output", "norm_rotary_backward"):
-        monkeypatch.setitem(configurations.TABLE, kernel, {128: (16, 4, 1)})
+    for kernel in ("norm_rotary_forward", "norm_rotary_backward"):
+        monkeypatch.setitem(launch_configs.TABLE, kernel, {128: (16, 4, 1)})
 
 
 def inputs(t, *, b=1, h=2, d=16, others=3, level=5.0):
@@ -59,7 +59,7 @@ def agree(started):
         found = results(given, gradients, keep_plain=keep_plain, backend="triton")
         exact, of_exact = ({name: x.double() for name, x in tensors.items()} for tensors in (given, gradients))
         expected = results(exact, of_exact, keep_plain=keep_plain, backend="torch")
-        assert started == ["norm_rotary_output_kernel", "norm_rotary_backward_kernel"]
+        assert started == ["norm_rotary_forward_kernel", "norm_rotary_backward_kernel"]
         assert (found["plain"] is None) == (not keep_plain)
         for name, y in found.items():
             if y is not None:
@@ -187,7 +187,7 @@ def test_the_same_bits_twice():
 
 
 def test_no_zeros_are_made_for_what_nobody_used(monkeypatch):
-    import lcpt_kernels.triton.norm_rotary  # noqa: F401, which defines the operator
+    import lcpt_kernels.triton.fused.norm_rotary  # noqa: F401, which defines the operator
 
     given, seen, operator = on_device(inputs(4)), [], torch.ops.lcpt_kernels.norm_rotary_backward
     monkeypatch.setattr(torch.ops.lcpt_kernels, "norm_rotary_backward", lambda *x: seen.append(x[:2]) or operator(*x))
@@ -216,7 +216,7 @@ def test_lengths_share_one_graph(used, keep_plain):
 @pytest.mark.parametrize("used, keep_plain", [(BOTH, True), (["turned"], False)], ids=str)
 def test_what_the_operators_say_of_themselves(used, keep_plain):
     """Shapes, strides and dtypes without computing, derivatives, no change of what is given: PyTorch's own checks."""
-    import lcpt_kernels.triton.norm_rotary  # noqa: F401, which defines them
+    import lcpt_kernels.triton.fused.norm_rotary  # noqa: F401, which defines them
 
     x, *others = on_device(inputs(9, h=1), torch.bfloat16).values()
     learned = [y.requires_grad_() for y in (x, *others[:2])]

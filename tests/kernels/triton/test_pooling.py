@@ -15,11 +15,11 @@ NAMES = ("k_pooled", "v_pooled", "mass")
 @pytest.fixture
 def small_tiles(monkeypatch):
     """Several tiles of tokens and of summaries a block."""
-    from lcpt_kernels.triton import configurations
+    from lcpt_kernels.triton.common import launch_configs
 
-    monkeypatch.setattr(configurations, "FP32", {})
+    monkeypatch.setattr(launch_configs, "FP32", {})
     for kernel in ("pooling_forward", "pooling_backward"):
-        monkeypatch.setitem(configurations.TABLE, kernel, {128: (16, 16, 4, 1)})
+        monkeypatch.setitem(launch_configs.TABLE, kernel, {128: (16, 16, 4, 1)})
 
 
 def inputs(c, r, *, b=1, n=1, h=1, d=16, dv=16, gated=False, table=False, mean=0.0):
@@ -201,7 +201,7 @@ def test_the_same_bits_each_time_and_compiled():
 @pytest.mark.parametrize("gated, table", [(True, False), (False, True)])
 def test_what_the_operators_say_of_themselves(gated, table):
     """Shapes, strides and dtypes without computing, derivatives, no change of what is given: PyTorch's own checks."""
-    from lcpt_kernels.triton import pooling  # noqa: F401, which defines them
+    from lcpt_kernels.triton.fused import pooling  # noqa: F401, which defines them
 
     given = of_type(inputs(6, 2, n=2, table=table, gated=gated), torch.float32)
     given["logits"] = given["logits"].expand(*given["k"].shape[:4], -1)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from lcpt_kernels import sparse_attention
 from lcpt_kernels.sparse import sights_of
-from lcpt_kernels.triton.meeting import meeting
+from lcpt_kernels.triton.interval.build_intervals import meeting
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from tests.kernels.triton.conftest import DEVICE
@@ -251,7 +251,7 @@ def test_lengths_share_one_graph():
 
 def test_what_the_operators_say_of_themselves():
     """Shapes, strides and dtypes without computing, derivatives, no change of what is given: PyTorch's own checks."""
-    from lcpt_kernels.triton import interval_attention  # noqa: F401, which defines them
+    from lcpt_kernels.triton.interval import autograd  # noqa: F401, which defines them
 
     given = inputs(3, h=2, hkv=1, dv=20)
     q, k, v = ([x.float().to(DEVICE).requires_grad_()] * 2 for x in given.values())

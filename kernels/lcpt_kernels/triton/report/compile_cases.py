@@ -6,14 +6,14 @@ import torch
 from torch import Tensor
 
 from lcpt_kernels.chunked import Exponential, Linear, Plan, Power, Quadratic
-from lcpt_kernels.features import Explicit, QuadraticFeatures
-from lcpt_kernels.sparse import Sight
-from lcpt_kernels.triton import sparse as in_intervals
-from lcpt_kernels.triton.block_causal import compute
-from lcpt_kernels.triton.feature_maps import feature_map
-from lcpt_kernels.triton.learned_sketch import learned_sketch
-from lcpt_kernels.triton.norm_rotary import norm_rotary
-from lcpt_kernels.triton.pooling import pool_blocks
+from lcpt_kernels.symmetric_features import Explicit, QuadraticFeatures
+from lcpt_kernels.triton.block_causal.autograd import compute
+from lcpt_kernels.triton.fused.feature_maps import feature_map
+from lcpt_kernels.triton.fused.learned_sketch import learned_sketch
+from lcpt_kernels.triton.fused.norm_rotary import norm_rotary
+from lcpt_kernels.triton.fused.pooling import pool_blocks
+from lcpt_kernels.triton.interval import sparse as in_intervals
+from lcpt_kernels.visibility import Sight
 
 BLOCK, SUMMARIES, TOKENS = 256, 32, 512
 SETTINGS = (  # what tells most first; features: of a sketch, or m

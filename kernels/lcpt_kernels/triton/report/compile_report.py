@@ -19,7 +19,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction
 
-from lcpt_kernels.triton import configurations
+from lcpt_kernels.triton.common import launch_configs
 from lcpt_kernels.triton.report.compile_cases import FEW, SETTINGS, output_of
 from lcpt_kernels.triton.report.sass import loops, wgmma_hazards
 
@@ -76,7 +76,7 @@ def launches(target: str, **settings) -> list[Launch]:
         launch = specialise(kernel, arguments, options)
         found.setdefault(repr(launch), launch)
 
-    with mock.patch.object(JITFunction, "run", note), mock.patch.object(configurations, "target", lambda: target):
+    with mock.patch.object(JITFunction, "run", note), mock.patch.object(launch_configs, "target", lambda: target):
         output_of(**settings).sum().backward()
     return list(found.values())
 

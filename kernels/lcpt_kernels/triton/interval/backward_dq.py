@@ -1,0 +1,186 @@
+"""The gradient of q, whose weights are made again from the scores and lse:
+
+    dq_i = scale Σ_j ds_ij k_j        ds_ij = p_ij (do_i·v_j + δ_i),  first_i ≤ j < last_i
+
+lse and δ = −do·o are those of the whole softmax, of which this interval may be a part.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from lcpt_kernels.triton.common import launch_configs
+from lcpt_kernels.triton.common.tile_io import load_rows, of_head, store_rows
+from lcpt_kernels.triton.interval.intervals import LOG2E, Part, load_ends, place_of_step, steps
+
+
+def interval_backward_dq(part: Part, do: Tensor, lse: Tensor, delta: Tensor) -> Tensor:
+    """do [B, T, H, Dv], lse and delta [B, T, H] fp32 -> dq [B, T, H, D], 0 for a query that sees none."""
+    batch, tokens, heads, width = part.q.shape
+    dq = torch.empty(part.q.shape, dtype=part.q.dtype, device=part.q.device)
+    tiles = launch_configs.tiles("interval_backward_dq", max(width, part.v.shape[3]), part.type)
+    pieces = triton.cdiv(tokens, tiles["BM"])
+    interval_backward_dq_kernel[(pieces * batch * heads,)](
+        **part.arguments(interval_backward_dq_kernel),
+        do=do,
+        do_strides=do.stride()[:3],
+        lse=lse,
+        delta=delta,
+        dq=dq,
+        pieces=pieces,
+        **tiles,
+    )
+    return dq
+
+
+@triton.jit(do_not_specialize=["own_stride", "other_stride", "ends_stride", "tokens", "heads", "group", "pieces"])
+def interval_backward_dq_kernel(
+    q,
+    q_strides,  # [B, T, H, D]
+    k,
+    k_strides,  # [B, S, Hkv, D]
+    v,
+    v_strides,  # [B, S, Hkv, DV]
+    own,
+    own_stride,  # [N, T]: the list of queries
+    other,
+    other_stride,  # [N, S]: that of keys
+    first,
+    last,
+    ends_stride,  # [N, T]
+    do,
+    do_strides,  # [B, T, H, DV]
+    lse,
+    delta,  # [B, T, H]
+    dq,  # [B, T, H, D]
+    tokens,
+    heads,
+    group,
+    pieces,
+    scale,
+    D: tl.constexpr,
+    D_PAD: tl.constexpr,
+    DV: tl.constexpr,
+    DV_PAD: tl.constexpr,
+    BM: tl.constexpr,
+    BN: tl.constexpr,
+):
+    n = (tl.program_id(0) // pieces).to(tl.int64)
+    batch, head = n // heads, n % heads
+    i = tl.program_id(0) % pieces * BM + tl.arange(0, BM)
+    inside = i < tokens
+    t = tl.load(own + n * own_stride + i, mask=inside, other=0)
+    begin, end = load_ends(first + n * ends_stride, last + n * ends_stride, i, inside)
+    start, stop, before, inner, edges = steps(begin, end, BN)
+    sees = begin < end
+    q_rows = load_rows(of_head(q, q_strides, batch, head), t, q_strides[1], sees, D, D_PAD)
+    do_rows = load_rows(of_head(do, do_strides, batch, head), t, do_strides[1], sees, DV, DV_PAD)
+    row = (batch * tokens + t) * heads + head
+    lse2 = tl.load(lse + row, mask=sees, other=0.0) * LOG2E
+    delta_rows = tl.load(delta + row, mask=sees, other=0.0)
+    k = of_head(k, k_strides, batch, head // group)
+    v = of_head(v, v_strides, batch, head // group)
+    other += n * other_stride
+
+    base2 = scale * LOG2E
+    dq_rows = tl.zeros((BM, D_PAD), tl.float32)
+    dq_rows = over_keys(
+        dq_rows,
+        q_rows,
+        do_rows,
+        lse2,
+        delta_rows,
+        begin,
+        end,
+        k,
+        k_strides[1],
+        v,
+        v_strides[1],
+        other,
+        start,
+        stop,
+        before,
+        inner,
+        inner,
+        base2,
+        D,
+        D_PAD,
+        DV,
+        DV_PAD,
+        BN,
+        EDGE=False,
+    )
+    dq_rows = over_keys(
+        dq_rows,
+        q_rows,
+        do_rows,
+        lse2,
+        delta_rows,
+        begin,
+        end,
+        k,
+        k_strides[1],
+        v,
+        v_strides[1],
+        other,
+        start,
+        stop,
+        before,
+        inner,
+        edges,
+        base2,
+        D,
+        D_PAD,
+        DV,
+        DV_PAD,
+        BN,
+        EDGE=True,
+    )
+    store_rows(dq, row, D, inside, scale * dq_rows, D, D_PAD)
+
+
+@triton.jit
+def over_keys(
+    dq_rows,
+    q_rows,
+    do_rows,
+    lse2,
+    delta_rows,
+    begin,
+    end,
+    k,
+    k_stride,
+    v,
+    v_stride,
+    other,
+    start,
+    stop,
+    before,
+    inner,
+    count,
+    base2,
+    D: tl.constexpr,
+    D_PAD: tl.constexpr,
+    DV: tl.constexpr,
+    DV_PAD: tl.constexpr,
+    BN: tl.constexpr,
+    EDGE: tl.constexpr,
+):
+    TYPE: tl.constexpr = tl.float32 if v.dtype.element_ty == tl.float32 else tl.bfloat16
+    for step in range(0, count):
+        j = place_of_step(step, start, before, inner, BN, EDGE) + tl.arange(0, BN)
+        s = tl.load(other + j, mask=j < stop, other=0)
+        k_rows = load_rows(k, s, k_stride, j < stop, D, D_PAD)  # [BN, D]
+        v_rows = load_rows(v, s, v_stride, j < stop, DV, DV_PAD)  # [BN, DV]
+        score = base2 * tl.dot(q_rows, tl.trans(k_rows), input_precision="ieee")
+        p = tl.exp2(score - lse2[:, None])  # [BM, BN]
+        dp = tl.dot(do_rows, tl.trans(v_rows), input_precision="ieee") + delta_rows[:, None]
+        ds = p * dp
+        if EDGE:
+            seen = (begin[:, None] <= j[None, :]) & (j[None, :] < end[:, None])
+            ds = tl.where(seen, ds, 0.0)
+        dq_rows = tl.dot(ds.to(TYPE), k_rows.to(TYPE), dq_rows, input_precision="ieee")  # [BM, BN] @ [BN, D]
+    return dq_rows

@@ -1,0 +1,183 @@
+"""A softmax over an interval of a list of keys for every query, rows gathered by the lists: flash attention.
+
+    o_i = Σ_j p_ij v_j        p_ij = e^{scale·q_i·k_j − lse_i},  first_i ≤ j < last_i
+
+A program holds BM queries of one head. Keys that all of them see come first, without a mask; then the two edges.
+Source: FlashAttention-2 (arXiv 2307.08691) for the running maximum and sum.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from lcpt_kernels.triton.common import launch_configs
+from lcpt_kernels.triton.common.tile_io import load_rows, of_head, store_rows
+from lcpt_kernels.triton.interval.intervals import LOG2E, Part, load_ends, place_of_step, steps
+
+
+def interval_forward(part: Part, type: torch.dtype) -> tuple[Tensor, Tensor]:
+    """-> o [B, T, H, Dv] of `type`, 0 for a query that sees none, and lse [B, T, H] fp32, −∞ for it."""
+    batch, tokens, heads, width = part.q.shape
+    o = torch.empty(batch, tokens, heads, part.v.shape[3], dtype=type, device=part.q.device)
+    lse = torch.empty(batch, tokens, heads, dtype=torch.float32, device=part.q.device)
+    tiles = launch_configs.tiles("interval_forward", max(width, part.v.shape[3]), part.type)
+    pieces = triton.cdiv(tokens, tiles["BM"])
+    interval_forward_kernel[(pieces * batch * heads,)](
+        **part.arguments(interval_forward_kernel), o=o, lse=lse, pieces=pieces, **tiles
+    )
+    return o, lse
+
+
+@triton.jit(do_not_specialize=["own_stride", "other_stride", "ends_stride", "tokens", "heads", "group", "pieces"])
+def interval_forward_kernel(
+    q,
+    q_strides,  # [B, T, H, D]
+    k,
+    k_strides,  # [B, S, Hkv, D]
+    v,
+    v_strides,  # [B, S, Hkv, DV]
+    own,
+    own_stride,  # [N, T]: the list of queries
+    other,
+    other_stride,  # [N, S]: that of keys
+    first,
+    last,
+    ends_stride,  # [N, T]
+    o,  # [B, T, H, DV]
+    lse,  # [B, T, H]
+    tokens,
+    heads,
+    group,
+    pieces,
+    scale,
+    D: tl.constexpr,
+    D_PAD: tl.constexpr,
+    DV: tl.constexpr,
+    DV_PAD: tl.constexpr,
+    BM: tl.constexpr,
+    BN: tl.constexpr,
+):
+    n = (tl.program_id(0) // pieces).to(tl.int64)
+    batch, head = n // heads, n % heads
+    i = tl.program_id(0) % pieces * BM + tl.arange(0, BM)
+    inside = i < tokens
+    t = tl.load(own + n * own_stride + i, mask=inside, other=0)
+    begin, end = load_ends(first + n * ends_stride, last + n * ends_stride, i, inside)
+    start, stop, before, inner, edges = steps(begin, end, BN)
+    q_rows = load_rows(of_head(q, q_strides, batch, head), t, q_strides[1], begin < end, D, D_PAD)
+    k = of_head(k, k_strides, batch, head // group)
+    v = of_head(v, v_strides, batch, head // group)
+    other += n * other_stride
+
+    sums = tl.zeros((BM, DV_PAD), tl.float32)
+    norm = tl.zeros((BM,), tl.float32)
+    top = tl.full((BM,), float("-inf"), tl.float32)
+    base2 = scale * LOG2E
+    sums, norm, top = over_keys(
+        sums,
+        norm,
+        top,
+        q_rows,
+        begin,
+        end,
+        k,
+        k_strides[1],
+        v,
+        v_strides[1],
+        other,
+        start,
+        stop,
+        before,
+        inner,
+        inner,
+        base2,
+        D,
+        D_PAD,
+        DV,
+        DV_PAD,
+        BN,
+        EDGE=False,
+    )
+    sums, norm, top = over_keys(
+        sums,
+        norm,
+        top,
+        q_rows,
+        begin,
+        end,
+        k,
+        k_strides[1],
+        v,
+        v_strides[1],
+        other,
+        start,
+        stop,
+        before,
+        inner,
+        edges,
+        base2,
+        D,
+        D_PAD,
+        DV,
+        DV_PAD,
+        BN,
+        EDGE=True,
+    )
+
+    sees = begin < end
+    row = (batch * tokens + t) * heads + head
+    norm = tl.where(sees, norm, 1.0)
+    store_rows(o, row, DV, inside, tl.where(sees[:, None], sums / norm[:, None], 0.0), DV, DV_PAD)
+    tl.store(lse + row, tl.where(sees, (top + tl.log2(norm)) / LOG2E, float("-inf")), mask=inside)
+
+
+@triton.jit
+def over_keys(
+    sums,
+    norm,
+    top,
+    q_rows,
+    begin,
+    end,
+    k,
+    k_stride,
+    v,
+    v_stride,
+    other,
+    start,
+    stop,
+    before,
+    inner,
+    count,
+    base2,
+    D: tl.constexpr,
+    D_PAD: tl.constexpr,
+    DV: tl.constexpr,
+    DV_PAD: tl.constexpr,
+    BN: tl.constexpr,
+    EDGE: tl.constexpr,
+):
+    """`count` steps: sums [BM, DV] and norm [BM], both times 2^−top, of the weights 2^(base2·q·k)."""
+    for step in range(0, count):
+        j = place_of_step(step, start, before, inner, BN, EDGE) + tl.arange(0, BN)
+        s = tl.load(other + j, mask=j < stop, other=0)
+        k_rows = load_rows(k, s, k_stride, j < stop, D, D_PAD)  # [BN, D]
+        v_rows = load_rows(v, s, v_stride, j < stop, DV, DV_PAD)  # [BN, DV]
+        score = base2 * tl.dot(q_rows, tl.trans(k_rows), input_precision="ieee")
+        if EDGE:
+            seen = (begin[:, None] <= j[None, :]) & (j[None, :] < end[:, None])
+            score = tl.where(seen, score, float("-inf"))
+        highest = tl.maximum(top, tl.max(score, axis=1))
+        if EDGE:
+            below = tl.where(highest == float("-inf"), 0.0, highest)  # nothing seen so far: ∞ − ∞ would be NaN
+        else:
+            below = highest
+        w = tl.exp2(score - below[:, None])
+        shrink = tl.exp2(top - below)
+        norm = norm * shrink + tl.sum(w, axis=1)
+        sums = tl.dot(w.to(v_rows.dtype), v_rows, sums * shrink[:, None], input_precision="ieee")  # [BM, BN] @ [BN, DV]
+        top = highest
+    return sums, norm, top

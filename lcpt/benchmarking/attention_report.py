@@ -1,0 +1,31 @@
+"""The rows of an attention benchmark as pictures."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from lcpt.benchmarking.tables import fastest_softmax
+from lcpt.evaluation.plots import over_contexts
+
+
+def draw(rows: list[dict], output: Path) -> None:
+    """Of each mode, over the context: the time of a token, and its ratio to the fastest softmax's."""
+    panels = []
+    for mode in dict.fromkeys(row["mode"] for row in rows):
+        times, ratios = {}, {}
+        for row in (row for row in rows if row["mode"] == mode):
+            milliseconds, best = row["milliseconds"]["p50"], fastest_softmax(row, rows)
+            of_token = 1e3 * milliseconds / (row["batch"] * row["context"])
+            times.setdefault(row["method"], []).append((row["context"], of_token))
+            if best is not None:
+                ratio = best["milliseconds"]["p50"] / milliseconds
+                ratios.setdefault(row["method"], []).append((row["context"], ratio))
+        for title, points in (("µs a token", times), ("times as fast as the fastest softmax", ratios)):
+            if points:
+                panels.append(
+                    (
+                        f"{mode}: {title}",
+                        [(name, *map(list, zip(*of_one, strict=True))) for name, of_one in points.items()],
+                    )
+                )
+    over_contexts(panels, output)

@@ -1,0 +1,93 @@
+"""What stands around the attention kernels and has kernels of its own, at the size of a layer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
+
+import torch
+from lcpt_kernels import feature_maps
+from lcpt_kernels.learned_sketch import learned_sketch
+from lcpt_kernels.norm_rotary import norm_rotary
+from lcpt_kernels.pooling import pool_blocks
+from torch import Tensor
+
+from lcpt.attention.base import rotary_table
+from lcpt.benchmarking.attention_benchmark import WrongResult
+from lcpt.benchmarking.attention_layer import Layer
+from lcpt.benchmarking.kernel_cases import DTYPES
+from lcpt.benchmarking.kernel_check import LIMITS
+
+LIMIT_OF = {DTYPES[name]: limit for name, limit in LIMITS.items()}
+
+
+class Step(NamedTuple):
+    function: Callable[..., tuple[Tensor | None, ...]]  # of the inputs, and of backend
+    inputs: list[Tensor]  # with gradients, but for tables
+
+
+def steps(layer: Layer, tokens: int, block_size: int = 256, summaries: int = 32, sketch: int = 32) -> dict[str, Step]:
+    """By name, of random numbers; on the device "meta" of none. Matrices are those of a key-value head each."""
+    B, T, H, D, c, r = layer.batch, tokens, layer.heads, layer.head_dim, block_size, summaries
+
+    def random(*shape: int, size: float = 1.0) -> Tensor:
+        x = size * torch.randn(*shape, device=layer.device)
+        return x.to(layer.dtype).requires_grad_()
+
+    def matrices(columns: int) -> Tensor:
+        return random(H, D, columns, size=D**-0.5)
+
+    qkv = random(B, T, 3 * H, D)  # as a layer has them: a slice of each token's row
+    x, v = qkv[:, :, :H].detach().requires_grad_(), qkv[:, :, 2 * H :].detach().requires_grad_()
+    cos, sin = rotary_table(torch.arange(T, device=layer.device), D, 10_000.0)
+    norm = [random(D), random(D), cos, sin]
+    hidden = 2 * sketch
+    up, down = random(2, D, hidden, size=D**-0.5), random(2, hidden, sketch, size=hidden**-0.5)
+    omega = torch.randn(H, D, 2 * D, device=layer.device)
+    blocks = [y[:, : T // c * c].unflatten(1, (-1, c)) for y in (x, v, random(B, T, H, r))]
+    segments = torch.zeros(c, 1, r, device=layer.device)
+    return {
+        "norm_rotary": Step(norm_rotary, [x, *norm]),
+        "norm_rotary, both": Step(partial(norm_rotary, keep_plain=True), [x, *norm]),
+        "learned_sketch": Step(
+            one(lambda x, up, down, **options: learned_sketch(x, [up], [down], **options)), [x, up, down]
+        ),
+        "elu1": Step(one(feature_maps.elu1), [x]),
+        "relu": Step(one(feature_maps.relu), [x, matrices(D), random(H, D)]),
+        "favor, keys": Step(one(feature_maps.favor), [x, omega]),
+        "favor, queries": Step(one(partial(feature_maps.favor, subtract_peak=True)), [x, omega]),
+        "hedgehog": Step(one(feature_maps.hedgehog), [x, matrices(D)]),
+        "softplus": Step(one(feature_maps.softplus), [x, matrices(D)]),
+        "oglu": Step(one(feature_maps.oglu), [x, matrices(D), matrices(D)]),
+        "pool_blocks": Step(
+            lambda k, v, logits, **options: pool_blocks(k, v, logits=logits, segments=segments, **options),
+            [y.detach().requires_grad_() for y in blocks],
+        ),
+    }
+
+
+def one(function: Callable[..., Tensor]) -> Callable[..., tuple[Tensor]]:
+    """The same with its output in a tuple."""
+    return lambda *inputs, **options: (function(*inputs, **options),)
+
+
+def check(step: Step) -> None:
+    """WrongResult if an output or a gradient in Triton is farther from the float64 definition than rounding explains,
+    or if its bits differ the second time."""
+    found, again = (outputs_and_gradients(step.function, step.inputs, backend="triton") for _ in range(2))
+    wide = [x.detach().double().requires_grad_(x.requires_grad) for x in step.inputs]
+    exact = outputs_and_gradients(step.function, wide, backend="torch")
+    limit = LIMIT_OF[step.inputs[0].dtype]
+    for x, other, y in zip(found, again, exact, strict=True):
+        if not torch.equal(x, other):
+            raise WrongResult("the same inputs gave other bits the second time")
+        if not (x - y).norm() <= limit * y.norm():  # NaN is wrong too
+            raise WrongResult(f"a relative error of {(x - y).norm() / y.norm():.2g}, rounding explains {limit:g}")
+
+
+def outputs_and_gradients(function: Callable, inputs: list[Tensor], **options) -> list[Tensor]:
+    outputs = [x for x in function(*inputs, **options) if x is not None]
+    generator = torch.Generator(inputs[0].device).manual_seed(0)
+    given = [torch.randn(x.shape, generator=generator, device=x.device).to(x.dtype) for x in outputs]
+    return outputs + list(torch.autograd.grad(outputs, [x for x in inputs if x.requires_grad], given))

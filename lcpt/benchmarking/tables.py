@@ -1,0 +1,66 @@
+"""Rows of a benchmark (DESIGN.md, section 3) as a Markdown table, which reads as it is too."""
+
+from __future__ import annotations
+
+from lcpt.benchmarking.attention_baselines import SOFTMAX
+
+
+def table(rows: list[dict]) -> str:
+    """Of attention and of training steps: columns of which nothing is known are left out. A time's ratio to another
+    method's is how many times as fast as that it is."""
+    if not rows:
+        return "no rows"
+    columns = {
+        "context": [f"{row['context']:,}" for row in rows],
+        "batch": [str(row["batch"]) for row in rows],
+        "mode": [row["mode"] for row in rows],
+        "method": [row["method"] for row in rows],
+        "backend": [row["backend"] for row in rows],
+        "median ms": [number(row["milliseconds"]["p50"]) for row in rows],
+        "p10": [number(row["milliseconds"]["p10"]) for row in rows],
+        "p90": [number(row["milliseconds"]["p90"]) for row in rows],
+        "passes": [str(row["repeats"]) for row in rows],
+        "tokens/s": [f"{1e3 * row['batch'] * row['context'] / row['milliseconds']['p50']:,.0f}" for row in rows],
+        "peak MiB": [f"{row['peak_memory_bytes'] / 2**20:,.1f}" for row in rows],
+        "% of peak FLOP/s": [percent(row, "flops") for row in rows],
+        "% of bandwidth": [percent(row, "bytes") for row in rows],
+        "x fastest softmax": [ratio(fastest_softmax(row, rows), row) for row in rows],
+        "times as fast as": [", ".join(f"{name}: {x:.2f}" for name, x in row["speedup"].items()) for row in rows],
+    }
+    columns = {title: cells for title, cells in columns.items() if any(cells)}
+    last = list(columns)[-1]
+    lines = [[title, *cells] for title, cells in columns.items()]
+    width = {column[0]: 0 if column[0] == last else max(map(len, column)) for column in lines}
+    left = {"mode", "method", "backend", last}
+    padded = [
+        [x.ljust(width[title]) if title in left else x.rjust(width[title]) for x in (title, *cells)]
+        for title, cells in columns.items()
+    ]
+    padded = [
+        [first, ("-" * max(1, len(first) - 1)) + ("-" if title in left else ":"), *rest]
+        for title, (first, *rest) in zip(columns, padded, strict=True)
+    ]
+    return "\n".join("| " + " | ".join(row) + " |" for row in zip(*padded, strict=True))
+
+
+def fastest_softmax(row: dict, rows: list[dict]) -> dict | None:
+    """The row of attention over all earlier tokens that is fastest at row's context and mode."""
+    rivals = [
+        other
+        for other in rows
+        if other["method"] in SOFTMAX and (other["context"], other["mode"]) == (row["context"], row["mode"])
+    ]
+    return min(rivals, key=lambda other: other["milliseconds"]["p50"], default=None)
+
+
+def number(x: float) -> str:
+    return f"{x:.0f}" if x >= 100 else f"{x:.1f}" if x >= 10 else f"{x:.3f}"
+
+
+def percent(row: dict, of: str) -> str:
+    known = row.get("percent_of_peak")
+    return "" if known is None else f"{known[of]:.0f}"
+
+
+def ratio(other: dict | None, row: dict) -> str:
+    return "" if other is None else f"{other['milliseconds']['p50'] / row['milliseconds']['p50']:.2f}"

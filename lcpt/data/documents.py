@@ -1,0 +1,30 @@
+"""Documents to score: a prepared folder, or text tokenised with the checkpoint's own tokenizer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from lcpt.data.errors import DataError
+from lcpt.data.manifest import MANIFEST
+from lcpt.data.shards import Corpus
+from lcpt.data.text import find_sources, read_documents
+from lcpt.data.tokenizer import Tokenizer
+
+
+def documents(path: str | Path, tokenizer: Tokenizer) -> Iterator[tuple[np.ndarray, int]]:
+    """(tokens int64 [n + 1] with BOS first, bytes of the UTF-8 text) of each document.
+
+    Raises DataError for what cannot be read, and for a folder prepared with another tokenizer.
+    """
+    if (Path(path) / MANIFEST).is_file():
+        corpus = Corpus(path)
+        if corpus.manifest["tokenizer_sha256"] != tokenizer.sha256:
+            raise DataError(f"{path} was prepared with another tokenizer than the checkpoint's; give the text itself")
+        yield from (corpus.document(number)[1:] for number in range(len(corpus)))
+        return
+    for source in find_sources([path]):
+        for _, text in read_documents(source):
+            yield np.array([tokenizer.bos_id, *tokenizer.encode(text)], dtype=np.int64), len(text.encode())
