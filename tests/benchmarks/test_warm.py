@@ -54,7 +54,7 @@ def test_each_part_compiles_its_share(run, tmp_path):
 
 def test_a_kernel_that_does_not_compile_is_named_and_the_others_are_compiled(run, tmp_path):
     broken = (
-        "from lcpt_kernels.triton import feature_map_forward\n"
+        "from lcpt_kernels.triton.fused import feature_map_forward\n"
         "def run(*args, **kwargs): raise RuntimeError('no\\nsuch thing')\n"
         "feature_map_forward.feature_map_forward_kernel._do_compile = run\n"
     )

@@ -72,7 +72,7 @@ def block_backward_dv(
         launch(
             far_dv,
             p.summaries,
-            "backward_summaries",
+            "block_backward_dv_summaries",
             NEAR=False,
             FAR=True,
             v=p.far_v,
