@@ -66,7 +66,7 @@ def test_crossover_is_where_the_flops_cross():
 @pytest.mark.parametrize("kind", DRAW)
 @pytest.mark.parametrize("head_dim", [16, 12])
 def test_theory_of_the_sketch(kind, cosine, head_dim):
-    """What many draws show is within 4 standard errors of it, and these are at most 2 %."""
+    """The mean of many draws is within 4 standard errors of the theory, and these are at most 2 %."""
     q, k = pairs(head_dim, cosine, 64)
     found = experiment(q, k, 8, kind, draws=1_500)
     assert found["standard_error"] < 0.02 * found["theory"]

@@ -1,4 +1,4 @@
-"""What finds a kernel that is wrong, tried on backend "torch"; and the script itself, in Triton's interpreter."""
+"""Check that wrong kernels are found, on backend "torch"; and the script itself, in Triton's interpreter."""
 
 import argparse
 import importlib.util
@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -108,7 +109,7 @@ def test_other_bits_are_noticed(monkeypatch):
 
 @pytest.mark.parametrize("attention", kernel_check.FUNCTIONS)
 def test_heads_of_a_group_meet_their_own_keys(attention):
-    case = smaller(Case(attention, heads=12, key_heads=4))._replace(heads=4, key_heads=2, batch=2)
+    case = replace(smaller(Case(attention=attention, heads=12, key_heads=4)), heads=4, key_heads=2, batch=2)
     given, how = inputs(case, CPU), options(case, CPU)
     do = torch.randn(2, case.tokens, 4, case.head_dim)
     whole = {name: x.detach().double().requires_grad_() for name, x in given.items()}

@@ -49,7 +49,7 @@ exec "$@"
 
 @pytest.fixture
 def environment(tmp_path):
-    """Of a machine with a stand-in for Python, and for timeout where its folder comes first in PATH."""
+    """Build the environment of a machine with stand-ins for Python, and for timeout if its folder is first in PATH."""
     for name, text in (("python", PYTHON), ("bin/timeout", TIMEOUT)):
         file = tmp_path / name
         file.parent.mkdir(exist_ok=True)

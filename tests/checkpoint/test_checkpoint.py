@@ -12,12 +12,12 @@ from lcpt.checkpoint import (
     CheckpointConfig,
     CheckpointError,
     Slice,
+    commit_checkpoint,
     find_checkpoint,
     open_partial,
     read_manifest,
     read_state,
     read_tensors,
-    seal,
     step_name,
     write_piece,
 )
@@ -55,7 +55,7 @@ def write(tmp_path):
             for n, group in enumerate(GROUPS)
         }
         partial = open_partial(tmp_path / "run/checkpoints", step)
-        return seal(partial, step, [write_piece(partial, 0, groups)], STATE, {"config.yaml": config})
+        return commit_checkpoint(partial, step, [write_piece(partial, 0, groups)], STATE, {"config.yaml": config})
 
     return write
 
@@ -276,15 +276,15 @@ def test_files_are_synced_before_they_get_their_name(write, monkeypatch):
 
 def test_killed_while_writing(write, run_ranks, monkeypatch):
     """kill -9 in the middle of the second file."""
-    import lcpt.checkpoint.write as module
+    import lcpt.utils.tensor_files as module
 
     step, calls = write(1), []
 
-    def save(*args):
+    def save(*args, **kwargs):
         calls.append(args)
         if len(calls) == 2:
             os.kill(os.getpid(), 9)
-        save_file(*args)
+        save_file(*args, **kwargs)
 
     def killed():
         monkeypatch.setattr(module, "save_file", save)
@@ -300,11 +300,11 @@ def test_killed_while_writing(write, run_ranks, monkeypatch):
 
 
 def test_a_full_disk(write, monkeypatch):
-    import lcpt.checkpoint.write as module
+    import lcpt.utils.tensor_files as module
 
     step = write(1)
 
-    def full(*args):
+    def full(*args, **kwargs):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(module, "save_file", full)
@@ -333,7 +333,7 @@ def test_a_process_of_a_dead_job_cannot_write_into_a_new_save(tmp_path):
     stale = open_partial(tmp_path / "checkpoints", 5)
     fresh = open_partial(tmp_path / "checkpoints", 5)
     assert fresh != stale and fresh.is_dir() and not stale.exists()
-    with pytest.raises(OSError):
+    with pytest.raises(FileNotFoundError):
         write_piece(stale, 1, {"weights": [Slice("x", (2,), 0, torch.ones(2))]})
 
 

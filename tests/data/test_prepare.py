@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from lcpt.data import Corpus, DataError, Tokenizer, parallel_encode, prepare
-from lcpt.data.folder import new_folder
+from lcpt.data.atomic_folder import new_folder
 
 
 def content(folder: Path) -> dict[str, bytes]:

@@ -99,7 +99,7 @@ def test_report_by_hand():
 
 
 def test_interval_of_windows_by_hand():
-    """Of two windows a sample holds the first twice, the second twice, or both: the ends are those of each alone."""
+    """A bootstrap sample of two windows holds one of them twice, or both: the ends are those of each alone."""
     low, high = by_hand()["bits_per_byte_interval"]
     assert (low, high) == pytest.approx((2.5 / 5 / math.log(2), 1.5 / 1 / math.log(2)))
 

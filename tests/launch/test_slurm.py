@@ -150,7 +150,7 @@ class Job:
         return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
 
     def info(self) -> dict[str, str]:
-        """What `scontrol show job` knows."""
+        """Return what `scontrol show job` prints."""
         return dict(re.findall(r"(\S+?)=(\S*)", self._cluster.run("scontrol", "-o", "show", "job", self.id).stdout))
 
     def wait_for_steps(self, count: int) -> None:

@@ -1,4 +1,4 @@
-"""What is wrong with an export, or is no export, is named in one line."""
+"""Check that damage to an export, or a folder that is none, is named in one line."""
 
 import json
 import os

@@ -70,7 +70,7 @@ GROWING = ("softmax", "polynomial", "lowrank", "sparse_qk", "sparse_hash")
 
 @pytest.mark.parametrize("kind", ATTENTION)
 def test_what_decoding_keeps(kind):
-    """Of linear kinds it does not grow, and is never more than the cost model states; of the others it does."""
+    """In linear kinds the cache does not grow, and is never more than the cost model states."""
     model = build([kind]).float()
     sizes = {t: bytes_of(model.prefill(torch.randint(50, (1, t)))[1].states) for t in (8, 23, 40, 120)}
     stated = {t: sum(block.attention.state_bytes(t) for block in model.blocks) for t in sizes}

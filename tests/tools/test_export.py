@@ -88,7 +88,7 @@ def test_a_second_export_leaves_the_first(export, tmp_path):
 
 
 def test_while_another_process_writes_there(export, tmp_path):
-    from lcpt.data.folder import new_folder
+    from lcpt.data.atomic_folder import new_folder
 
     with new_folder(tmp_path / "export"):
         code, _, said = export()
@@ -99,7 +99,7 @@ def test_ctrl_c_in_the_middle(export, tmp_path, monkeypatch):
     def interrupted(*args, **kwargs):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("lcpt.model.pretrained.save_file", interrupted)
+    monkeypatch.setattr("lcpt.utils.tensor_files.save_file", interrupted)
     code, out, said = export()
     assert code == 130 and out == "" and said == "error: interrupted; nothing was left behind\n"
     assert [path.name for path in tmp_path.iterdir()] == ["run"]

@@ -64,7 +64,7 @@ def test_killed_after_the_validation_that_was_made_anew(start_job, at_place, sen
     def die_while_saving(number):
         import lcpt.training.saving as module
 
-        module.seal = lambda *arguments: send("KILL")()
+        module.commit_checkpoint = lambda *arguments: send("KILL")()
 
     killed = start_job(2, *settings, sabotage=die_while_saving)
     assert killed.wait()[0] == -9 and [row["step"] for row in killed.rows][:3] == [1, 2, 3], killed.text

@@ -22,7 +22,7 @@ def settings(valid_folder):
 
 @pytest.fixture(scope="module")
 def whole(train_ranks, settings):
-    """What an uninterrupted run on 2 ranks leaves."""
+    """Run without interruption on 2 ranks."""
     return train_ranks(2, *settings)
 
 
@@ -135,7 +135,7 @@ def test_killed_in_the_middle(train_ranks, numbers, settings, whole, tmp_path, m
 
     def die(self, row):
         if row["step"] == 6:  # behind the checkpoint of step 4, with a row half written
-            if self.speaks:
+            if self.is_main:
                 self._metrics.write(json.dumps(row)[:20])
             os.kill(os.getpid(), signal.SIGKILL)
         step(self, row)

@@ -111,7 +111,7 @@ def test_rows_reach_the_disk_before_the_checkpoint_does(start_job):
     def sabotage(number):
         import lcpt.training.saving as module
 
-        seal, fsync, synced = module.seal, os.fsync, []
+        commit_checkpoint, fsync, synced = module.commit_checkpoint, os.fsync, []
 
         def note(descriptor):
             synced.append(Path(os.readlink(f"/proc/self/fd/{descriptor}")).name)
@@ -124,9 +124,9 @@ def test_rows_reach_the_disk_before_the_checkpoint_does(start_job):
             events = EventAccumulator(str(partial.parents[1] / "tensorboard"))
             events.Reload()
             assert [event.step for event in events.Scalars("loss")][:step] == list(range(1, step + 1))
-            return seal(partial, step, *arguments)
+            return commit_checkpoint(partial, step, *arguments)
 
-        os.fsync, module.seal = note, checked
+        os.fsync, module.commit_checkpoint = note, checked
 
     job = start_job(1, "training.max_steps=4", "training.micro_batch=8", "checkpoint.every_steps=1", sabotage=sabotage)
     assert job.wait() == [0], job.text
@@ -148,7 +148,9 @@ def test_a_fault_does_not_cost_the_save_that_is_under_way(start_job, at_place, r
     assert steps(job) == [4] and "out of memory" in job.text
 
 
-@pytest.mark.parametrize("function, rank", [("write_piece", 0), ("write_piece", 1), ("seal", 0), ("open_partial", 0)])
+@pytest.mark.parametrize(
+    "function, rank", [("write_piece", 0), ("write_piece", 1), ("commit_checkpoint", 0), ("open_partial", 0)]
+)
 def test_a_save_that_fails_on_one_rank_fails_as_a_whole(start_job, function, rank):
     """Once, in the middle: it is told, leaves nothing, and the next one succeeds."""
 
@@ -191,20 +193,20 @@ def test_rows_wait_for_room(start_job, small_disk, train_ranks, numbers, tmp_pat
     blocker = small_disk / "blocker"
 
     def sabotage(number):
-        from lcpt.training.watchdog import Watch
+        from lcpt.training.watchdog import Watchdog
 
-        beat = Watch.beat
+        heartbeat = Watchdog.heartbeat
 
-        def fill(self, place, patience=None):
+        def fill(self, place, timeout_s=None):
             if place == "the data of step 3" and number == 0:
                 with contextlib.suppress(OSError), open(blocker, "wb", buffering=0) as file:
                     while True:
                         file.write(b"x" * 1000)
             if place == "the data of step 45" and number == 0:
                 blocker.unlink()
-            beat(self, place, patience)
+            heartbeat(self, place, timeout_s)
 
-        Watch.beat = fill
+        Watchdog.heartbeat = fill
 
     job = start_job(2, *settings, dir=small_disk / "run", sabotage=sabotage)
     assert job.wait() == [0, 0], job.text
@@ -219,23 +221,21 @@ def test_a_full_disk(start_job, small_disk, train_ranks, numbers, tmp_path):
     blocker = small_disk / "blocker"
 
     def sabotage(number):
-        from lcpt.training.watchdog import Watch
+        from lcpt.training.watchdog import Watchdog
 
-        beat = Watch.beat
+        heartbeat = Watchdog.heartbeat
 
-        def fill(self, place, patience=None):
+        def fill(self, place, timeout_s=None):
             if place == "the data of step 4" and number == 0:
                 while not (small_disk / "run/checkpoints/latest").exists():
                     time.sleep(0.01)
-                try:
+                with contextlib.suppress(OSError):
                     blocker.write_bytes(b"x" * (1 << 22))
-                except OSError:
-                    pass
                 with open(blocker, "r+b") as file:  # leave room for rows, not for a checkpoint
                     file.truncate(blocker.stat().st_size - 60_000)
-            beat(self, place, patience)
+            heartbeat(self, place, timeout_s)
 
-        Watch.beat = fill
+        Watchdog.heartbeat = fill
 
     job = start_job(2, *settings, "checkpoint.every_steps=3", dir=small_disk / "run", sabotage=sabotage)
     assert job.wait() == [FAULT, FAULT], job.text

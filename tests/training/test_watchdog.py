@@ -1,4 +1,4 @@
-"""What goes wrong on one rank ends the job, soon, with one line that names rank and reason."""
+"""Check that a fault of one rank ends the job, soon, with one line that names rank and reason."""
 
 import json
 import os
@@ -25,7 +25,7 @@ def faster(monkey):
     def install(number):
         import lcpt.training.watchdog as module
 
-        module.SILENT = module.BUSY = 4.0
+        module.SILENCE_LIMIT_S = module.STARTUP_SILENCE_LIMIT_S = 4.0
         monkey(number)
 
     return install
