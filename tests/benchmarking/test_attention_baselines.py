@@ -30,21 +30,21 @@ def random(*size):
 
 
 @pytest.mark.parametrize("window", [None, 1, 5])
-def test_softmax_by_hand(window):
+def test_softmax_equals_loops_by_hand(window):
     q, k, v = random(2, 9, 16)
     expected = one_at_a_time(q, k, v, lambda s: (s / 4).exp(), lambda t, s: window is None or t - window < s)
     found = baselines.softmax(q[None], k[None], v[None], window)
     torch.testing.assert_close(found, expected.transpose(0, 1)[None])
 
 
-def test_based_by_hand():
+def test_based_equals_loops_by_hand():
     q, k, v = random(2, 9, 16)
     expected = one_at_a_time(q, k, v, lambda s: 1 + s / 4 + s**2 / 32, lambda t, s: True)
     found = baselines.based(*(x.transpose(0, 1)[None] for x in (q, k, v)))
     torch.testing.assert_close(found, expected.transpose(0, 1)[None])
 
 
-def test_linear_by_hand():
+def test_linear_attention_equals_a_recurrence_by_hand():
     q, k, v = (x.transpose(0, 1)[None] for x in random(2, 9, 16))
     found = baselines.linear(q, k, v)
     state = torch.zeros(2, 16, 16, dtype=torch.float64)
@@ -96,7 +96,7 @@ def test_every_sdpa_backend_is_named_to_pytorch(monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["fla_simple_gla", "fla_based"])
-def test_a_library_that_is_not_installed(monkeypatch, name):
+def test_a_library_that_is_not_installed_is_named(monkeypatch, name):
     monkeypatch.setattr(baselines, "find_spec", lambda name: None)
     with pytest.raises(baselines.Unavailable, match="flash-linear-attention is not installed"):
         baselines.BASELINES["cuda"][name](LAYER)

@@ -23,7 +23,7 @@ def in_turn(steps, repeats, device, budget=None, progress=None):
 
 
 @pytest.mark.parametrize("mode", ["forward", "forward_backward"])
-def test_shares_of_measured_peaks(monkeypatch, mode):
+def test_percents_of_peak_follow_from_the_counts(monkeypatch, mode):
     monkeypatch.setattr(attention_benchmark, "time_in_turn", in_turn)
     found, left_out = methods(["polysketch", "squared", "fastmax", "sdpa_cpu"], CONFIG, LAYER)
     backends = {"polysketch": "triton", "squared": "triton", "fastmax": "triton", "sdpa_cpu": "torch"}
@@ -56,7 +56,7 @@ def test_what_runs_in_pytorch_has_no_share_of_the_kernels_count(monkeypatch):
     assert [row["percent_of_peak"] for row in rows] == [None, None]
 
 
-def test_peaks(monkeypatch):
+def test_peaks_are_flops_and_bytes_over_the_measured_time(monkeypatch):
     ran = []
 
     def run(steps, repeats, device):

@@ -66,6 +66,6 @@ def test_order_never_changes_by_accident():
     ]
 
 
-def test_stream_shorter_than_a_window():
+def test_a_stream_shorter_than_a_window_is_refused():
     with pytest.raises(DataError, match="10 tokens"):
         n_windows(10, 10)

@@ -65,7 +65,7 @@ def test_without_hashing_open_sees_shape_but_not_content(folder):
         Corpus(folder, hash_shards=False)
 
 
-def test_foreign_files(folder, jsonl, prepared, tmp_path):
+def test_foreign_files_are_named(folder, jsonl, prepared, tmp_path):
     prepare([jsonl], tmp_path / "other", vocab_size=700, shard_tokens=9000)
     shard = FILES[2]
     shutil.copy(tmp_path / "other" / shard, folder / shard)

@@ -138,7 +138,7 @@ def test_what_was_not_measured_is_no_reason(make_run):
     assert compare([read_run(run) for run in runs])["warnings"] == []
 
 
-def test_losses_over_tokens_and_time(make_run):
+def test_loss_curves_run_over_tokens_and_over_time(make_run):
     run = read_run(make_run("one", steps=100))
     tokens, loss = loss_over(run, wall_time=False)
     np.testing.assert_allclose(tokens, 100 * np.arange(2, 101))

@@ -22,7 +22,7 @@ from tests.model.conftest import CONFIGS, FILES, V
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_bit_for_bit_the_model_of_the_step(make_run, tmp_path, name):
+def test_an_export_is_bit_for_bit_the_model_of_its_step(make_run, tmp_path, name):
     run, trained = make_run(CONFIGS[name])
     write_export(run, tmp_path / "export")
     loaded = load_pretrained(tmp_path / "export")
@@ -167,7 +167,7 @@ def test_a_full_disk_leaves_nothing(run, tmp_path, monkeypatch, call):
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
 
-def test_killed_at_any_moment(run, tmp_path, run_ranks, monkeypatch):
+def test_an_export_killed_at_any_moment_is_whole_or_absent(run, tmp_path, run_ranks, monkeypatch):
     """kill -9 at the first, second, … opening of a file to write, renaming or syncing: there is a whole export under
     the final name or none, and the next one works and leaves nothing else."""
     survived = killed = 0

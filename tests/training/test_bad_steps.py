@@ -22,7 +22,7 @@ def steady(config=None, steps=64, state=None):
 
 
 @pytest.mark.parametrize("loss", [math.nan, math.inf, -math.inf])
-def test_what_is_not_finite(loss):
+def test_a_loss_that_is_not_finite_is_skipped(loss):
     assert str(loss) in BadSteps(BadStepsConfig()).skip_reason(loss)
     assert str(loss) in BadSteps(BadStepsConfig(sigmas=0)).skip_reason(loss)
 
@@ -58,7 +58,7 @@ def test_only_recent_losses_count():
     assert judge.skip_reason(5.0)
 
 
-def test_too_many_of_the_last_100():
+def test_bad_steps_are_counted_over_the_last_100():
     judge = BadSteps(BadStepsConfig(allowed=2))
     for _ in range(2):
         judge.record(math.nan, "nan")

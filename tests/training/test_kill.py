@@ -98,7 +98,9 @@ def at(moment, ranks, action, at_place):
 
 
 @pytest.mark.parametrize("moment, who, signal_name", CASES)
-def test_killed(start_job, at_place, send, numbers, settings, whole, record, moment, who, signal_name):
+def test_a_run_killed_at_any_moment_continues_bit_for_bit(
+    start_job, at_place, send, numbers, settings, whole, record, moment, who, signal_name
+):
     job = start_job(2, *settings, sabotage=at(moment, WHO[who], send(signal_name), at_place))
     codes = job.wait(60)
     if signal_name == "KILL":

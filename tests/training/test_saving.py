@@ -51,7 +51,7 @@ def test_every_rank_writes_its_part(start_job, stage):
             assert [start for start, _ in covered] == ends[:-1]  # each number once
 
 
-def test_minutes_by_the_clock_of_rank_0(start_job, at_place):
+def test_saves_by_the_minute_follow_the_clock_of_rank_0(start_job, at_place):
     """A rank 1 whose clock is wrong changes nothing; the clock starts again at every save."""
 
     def sabotage(number):
@@ -214,7 +214,7 @@ def test_rows_wait_for_room(start_job, small_disk, train_ranks, numbers, tmp_pat
     assert numbers(job.rows) == numbers(train_ranks(2, *settings, dir=tmp_path / "whole").rows)
 
 
-def test_a_full_disk(start_job, small_disk, train_ranks, numbers, tmp_path):
+def test_a_run_goes_on_when_the_disk_is_full(start_job, small_disk, train_ranks, numbers, tmp_path):
     """The run goes on without that checkpoint; at its end the failure is an error, and nothing half-done stays behind.
     With room again it continues, from the last one that had room, as if nothing had been."""
     settings = ["training.max_steps=9", "training.micro_batch=2", "checkpoint.every_steps=2"]

@@ -87,7 +87,7 @@ def errors(run_ranks, places, tiny_yaml):
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_setup_error(errors, places, case):
+def test_an_error_of_setup_is_one_line_on_all_ranks(errors, places, case):
     messages = [rank.get(case, "") for rank in errors]
     assert messages[0] and messages[0] == messages[1] and "\n" not in messages[0]
     for part in CASES[case][1]:
