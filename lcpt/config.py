@@ -17,6 +17,7 @@ from lcpt.model import ModelConfig
 from lcpt.training.config import TrainingConfig
 from lcpt.training.engine import ParallelConfig
 from lcpt.training.run_folder import RunConfig
+from lcpt.utils.errors import one_line
 
 
 class ConfigError(ValueError):
@@ -108,4 +109,4 @@ def _unknown_key(key: str, path) -> str:
 
 
 def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split("\n    full_key")[0].split())
+    return one_line(str(error).split("\n    full_key")[0])

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from lcpt.utils.errors import first_line
+from lcpt.utils.errors import first_line, one_line
 
 _store: dist.Store | None = None
 
@@ -125,7 +125,7 @@ def raise_on_all_ranks() -> Iterator[None]:
     try:
         yield
     except (ValueError, OSError) as error:
-        mine = " ".join(str(error).split())
+        mine = one_line(error)
     for number, message in enumerate(all_gather(mine)):
         if message is not None:
             raise SetupError(message if number == 0 else f"rank {number}: {message}")

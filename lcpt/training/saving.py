@@ -17,6 +17,7 @@ from lcpt.parallel import groups
 from lcpt.training.telemetry import log_rank0
 from lcpt.training.watchdog import Watchdog
 from lcpt.training.zero_shards import MOMENTS, owned_shards
+from lcpt.utils.errors import one_line
 
 WRITE_TIMEOUT_S = 1800.0  # that a disk may take to write a checkpoint before it counts as a hang
 SETTLE_SECONDS = 10.0  # that a save still being written gets when the run ends by an error
@@ -136,7 +137,7 @@ class Saver:
 
 
 def _log_failed_save(step: int, error: object) -> str:
-    line = f"the checkpoint of step {step} could not be written: {' '.join(str(error).split())}"
+    line = f"the checkpoint of step {step} could not be written: {one_line(error)}"
     log_rank0(f"warning: {line}")
     return line
 

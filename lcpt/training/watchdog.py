@@ -25,6 +25,7 @@ import torch.distributed as dist
 from lcpt.parallel import groups
 from lcpt.training.exit_codes import FAULT
 from lcpt.training.stack_traces import StackTraces
+from lcpt.utils.errors import one_line
 
 HEARTBEAT_SECONDS = 1.0  # between two heartbeats
 SILENCE_LIMIT_S = 20.0  # without a heartbeat after which a rank counts as dead
@@ -72,7 +73,7 @@ class Watchdog:
 
     def fail(self, error: BaseException) -> NoReturn:
         """End this process, and with it the job. An error that comes of another rank's end waits for its name."""
-        line = f"rank {groups.rank()} failed at {self._place}: {type(error).__name__}: {' '.join(str(error).split())}"
+        line = f"rank {groups.rank()} failed at {self._place}: {type(error).__name__}: {one_line(error)}"
         if is_lost_connection(error) and groups.world_size() > 1:
             time.sleep(
                 SILENCE_LIMIT_S + 5 * HEARTBEAT_SECONDS

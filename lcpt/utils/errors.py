@@ -9,6 +9,11 @@ def first_line(error: BaseException) -> str:
     return lines[0][:200] if lines else type(error).__name__
 
 
+def one_line(error: object) -> str:
+    """Return the whole message on one line."""
+    return " ".join(str(error).split())
+
+
 def typed_first_line(error: BaseException) -> str:
     """Return the name of the error's type and the first line of its message."""
     lines = str(error).strip().splitlines() or [""]
