@@ -72,7 +72,7 @@ def warm(stages: list[str], target: str, part: int, parts: int) -> tuple[int, di
     return len(seen.kernels), seen.errors
 
 
-def of_cases() -> None:
+def run_cases() -> None:
     for case in cases():
         short = replace(case, batch=1)
         short = short if case.lengths or case.pieces else replace(short, tokens=TOKENS)
@@ -80,19 +80,19 @@ def of_cases() -> None:
         results(short, given, do.to(given["v"].dtype), options(short, LAYER.device), "triton")
 
 
-def of_headline() -> None:
-    of_methods("polysketch", "squared")
+def run_headline() -> None:
+    run_methods("polysketch", "squared")
 
 
-def of_kinds() -> None:
-    of_methods(*KINDS)
+def run_kinds() -> None:
+    run_methods(*KINDS)
 
 
-def of_sparse() -> None:
-    of_methods("sparse_hash", "sparse_qk")
+def run_sparse() -> None:
+    run_methods("sparse_hash", "sparse_qk")
 
 
-def of_methods(*names: str) -> None:
+def run_methods(*names: str) -> None:
     from lcpt.benchmarking.compile_only import forward_backward
 
     p = random_projections(LAYER, TOKENS)
@@ -100,7 +100,7 @@ def of_methods(*names: str) -> None:
         forward_backward(method.attend, method.inputs(p), method.weights)
 
 
-def of_training() -> None:
+def run_training() -> None:
     """Run steps of GPT-2 small, with each kind of layer once."""
     from lcpt.benchmarking.training_step import training_step
     from lcpt.config import load_config
@@ -111,7 +111,7 @@ def of_training() -> None:
         training_step(model, 1, TOKENS, "bf16", LAYER.device)()
 
 
-def of_fused() -> None:
+def run_fused() -> None:
     from lcpt.benchmarking.compile_only import forward_backward
 
     for step in steps(LAYER, TOKENS).values():
@@ -119,12 +119,12 @@ def of_fused() -> None:
 
 
 WORK = {
-    "attention": of_headline,
-    "correct": of_cases,
-    "training": of_training,
-    "families": of_kinds,
-    "sparse": of_sparse,
-    "fused": of_fused,
+    "attention": run_headline,
+    "correct": run_cases,
+    "training": run_training,
+    "families": run_kinds,
+    "sparse": run_sparse,
+    "fused": run_fused,
 }
 
 

@@ -44,8 +44,8 @@ class Telemetry:
                 unit_scale=True,
                 dynamic_ncols=True,
                 smoothing=0.1,
-                disable=None,
-            )  # None: on a terminal only
+                disable=None,  # shown on a terminal only
+            )
             self._last_step, self._said, self._valid = training.last_step, -LOG_SECONDS, ""
 
     def step(self, row: dict[str, float]) -> None:

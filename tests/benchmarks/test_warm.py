@@ -71,10 +71,10 @@ def test_other_sizes_start_the_same_kernels(run):
 import torch
 torch.set_num_threads(1)
 seen = compile_only("sm_90", -1, 2**40)
-warm.of_headline(), warm.of_cases()
+warm.run_headline(), warm.run_cases()
 before = len(seen.kernels)
 warm.TOKENS, warm.LAYER = 2048, warm.replace(warm.LAYER, batch=2)
-warm.of_headline(), warm.of_cases()
+warm.run_headline(), warm.run_cases()
 print(json.dumps([len(seen.kernels) - before, before]))
 """)
     assert more == 0 and every > 100
