@@ -13,6 +13,8 @@ demo: data
 
 test: setup
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 	$(BIN)/python -m pytest
 
 kernels: setup .venv/triton-$(OLDER_TRITON)

@@ -1,5 +1,5 @@
-"""Are the kernels right on this GPU: output and every gradient against the float64 definition, at real sizes and
-settings, and the same bits each time, also beside another stream.
+"""Check the kernels on this GPU: output and every gradient against the float64 definition, at real sizes and settings,
+and the same bits each time, also beside another stream.
 
     python benchmarks/check_kernels.py --output benchmarks/results/kernels-right.json
 
@@ -20,6 +20,7 @@ import warnings
 from collections import deque
 from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import asdict
 from multiprocessing.connection import Connection
 from multiprocessing.connection import wait as wait_for
 from pathlib import Path
@@ -31,7 +32,7 @@ from lcpt.benchmarking.kernel_cases import Case, cases, smaller
 from lcpt.benchmarking.kernel_check import check
 from lcpt.utils.atomic_files import replace_text
 from lcpt.utils.errors import typed_first_line
-from lcpt.utils.provenance import header
+from lcpt.utils.provenance import report_header
 
 
 def main() -> int:
@@ -56,7 +57,7 @@ def main() -> int:
         print(f"error: no case has {args.only!r} in its name", file=sys.stderr)
         return 2
     Path(args.output).parent.mkdir(parents=True, exist_ok=True)
-    report = header(device) | {"rows": []}
+    report = report_header(device) | {"rows": []}
 
     def write(row: dict) -> None:
         report["rows"].append(row)
@@ -72,7 +73,7 @@ def main() -> int:
 
 
 def checked(chosen: list[Case], device: torch.device, args: argparse.Namespace) -> Iterator[dict]:
-    """A row for each case as soon as it is known; those that are not done within the limit have none."""
+    """Yield a row for each case as soon as it is done; those that are not done within the limit have none."""
     waiting, end = deque(chosen), time.monotonic() + args.limit
     processes: dict[Connection, tuple[multiprocessing.Process, Case]] = {}
 
@@ -103,7 +104,7 @@ def checked(chosen: list[Case], device: torch.device, args: argparse.Namespace) 
 
 
 def started(device: torch.device, repeats: int) -> tuple[Connection, multiprocessing.Process]:
-    """A process that answers cases with rows."""
+    """Start a process that answers cases with rows."""
     spawn = multiprocessing.get_context("spawn")
     ours, theirs = spawn.Pipe()
     process = spawn.Process(target=answer, args=(theirs, device, repeats), daemon=True)
@@ -113,9 +114,9 @@ def started(device: torch.device, repeats: int) -> tuple[Connection, multiproces
 
 
 def answer(connection: Connection, device: torch.device, repeats: int) -> None:
-    """Until the other end is closed."""
+    """Answer cases until the other end of the pipe is closed."""
     torch.set_num_threads(1)
-    warnings.filterwarnings("ignore", message=".*deterministic")  # asked for the NaN that it brings
+    warnings.filterwarnings("ignore", message=".*deterministic")  # deterministic algorithms are on for their NaN
     while True:
         try:
             case = connection.recv()
@@ -129,7 +130,7 @@ def answer(connection: Connection, device: torch.device, repeats: int) -> None:
 
 
 def failed(case: Case, error: str) -> dict:
-    return {"case": case.name, "settings": case._asdict(), "passed": False, "error": error}
+    return {"case": case.name, "settings": asdict(case), "passed": False, "error": error}
 
 
 def finish(rows: list[dict], output: str) -> int:

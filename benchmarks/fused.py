@@ -1,5 +1,5 @@
-"""What fusing pays around the attention kernels: LayerNorm and rotary positions, the learned sketch, feature maps, the
-pooling of blocks; each in Triton beside the same in PyTorch.
+"""Measure what fusing gains around the attention kernels: LayerNorm and rotary positions, the learned sketch, feature
+maps, the pooling of blocks; each in Triton beside the same in PyTorch.
 
     python benchmarks/fused.py --output benchmarks/results/fused.json
 
@@ -29,7 +29,7 @@ from lcpt.benchmarking.timing import first_passes, time_in_turn
 from lcpt.benchmarking.traffic import traffic
 from lcpt.utils.atomic_files import replace_text
 from lcpt.utils.errors import typed_first_line
-from lcpt.utils.provenance import header
+from lcpt.utils.provenance import report_header
 
 
 def main() -> int:
@@ -48,13 +48,15 @@ def main() -> int:
         return 2
     on_gpu = torch.cuda.is_available()
     device = torch.device("cuda" if on_gpu else "meta")
-    layer = Layer(args.tokens // 8192, args.heads, args.head_dim, DTYPES[args.dtype], device)
+    layer = Layer(
+        batch=args.tokens // 8192, heads=args.heads, head_dim=args.head_dim, dtype=DTYPES[args.dtype], device=device
+    )
     torch.manual_seed(0)
     chosen = {name: step for name, step in steps(layer, 8192).items() if args.only in name}
     if not chosen:
         print(f"error: no step has {args.only!r} in its name", file=sys.stderr)
         return 2
-    report = header(device if on_gpu else torch.device("cpu")) | {"wrong": {}, "rows": []}
+    report = report_header(device if on_gpu else torch.device("cpu")) | {"wrong": {}, "rows": []}
 
     def write() -> None:
         replace_text(Path(args.output), json.dumps(report, indent=1) + "\n")
@@ -84,7 +86,7 @@ def main() -> int:
 
 
 def rows(name: str, step: Step, layer: Layer, args: argparse.Namespace) -> Iterator[dict]:
-    """A row for each backend and mode: what it moves, and on a GPU its time."""
+    """Yield a row for each backend and mode: the bytes it moves, and on a GPU its time."""
     functions = {backend: partial(step.function, backend=backend) for backend in ("torch", "triton")}
     moved = {backend: traffic(function, step.inputs) for backend, function in functions.items()}
     if layer.device.type == "cuda" and name in args.compiled.split(","):
@@ -138,7 +140,7 @@ def times(functions: dict, step: Step, mode: str, layer: Layer, args: argparse.N
 
 
 def table(rows: list[dict]) -> str:
-    """A line for each step and mode."""
+    """Format a line for each step and mode."""
     lines = [
         f"{'step':20}{'mode':18}{'MB, PyTorch':>13}{'Triton':>9}{'operators':>11}{'':>4}{'ms, PyTorch':>13}"
         f"{'compiled':>10}{'Triton':>9}"

@@ -1,4 +1,4 @@
-"""Which GPU is here, and what stages of gpu.sh cannot import.
+"""Print which GPU is here, and what stages of gpu.sh cannot import.
 
 python benchmarks/gpu_imports.py attention training
 gpu nvidia-h100-80gb-hbm3 sm_90
@@ -14,11 +14,11 @@ from importlib import import_module
 from importlib.util import find_spec
 
 EVERY = ("triton", "numpy", "tqdm", "safetensors")  # what all stages need beside torch
-NEEDS = {  # what some need too
+NEEDS = {  # what some stages need too
     "omegaconf": ("training", "sparse-8", "sparse-32"),  # configs, and settings other than the defaults
     "sentencepiece": ("training",),
 }
-WISHES = {  # what they use where it is there: for rows of another library, and for pictures
+OPTIONAL = {  # used where installed: for rows of another library, and for pictures
     "fla": ("rivals",),
     "matplotlib": ("attention", "rivals", "families", "sparse-16", "sparse-8", "sparse-32", "sparse-flex"),
 }
@@ -46,7 +46,7 @@ def main() -> int:
             print(f"say missing import: {said}; {', '.join(of)} cannot run: WHEELS=FOLDER brings it")
             for stage in of:
                 lacks.setdefault(stage, []).append(name)
-    for name, stages_of in WISHES.items():
+    for name, stages_of in OPTIONAL.items():
         of = [stage for stage in stages if stage in stages_of]
         if of and find_spec(name) is None:
             print(f"say missing import: {name}; {', '.join(of)} can do less: WHEELS=FOLDER brings it")
@@ -58,7 +58,7 @@ def main() -> int:
 
 
 def missing(name: str) -> str | None:
-    """Its name if it cannot be imported, and why where it is there."""
+    """Return a module's name if it cannot be imported, with the reason where it is installed."""
     try:
         import_module(name)
     except Exception as error:  # it may be built for another Python

@@ -1,9 +1,9 @@
-"""Model figures for a GPU that is not here: how long squared attention takes at least, and how long it likely takes.
+"""Model how long squared attention takes at least, and how long it likely takes, on a GPU that is not here.
 
     python benchmarks/roofline.py --output benchmarks/results/roofline-model.json
 
 Nothing is measured. FLOPs and bytes are counted from the kernels' loops (lcpt/benchmarking/roofline.py, which tests
-hold against the kernels). `roof`: each kernel takes the larger of its FLOPs and its bytes at the peaks that programs of
+compare with the kernels). `roof`: each kernel takes the larger of its FLOPs and its bytes at the peaks that programs of
 others reached on an H200 (790 TFLOP/s of bf16 products, 4.3 TB/s of a copy). `likely`: products at an assumed part of
 that peak, 0.5 forward and 0.4 backward, and 4 µs a launch. The rival is flash attention at 350 TFLOP/s forward, 300
 backward.
@@ -14,13 +14,14 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
 
 from lcpt.benchmarking.roofline import Gpu, Size, backward, forward, seconds, softmax_cost, squared_cost
 from lcpt.utils.atomic_files import replace_text
-from lcpt.utils.provenance import header
+from lcpt.utils.provenance import report_header
 
 ROOF = Gpu(flops=790e12, bytes=4.3e12, launch=0.0)
 LIKELY = ROOF._replace(launch=4e-6)
@@ -41,11 +42,11 @@ def main() -> int:
         print("error: --sketch, --block-size and --head-dim must be ≥ 1", file=sys.stderr)
         return 2
     rows = [
-        row(context, mode, Size(context, args.head_dim, args.sketch, args.block_size))
+        row(context, mode, Size(tokens=context, head_dim=args.head_dim, sketch=args.sketch, block_size=args.block_size))
         for mode in ("forward", "forward_backward")
         for context in CONTEXTS
     ]
-    report = header(torch.device("cpu")) | {
+    report = report_header(torch.device("cpu")) | {
         "device": "model of an H200",
         "assumed": {
             "peaks": ROOF._asdict(),
@@ -94,7 +95,7 @@ def row(context: int, mode: str, size: Size) -> dict:
     flops, n_bytes = squared_cost(1, size, mode)
     return {
         "method": "squared (model)",
-        "settings": {**size._asdict(), "type": "bf16"},
+        "settings": {name: value for name, value in asdict(size).items() if name != "dtype"} | {"type": "bf16"},
         "context": context,
         "batch": batch,
         "heads": HEADS,

@@ -1,4 +1,4 @@
-"""What a checkpoint costs a run: seconds to write one, and seconds in which training waits for it.
+"""Measure what a checkpoint costs a run: seconds to write one, and seconds in which training waits for it.
 
     python benchmarks/saving.py --output benchmarks/results/saving-cpu.json
 
@@ -55,7 +55,7 @@ def main() -> int:
 
 
 def measure(name: str, model: dict, ranks: int) -> dict:
-    """One row: a run of 9 steps that saves every third."""
+    """Measure one row: a run of 9 steps that saves every third."""
     with tempfile.TemporaryDirectory() as folder:
         run = Path(folder) / "run"
         settings = {

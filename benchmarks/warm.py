@@ -21,14 +21,14 @@ import torch
 
 from lcpt.attention import AttentionConfig
 from lcpt.benchmarking.attention_layer import Layer
-from lcpt.benchmarking.attention_methods import methods, projected
+from lcpt.benchmarking.attention_methods import methods, random_projections
 from lcpt.benchmarking.fused_steps import steps
 from lcpt.benchmarking.kernel_cases import cases, inputs, options
 from lcpt.benchmarking.kernel_check import results
 
 ROOT = Path(__file__).parents[1]
 TOKENS = 2 * 256 + 77  # two blocks and a part: no kernel is compiled for a number of tokens
-LAYER = Layer(1, 12, 64, torch.bfloat16, torch.device("cpu"))
+LAYER = Layer(batch=1, heads=12, head_dim=64, dtype=torch.bfloat16, device=torch.device("cpu"))
 KINDS = ("polysketch", "kernel", "flurka", "feedforward", "fastmax", "lowrank")
 
 
@@ -55,8 +55,10 @@ def main() -> int:
 
 
 def warm(stages: list[str], target: str, part: int, parts: int) -> tuple[int, dict[str, str]]:
-    """How many kernels the stages start, and why some of this part's share did not compile."""
-    from lcpt.benchmarking.warming import compile_only  # in a process of its own: Triton only compiles from here on
+    """Count the kernels that the stages start, and say why some of this part's share did not compile."""
+    from lcpt.benchmarking.compile_only import (
+        compile_only,  # in a process of its own: Triton only compiles from here on
+    )
 
     torch.set_num_threads(1)
     seen = compile_only(target, part, parts)
@@ -65,41 +67,41 @@ def warm(stages: list[str], target: str, part: int, parts: int) -> tuple[int, di
             work()
         except ModuleNotFoundError:  # the stage cannot run
             pass
-        except Exception as error:  # the stage itself will say more
+        except Exception as error:  # the stage itself will report it
             seen.errors[work.__name__] = f"{type(error).__name__}: {error}"
     return len(seen.kernels), seen.errors
 
 
-def of_cases() -> None:
+def run_cases() -> None:
     for case in cases():
-        short = case._replace(batch=1)
-        short = short if case.lengths or case.pieces else short._replace(tokens=TOKENS)
+        short = replace(case, batch=1)
+        short = short if case.lengths or case.pieces else replace(short, tokens=TOKENS)
         given, do = inputs(short, LAYER.device), torch.zeros(short.batch, short.tokens, short.heads, short.head_dim)
         results(short, given, do.to(given["v"].dtype), options(short, LAYER.device), "triton")
 
 
-def of_headline() -> None:
-    of_methods("polysketch", "squared")
+def run_headline() -> None:
+    run_methods("polysketch", "squared")
 
 
-def of_kinds() -> None:
-    of_methods(*KINDS)
+def run_kinds() -> None:
+    run_methods(*KINDS)
 
 
-def of_sparse() -> None:
-    of_methods("sparse_hash", "sparse_qk")
+def run_sparse() -> None:
+    run_methods("sparse_hash", "sparse_qk")
 
 
-def of_methods(*names: str) -> None:
-    from lcpt.benchmarking.warming import forward_backward
+def run_methods(*names: str) -> None:
+    from lcpt.benchmarking.compile_only import forward_backward
 
-    p = projected(LAYER, TOKENS)
+    p = random_projections(LAYER, TOKENS)
     for method in methods(list(names), AttentionConfig(), LAYER)[0].values():
         forward_backward(method.attend, method.inputs(p), method.weights)
 
 
-def of_training() -> None:
-    """Steps of GPT-2 small, with each kind of layer once."""
+def run_training() -> None:
+    """Run steps of GPT-2 small, with each kind of layer once."""
     from lcpt.benchmarking.training_step import training_step
     from lcpt.config import load_config
 
@@ -109,20 +111,20 @@ def of_training() -> None:
         training_step(model, 1, TOKENS, "bf16", LAYER.device)()
 
 
-def of_fused() -> None:
-    from lcpt.benchmarking.warming import forward_backward
+def run_fused() -> None:
+    from lcpt.benchmarking.compile_only import forward_backward
 
     for step in steps(LAYER, TOKENS).values():
         forward_backward(lambda *x, step=step: step.function(*x, backend="triton"), step.inputs)
 
 
 WORK = {
-    "attention": of_headline,
-    "correct": of_cases,
-    "training": of_training,
-    "families": of_kinds,
-    "sparse": of_sparse,
-    "fused": of_fused,
+    "attention": run_headline,
+    "correct": run_cases,
+    "training": run_training,
+    "families": run_kinds,
+    "sparse": run_sparse,
+    "fused": run_fused,
 }
 
 

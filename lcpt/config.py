@@ -1,4 +1,4 @@
-"""The configuration of an experiment: composed from its sections, read from YAML, changed by section.key=value."""
+"""Compose an experiment's config from its sections; read it from YAML, changed by section.key=value."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import cast
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
@@ -16,6 +17,7 @@ from lcpt.model import ModelConfig
 from lcpt.training.config import TrainingConfig
 from lcpt.training.engine import ParallelConfig
 from lcpt.training.run_folder import RunConfig
+from lcpt.utils.errors import one_line
 
 
 class ConfigError(ValueError):
@@ -52,12 +54,12 @@ class Config:
 
     @property
     def sequences(self) -> int:
-        """Sequences of one optimizer step, over all ranks."""
+        """The sequences of one optimizer step, over all ranks."""
         return self.training.global_batch_tokens // self.data.context
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
-    """The checked Config of a YAML file and of overrides 'section.key=value'. Raises ConfigError."""
+    """Load the checked Config of a YAML file and of overrides 'section.key=value'. Raises ConfigError."""
     if not Path(path).is_file():
         raise ConfigError(f"there is no config file {path}; configs/ holds some to start from")
     for override in overrides:
@@ -73,7 +75,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
         merged = OmegaConf.merge(schema, given)
         if missing := OmegaConf.missing_keys(merged):
             raise ConfigError(f"{path} does not set {', '.join(sorted(missing))}, which has no default")
-        return OmegaConf.to_object(merged)
+        return cast(Config, OmegaConf.to_object(merged))
     except ConfigKeyError as error:
         raise ConfigError(_unknown_key(error.full_key or str(error.key), path)) from error
     except OmegaConfBaseException as error:
@@ -83,17 +85,18 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
 
 
 def to_yaml(config: Config) -> str:
-    """Every key with its value, as load_config reads it back."""
+    """Write every key with its value, as load_config reads it back."""
     return OmegaConf.to_yaml(OmegaConf.structured(config))
 
 
 def _check_sections(schema: DictConfig, given, key: str = "") -> None:
-    """ConfigError where a value stands in the place of a section: OmegaConf would not say where."""
+    """Raise ConfigError where a value stands in the place of a section: OmegaConf would not say where."""
     if not OmegaConf.is_dict(given):
         raise ConfigError(f"{key or 'the config'} is a section with {', '.join(map(str, schema))}; set one of them")
     for name in given:
-        if name in schema and OmegaConf.is_dict(schema._get_node(name)):
-            _check_sections(schema._get_node(name), given[name], f"{key}.{name}".lstrip("."))
+        section = schema._get_node(name) if name in schema else None
+        if isinstance(section, DictConfig):
+            _check_sections(section, given[name], f"{key}.{name}".lstrip("."))
 
 
 def _unknown_key(key: str, path) -> str:
@@ -106,4 +109,4 @@ def _unknown_key(key: str, path) -> str:
 
 
 def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split("\n    full_key")[0].split())
+    return one_line(str(error).split("\n    full_key")[0])

@@ -1,4 +1,4 @@
-"""What several folders share."""
+"""Provide the fixtures that several folders share."""
 
 import importlib.util
 import json
@@ -87,7 +87,7 @@ def _run_ranks(function, world, timeout=60):
     while waiting and not failures:
         ready = multiprocessing.connection.wait(waiting, max(0, deadline - time.monotonic()))
         if not ready:
-            failures = {n: f"no result after {timeout} s" for n in waiting.values()}
+            failures = dict.fromkeys(waiting.values(), f"no result after {timeout} s")
         for reader in ready:
             n = waiting.pop(reader)
             try:

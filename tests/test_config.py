@@ -25,7 +25,7 @@ def message(path, *overrides) -> str:
     return text
 
 
-def test_defaults_and_overrides(file):
+def test_overrides_replace_defaults(file):
     config = load_config(file, ["training.lr=3e-3", "model.n_layers=2", "model.attention.pattern=[softmax,polysketch]"])
     assert (config.run.dir, config.data.path) == ("runs/x", "some/folder")
     assert (config.training.lr, config.model.n_layers) == (0.003, 2)
@@ -145,7 +145,7 @@ def test_numbers_outside_their_range_are_named(file, override):
 
 
 @pytest.mark.parametrize("override", ["training.lr", "fast", ""])
-def test_an_override_without_a_value(file, override):
+def test_an_override_without_a_value_is_named(file, override):
     assert repr(override) in message(file, override)
 
 
@@ -166,7 +166,7 @@ def test_odd_overrides_are_one_line(file, override):
     message(file, override)
 
 
-def test_a_missing_file(tmp_path):
+def test_a_missing_config_file_is_named(tmp_path):
     assert "nothing.yaml" in message(tmp_path / "nothing.yaml")
     assert str(tmp_path) in message(tmp_path)
 
@@ -179,7 +179,7 @@ def test_a_missing_file(tmp_path):
         ("", "run.dir"),
     ],
 )
-def test_a_missing_key(file, given, missing):
+def test_a_missing_key_is_named(file, given, missing):
     file.write_text(given)
     text = message(file)
     assert missing in text and "experiment.yaml" in text
@@ -197,7 +197,7 @@ def test_a_missing_key(file, given, missing):
         b"run: {dir: x}\nrun: {dir: y}",
     ],
 )
-def test_unreadable_yaml(file, content):
+def test_unreadable_yaml_is_named(file, content):
     file.write_bytes(content)
     assert "experiment.yaml" in message(file)
 

@@ -1,9 +1,9 @@
-"""Time and memory of attention alone, method beside method in one run.
+"""Measure time and memory of attention alone, method beside method in one run.
 
 A kind of attention is timed as the model runs it: sketch, feature maps, pooling and gate are inside. "squared" is
 polysketch's kernel on sketches that are given. Before it is timed, each method is compared with its definition: one
 that is wrong is named and left out, and the exit code is 1. A baseline that this machine does not have is left out too.
-Without a GPU it is the time of one thread at work, which the neighbours on a shared machine disturb least.
+Without a GPU it is the CPU time of one thread, which the other users of a shared machine disturb least.
 
 Contexts are measured in the order given, all in the first mode, then in the next. OUT.json, and OUT.md, the same as a
 table, are written anew after each; OUT.png, times over contexts, at the end, where matplotlib is installed."""
@@ -13,6 +13,8 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Callable
+from dataclasses import replace
 from importlib.util import find_spec
 from itertools import product
 from pathlib import Path
@@ -29,7 +31,7 @@ from lcpt.benchmarking.tables import table
 from lcpt.parallel import groups
 from lcpt.utils.atomic_files import replace_text
 from lcpt.utils.errors import first_line, typed_first_line
-from lcpt.utils.provenance import header
+from lcpt.utils.provenance import report_header
 
 EXAMPLE = """example:
   python tools/benchmark_attention.py --methods polysketch,flurka,softmax --contexts 8192,16384 --output attention.json
@@ -87,7 +89,7 @@ def main() -> int:
 
 
 def read_arguments(args: argparse.Namespace) -> tuple[list[int], list[str], Layer, dict[str, Method], dict[str, str]]:
-    """contexts, modes, layer, methods by name, baselines that are not to be had. ValueError in one line."""
+    """Read contexts, modes, layer, methods by name, and baselines that are not installed. ValueError in one line."""
     contexts = [int(context) if context.isdecimal() else 0 for context in args.contexts.split(",")]
     if min(contexts) < 1:
         raise ValueError(f"--contexts {args.contexts} is no list of whole numbers ≥ 1; give 8192,16384")
@@ -102,7 +104,7 @@ def read_arguments(args: argparse.Namespace) -> tuple[list[int], list[str], Laye
     if args.device == "cuda" and not torch.cuda.is_available():
         raise ValueError("--device cuda: PyTorch finds no GPU here; take cpu")
     device = groups.device() if args.device == "cuda" else torch.device("cpu")
-    layer = Layer(args.batch, args.heads, args.head_dim, DTYPES[args.dtype], device)
+    layer = Layer(batch=args.batch, heads=args.heads, head_dim=args.head_dim, dtype=DTYPES[args.dtype], device=device)
     names = list(dict.fromkeys(args.methods.split(",")))
     if not set(names) & baselines(device).keys():
         names += baselines(device)
@@ -131,7 +133,7 @@ def benchmark(
     chosen: dict[str, Method],
     left_out: dict[str, str],
 ) -> bool:
-    """Checks, measures, writes. -> whether one that is no baseline was left out."""
+    """Check, measure and write; returns whether a method that is no baseline was left out."""
     reasons = [{"method": name, "reason": reason} for name, reason in left_out.items()]
     bar = tqdm(total=len(chosen) * (1 + len(contexts) * len(modes) * (args.repeats + 1)), unit="pass", disable=None)
 
@@ -149,11 +151,19 @@ def benchmark(
         backends = checked(chosen, layer, progress, leave_out)
         right = {name: chosen[name] for name in backends}
         peaks = measured_peaks(layer.device) if layer.device.type == "cuda" else None
-        report = header(layer.device) | {"measured_peaks": peaks, "left_out": reasons, "rows": []}
+        report = report_header(layer.device) | {"measured_peaks": peaks, "left_out": reasons, "rows": []}
         for mode, context in product(modes, contexts):
             batch = layer.batch if args.tokens is None else max(1, args.tokens // context)
             rows, failed = measure(
-                right, backends, layer._replace(batch=batch), context, mode, args.repeats, args.budget, peaks, progress
+                right,
+                backends,
+                replace(layer, batch=batch),
+                context,
+                mode,
+                repeats=args.repeats,
+                budget=args.budget,
+                peaks=peaks,
+                progress=progress,
             )
             for name, reason in failed.items():
                 leave_out(name, reason, context=context, mode=mode)
@@ -168,8 +178,10 @@ def benchmark(
     return any(reason["method"] not in baselines(layer.device) for reason in reasons)
 
 
-def checked(chosen: dict[str, Method], layer: Layer, progress, leave_out) -> dict[str, str]:
-    """The methods that are right, each with the backend that computes it."""
+def checked(
+    chosen: dict[str, Method], layer: Layer, progress: Callable[[str], None], leave_out: Callable[[str, str], None]
+) -> dict[str, str]:
+    """Check the methods; returns those that are right, each with the backend that computes it."""
     block = max(method.settings.get("block_size", 1) for method in chosen.values())
     window = max(method.settings.get("window") or 0 for method in chosen.values())
     backends = {}
@@ -190,7 +202,7 @@ def write(report: dict, output: Path) -> None:
 
 
 def draw(rows: list[dict], output: Path) -> bool:
-    """Whether there is a picture beside OUT.json."""
+    """Draw a picture beside OUT.json, where matplotlib is installed; returns whether there is one."""
     if not rows or find_spec("matplotlib") is None:
         return False
     from lcpt.benchmarking.attention_report import draw  # it takes a second: after everything is measured

@@ -1,6 +1,6 @@
-"""Time and memory of a training step, of configs side by side in one run.
+"""Measure time and memory of a training step, of configs side by side in one run.
 
-Without a GPU it is the time of one thread at work, which the neighbours on a shared machine disturb least. A config
+Without a GPU it is the CPU time of one thread, which the other users of a shared machine disturb least. A config
 that does not fit a GPU's memory at a context is named and left out there. OUT.json, and OUT.md, the same as a table,
 are written anew after every context."""
 
@@ -23,7 +23,7 @@ from lcpt.benchmarking.training_step import training_step
 from lcpt.config import Config, ConfigError, load_config
 from lcpt.parallel import groups
 from lcpt.utils.atomic_files import replace_text
-from lcpt.utils.provenance import backend_of, header
+from lcpt.utils.provenance import backend_of, report_header
 
 EXAMPLE = """example:
   python tools/benchmark_training.py --configs configs/demo.yaml --kinds softmax,polysketch --contexts 8192,16384 \\
@@ -66,7 +66,7 @@ def main() -> int:
         print(f"error: --contexts {args.contexts} is no list of whole numbers; give 8192,16384", file=sys.stderr)
         return 2
 
-    report = header(groups.device()) | {"left_out": [], "rows": []}
+    report = report_header(groups.device()) | {"left_out": [], "rows": []}
     for context in contexts:
         rows, failed = measure(variants, context, args.tokens, args.repeats)
         for name, reason in failed.items():
@@ -80,7 +80,7 @@ def main() -> int:
 
 
 def read_configs(paths: list[str], kinds: list[str]) -> dict[str, Config]:
-    """A name for each row of the table -> its config: every file as it is, or once with each kind in all layers."""
+    """Load configs by the name of their row: every file as it is, or once with each kind in all layers."""
     overrides = [
         [] if kind == OWN else [f"model.attention.kind={kind}", "model.attention.pattern=[]"] for kind in kinds
     ]
@@ -89,7 +89,7 @@ def read_configs(paths: list[str], kinds: list[str]) -> dict[str, Config]:
 
 
 def with_sdpa(configs: dict[str, Config], backends: list[str]) -> dict[str, tuple[Config, str | None]]:
-    """Those with softmax layers once with each of PyTorch's kernels for it; None: PyTorch chooses."""
+    """Repeat configs with softmax layers for each of PyTorch's kernels for it; None: PyTorch chooses."""
     if unknown := set(backends) - SDPA.keys():
         raise ConfigError(f"--sdpa {', '.join(unknown)} is none of {', '.join(SDPA)}")
     variants = {}
@@ -104,7 +104,7 @@ def with_sdpa(configs: dict[str, Config], backends: list[str]) -> dict[str, tupl
 def measure(
     variants: dict[str, tuple[Config, str | None]], context: int, tokens: int | None, repeats: int
 ) -> tuple[list[dict], dict[str, str]]:
-    """A row a variant; and why there is none of those that a GPU cannot run."""
+    """Time the variants: a row each, and the reason for each variant that a GPU cannot run."""
     device = groups.device()
     batches = {
         name: config.training.micro_batch if tokens is None else max(1, tokens // context)
@@ -112,7 +112,7 @@ def measure(
     }
     backends = {}
     steps = {
-        name: noting(
+        name: recording_backend(
             backends, name, sdpa, training_step(config.model, batches[name], context, config.training.precision, device)
         )
         for name, (config, sdpa) in variants.items()
@@ -145,8 +145,8 @@ def measure(
     return rows, failed
 
 
-def noting(backends: dict[str, str], name: str, sdpa: str | None, step: Callable) -> Callable[[], None]:
-    """step with PyTorch's kernel named `sdpa`; the first time its backend is written down."""
+def recording_backend(backends: dict[str, str], name: str, sdpa: str | None, step: Callable) -> Callable[[], None]:
+    """Wrap a step to run with PyTorch's kernel `sdpa` and to record its backend the first time."""
 
     def run() -> None:
         with nullcontext() if sdpa is None else sdpa_kernel([SDPA[sdpa]]):

@@ -1,7 +1,7 @@
-"""Runs side by side: what each cost and reached, as a table, as JSON and as pictures.
+"""Compare runs: what each cost and reached, as a table, as JSON and as pictures.
 
 Runs that differ in run.seed alone are one line, mean ± standard deviation. Of a run folder it reads config.yaml and
-metrics.jsonl, and what tools/evaluate.py left there as evaluation.json and recall.json."""
+metrics.jsonl, and evaluation.json and recall.json if tools/evaluate.py wrote them there."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pathlib import Path
 from lcpt.checkpoint import CheckpointError
 from lcpt.data import DataError
 from lcpt.evaluation import plots
-from lcpt.evaluation.comparison import Run, compare, loss_over, read_run, settings
+from lcpt.evaluation.comparison import Run, compare, group_by_setting, loss_over, read_run
 from lcpt.utils.atomic_files import replace_text
 
 EXAMPLE = """example:
@@ -58,7 +58,7 @@ def main() -> int:
 
 
 def draw(runs: list[Run], folder: Path) -> None:
-    named = [(name, run) for name, group in settings(runs).items() for run in group]
+    named = [(name, run) for name, group in group_by_setting(runs).items() for run in group]
     for wall_time, x, file in ((False, "tokens", "tokens"), (True, "seconds of training steps", "time")):
         lines = [(name, *loss_over(run, wall_time)) for name, run in named]
         plots.curves(lines, x, "training loss (nats), running mean", folder / f"loss_over_{file}.png")
@@ -98,7 +98,7 @@ def print_table(report: dict) -> None:
 
 
 def cell(figure: dict, name: str) -> str:
-    """The mean, and the spread where there is one that shows."""
+    """Format the mean, and the spread where it is not 0."""
     _, factor, form = COLUMNS[name]
     if figure["mean"] is None:
         return "-"

@@ -1,6 +1,6 @@
-"""make demo: train, evaluate on unseen books, draw, and put the result beside what it must beat.
+"""Run `make demo`: train, evaluate on unseen books, plot, and print the result beside what it must beat.
 
-Runs the same commands that a user would; a second call says what is there and what to do next."""
+It runs the same commands as a user would; a second call prints the finished result and what to do next."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def call(program: str, *arguments, env=None) -> None:
 
 
 def collect(config, run: Path, seconds: float) -> dict:
-    """The numbers of the closing table."""
+    """Collect the figures of the closing table."""
     evaluation, steps = (json.loads((run / f"{name}.json").read_text()) for name in ("evaluation", "steps"))
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     train_corpus, valid_corpus = Corpus(config.data.path), Corpus(config.data.valid_path)
@@ -105,17 +105,17 @@ def collect(config, run: Path, seconds: float) -> dict:
     }
 
 
-def print_table(config, run: Path, numbers: dict) -> None:
-    polysketch, softmax = (numbers["step_milliseconds"][kind] for kind in ("polysketch", "softmax"))
+def print_table(config, run: Path, figures: dict) -> None:
+    polysketch, softmax = (figures["step_milliseconds"][kind] for kind in ("polysketch", "softmax"))
     context, bin_ = config.data.context, BIN.relative_to(Path.cwd()) if BIN.is_relative_to(Path.cwd()) else BIN
     rows = {
-        "trained on": f"{numbers['tokens']:,} tokens of four novels, {numbers['tokens_per_second']:,.0f} a second",
-        "unseen books": f"{numbers['bits_per_byte']:.3f} bits per byte",
-        "  xz -9": f"{numbers['xz_bits_per_byte']:.3f} bits per byte of the same text",
-        "  token unigram": f"{numbers['unigram_bits_per_byte']:.3f} bits per byte of the same text",
+        "trained on": f"{figures['tokens']:,} tokens of four novels, {figures['tokens_per_second']:,.0f} a second",
+        "unseen books": f"{figures['bits_per_byte']:.3f} bits per byte",
+        "  xz -9": f"{figures['xz_bits_per_byte']:.3f} bits per byte of the same text",
+        "  token unigram": f"{figures['unigram_bits_per_byte']:.3f} bits per byte of the same text",
         f"step at {context:,}": f"polysketch {polysketch / 1e3:.2f} s, softmax {softmax / 1e3:.2f} s a sequence "
         f"({softmax / polysketch:.2f} times polysketch's), on one core or GPU",
-        "this call took": f"{numbers['seconds'] / 60:.1f} minutes",
+        "this call took": f"{figures['seconds'] / 60:.1f} minutes",
         "loss curves": f"{run}/loss.png, {run}/loss_by_position.png",
         "every step": f"{bin_}/tensorboard --logdir {run}",
     }

@@ -1,4 +1,4 @@
-"""Perplexity, bits per byte and loss by position of a checkpoint on whole documents, or its recall on a task.
+"""Measure perplexity, bits per byte and loss by position of a checkpoint on whole documents, or its recall on a task.
 
 Every token of a document is scored once. With --stride N below the context, each sees at least context - N tokens; with
 --carry-state each sees all of its document before it. Tasks are those of data.path, such as synthetic:mqar, in samples
@@ -20,7 +20,7 @@ from lcpt.checkpoint import CheckpointError
 from lcpt.data import DataError, is_task
 from lcpt.data.documents import documents
 from lcpt.evaluation import recall
-from lcpt.evaluation.carried_state import score_carried
+from lcpt.evaluation.carried_state import score_with_carried_state
 from lcpt.evaluation.perplexity import Tally, score
 from lcpt.evaluation.windows import windows
 from lcpt.model.pretrained import Pretrained, open_pretrained
@@ -62,7 +62,7 @@ def main() -> int:
         trained.model.to(device)
         began = time.perf_counter()
         evaluate = evaluate_task if is_task(args.data) else evaluate_text
-        tokens, numbers = evaluate(trained, device, args)
+        tokens, figures = evaluate(trained, device, args)
     except (CheckpointError, DataError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -71,7 +71,7 @@ def main() -> int:
         "checkpoint": str(trained.folder),
         "step": trained.step,
         "data": str(args.data),
-        **numbers,
+        **figures,
         "tokens_per_second": tokens / (time.perf_counter() - began),
         "peak_memory_bytes": peak_memory_bytes(device),
         "versions": {"torch": torch.__version__},
@@ -92,7 +92,7 @@ def check(args: argparse.Namespace) -> None:
 
 
 def evaluate_text(trained: Pretrained, device: torch.device, args: argparse.Namespace) -> tuple[int, dict]:
-    """(tokens scored, their numbers)"""
+    """Score documents; returns (tokens scored, figures)."""
     context = args.context or trained.context
     stride = args.stride or context
     if not 0 < stride <= context:
@@ -109,7 +109,9 @@ def evaluate_text(trained: Pretrained, device: torch.device, args: argparse.Name
 
     cut = cut_documents()
     scored = (
-        score_carried(trained.model, cut, device) if args.carry_state else score(trained.model, cut, args.batch, device)
+        score_with_carried_state(trained.model, cut, device)
+        if args.carry_state
+        else score(trained.model, cut, args.batch, device)
     )
     with tqdm(unit="tok", unit_scale=True, desc="scoring", disable=None) as bar:
         for window, losses in scored:
@@ -117,10 +119,10 @@ def evaluate_text(trained: Pretrained, device: torch.device, args: argparse.Name
             bar.update(len(losses))
     if not tally.tokens:
         raise DataError(f"{args.data} holds no text to score")
-    numbers = tally.report(text_bytes)
-    return numbers["tokens_scored"], {
+    figures = tally.report(text_bytes)
+    return figures["tokens_scored"], {
         "fingerprint": digest.hexdigest(),
-        **numbers,
+        **figures,
         "window": context,
         "stride": stride,
         "carry_state": args.carry_state,
@@ -128,7 +130,7 @@ def evaluate_text(trained: Pretrained, device: torch.device, args: argparse.Name
 
 
 def evaluate_task(trained: Pretrained, device: torch.device, args: argparse.Namespace) -> tuple[int, dict]:
-    """(tokens that the model read, its numbers)"""
+    """Ask the questions of a task; returns (tokens that the model read, figures)."""
     context, task = args.context or trained.context, recall.open_task(trained, args.data)
     answers = task.scored(context)
     parts = []

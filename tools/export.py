@@ -1,4 +1,4 @@
-"""A trained model as a folder to use and to pass on: model.safetensors, config.json, tokenizer.model.
+"""Export a trained model as a folder to use and to pass on: model.safetensors, config.json, tokenizer.model.
 
 The weights are whole, named and fp32. Reading them takes neither DeepSpeed nor pickle."""
 

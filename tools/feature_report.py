@@ -1,5 +1,5 @@
-"""What features of attention cost and lose, for one head: dimensions, bytes of state, FLOPs and where they cross below
-softmax's, a sketch's error beside its theory, ranks of score matrices. With --checkpoint, on a model's own heads."""
+"""Report what features of attention cost and lose, for one head: dimensions, bytes of state, FLOPs and where they cross
+below softmax's, a sketch's error beside its theory, ranks of score matrices. With --checkpoint: a model's own heads."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from lcpt.data import DataError
 from lcpt.model.pretrained import open_pretrained
 from lcpt.parallel import groups
 from lcpt.utils.atomic_files import replace_text
-from lcpt.utils.provenance import header
+from lcpt.utils.provenance import report_header
 
 EXAMPLE = """example:
   python tools/feature_report.py --head-dim 64 --degree 4 --sketch-size 32
@@ -50,7 +50,7 @@ def main() -> int:
         return 2
     print_report(found)
     if args.output:
-        replace_text(Path(args.output), json.dumps(header(device) | found, indent=1) + "\n")
+        replace_text(Path(args.output), json.dumps(report_header(device) | found, indent=1) + "\n")
         print(f"\nwritten to {args.output}")
     return 0
 

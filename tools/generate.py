@@ -1,6 +1,6 @@
 """Continue a text with a trained model.
 
-The prompt may be as long as memory allows; in layers of linear cost a token takes the same time wherever it stands."""
+The prompt may be as long as memory allows; in layers of linear cost a token takes the same time at any position."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Compile every kernel for GPUs that need not be here and report registers, spills, shared memory, tensor-core
+"""Compile every kernel, for GPUs that need not be here, and report registers, spills, shared memory, tensor-core
 instructions, blocks a multiprocessor holds, and how many instructions a loop issues for each clock of its tensor cores.
 Exit code 1, with the JSON written, where a kernel does not compile or one for sm_90 spills registers, waits for each
 wgmma, or overwrites registers that an unfinished wgmma still reads."""
@@ -20,7 +20,7 @@ import torch
 from tqdm import tqdm
 
 from lcpt.utils.atomic_files import replace_text
-from lcpt.utils.provenance import header
+from lcpt.utils.provenance import report_header
 
 EXAMPLE = """example:
   python tools/kernel_report.py --targets sm_90,sm_100 --output kernels.json"""
@@ -53,7 +53,7 @@ def main() -> int:
     except OSError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    top = header(torch.device("cpu"))
+    top = report_header(torch.device("cpu"))
 
     def write(rows: list[dict]) -> None:
         replace_text(Path(args.output), json.dumps(top | {"rows": rows}, indent=1) + "\n")
@@ -86,7 +86,7 @@ def compiled(rows_of, targets: list[str], keep: Path | None, write: Callable[[li
 
 
 def finished(futures: dict[str, list[Future]]) -> list[dict]:
-    """The rows there are, in the order of the targets and of their kernels."""
+    """Collect the finished rows, in the order of the targets and of their kernels."""
     found = []
     for target, of_target in futures.items():
         in_turn = zip_longest(*(rows_or_error(future, target) for future in of_target if future.done()))

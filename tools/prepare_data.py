@@ -1,4 +1,4 @@
-"""Text to a folder of token shards that pretraining reads."""
+"""Prepare text: write a folder of token shards that pretraining reads."""
 
 import argparse
 import sys

@@ -1,4 +1,4 @@
-"""What features cost a head: how many there are, their state in bytes, and the FLOPs of each kind of attention."""
+"""Count what features cost a head: their dimension, their state in bytes, and the FLOPs of each kind of attention."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ FARTHEST = 2**26  # tokens up to which a crossover is looked for
 
 
 def dimensions(head_dim: int, degree: int, sketch_size: int) -> list[dict]:
-    """Rows {"features", "degree", "dimension", "state_bytes"} of the feature spaces of (q·k)^p, p = 2 … `degree`.
+    """List {"features", "degree", "dimension", "state_bytes"} of the feature spaces of (q·k)^p, p = 2 … `degree`.
 
-    Exact: the C(d + p − 1, p) monomials of degree p, and the C(d + p, p) up to degree p. Of a sketch of r numbers,
+    Exact: the C(d + p − 1, p) monomials of degree p, and the C(d + p, p) up to degree p. Of a sketch of r features,
     squared: its r (r + 1)/2 products, and those that QuadraticFeatures makes in tiles. A state holds the features
     times [v, 1] with v as wide as q, in fp32.
     """
@@ -38,7 +38,7 @@ def dimensions(head_dim: int, degree: int, sketch_size: int) -> list[dict]:
 
 
 def kinds(degree: int, sketch_size: int, block_size: int) -> dict[str, AttentionConfig]:
-    """Every kind of attention as it is by default, polysketch with this sketch, polynomial at degree 2 and `degree`."""
+    """Configure every kind by default, polysketch with this sketch, polynomial at degree 2 and `degree`."""
     base = AttentionConfig(block_size=block_size, polysketch=PolysketchConfig(size=sketch_size))
     configs = {kind: replace(base, kind=kind) for kind in ATTENTION if kind != "polynomial"}
     for p in sorted({2, degree - degree % 2}):
@@ -47,7 +47,7 @@ def kinds(degree: int, sketch_size: int, block_size: int) -> dict[str, Attention
 
 
 def costs(head_dim: int, configs: dict[str, AttentionConfig]) -> list[dict]:
-    """A row a kind, as the kind itself states it: FLOPs a token and bytes of state at CONTEXTS, and the crossovers.
+    """List a row a kind, as the kind itself states it: FLOPs a token, bytes of state at CONTEXTS, and the crossovers.
 
     A layer of one head, without its matrices. "crossover": the least context at which the FLOPs are fewer than
     softmax's, None where they are nowhere.
@@ -73,7 +73,7 @@ def costs(head_dim: int, configs: dict[str, AttentionConfig]) -> list[dict]:
 
 
 def one_head(head_dim: int, config: AttentionConfig) -> Attention:
-    """A layer of this kind with one head, without memory."""
+    """Build a layer of this kind with one head, on the meta device."""
     with torch.device("meta"):
         return config.attention_of_layer(0)(head_dim, 1, 1, config)
 
@@ -87,9 +87,9 @@ def forward_backward(head: Attention, context: int) -> float:
 
 
 def crossover(flops: Callable[[Attention, int], float], head: Attention, softmax: Attention) -> int | None:
-    """The least context from which on `head` needs fewer FLOPs than softmax, looked for by doubling and halving.
+    """Find by bisection the least context from which on `head` needs fewer FLOPs than softmax.
 
-    FLOPs of both are lines but for the ends of the local blocks, so that they cross once.
+    Both grow linearly, apart from the ends of the local blocks, so that they cross once.
     """
 
     def cheaper(context: int) -> bool:

@@ -1,4 +1,4 @@
-"""What features, sketches and score functions cost and lose, for one head: the figures of tools/feature_report.py."""
+"""Collect what features, sketches and score functions cost and lose, for one head."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from lcpt.model.pretrained import Pretrained
 
 
 def feature_report(head_dim: int, degree: int, sketch_size: int, block_size: int) -> dict:
-    """ValueError names a number that does not fit."""
+    """Collect the report of one head. ValueError names an argument that does not fit."""
     for name, value, least in (
         ("head dimension", head_dim, 2),
         ("degree", degree, 2),
@@ -34,7 +34,7 @@ def feature_report(head_dim: int, degree: int, sketch_size: int, block_size: int
 
 
 def checkpoint_report(trained: Pretrained, data: str, device: torch.device) -> dict:
-    """The heads of a trained model on the beginning of a document. DataError: `data` holds none to read."""
+    """Report on the heads of a trained model at the beginning of a document. DataError: `data` holds none to read."""
     model = trained.model.to(device)
     tokens = passage(data, trained.open_tokenizer(), passage_length(model)).to(device)
     return {
@@ -47,7 +47,7 @@ def checkpoint_report(trained: Pretrained, data: str, device: torch.device) -> d
 
 
 def passage(data: str, tokenizer: Tokenizer, length: int) -> Tensor:
-    """int64 [1, ≤ length]: the first document that has as many tokens, as far as they go, else the longest."""
+    """Read int64 [1, ≤ length]: the beginning of the first document that has as many tokens, else the longest one."""
     longest = None
     for tokens, _ in documents(data, tokenizer):
         if longest is None or len(tokens) > len(longest):

@@ -1,4 +1,4 @@
-"""Ranks of f(Q Kᵀ / √d): which weights a linear-cost state could hold exactly.
+"""Compute ranks of f(Q Kᵀ / √d): which weights a linear-cost state could hold exactly.
 
 Only polynomials keep the rank of a low-rank matrix low (Metric Transforms and Low-Rank Representations of Kernels,
 NeurIPS 2024, theorem 2.5); the stable rank may be low for others.
@@ -42,13 +42,13 @@ FUNCTIONS = {
 
 
 def random_ranks(seed: int = 0) -> dict:
-    """Of ROWS Gaussian q and k of dimension HEAD_DIM: {"rows", "head_dim", "functions": as `ranks` gives them}."""
+    """Rank ROWS Gaussian q and k of dimension HEAD_DIM: {"rows", "head_dim", "functions": as `ranks` gives them}."""
     q, k = torch.randn(2, ROWS, HEAD_DIM, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     return {"rows": ROWS, "head_dim": HEAD_DIM, "functions": ranks(q, k)}
 
 
 def ranks(q: Tensor, k: Tensor) -> list[dict]:
-    """A row a function, {"function", "rank", "stable_rank", "bound"}, of q and k [n, d], all n² pairs, no causal mask.
+    """List {"function", "rank", "stable_rank", "bound"} for q and k [n, d], all n² pairs, no causal mask.
 
     bound: the most that the rank can be, None where f is no polynomial.
     """
@@ -62,7 +62,7 @@ def ranks(q: Tensor, k: Tensor) -> list[dict]:
 
 
 def rank_and_stable_rank(M: Tensor) -> tuple[int, float]:
-    """M [n, n] in float64 -> singular values above rounding, n ε ‖M‖₂; and ‖M‖_F² / ‖M‖₂²."""
+    """Count the singular values of M [n, n], float64, above rounding, n ε ‖M‖₂; and compute ‖M‖_F² / ‖M‖₂²."""
     s = torch.linalg.svdvals(M)
     rounding = max(M.shape) * torch.finfo(M.dtype).eps * s[0]
     return int((s > rounding).sum()), float(s.square().sum() / s[0].square())

@@ -1,4 +1,4 @@
-"""Queries and keys of a trained model on a text."""
+"""Analyse queries and keys of a trained model on a text."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ RANK_ROWS = 256  # tokens of the passage, evenly apart, whose scores are ranked
 
 
 def passage_length(model: GPT) -> int:
-    """Tokens of text that show what a model does: several of its blocks."""
+    """Return how many tokens of text show what a model does: several of its blocks."""
     return max(1024, 4 * model.config.attention.block_size)
 
 
 @torch.no_grad()
 def projections(model: GPT, tokens: Tensor) -> list[tuple[Attention, Projected]]:
-    """What each layer's attention is given, tokens int64 [1, T]."""
+    """Record the inputs of each layer's attention, tokens int64 [1, T]."""
     found: list[tuple[Attention, Projected]] = []
 
-    def note(attention: Attention, arguments: tuple) -> None:
+    def record(attention: Attention, arguments: tuple) -> None:
         x, rotary = arguments[:2]
         found.append((attention, attention.project(x, rotary)))
 
-    hooks = [block.attention.register_forward_pre_hook(note) for block in model.blocks]
+    hooks = [block.attention.register_forward_pre_hook(record) for block in model.blocks]
     try:
         model.hidden(tokens)
     finally:
@@ -39,7 +39,7 @@ def projections(model: GPT, tokens: Tensor) -> list[tuple[Attention, Projected]]
 
 
 def heads(model: GPT, tokens: Tensor) -> list[dict]:
-    """A row a layer and head: {"layer", "head", "kind", "ranks", "sketch_error"}, tokens int64 [1, T].
+    """List {"layer", "head", "kind", "ranks", "sketch_error"} of each layer and head, tokens int64 [1, T].
 
     sketch_error None: the layer has no sketch, or T tokens are all local.
     """

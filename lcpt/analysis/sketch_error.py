@@ -1,4 +1,4 @@
-"""How far a sketch is from the polynomial that it stands for: by theory, by experiment, and on real heads."""
+"""Measure how far a sketch is from the polynomial that it approximates: by theory, by experiment, on real heads."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ PAIRS, DRAWS = 4096, 32  # pairs of q and k, and draws of the sketch, that an ex
 
 
 def errors(head_dim: int, sketch_size: int, seed: int = 0) -> list[dict]:
-    """An experiment for each random sketch, size and cosine. q and k are LayerNormed Gaussian vectors whose cosine is
-    the given one on average: 0 are unrelated tokens."""
+    """Run an experiment for each random sketch, size and cosine. q and k are LayerNormed Gaussian vectors whose cosine
+    is the given one on average; 0: unrelated tokens."""
     rows = []
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -30,14 +30,14 @@ def errors(head_dim: int, sketch_size: int, seed: int = 0) -> list[dict]:
 
 
 def pairs(head_dim: int, cosine: float, count: int) -> tuple[Tensor, Tensor]:
-    """q and k, fp32 [count, head_dim]: LayerNormed, |q|² = |k|² = head_dim."""
+    """Draw q and k, fp32 [count, head_dim]: LayerNormed, |q|² = |k|² = head_dim."""
     q, other = torch.randn(2, count, head_dim)
     k = cosine * q + (1 - cosine**2) ** 0.5 * other
     return F.layer_norm(q, (head_dim,)), F.layer_norm(k, (head_dim,))
 
 
 def variance(q: Tensor, k: Tensor, size: int, kind: str) -> Tensor:
-    """Var S(q)·S(k) over the draw of the sketch, exactly: q, k [..., d] -> [...].
+    """Compute Var S(q)·S(k) over the draw of the sketch, exactly: q, k [..., d] -> [...].
 
     With x' = x/√d, S(q)·S(k) is the mean of r products X_i Y_i, X_i = (g_i·q')(g_i·k') and Y_i alike of the second
     matrix, each of mean q'·k'. They are uncorrelated, so that Var = (E[X²]² − (q'·k')⁴) / r, where by fourth moments
@@ -59,8 +59,8 @@ def variance(q: Tensor, k: Tensor, size: int, kind: str) -> Tensor:
 
 
 def experiment(q: Tensor, k: Tensor, size: int, kind: str, draws: int) -> dict:
-    """Relative RMSE of S(q)·S(k) against (q·k/d)² over pairs q, k [n, d] and draws of the sketch, beside its theory;
-    and "weight_ratio": E[(S(q)·S(k))²] / E[(q·k/d)⁴], by how much too heavy the far weights are: 1 + RMSE² in theory.
+    """Measure the relative RMSE of S(q)·S(k) against (q·k/d)² over pairs q, k [n, d] and draws, beside its theory; and
+    "weight_ratio": E[(S(q)·S(k))²] / E[(q·k/d)⁴], by how much too heavy the far weights are: 1 + RMSE² in theory.
 
     standard_error is that of relative_rmse, from how far the draws differ.
     """
@@ -81,12 +81,12 @@ def experiment(q: Tensor, k: Tensor, size: int, kind: str, draws: int) -> dict:
 
 @torch.no_grad()
 def errors_of_layer(layer: Polysketch, p: Projected) -> list[dict | None]:
-    """For each head of one sequence, p [1, T, ...]: the far weights e^γ (S(q)·S(k))² as the layer has them, against
-    (q·k/d)⁴, over the pairs that they weigh, those of earlier blocks. None where all of T tokens are local.
+    """Compare, for each head of one sequence, p [1, T, ...], the far weights e^γ (S(q)·S(k))² of the layer with
+    (q·k/d)⁴, over the pairs of earlier blocks. None where all of T tokens are local.
 
-    relative_error: of the weights, in the Frobenius norm; best_scale_error: the same if one factor made it least, which
-    leaves what no γ can mend. row_mass_error: of their sums a query, what they take of the normaliser, in the Euclidean
-    norm; row_mass_ratio: the median of those sums over the exact ones.
+    relative_error: of the weights, in the Frobenius norm; best_scale_error: the least that any common factor, such as
+    γ, could make it. row_mass_error: of the weights' sums a query, their part of the normaliser, in the Euclidean norm;
+    row_mass_ratio: the median of those sums over the exact ones.
     """
     T, group = p.q.shape[1], p.q.shape[2] // p.k.shape[2]
     block = torch.arange(T, device=p.q.device) // layer.block_size
@@ -94,7 +94,7 @@ def errors_of_layer(layer: Polysketch, p: Projected) -> list[dict | None]:
     if not far.any():
         return [None] * layer.n_heads
     a, b = layer.sketch(p.q)[0], layer.sketch(p.k)[0]  # [T, H, r]
-    rows = []
+    rows: list[dict | None] = []
     for head in range(layer.n_heads):
         q, k = p.q[0, :, head].double(), p.k[0, :, head // group].double()
         exact = (q @ k.T / layer.head_dim) ** DEGREE * far

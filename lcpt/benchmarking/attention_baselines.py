@@ -1,7 +1,7 @@
-"""What attention is compared with: softmax by PyTorch's kernels, a sliding window, linear attention by another library.
+"""Define the baselines: softmax by PyTorch's kernels, a sliding window, linear attention by another library.
 
-Each comes with its own definition. Where a library is not installed, Unavailable says so; a backend that does not take
-these tensors says so itself, when it is first run.
+Each comes with its own definition. Where a library is not installed, Unavailable says so; a backend that does not
+support the tensors raises its own error, when it is first run.
 """
 
 from __future__ import annotations
@@ -26,19 +26,19 @@ SDPA = {
     "cudnn": SDPBackend.CUDNN_ATTENTION,
     "efficient": SDPBackend.EFFICIENT_ATTENTION,
 }
-SOFTMAX = (*(f"sdpa_{name}" for name in SDPA), "sdpa_cpu", "flex")  # the same result by different kernels
-WINDOW = 1024  # tokens that one sees: four blocks of 256
-STATE = 640  # features whose state is as large as that of a sketch of 32
-NARROW = 16  # as wide as the queries and keys of Based may be
-BLOCK = 128  # tokens of a block of a mask
+SOFTMAX = (*(f"sdpa_{name}" for name in SDPA), "sdpa_cpu", "flex")  # one function by different kernels
+WINDOW = 1024  # tokens that a query sees: four blocks of 256
+GLA_FEATURES = 640  # their state is as large as that of a sketch of 32
+BASED_FEATURES = 16  # the widest queries and keys that Based takes
+MASK_BLOCK = 128  # tokens of a block of a mask
 
 
 class Unavailable(ImportError):
-    """What a baseline needs, in one line."""
+    """Names in one line what a baseline needs."""
 
 
 def sdpa(name: str, layer: Layer) -> Method:
-    """One backend of scaled_dot_product_attention; "cpu" leaves the choice to PyTorch."""
+    """Use one backend of scaled_dot_product_attention; "cpu" leaves the choice to PyTorch."""
 
     def attend(q, k, v) -> Tensor:
         if name not in SDPA:
@@ -47,27 +47,40 @@ def sdpa(name: str, layer: Layer) -> Method:
             return F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2)
 
     cost = partial(softmax_cost, layer.heads, layer.head_dim)
-    return Method({}, heads_first, attend, partial(softmax, window=None), tolerance=ROUNDED, cost=cost)
+    return Method(
+        settings={},
+        inputs=heads_first,
+        attend=attend,
+        definition=partial(softmax, window=None),
+        tolerance=ROUNDED,
+        cost=cost,
+    )
 
 
 def flex(window: int | None, layer: Layer) -> Method:
-    """FlexAttention, causal or over a sliding window; compiled on a GPU, for each context anew: it is then fastest."""
+    """Use FlexAttention, causal or over a sliding window; on a GPU compiled for each context anew, which is fastest."""
     run = compiled if layer.device.type == "cuda" else lambda tokens: flex_attention
 
     def attend(q, k, v) -> Tensor:
-        mask = band(q.shape[2], window, q.device)
+        mask = causal_mask(q.shape[2], window, q.device)
         return run(q.shape[2])(q, k, v, block_mask=mask).transpose(1, 2)
 
     settings = {} if window is None else {"window": window}
-    return Method(settings, heads_first, attend, partial(softmax, window=window), tolerance=ROUNDED)
+    return Method(
+        settings=settings,
+        inputs=heads_first,
+        attend=attend,
+        definition=partial(softmax, window=window),
+        tolerance=ROUNDED,
+    )
 
 
-def flex_marked(marking: Callable[[Layer, int], dict[str, Tensor]], layer: Layer) -> Method:
-    """FlexAttention with the mask of sparse attention. In the order of tokens almost every block has pairs to see: it
-    leaves out later blocks alone."""
+def flex_sparse(marking: Callable[[Layer, int], dict[str, Tensor]], layer: Layer) -> Method:
+    """Use FlexAttention with the mask of sparse attention. In token order almost every block has pairs to see, so that
+    it skips only blocks after the diagonal."""
     run = compiled if layer.device.type == "cuda" else lambda tokens: flex_attention
     marks = lru_cache(maxsize=1)(partial(marking, layer))
-    mask = lru_cache(maxsize=1)(lambda tokens: marked(marks(tokens)))
+    mask = lru_cache(maxsize=1)(lambda tokens: sparse_mask(marks(tokens)))
 
     def attend(q, k, v) -> Tensor:
         return run(q.shape[2])(q, k, v, block_mask=mask(q.shape[2])).transpose(1, 2)
@@ -76,24 +89,30 @@ def flex_marked(marking: Callable[[Layer, int], dict[str, Tensor]], layer: Layer
         q, k, v = (x.transpose(1, 2) for x in (q, k, v))
         return sparse_attention(q, k, v, **marks(q.shape[1]), backend="reference")
 
-    return Method({"marks": marking.__name__}, heads_first, attend, definition, tolerance=ROUNDED)
+    return Method(
+        settings={"marks": marking.__name__},
+        inputs=heads_first,
+        attend=attend,
+        definition=definition,
+        tolerance=ROUNDED,
+    )
 
 
 def half_kept(layer: Layer, tokens: int) -> dict[str, Tensor]:
-    """Marks of sparse_attention: half of the queries and of the keys of every head are dropped."""
-    return {name: at_random(layer, tokens, 2).bool() for name in ("q_keep", "k_keep")}
+    """Draw marks of sparse_attention that drop half of the queries and of the keys of every head."""
+    return {name: random_marks(layer, tokens, 2).bool() for name in ("q_keep", "k_keep")}
 
 
 def sixteen_buckets(layer: Layer, tokens: int) -> dict[str, Tensor]:
-    return {name: at_random(layer, tokens, 16) for name in ("q_bucket", "k_bucket")}
+    return {name: random_marks(layer, tokens, 16) for name in ("q_bucket", "k_bucket")}
 
 
-def at_random(layer: Layer, tokens: int, values: int) -> Tensor:
+def random_marks(layer: Layer, tokens: int, values: int) -> Tensor:
     return torch.randint(values, (layer.batch, tokens, layer.heads), device=layer.device)
 
 
-def marked(marks: dict[str, Tensor]) -> BlockMask:
-    """Who sees whom by marks [B, T, H]: keys up to the query itself that are kept as it is, and in its bucket."""
+def sparse_mask(marks: dict[str, Tensor]) -> BlockMask:
+    """Build the mask of marks [B, T, H]: a query sees the kept keys up to itself that are in its bucket."""
     q_marks, k_marks = (x.transpose(1, 2).contiguous() for x in marks.values())
     kept, tokens = "q_keep" in marks, q_marks.shape[2]
 
@@ -101,83 +120,103 @@ def marked(marks: dict[str, Tensor]) -> BlockMask:
         q_mark, k_mark = q_marks[batch, head, t], k_marks[batch, head, s]
         return (s <= t) & (q_mark & k_mark if kept else q_mark == k_mark)
 
-    blocks = torch.ones(2 * (-(-tokens // BLOCK),), dtype=torch.bool, device=q_marks.device).tril()
-    return BlockMask.from_kv_blocks(*listed(blocks), BLOCK_SIZE=BLOCK, mask_mod=seen, seq_lengths=(tokens, tokens))
+    blocks = torch.ones(2 * (-(-tokens // MASK_BLOCK),), dtype=torch.bool, device=q_marks.device).tril()
+    return BlockMask.from_kv_blocks(
+        *block_indices(blocks), BLOCK_SIZE=MASK_BLOCK, mask_mod=seen, seq_lengths=(tokens, tokens)
+    )
 
 
 @lru_cache(maxsize=1)
 def compiled(tokens: int) -> Callable[..., Tensor]:
-    torch.compiler.reset()  # it keeps a few versions of a function, and runs a slow one beyond those
+    torch.compiler.reset()  # it keeps a few versions of a function; beyond those it runs a slow one
     return torch.compile(flex_attention, dynamic=False)
 
 
 @lru_cache(maxsize=4)
-def band(tokens: int, window: int | None, device: torch.device) -> BlockMask:
-    """Who sees whom, t − window < s ≤ t, by blocks: [T, T] would not fit a long context's memory."""
+def causal_mask(tokens: int, window: int | None, device: torch.device) -> BlockMask:
+    """Build the mask t − window < s ≤ t by blocks: at a long context [T, T] would not fit in memory."""
 
     def seen(batch, head, t, s):
         return (s <= t) if window is None else (s <= t) & (t - s < window)
 
-    first = torch.arange(0, tokens, BLOCK, device=device)
-    last = (first + BLOCK).clamp(max=tokens) - 1
+    first = torch.arange(0, tokens, MASK_BLOCK, device=device)
+    last = (first + MASK_BLOCK).clamp(max=tokens) - 1
     some = first[None, :] <= last[:, None]
-    whole = (last[None, :] <= first[:, None]) & (first + BLOCK <= tokens)[:, None]  # a short block has rows to mask
+    whole = (last[None, :] <= first[:, None]) & (first + MASK_BLOCK <= tokens)[
+        :, None
+    ]  # a short block has rows to mask
     if window is not None:
         some &= first[:, None] - last[None, :] < window
         whole &= last[:, None] - first[None, :] < window
     return BlockMask.from_kv_blocks(
-        *listed(some & ~whole), *listed(whole), BLOCK_SIZE=BLOCK, mask_mod=seen, seq_lengths=(tokens, tokens)
+        *block_indices(some & ~whole),
+        *block_indices(whole),
+        BLOCK_SIZE=MASK_BLOCK,
+        mask_mod=seen,
+        seq_lengths=(tokens, tokens),
     )
 
 
-def listed(blocks: Tensor) -> tuple[Tensor, Tensor]:
-    """bool [n, n] -> of every row how many are set, [1, 1, n], and which, these first, [1, 1, n, n]; int32."""
+def block_indices(blocks: Tensor) -> tuple[Tensor, Tensor]:
+    """Convert bool [n, n] to BlockMask's form, int32: counts of each row [1, 1, n], set columns first [1, 1, n, n]."""
     order = blocks.int().argsort(dim=1, descending=True, stable=True)
     return blocks.sum(1).int()[None, None], order.int()[None, None].contiguous()
 
 
 def fla_simple_gla(layer: Layer) -> Method:
-    """Linear attention without a gate, which needs a newer Triton on Hopper, of features that are given."""
-    need_fla()
+    """Use linear attention of given features, without a gate: with one it needs a newer Triton on Hopper."""
+    require_fla()
     from fla.ops.simple_gla import chunk_simple_gla
 
     generator = torch.Generator().manual_seed(0)
-    draw = torch.randn(layer.head_dim, STATE, generator=generator).to(layer.device) * layer.head_dim**-0.5
+    draw = torch.randn(layer.head_dim, GLA_FEATURES, generator=generator).to(layer.device) * layer.head_dim**-0.5
 
     def inputs(p: Projected) -> list[Tensor]:
         q, k = (F.relu(x.detach().float() @ draw).to(x.dtype).requires_grad_() for x in (p.q, p.k))
         return [q, k, p.v.detach().contiguous().requires_grad_()]
 
     def attend(q, k, v) -> Tensor:
-        return chunk_simple_gla(q, k, v, scale=1 / STATE)[0]
+        return chunk_simple_gla(q, k, v, scale=1 / GLA_FEATURES)[0]
 
-    return Method({"features": STATE, "gate": "none"}, inputs, attend, linear, tolerance=ROUNDED)
+    return Method(
+        settings={"features": GLA_FEATURES, "gate": "none"},
+        inputs=inputs,
+        attend=attend,
+        definition=linear,
+        tolerance=ROUNDED,
+    )
 
 
 def fla_based(layer: Layer) -> Method:
-    """Based (arXiv 2402.18668): 1 + s + s²/2 of narrow queries and keys, in the library's kernel of linear cost."""
-    need_fla()
+    """Use Based (arXiv 2402.18668): 1 + s + s²/2 of narrow queries and keys, in the library's kernel of linear cost."""
+    require_fla()
     from fla.ops.based import fused_chunk_based
 
     def inputs(p: Projected) -> list[Tensor]:
-        narrow = (x.detach()[..., :NARROW].contiguous().requires_grad_() for x in (p.q, p.k))
+        narrow = (x.detach()[..., :BASED_FEATURES].contiguous().requires_grad_() for x in (p.q, p.k))
         return [*narrow, p.v.detach().contiguous().requires_grad_()]
 
-    return Method({"features": NARROW}, inputs, fused_chunk_based, based, tolerance=ROUNDED)
+    return Method(
+        settings={"features": BASED_FEATURES},
+        inputs=inputs,
+        attend=fused_chunk_based,
+        definition=based,
+        tolerance=ROUNDED,
+    )
 
 
-def need_fla() -> None:
+def require_fla() -> None:
     if find_spec("fla") is None:
         raise Unavailable("flash-linear-attention is not installed")
 
 
 def heads_first(p: Projected) -> list[Tensor]:
-    """q, k and v as PyTorch wants them, [B, H, T, D]."""
+    """Transpose q, k and v to PyTorch's [B, H, T, D]."""
     return [x.detach().transpose(1, 2).contiguous().requires_grad_() for x in (p.q, p.k, p.v)]
 
 
 def softmax(q: Tensor, k: Tensor, v: Tensor, window: int | None) -> Tensor:
-    """q, k, v [B, H, T, D] -> [B, T, H, D]: each token over itself and the window − 1 before it."""
+    """Compute softmax attention, q, k, v [B, H, T, D] -> [B, T, H, D], over a token and the window − 1 before it."""
     scores = q @ k.mT * q.shape[-1] ** -0.5
     unseen = torch.ones_like(scores, dtype=torch.bool).triu(1)
     if window is not None:
@@ -186,13 +225,13 @@ def softmax(q: Tensor, k: Tensor, v: Tensor, window: int | None) -> Tensor:
 
 
 def linear(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """q, k [B, T, H, F], v [B, T, H, D] -> o_t = Σ_{s ≤ t} (q_t·k_s / F) v_s."""
-    weights = torch.einsum("bthf,bshf->bhts", q, k).tril() / STATE
+    """Compute o_t = Σ_{s ≤ t} (q_t·k_s / F) v_s, q, k [B, T, H, F], v [B, T, H, D]."""
+    weights = torch.einsum("bthf,bshf->bhts", q, k).tril() / GLA_FEATURES
     return torch.einsum("bhts,bshd->bthd", weights, v)
 
 
 def based(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """q, k [B, T, H, 16], v [B, T, H, D] -> the same with weights 1 + s + s²/2 of s = q_t·k_s / 4, normalised."""
+    """Compute attention of weights 1 + s + s²/2, s = q_t·k_s / 4, normalised; q, k [B, T, H, 16], v [B, T, H, D]."""
     s = torch.einsum("bthf,bshf->bhts", q, k) * q.shape[-1] ** -0.5
     weights = (1 + s + s.square() / 2).tril()
     return torch.einsum("bhts,bshd->bthd", weights / weights.sum(-1, keepdim=True), v)
@@ -204,8 +243,8 @@ BASELINES: dict[str, dict[str, Callable[[Layer], Method]]] = {  # by type of dev
     | {
         "flex": partial(flex, None),
         "window": partial(flex, WINDOW),
-        "flex_qk": partial(flex_marked, half_kept),
-        "flex_hash": partial(flex_marked, sixteen_buckets),
+        "flex_qk": partial(flex_sparse, half_kept),
+        "flex_hash": partial(flex_sparse, sixteen_buckets),
         "fla_simple_gla": fla_simple_gla,
         "fla_based": fla_based,
     },

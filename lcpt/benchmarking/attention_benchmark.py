@@ -1,15 +1,16 @@
-"""Time and memory of attention, method beside method, each after it has shown that it is right."""
+"""Measure time and memory of attention, method beside method, each after a check against its definition."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from lcpt.attention.base import Projected
 from lcpt.benchmarking.attention_layer import Layer, Method
-from lcpt.benchmarking.attention_methods import baselines, projected
+from lcpt.benchmarking.attention_methods import baselines, random_projections
 from lcpt.benchmarking.timing import first_passes, time_in_turn
 from lcpt.utils.provenance import backend_of
 
@@ -18,18 +19,17 @@ MODES = ("forward", "forward_backward")
 
 
 class WrongResult(ValueError):
-    """A method whose output or gradient is not what its definition says."""
+    """Says that a method's output or gradient is not what its definition says."""
 
 
 def check(name: str, method: Method, layer: Layer, tokens: int) -> str:
     """Compare output and every gradient with the definition in float64, on the same rounded inputs; one sequence.
-    -> the backend that computed it.
 
-    WrongResult if ‖found − exact‖ / ‖exact‖ of one of them is more than rounding explains. `tokens` should be more
-    than three blocks, so that there is a state.
+    Returns the backend that computed it. WrongResult if ‖found − exact‖ / ‖exact‖ of one of them is more than rounding
+    explains. `tokens` should be more than three blocks, so that there is a state.
     """
     limit = method.tolerance[layer.dtype]
-    given = method.inputs(projected(layer._replace(batch=1), tokens))
+    given = method.inputs(random_projections(replace(layer, batch=1), tokens))
     exact_given = [x.detach().double().requires_grad_() for x in given]
     o, exact_o = method.attend(*given), method.definition(*exact_given)
     backend = backend_of(o)
@@ -46,7 +46,7 @@ def check(name: str, method: Method, layer: Layer, tokens: int) -> str:
 
 
 def _output_and_gradients(o: Tensor, inputs: list[Tensor], weights: tuple[Tensor, ...], do: Tensor) -> list[Tensor]:
-    """o, the gradient of each input, and those of all weights as one: a γ alone may sum to little."""
+    """List o, the gradient of each input, and those of all weights in one vector: that of a γ alone may be tiny."""
     gradients = torch.autograd.grad(o, [*inputs, *weights], do, allow_unused=True, materialize_grads=True)
     of_weights = [gradient.flatten() for gradient in gradients[len(inputs) :]]
     return [o, *gradients[: len(inputs)], torch.cat(of_weights or [o.new_zeros(0)])]
@@ -58,15 +58,18 @@ def measure(
     layer: Layer,
     context: int,
     mode: str,
+    *,
     repeats: int,
     budget: float,
     peaks: dict[str, float] | None = None,
     progress: Callable[[str], None] = lambda name: None,
 ) -> tuple[list[dict], dict[str, str]]:
-    """A row a method (DESIGN.md, section 3): the methods in turn, `repeats` times or until one has taken `budget`
-    seconds. peak_memory_bytes: what a pass takes beyond its inputs, for outputs, gradients and all between. And why
-    there is none of a method that a GPU could not run."""
-    p = projected(layer, context)
+    """Time the methods in turn, `repeats` times or until one has taken `budget` seconds.
+
+    Returns a row a method, as docs/contract.md describes it, and the reason for each method that a GPU could not run.
+    peak_memory_bytes: the memory of a pass beyond its inputs, for outputs, gradients and intermediates.
+    """
+    p = random_projections(layer, context)
     steps = {name: _step(method, p, mode) for name, method in methods.items()}
     failed = first_passes(steps, layer.device)
     for name in failed:
@@ -106,7 +109,7 @@ def _percent(
     milliseconds: float,
     peaks: dict[str, float] | None,
 ) -> dict[str, float] | None:
-    """Of the measured peaks, what the counted FLOPs and bytes come to in this time; None where they are not counted."""
+    """Compute the percent of the measured peaks that the counted FLOPs and bytes reach; None where none are counted."""
     if peaks is None or method.cost is None or (method.cost_of is not None and method.cost_of != backend):
         return None
     flops, n_bytes = (layer.batch * count / milliseconds * 1e3 for count in method.cost(context, mode))

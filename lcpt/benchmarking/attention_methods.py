@@ -1,16 +1,17 @@
-"""What an attention benchmark can time: kinds of attention as modules, kernels alone, and baselines of a device."""
+"""Build what an attention benchmark can time: kinds of attention as modules, kernels alone, and baselines."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import asdict, replace
+from typing import cast
 
 import torch
 from lcpt_kernels import squared_attention
 from torch import Tensor
 
-from lcpt.attention import ATTENTION, AttentionConfig
+from lcpt.attention import ATTENTION, Attention, AttentionConfig
 from lcpt.attention.base import LinearCost, Projected, rotary_table
 from lcpt.attention.polysketch import DEGREE, Polysketch
 from lcpt.attention.sketch import RandomSketch
@@ -20,7 +21,7 @@ from lcpt.benchmarking.roofline import Size, squared_cost
 
 
 def methods(names: list[str], config: AttentionConfig, layer: Layer) -> tuple[dict[str, Method], dict[str, str]]:
-    """Methods by name; and why a baseline is not among them. ValueError for a name that is none of
+    """Build methods by name, and say why a baseline is left out. ValueError for a name that is not one of
     `known(layer.device)`."""
     if unknown := [name for name in names if name not in known(layer.device)]:
         raise ValueError(f"no method is called {', '.join(unknown)}; there are {', '.join(known(layer.device))}")
@@ -38,18 +39,19 @@ def known(device: torch.device) -> list[str]:
 
 
 def baselines(device: torch.device) -> dict[str, Callable[[Layer], Method]]:
-    """What others are compared with on a device, by name."""
+    """List the baselines of a device by name."""
     return BASELINES.get(device.type, {})
 
 
-def projected(layer: Layer, tokens: int) -> Projected:
-    """Of random tokens, with gradients to every part of it; the gate is each kind's own."""
+def random_projections(layer: Layer, tokens: int) -> Projected:
+    """Project random tokens, with gradients to every part; the gate is added by each kind."""
     with torch.no_grad():
         module = _module(AttentionConfig("softmax"), layer)
-        module.keep_plain = True  # other kinds have use for them
+        module.keep_plain = True  # for the kinds that use them
         x = torch.randn(layer.batch, tokens, layer.d_model, device=layer.device).to(layer.dtype)
         p = module.project(x, rotary_table(torch.arange(tokens, device=layer.device), layer.head_dim, 10_000.0))
-    return Projected(*(part if part is None else part.detach().requires_grad_() for part in p))
+    given = {name: part for name, part in p._asdict().items() if part is not None}
+    return p._replace(**{name: part.detach().requires_grad_() for name, part in given.items()})
 
 
 def _method(name: str, config: AttentionConfig, layer: Layer) -> Method:
@@ -58,19 +60,19 @@ def _method(name: str, config: AttentionConfig, layer: Layer) -> Method:
     return _squared(config, layer) if name == "squared" else _kind(name, config, layer)
 
 
-def _module(config: AttentionConfig, layer: Layer):
+def _module(config: AttentionConfig, layer: Layer) -> Attention:
     module = config.attention_of_layer(0)(layer.d_model, layer.heads, layer.heads, config)
     return module.to(layer.device, layer.dtype)
 
 
 def _kind(kind: str, config: AttentionConfig, layer: Layer) -> Method:
-    """Everything between projections and output matrix is timed: sketch, feature maps, pooling, gate."""
+    """Build a kind as a module. All between projections and output matrix is timed: sketch, maps, pooling, gate."""
     config = replace(config, kind=kind)
     module = _module(config, layer)
     exact = deepcopy(module).double()
 
     def inputs(p: Projected) -> list[Tensor]:
-        return [p.q, p.k, p.v, p.q_plain, p.k_plain, p.x]
+        return cast(list[Tensor], [p.q, p.k, p.v, p.q_plain, p.k_plain, p.x])
 
     def gated(attention, q, k, v, q_plain, k_plain, x) -> Projected:
         return Projected(q, k, v, attention.gate(x), q_plain, k_plain, x)
@@ -100,11 +102,21 @@ def _kind(kind: str, config: AttentionConfig, layer: Layer) -> Method:
         settings["gate"] = config.gate
     weights, exact_weights = tuple(module.parameters()), tuple(exact.parameters())
     cost = _cost(module, config, layer)
-    return Method(settings, inputs, attend, definition, weights, exact_weights, ROUNDED, cost, "triton")
+    return Method(
+        settings=settings,
+        inputs=inputs,
+        attend=attend,
+        definition=definition,
+        weights=weights,
+        exact_weights=exact_weights,
+        tolerance=ROUNDED,
+        cost=cost,
+        cost_of="triton",
+    )
 
 
-def _cost(module, config: AttentionConfig, layer: Layer) -> Callable[[int, str], tuple[float, float]] | None:
-    """Of polysketch without a gate: the sketches of a head, whose backward is twice their forward, and the kernels."""
+def _cost(module: Attention, config: AttentionConfig, layer: Layer) -> Callable[[int, str], tuple[float, float]] | None:
+    """Count polysketch without a gate: the sketches, whose backward is twice their forward, and the kernels."""
     if not isinstance(module, Polysketch) or config.gate != "none":
         return None
 
@@ -118,13 +130,20 @@ def _cost(module, config: AttentionConfig, layer: Layer) -> Callable[[int, str],
 
 def _size(config: AttentionConfig, layer: Layer, context: int) -> Size:
     own = config.polysketch
-    return Size(context, layer.head_dim, own.size, config.block_size, own.local_blocks, layer.dtype)
+    return Size(
+        tokens=context,
+        head_dim=layer.head_dim,
+        sketch=own.size,
+        block_size=config.block_size,
+        local_blocks=own.local_blocks,
+        dtype=layer.dtype,
+    )
 
 
 def _squared(config: AttentionConfig, layer: Layer) -> Method:
-    """The kernel of polysketch alone, on sketches that are given."""
+    """Build the kernel of polysketch alone, on given sketches."""
     sketch = RandomSketch(layer.head_dim, config.polysketch.size, "gaussian").to(layer.device)
-    stream = {
+    options = {
         "degree": DEGREE,
         "scale": 1 / layer.head_dim,
         "block_size": config.block_size,
@@ -136,12 +155,19 @@ def _squared(config: AttentionConfig, layer: Layer) -> Method:
         return [a, b, p.v, p.q, p.k]
 
     def attend(a, b, v, q, k) -> Tensor:
-        return squared_attention(a, b, v, q=q, k=k, **stream)[0]
+        return squared_attention(a, b, v, q=q, k=k, **options)[0]
 
     def definition(a, b, v, q, k) -> Tensor:
-        return squared_attention(a, b, v, q=q, k=k, **stream, backend="reference")[0]
+        return squared_attention(a, b, v, q=q, k=k, **options, backend="reference")[0]
 
     def cost(context: int, mode: str) -> tuple[float, float]:
         return squared_cost(layer.heads, _size(config, layer, context), mode)
 
-    return Method({"size": config.polysketch.size, **stream}, inputs, attend, definition, cost=cost, cost_of="triton")
+    return Method(
+        settings={"size": config.polysketch.size, **options},
+        inputs=inputs,
+        attend=attend,
+        definition=definition,
+        cost=cost,
+        cost_of="triton",
+    )

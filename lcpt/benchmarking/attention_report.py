@@ -1,4 +1,4 @@
-"""The rows of an attention benchmark as pictures."""
+"""Plot the rows of an attention benchmark."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ from lcpt.evaluation.plots import over_contexts
 
 
 def draw(rows: list[dict], output: Path) -> None:
-    """Of each mode, over the context: the time of a token, and its ratio to the fastest softmax's."""
+    """Plot, for each mode, over the context: the time of a token, and its ratio to the fastest softmax's."""
     panels = []
     for mode in dict.fromkeys(row["mode"] for row in rows):
-        times, ratios = {}, {}
+        times: dict[str, list[tuple[int, float]]] = {}
+        ratios: dict[str, list[tuple[int, float]]] = {}
         for row in (row for row in rows if row["mode"] == mode):
             milliseconds, best = row["milliseconds"]["p50"], fastest_softmax(row, rows)
             of_token = 1e3 * milliseconds / (row["batch"] * row["context"])
@@ -25,7 +26,7 @@ def draw(rows: list[dict], output: Path) -> None:
                 panels.append(
                     (
                         f"{mode}: {title}",
-                        [(name, *map(list, zip(*of_one, strict=True))) for name, of_one in points.items()],
+                        [(name, [x for x, _ in of_one], [y for _, y in of_one]) for name, of_one in points.items()],
                     )
                 )
     over_contexts(panels, output)

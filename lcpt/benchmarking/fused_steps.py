@@ -1,4 +1,4 @@
-"""What stands around the attention kernels and has kernels of its own, at the size of a layer."""
+"""Define the steps around the attention kernels that have kernels of their own, at the size of a layer."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Step(NamedTuple):
 
 
 def steps(layer: Layer, tokens: int, block_size: int = 256, summaries: int = 32, sketch: int = 32) -> dict[str, Step]:
-    """By name, of random numbers; on the device "meta" of none. Matrices are those of a key-value head each."""
+    """Build the steps by name, on random tensors, or on meta tensors. Each key-value head has matrices of its own."""
     B, T, H, D, c, r = layer.batch, tokens, layer.heads, layer.head_dim, block_size, summaries
 
     def random(*shape: int, size: float = 1.0) -> Tensor:
@@ -51,15 +51,15 @@ def steps(layer: Layer, tokens: int, block_size: int = 256, summaries: int = 32,
         "norm_rotary": Step(norm_rotary, [x, *norm]),
         "norm_rotary, both": Step(partial(norm_rotary, keep_plain=True), [x, *norm]),
         "learned_sketch": Step(
-            one(lambda x, up, down, **options: learned_sketch(x, [up], [down], **options)), [x, up, down]
+            as_tuple(lambda x, up, down, **options: learned_sketch(x, [up], [down], **options)), [x, up, down]
         ),
-        "elu1": Step(one(feature_maps.elu1), [x]),
-        "relu": Step(one(feature_maps.relu), [x, matrices(D), random(H, D)]),
-        "favor, keys": Step(one(feature_maps.favor), [x, omega]),
-        "favor, queries": Step(one(partial(feature_maps.favor, subtract_peak=True)), [x, omega]),
-        "hedgehog": Step(one(feature_maps.hedgehog), [x, matrices(D)]),
-        "softplus": Step(one(feature_maps.softplus), [x, matrices(D)]),
-        "oglu": Step(one(feature_maps.oglu), [x, matrices(D), matrices(D)]),
+        "elu1": Step(as_tuple(feature_maps.elu1), [x]),
+        "relu": Step(as_tuple(feature_maps.relu), [x, matrices(D), random(H, D)]),
+        "favor, keys": Step(as_tuple(feature_maps.favor), [x, omega]),
+        "favor, queries": Step(as_tuple(partial(feature_maps.favor, subtract_peak=True)), [x, omega]),
+        "hedgehog": Step(as_tuple(feature_maps.hedgehog), [x, matrices(D)]),
+        "softplus": Step(as_tuple(feature_maps.softplus), [x, matrices(D)]),
+        "oglu": Step(as_tuple(feature_maps.oglu), [x, matrices(D), matrices(D)]),
         "pool_blocks": Step(
             lambda k, v, logits, **options: pool_blocks(k, v, logits=logits, segments=segments, **options),
             [y.detach().requires_grad_() for y in blocks],
@@ -67,14 +67,14 @@ def steps(layer: Layer, tokens: int, block_size: int = 256, summaries: int = 32,
     }
 
 
-def one(function: Callable[..., Tensor]) -> Callable[..., tuple[Tensor]]:
-    """The same with its output in a tuple."""
+def as_tuple(function: Callable[..., Tensor]) -> Callable[..., tuple[Tensor]]:
+    """Wrap a function so that it returns its output in a tuple."""
     return lambda *inputs, **options: (function(*inputs, **options),)
 
 
 def check(step: Step) -> None:
-    """WrongResult if an output or a gradient in Triton is farther from the float64 definition than rounding explains,
-    or if its bits differ the second time."""
+    """Raise WrongResult if an output or a gradient in Triton is farther from the float64 definition than rounding
+    explains, or if its bits differ the second time."""
     found, again = (outputs_and_gradients(step.function, step.inputs, backend="triton") for _ in range(2))
     wide = [x.detach().double().requires_grad_(x.requires_grad) for x in step.inputs]
     exact = outputs_and_gradients(step.function, wide, backend="torch")

@@ -1,9 +1,10 @@
-"""At what sizes and settings the kernels are held against their definitions on a GPU."""
+"""List the sizes and settings at which the kernels are compared with their definitions on a GPU."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,14 +17,15 @@ MARKS = {"kept": ("keep",), "hashed": ("bucket",), "both": ("keep", "bucket")}
 BUCKETS = 16
 
 
-class Case(NamedTuple):
-    """One call of an attention function."""
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Case:
+    """Describes one call of an attention function."""
 
     attention: str = "squared"
     dtype: str = "bf16"
     head_dim: int = 64
     sketch: int = 32  # width of a and b, or how many features
-    summaries: int = 32  # of a block, where there are some
+    summaries: int = 32  # of a block, in the attentions that have them
     local_blocks: int = 1
     gated: bool = False
     exact: bool = True  # with q and k
@@ -44,19 +46,20 @@ class Case(NamedTuple):
 
     @property
     def name(self) -> str:
-        """What differs from the first case."""
-        parts = [f"{key}={value}" for key, value in self._asdict().items() if value != self._field_defaults[key]]
+        """The settings that differ from the defaults."""
+        values = {field.name: (getattr(self, field.name), field.default) for field in fields(self)}
+        parts = [f"{key}={value}" for key, (value, default) in values.items() if value != default]
         return " ".join(parts).replace(", ", ",") or "plain"
 
 
 def cases() -> list[Case]:
-    """First the headline, 64k tokens in sequences of 8k, 32k and 64k; then others that a model runs."""
+    """List first the headline, 64k tokens in sequences of 8k, 32k and 64k; then others that a model runs."""
     shapes = [(16, 1), (32, 1), (32, 2), (64, 2)]
     plain = Case()
     headline = [Case(tokens=8192, batch=8), Case(tokens=32768, batch=2), Case(tokens=65536)]
     squared = [
         *(
-            plain._replace(dtype=dtype, head_dim=dim, sketch=sketch, local_blocks=local)
+            replace(plain, dtype=dtype, head_dim=dim, sketch=sketch, local_blocks=local)
             for dtype in DTYPES
             for dim in (64, 128)
             for sketch, local in shapes
@@ -83,35 +86,36 @@ def cases() -> list[Case]:
         Case(dtype="fp32", pieces=(2500,), exact=False, sketch=64, coefficients=FASTMAX),
         Case(tokens=65536 + 77, gated=True, heads=4, key_heads=2),
     ]
-    feature = Case("feature", sketch=64)
-    flurka = Case("flurka", sketch=64, local_blocks=2)
-    sparse, lowrank = Case("sparse"), Case("lowrank", local_blocks=2)
+    feature = Case(attention="feature", sketch=64)
+    flurka = Case(attention="flurka", sketch=64, local_blocks=2)
+    sparse, lowrank = Case(attention="sparse"), Case(attention="lowrank", local_blocks=2)
     return [
         *headline,
         *squared,
-        *(feature._replace(dtype=dtype) for dtype in DTYPES),
-        feature._replace(sketch=16, gated=True),
-        feature._replace(sketch=256, head_dim=128),
-        feature._replace(key_heads=4, lengths=(1, 2000, 256, 1916)),
-        *(flurka._replace(dtype=dtype) for dtype in DTYPES),
-        flurka._replace(gated=True, key_heads=4),
-        flurka._replace(local="linear", head_dim=128),
-        flurka._replace(dtype="fp32", lengths=(700, 0, 3000, 473)),
-        *(sparse._replace(dtype=dtype, marks=marks) for dtype, marks in zip(DTYPES, MARKS, strict=True)),
-        sparse._replace(marks="hashed", head_dim=128, key_heads=4),
-        sparse._replace(lengths=(1, 2000, 256, 1916)),
+        *(replace(feature, dtype=dtype) for dtype in DTYPES),
+        replace(feature, sketch=16, gated=True),
+        replace(feature, sketch=256, head_dim=128),
+        replace(feature, key_heads=4, lengths=(1, 2000, 256, 1916)),
+        *(replace(flurka, dtype=dtype) for dtype in DTYPES),
+        replace(flurka, gated=True, key_heads=4),
+        replace(flurka, local="linear", head_dim=128),
+        replace(flurka, dtype="fp32", lengths=(700, 0, 3000, 473)),
+        *(replace(sparse, dtype=dtype, marks=marks) for dtype, marks in zip(DTYPES, MARKS, strict=True)),
+        replace(sparse, marks="hashed", head_dim=128, key_heads=4),
+        replace(sparse, lengths=(1, 2000, 256, 1916)),
         lowrank,
-        lowrank._replace(dtype="fp32", key_heads=4, lengths=(700, 0, 3000, 473)),
+        replace(lowrank, dtype="fp32", key_heads=4, lengths=(700, 0, 3000, 473)),
     ]
 
 
 def smaller(case: Case) -> Case:
-    """The same in seconds of Triton's interpreter, which is right in fp32 alone."""
+    """Shrink a case to seconds of Triton's interpreter, which is right in fp32 alone."""
     size, tokens = 8, 27
     lengths = (1, 18, 0, 8) if case.lengths else ()
     pieces = (9, 19) if case.pieces else ()
     heads = 2 if case.heads != case.key_heads else 1
-    return case._replace(
+    return replace(
+        case,
         dtype="fp32",
         head_dim=16,
         sketch=min(case.sketch, 16),
@@ -127,7 +131,7 @@ def smaller(case: Case) -> Case:
 
 
 def inputs(case: Case, device: torch.device) -> dict[str, Tensor]:
-    """Random, with gradients, in the case's dtype, a gate in fp32 as everywhere."""
+    """Draw random inputs with gradients in the case's dtype, a gate in fp32."""
     generator = torch.Generator(device).manual_seed(0)
 
     def random(heads: int, width: int, rows: int = case.tokens) -> Tensor:
@@ -140,18 +144,18 @@ def inputs(case: Case, device: torch.device) -> dict[str, Tensor]:
     return {name: x.requires_grad_() for name, x in made.items()}
 
 
-def of_squared(case: Case, random: Callable[..., Tensor]) -> dict[str, Tensor]:
-    """a and b are unit vectors, so that 1 + s stays positive."""
+def squared_inputs(case: Case, random: Callable[..., Tensor]) -> dict[str, Tensor]:
+    """Draw a and b as unit vectors, so that 1 + s stays positive."""
     made = {
         "a": normalize(random(case.heads, case.sketch), dim=-1),
         "b": normalize(random(case.key_heads, case.sketch), dim=-1),
         "v": random(case.key_heads, case.head_dim),
     }
-    return made | (near(case, random) if case.exact else {})
+    return made | (query_and_key(case, random) if case.exact else {})
 
 
-def of_feature(case: Case, random: Callable[..., Tensor]) -> dict[str, Tensor]:
-    """Features are not negative."""
+def feature_inputs(case: Case, random: Callable[..., Tensor]) -> dict[str, Tensor]:
+    """Draw features that are not negative."""
     return {
         "phi_q": random(case.heads, case.sketch).abs(),
         "phi_k": random(case.key_heads, case.sketch).abs(),
@@ -159,9 +163,9 @@ def of_feature(case: Case, random: Callable[..., Tensor]) -> dict[str, Tensor]:
     }
 
 
-def of_flurka(case: Case, random: Callable[..., Tensor]) -> dict[str, Tensor]:
+def flurka_inputs(case: Case, random: Callable[..., Tensor]) -> dict[str, Tensor]:
     rows = case.whole_blocks * case.summaries
-    made = near(case, random) | {"v": random(case.key_heads, case.head_dim)}
+    made = query_and_key(case, random) | {"v": random(case.key_heads, case.head_dim)}
     if case.local == "linear":
         made = {name: x if name == "v" else x.abs() for name, x in made.items()}
     return made | {
@@ -171,41 +175,48 @@ def of_flurka(case: Case, random: Callable[..., Tensor]) -> dict[str, Tensor]:
     }
 
 
-def of_sparse(case: Case, random: Callable[..., Tensor]) -> dict[str, Tensor]:
-    return near(case, random) | {"v": random(case.key_heads, case.head_dim)}
+def sparse_inputs(case: Case, random: Callable[..., Tensor]) -> dict[str, Tensor]:
+    return query_and_key(case, random) | {"v": random(case.key_heads, case.head_dim)}
 
 
-def of_lowrank(case: Case, random: Callable[..., Tensor]) -> dict[str, Tensor]:
+def lowrank_inputs(case: Case, random: Callable[..., Tensor]) -> dict[str, Tensor]:
     rows = case.whole_blocks * case.summaries
-    return of_sparse(case, random) | {
+    return sparse_inputs(case, random) | {
         "q_far": random(case.heads, case.head_dim),
         "k_summary": random(case.key_heads, case.head_dim, rows),
         "v_summary": random(case.key_heads, case.head_dim, rows),
     }
 
 
-def near(case: Case, random: Callable[..., Tensor]) -> dict[str, Tensor]:
+def query_and_key(case: Case, random: Callable[..., Tensor]) -> dict[str, Tensor]:
     return {"q": random(case.heads, case.head_dim), "k": random(case.key_heads, case.head_dim)}
 
 
-INPUTS = {"squared": of_squared, "feature": of_feature, "flurka": of_flurka, "sparse": of_sparse, "lowrank": of_lowrank}
+INPUTS = {
+    "squared": squared_inputs,
+    "feature": feature_inputs,
+    "flurka": flurka_inputs,
+    "sparse": sparse_inputs,
+    "lowrank": lowrank_inputs,
+}
 
 
 def options(case: Case, device: torch.device) -> dict:
-    """The other arguments."""
+    """Build the arguments beside the inputs."""
     blocks = {"block_size": case.block_size, "local_blocks": case.local_blocks}
     scale = case.head_dim**-0.5
-    given = {
-        # Local weights about as large together as those of the state.
+    given: dict[str, dict[str, Any]] = {
+        # Local weights have about the same total as those of the state.
         "squared": {"coefficients": case.coefficients, "scale": scale if case.exact else 1.0, "offset": 0.01, **blocks},
         "feature": {"offset": 0.01, **blocks},
         "flurka": {"local": case.local, "scale": scale, "offset": 0.01, **blocks},
         "sparse": marks(case, device) if case.attention == "sparse" else {},
         "lowrank": {"summaries": case.summaries, **blocks},
-    }[case.attention]
+    }
+    chosen = given[case.attention]
     if case.lengths:
-        given["cu_seqlens"] = torch.tensor([0, *case.lengths], device=device).cumsum(0)
-    return given
+        chosen["cu_seqlens"] = torch.tensor([0, *case.lengths], device=device).cumsum(0)
+    return chosen
 
 
 def marks(case: Case, device: torch.device) -> dict[str, Tensor]:

@@ -1,9 +1,11 @@
-"""The kernels against the float64 definition, output and every gradient; and against themselves, bit by bit."""
+"""Compare the kernels with the float64 definition, output and every gradient; and repeats with each other, bitwise."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict, replace
 
 import torch
 from lcpt_kernels import feature_attention, flurka_attention, lowrank_attention, sparse_attention, squared_attention
@@ -11,7 +13,7 @@ from torch import Tensor
 
 from lcpt.benchmarking.kernel_cases import Case, inputs, options
 
-LIMITS = {"fp32": 1e-5, "bf16": 5e-3, "fp16": 5e-3}  # DESIGN.md, section 5
+LIMITS = {"fp32": 1e-5, "bf16": 5e-3, "fp16": 5e-3}  # docs/contract.md
 FUNCTIONS = {
     "squared": squared_attention,
     "feature": feature_attention,
@@ -24,12 +26,15 @@ QUADRATIC = 8192  # tokens up to which the definition itself is affordable, a he
 
 
 def check(case: Case, device: torch.device, repeats: int, backend: str = "triton") -> dict:
-    """-> {"case", "settings", "reference", "errors" {name: ‖found − exact‖ / ‖exact‖}, "limit", "differing_repeats",
-    "seconds", "passed"}. Every second of the repeats runs while another stream is busy."""
+    """Check a case; every second of the repeats runs while another stream is busy.
+
+    Returns {"case", "settings", "reference", "errors" {name: ‖found − exact‖ / ‖exact‖}, "limit", "differing_repeats",
+    "seconds", "passed"}.
+    """
     began = time.monotonic()
     given, how = inputs(case, device), options(case, device)
     do = torch.randn(case.batch, case.tokens, case.heads, case.head_dim, device=device).to(given["v"].dtype)
-    with poisoned():
+    with nan_filled_memory():
         found = results(case, given, do, how, backend)
     differing, first = 0, results(case, given, do, how, backend) if repeats else {}
     for repeat in range(repeats):
@@ -43,7 +48,7 @@ def check(case: Case, device: torch.device, repeats: int, backend: str = "triton
     limit = LIMITS[case.dtype]
     return {
         "case": case.name,
-        "settings": case._asdict(),
+        "settings": asdict(case),
         "reference": reference,
         "errors": errors,
         "limit": limit,
@@ -54,7 +59,7 @@ def check(case: Case, device: torch.device, repeats: int, backend: str = "triton
 
 
 def results(case: Case, given: dict[str, Tensor], do: Tensor, how: dict, backend: str) -> dict[str, Tensor]:
-    """The output, called o, and the gradient of every input; in pieces, where the case has some."""
+    """Compute the output, called o, and the gradient of every input; piece by piece where the case has pieces."""
     attention = FUNCTIONS[case.attention]
     if not case.pieces:
         o = attention(**given, **how, backend=backend)
@@ -72,8 +77,8 @@ def results(case: Case, given: dict[str, Tensor], do: Tensor, how: dict, backend
 
 
 def definition(case: Case, given: dict[str, Tensor], do: Tensor, how: dict, backend: str) -> dict[str, Tensor]:
-    """The same in float64 of the whole sequence, on the same rounded inputs, a head of keys of a sequence at a time."""
-    whole, group = case._replace(pieces=()), case.heads // case.key_heads
+    """Compute the results in float64 on the whole sequence, from the rounded inputs, one key head at a time."""
+    whole, group = replace(case, pieces=()), case.heads // case.key_heads
     exact = {name: torch.empty(x.shape, dtype=torch.float64, device=x.device) for name, x in given.items()}
     exact["o"] = torch.empty(do.shape, dtype=torch.float64, device=do.device)
     for n in range(case.batch):
@@ -91,14 +96,14 @@ def definition(case: Case, given: dict[str, Tensor], do: Tensor, how: dict, back
 
 
 def relative_error(found: Tensor, exact: Tensor) -> float:
-    """‖found − exact‖ / ‖exact‖ in float64; where the exact is all zero, 0 or infinity."""
+    """Compute ‖found − exact‖ / ‖exact‖ in float64; where exact is all zero, 0 or infinity."""
     difference = (found.double() - exact).norm()
     return float(difference / exact.norm()) if difference else 0.0
 
 
 @contextmanager
-def poisoned():
-    """Memory that nobody wrote holds NaN."""
+def nan_filled_memory() -> Iterator[None]:
+    """Fill new memory with NaN, so that a result that reads it unwritten is NaN."""
     torch.use_deterministic_algorithms(True, warn_only=True)  # only then PyTorch fills it
     try:
         yield
@@ -107,7 +112,7 @@ def poisoned():
 
 
 def occupy(device: torch.device) -> None:
-    """Some milliseconds of products on a stream beside the current one."""
+    """Run some milliseconds of products on a stream beside the current one."""
     if device.type != "cuda":
         return
     with torch.cuda.stream(torch.cuda.Stream(device)):

@@ -1,4 +1,4 @@
-"""What a GPU reaches at its best, measured on the machine where it counts."""
+"""Measure the peak FLOP/s and bandwidth that a GPU reaches."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ COPIED = 2**32  # bytes
 
 
 def measured_peaks(device: torch.device, side: int = SIDE, copied: int = COPIED, repeats: int = 20) -> dict[str, float]:
-    """flops_per_second of a product of two square bf16 matrices of random numbers, and bytes_per_second of a copy,
-    bytes read and written: the median of `repeats` each."""
+    """Measure flops_per_second of a product of two square random bf16 matrices, and bytes_per_second of a copy, bytes
+    read and written: the median of `repeats` each."""
     x, y = (torch.randn(side, side, device=device).bfloat16() for _ in range(2))
     source = torch.zeros(copied, dtype=torch.int8, device=device)
     target, out = torch.empty_like(source), torch.empty_like(x)

@@ -1,4 +1,4 @@
-"""What the kernels of squared attention compute and move, counted from their loops; and how long a GPU takes at least.
+"""Count what the kernels of squared attention compute and move, from their loops; and how long a GPU takes at least.
 
 FLOPs: 2 a multiply-add of every matrix product that is started, padding and masked parts of tiles included. Bytes: each
 tensor of a kernel to or from memory once, since the programs that share a state or keys run side by side and find them
@@ -8,36 +8,38 @@ at the GPU's peaks, and of their launches: a lower bound at efficiency 1.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from lcpt_kernels.triton.block_causal.state_layout import PAIR, Layout
 from lcpt_kernels.triton.common import launch_configs
 
-FLOAT = 4  # bytes
+FP32_BYTES = 4
 
 
 class Step(NamedTuple):
-    """A kernel, of all blocks of one head."""
+    """Counts a kernel over all blocks of one head."""
 
     kernel: str
     flops: float
     bytes: float
 
 
-class Size(NamedTuple):
-    """One sequence of one head with q and k, no gate; 16-bit tensors and states if `type` is a 16-bit one."""
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Size:
+    """Gives the size of one sequence of one head with q and k, no gate; tensors and states have the dtype."""
 
     tokens: int
     head_dim: int = 64
     sketch: int = 32
     block_size: int = 256
     local_blocks: int = 1
-    type: torch.dtype = torch.bfloat16
+    dtype: torch.dtype = torch.bfloat16
 
     @property
     def blocks(self) -> list[tuple[int, int]]:
-        """First token and the one after the last."""
+        """The blocks, each its first token and the one after its last."""
         return [(t, min(t + self.block_size, self.tokens)) for t in range(0, self.tokens, self.block_size)]
 
     @property
@@ -53,22 +55,23 @@ class Size(NamedTuple):
         return padded(self.layout.size)
 
     def rows(self, *names: str) -> float:
-        """Bytes of tensors of a row a token: q, k, v, o and their like are `wide`, a and b `sketch`, δ and Z `sum`."""
+        """Count the bytes of tensors with a row a token: "wide" as q, k, v, o; "sketch" as a, b; "sum" as δ, Z."""
         width = {
-            "wide": self.head_dim * self.type.itemsize,
-            "sketch": self.layout.size * self.type.itemsize,
-            "sum": FLOAT,
+            "wide": self.head_dim * self.dtype.itemsize,
+            "sketch": self.layout.size * self.dtype.itemsize,
+            "sum": FP32_BYTES,
         }
         return self.tokens * sum(width[name] for name in names)
 
     @property
     def values(self) -> float:
-        """Bytes of every block's state, and of its normaliser."""
-        return len(self.blocks) * self.layout.features * self.head_dim * self.type.itemsize
+        """Bytes of every block's state."""
+        return len(self.blocks) * self.layout.features * self.head_dim * self.dtype.itemsize
 
     @property
     def norms(self) -> float:
-        return len(self.blocks) * self.layout.norms * FLOAT
+        """Bytes of every block's normaliser."""
+        return len(self.blocks) * self.layout.norms * FP32_BYTES
 
 
 def padded(width: int) -> int:
@@ -92,10 +95,10 @@ def backward(size: Size) -> list[Step]:
 
 
 def states(size: Size, queries: bool = False) -> list[Step]:
-    """What every block adds, and the scan. Of keys, or of queries for the gradient of the state."""
+    """Count what every block adds to the state, and the scan: of keys, or of queries for the gradient of the state."""
     s = size
-    tiles = launch_configs.tiles("block_state", s.head_dim, s.type)
-    rest = launch_configs.tiles("block_state_rest", s.layout.tile, s.type)
+    tiles = launch_configs.tiles("block_state", s.head_dim, s.dtype)
+    rest = launch_configs.tiles("block_state_rest", s.layout.tile, s.dtype)
     pieces = -(-s.layout.pairs // tiles["PAIRS"])
     rows = sum(steps(stop - first, tiles["BT"]) * tiles["BT"] for first, stop in s.blocks)
     rows_of_rest = sum(steps(stop - first, rest["BT"]) * rest["BT"] for first, stop in s.blocks)
@@ -117,12 +120,12 @@ def states(size: Size, queries: bool = False) -> list[Step]:
 
 
 def from_state(size: Size, M: int) -> float:
-    """FLOPs of M queries' products with a state: of every pair of groups, and with the Gram matrix."""
+    """Count the FLOPs of M queries' products with a state: of every pair of groups, and with the Gram matrix."""
     return size.layout.pairs * product(M, PAIR, size.dim) + product(M, size.rank, size.rank)
 
 
 def output(size: Size) -> Step:
-    s, tiles = size, launch_configs.tiles("block_forward", size.head_dim, size.type)
+    s, tiles = size, launch_configs.tiles("block_forward", size.head_dim, size.dtype)
     M, N = tiles["BM"], tiles["BN"]
     programs, columns = keys_of_queries(s, M, N)
     return Step(
@@ -133,7 +136,7 @@ def output(size: Size) -> Step:
 
 
 def backward_query(size: Size) -> Step:
-    s, tiles = size, launch_configs.tiles("block_backward_dq", size.head_dim, size.type)
+    s, tiles = size, launch_configs.tiles("block_backward_dq", size.head_dim, size.dtype)
     M, N = tiles["BM"], tiles["BN"]
     programs, columns = keys_of_queries(s, M, N)
     return Step(
@@ -144,7 +147,7 @@ def backward_query(size: Size) -> Step:
 
 
 def backward_value(size: Size) -> Step:
-    s, tiles = size, launch_configs.tiles("block_backward_dv", size.head_dim, size.type)
+    s, tiles = size, launch_configs.tiles("block_backward_dv", size.head_dim, size.dtype)
     M, N = tiles["BM"], tiles["BN"]
     programs, rows = queries_of_keys(s, M, N)
     far = s.layout.pairs * 2 * product(N, PAIR, s.dim) + product(N, s.rank, s.rank)
@@ -156,7 +159,7 @@ def backward_value(size: Size) -> Step:
 
 
 def backward_key(size: Size) -> Step:
-    s, tiles = size, launch_configs.tiles("block_backward_dk", size.head_dim, size.type)
+    s, tiles = size, launch_configs.tiles("block_backward_dk", size.head_dim, size.dtype)
     M, N = tiles["BM"], tiles["BN"]
     _, rows = queries_of_keys(s, M, N)
     return Step("block_backward_dk", rows * 3 * product(M, N, s.dim), s.rows(*["wide"] * 5, "sum", "sum"))
@@ -171,7 +174,7 @@ def steps(tokens: int, tile: int) -> int:
 
 
 def keys_of_queries(size: Size, M: int, N: int) -> tuple[int, int]:
-    """Programs of M queries, and the tiles of N keys that they all go through; none goes past its last query."""
+    """Count programs of M queries, and the tiles of N keys that they loop over; none goes past its last query."""
     programs = tiles = 0
     for first, stop in size.blocks:
         start = max(0, first - (size.local_blocks - 1) * size.block_size)
@@ -182,7 +185,7 @@ def keys_of_queries(size: Size, M: int, N: int) -> tuple[int, int]:
 
 
 def queries_of_keys(size: Size, M: int, N: int) -> tuple[int, int]:
-    """Programs of N keys, and the tiles of M queries that they all go through; none begins before its first key."""
+    """Count programs of N keys, and the tiles of M queries that they loop over; none begins before its first key."""
     programs = tiles = 0
     for first, _ in size.blocks:
         last = min(size.tokens, first + size.local_blocks * size.block_size)
@@ -193,20 +196,20 @@ def queries_of_keys(size: Size, M: int, N: int) -> tuple[int, int]:
 
 
 def squared_cost(heads: int, size: Size, mode: str) -> tuple[float, float]:
-    """FLOPs and bytes of a sequence."""
+    """Count the FLOPs and bytes of a sequence."""
     kernels = forward(size) + (backward(size) if mode == "forward_backward" else [])
     return heads * sum(step.flops for step in kernels), heads * sum(step.bytes for step in kernels)
 
 
 def softmax_cost(heads: int, head_dim: int, context: int, mode: str) -> tuple[float, float]:
-    """As the field counts flash attention: the causal half of two products forward, of five backward; q, k, v and o,
-    and backward their gradients too, once, in 16 bits."""
+    """Count flash attention as its authors do: the causal half of two products forward, of five backward; q, k, v and
+    o, and backward their gradients too, once, in 16 bits."""
     products, tensors = (7, 12) if mode == "forward_backward" else (2, 4)
     return heads * products * 1.0 * head_dim * context**2, heads * tensors * 2.0 * head_dim * context
 
 
 class Gpu(NamedTuple):
-    """Peaks as a program reaches them; seconds a launch costs."""
+    """Gives the peaks that programs reach, and the seconds of a launch."""
 
     flops: float  # a second, of bf16 products
     bytes: float  # a second, of a copy, read and written
@@ -214,7 +217,7 @@ class Gpu(NamedTuple):
 
 
 def seconds(kernels: list[Step], heads: int, gpu: Gpu, efficiency: float) -> float:
-    """The model of the time: `efficiency` is the part of the peak of products that the kernels reach."""
+    """Model the time: `efficiency` is the part of the peak of products that the kernels reach."""
     return sum(
         max(heads * step.flops / (gpu.flops * efficiency), heads * step.bytes / gpu.bytes) + gpu.launch
         for step in kernels

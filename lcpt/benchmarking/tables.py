@@ -1,4 +1,4 @@
-"""Rows of a benchmark (DESIGN.md, section 3) as a Markdown table, which reads as it is too."""
+"""Format the rows of a benchmark (see docs/contract.md) as a Markdown table that also reads well as plain text."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from lcpt.benchmarking.attention_baselines import SOFTMAX
 
 
 def table(rows: list[dict]) -> str:
-    """Of attention and of training steps: columns of which nothing is known are left out. A time's ratio to another
-    method's is how many times as fast as that it is."""
+    """Format rows of attention or of training steps; empty columns are left out. "times as fast as" and "x fastest
+    softmax" divide the other method's time by the row's."""
     if not rows:
         return "no rows"
     columns = {
@@ -44,7 +44,7 @@ def table(rows: list[dict]) -> str:
 
 
 def fastest_softmax(row: dict, rows: list[dict]) -> dict | None:
-    """The row of attention over all earlier tokens that is fastest at row's context and mode."""
+    """Find the fastest row of softmax over all earlier tokens at row's context and mode."""
     rivals = [
         other
         for other in rows

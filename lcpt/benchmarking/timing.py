@@ -1,4 +1,4 @@
-"""Time and memory of several things on this machine, taken in turn."""
+"""Measure time and memory of several functions in turn."""
 
 from __future__ import annotations
 
@@ -22,17 +22,18 @@ def time_in_turn(
     budget: float = math.inf,
     progress: Callable[[str], None] = lambda name: None,
 ) -> dict[str, dict]:
-    """name -> {"milliseconds": {p10, p50, p90}, "repeats", "peak_memory_bytes", "memory_before_bytes"}, the steps taken
-    in turn after one warm-up each.
+    """Run the steps in turn, after one warm-up each.
 
-    On a CPU it is the time that one thread works: the wall clock of a shared machine says more about the neighbours.
-    On a GPU it is the time between two events, with a cold L2 cache. A step that has taken `budget` seconds is not
-    repeated further; where the warm-up alone took as long, that is its one time. progress(name) is called before each.
+    Returns name -> {"milliseconds": {p10, p50, p90}, "repeats", "peak_memory_bytes", "memory_before_bytes"}.
+
+    On a CPU it is the CPU time of one thread, since the wall clock of a shared machine depends on its other users. On a
+    GPU it is the time between two events, with a cold L2 cache. A step that has taken `budget` seconds is not repeated
+    further; where the warm-up alone took as long, that is its one time. progress(name) is called before each run.
     """
     if device.type == "cpu":
         torch.set_num_threads(1)
     else:
-        _filler(device)  # its memory is nobody's
+        _filler(device)  # allocated here, so that it counts in no step's memory
     seconds: dict[str, list[float]] = {}
     memory = {}
     for name, step in steps.items():
@@ -55,8 +56,7 @@ def time_in_turn(
 
 
 def first_passes(steps: dict[str, Callable], device: torch.device) -> dict[str, str]:
-    """The steps that cannot be, and why in one line. On a GPU, whose first passes compile and tune; elsewhere none is
-    tried."""
+    """Run each step once on a GPU, which compiles and tunes; returns those that fail, and why in one line."""
     failed = {}
     for name, step in steps.items() if device.type == "cuda" else ():
         try:
@@ -77,7 +77,7 @@ def _seconds(step: Callable, device: torch.device) -> float:
 
 
 def _seconds_on_gpu(step: Callable, device: torch.device) -> float:
-    """While the GPU still overwrites its cache, Python gets ahead with the first launches: they are not in the time."""
+    """Time a step on a GPU. Python queues the first launches while the GPU still overwrites its cache."""
     start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
     _filler(device).zero_()
     start.record()
@@ -89,5 +89,5 @@ def _seconds_on_gpu(step: Callable, device: torch.device) -> float:
 
 @cache
 def _filler(device: torch.device) -> torch.Tensor:
-    """Several times as large as an L2 cache."""
+    """Allocate a tensor several times as large as an L2 cache."""
     return torch.empty(2**29, dtype=torch.int8, device=device)

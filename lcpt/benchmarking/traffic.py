@@ -1,4 +1,4 @@
-"""Bytes that PyTorch's operators move: the tensors of each, read or written once."""
+"""Count the bytes that PyTorch's operators move: the tensors of each, read or written once."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ NOTHING_MOVES = {"aten::empty", "aten::empty_like", "aten::new_empty", "aten::em
 
 
 class Traffic(TorchDispatchMode):
-    """Within it, every operator that is no view adds to `bytes` and `operators`. One that starts kernels of ours counts
-    with what goes into it and comes out of it. Tensors on the device "meta" do: nothing is computed on them."""
+    """Counts `bytes` and `operators` within its context, without views. A custom operator counts with its inputs and
+    outputs. Meta tensors do: nothing is computed on them."""
 
     def __init__(self):
         super().__init__()
@@ -31,15 +31,15 @@ class Traffic(TorchDispatchMode):
 
 
 def bytes_of(x: Tensor) -> int:
-    """Of its own numbers: what is expanded counts once."""
-    numbers = 1
+    """Count the bytes of a tensor; an expanded dimension counts once."""
+    elements = 1
     for size, stride in zip(x.shape, x.stride(), strict=True):
-        numbers *= size if stride else 1
-    return numbers * x.element_size()
+        elements *= size if stride else 1
+    return elements * x.element_size()
 
 
 def traffic(function: Callable[..., tuple[Tensor, ...]], inputs: list[Tensor]) -> dict[str, dict[str, int]]:
-    """mode -> {"bytes", "operators"} of function(*inputs), and with the gradients of the inputs that ask for them."""
+    """Count mode -> {"bytes", "operators"} of function(*inputs), and with the gradients of inputs that require them."""
     wanted = [x for x in inputs if x.requires_grad]
     with Traffic() as forward:
         outputs = [x for x in function(*inputs) if x is not None]

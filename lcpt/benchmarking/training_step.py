@@ -1,4 +1,4 @@
-"""A training step to time."""
+"""Build a training step to time."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from lcpt.model import GPT, ModelConfig
 
 
 def training_step(config: ModelConfig, sequences: int, context: int, precision: str, device: torch.device) -> Callable:
-    """A function that makes one step: forward, backward, clipping and AdamW on random tokens. -> its loss."""
+    """Build a function that makes one step on random tokens (forward, backward, clipping, AdamW) -> its loss."""
     torch.manual_seed(0)
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     model = GPT(config).to(device, dtype)

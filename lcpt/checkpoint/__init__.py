@@ -10,7 +10,7 @@ from lcpt.checkpoint.read import (
     read_tensors,
 )
 from lcpt.checkpoint.retention import remove_old
-from lcpt.checkpoint.write import CheckpointConfig, Slice, open_partial, seal, step_name, write_piece
+from lcpt.checkpoint.write import CheckpointConfig, Slice, commit_checkpoint, open_partial, step_name, write_piece
 
 __all__ = [
     "CheckpointConfig",
@@ -24,7 +24,7 @@ __all__ = [
     "read_state",
     "read_tensors",
     "remove_old",
-    "seal",
+    "commit_checkpoint",
     "step_name",
     "write_piece",
 ]

@@ -1,5 +1,5 @@
-"""The error that this package raises for what a user can put right."""
+"""Define the error that this package raises for what a user can put right."""
 
 
 class CheckpointError(ValueError):
-    """A checkpoint that cannot be used. The message is one line: the file, and what is wrong with it."""
+    """Says in one line why a checkpoint cannot be used: the file, and what is wrong with it."""

@@ -16,11 +16,11 @@ from lcpt.utils.hashing import file_sha256, self_sha256
 
 
 class SchemaError(CheckpointError):
-    """A checkpoint of another version of the format."""
+    """Names a checkpoint of another version of the format."""
 
 
 def find_checkpoint(path: str | Path) -> Path:
-    """The step folder that a run folder's `latest` names, or the step folder itself."""
+    """Find the step folder that a run folder's `latest` names; a step folder is returned itself."""
     path = Path(path)
     if (path / "manifest.json").is_file():
         return path
@@ -35,11 +35,11 @@ def find_checkpoint(path: str | Path) -> Path:
 
 
 def newest_checkpoint(checkpoints: Path) -> tuple[Path | None, dict[Path, str]]:
-    """The newest whole step folder, None if there is none, and what is wrong with each newer one.
+    """Find the newest whole step folder, None if there is none, and what is wrong with each newer one.
 
     Raises CheckpointError for one of another schema: it is not damaged, but this lcpt cannot tell what it is worth.
     """
-    complaints = {}
+    complaints: dict[Path, str] = {}
     for step in reversed(step_folders(checkpoints).values()):
         try:
             read_manifest(step)
@@ -52,7 +52,7 @@ def newest_checkpoint(checkpoints: Path) -> tuple[Path | None, dict[Path, str]]:
 
 
 def read_manifest(step: Path, *, hashes: bool = True) -> dict:
-    """The manifest, after checking it and every file that it lists. Raises CheckpointError naming the damaged file."""
+    """Read the manifest after checking it and every file that it lists. CheckpointError names the damaged file."""
     path = step / "manifest.json"
     try:
         manifest = json.loads(path.read_text())
@@ -87,21 +87,22 @@ def read_manifest(step: Path, *, hashes: bool = True) -> dict:
 
 
 class TensorReader:
-    """The tensors of a verified step folder, whole or in part, whoever wrote which slice of them."""
+    """Reads the tensors of a verified step folder, whole or in part, whichever rank wrote which slice."""
 
     def __init__(self, step: Path, manifest: dict):
-        self._step, self._tensors, self._files = step, manifest["tensors"], {}
+        self._step, self._tensors = step, manifest["tensors"]
+        self._files: dict[Path, safe_open] = {}
 
     def names(self, group: str) -> list[str]:
         return list(self._tensors[group])
 
     def whole(self, group: str, name: str) -> torch.Tensor:
-        """fp32, in its own shape."""
+        """Read a tensor, fp32 in its own shape."""
         shape = self._tensors[group][name]["shape"]
         return self.part(group, name, 0, math.prod(shape)).view(shape)
 
     def part(self, group: str, name: str, start: int, stop: int) -> torch.Tensor:
-        """Numbers start … stop of the tensor laid flat, fp32 [stop - start]."""
+        """Read elements start … stop of the flattened tensor, fp32 [stop - start]."""
         flat, filled = torch.empty(stop - start, dtype=torch.float32), start
         for piece in sorted(self._tensors[group][name]["slices"], key=lambda piece: piece["start"]):
             low, high = max(start, piece["start"]), min(stop, piece["stop"])
@@ -129,7 +130,7 @@ class TensorReader:
 
 
 def read_tensors(step: Path, manifest: dict, group: str = "weights") -> dict[str, torch.Tensor]:
-    """name -> whole fp32 tensor."""
+    """Read all tensors of a group, name -> whole fp32 tensor."""
     reader = TensorReader(step, manifest)
     return {name: reader.whole(group, name) for name in reader.names(group)}
 

@@ -1,4 +1,4 @@
-"""Which checkpoints stay: the last few, and milestones for good."""
+"""Remove old checkpoints: the last few stay, and milestones for good."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from lcpt.checkpoint.write import CheckpointConfig, step_folders
 
 
 def remove_old(checkpoints: Path, newest: int, config: CheckpointConfig) -> None:
-    """Remove step folders but the `keep_last` up to step `newest`, milestones, and those after `newest`.
+    """Remove step folders, except the `keep_last` up to step `newest`, milestones, and those after `newest`.
 
     A later folder is a damaged one that the run went back past: it does not count as one to fall back to.
     """

@@ -9,7 +9,7 @@
                               manifest.json                shapes, slices, sizes and hashes of all of these
     checkpoints/latest                                     the name of the newest whole folder
 
-Every rank writes what it holds; a reader needs to know neither how many ranks there were nor how they shared the state.
+Every rank writes its shards; a reader needs to know neither how many ranks there were nor how the state was sharded.
 """
 
 from __future__ import annotations
@@ -25,11 +25,10 @@ from pathlib import Path
 from typing import NamedTuple, Optional
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import save_file
 
 from lcpt.utils.atomic_files import fsync_path, replace_text
-from lcpt.utils.hashing import file_sha256, self_sha256
+from lcpt.utils.hashing import self_sha256, size_and_sha256
+from lcpt.utils.tensor_files import save_tensors
 
 SCHEMA_VERSION = 1
 
@@ -49,11 +48,11 @@ class CheckpointConfig:
             raise ValueError(f"checkpoint.every_minutes is {self.every_minutes}; it must be > 0, or null for never")
 
     def due(self, step: int) -> bool:
-        return step % self.every_steps == 0 or bool(self.milestone_steps) and step % self.milestone_steps == 0
+        return step % self.every_steps == 0 or (self.milestone_steps is not None and step % self.milestone_steps == 0)
 
 
 class Slice(NamedTuple):
-    """Numbers start … start + len(data) of a tensor laid flat: `data` is flat, fp32 and on the CPU."""
+    """Elements start … start + len(data) of a flattened tensor: `data` is flat, fp32 and on the CPU."""
 
     name: str
     shape: tuple[int, ...]
@@ -66,13 +65,13 @@ def step_name(step: int) -> str:
 
 
 def step_folders(checkpoints: Path) -> dict[int, Path]:
-    """step -> its folder, the oldest first; what a user may have put beside them is not among them."""
+    """Find the step folders, step -> folder, the oldest first; other files that lie beside them are left out."""
     found = ((re.fullmatch(r"step-(\d{8,})", path.name), path) for path in checkpoints.glob("step-*"))
     return dict(sorted((int(match[1]), path) for match, path in found if match))
 
 
 def open_partial(checkpoints: Path, step: int) -> Path:
-    """A new folder for all ranks to write into; one process calls this. Nothing in it counts before `seal`."""
+    """Make a folder for all ranks to write into; one process calls this. Nothing in it counts before the commit."""
     checkpoints.mkdir(parents=True, exist_ok=True)
     fsync_path(checkpoints.parent)
     for stale in checkpoints.glob(".step-*"):  # of processes that died
@@ -85,17 +84,12 @@ def open_partial(checkpoints: Path, step: int) -> Path:
 
 def write_piece(partial: Path, rank: int, groups: Mapping[str, Sequence[Slice]]) -> dict:
     """Write a rank's slices of "weights", "exp_avg", "exp_avg_sq"; returns its piece of the manifest."""
-    piece = {"tensors": {}, "files": {}}
+    piece: dict[str, dict] = {"tensors": {}, "files": {}}
     for group, slices in groups.items():
         path = partial / f"{group}-{rank:05d}.safetensors"
-        path.touch()
-        mode = path.stat().st_mode
-        try:
-            save_file({part.name: part.data for part in slices}, path)
-        except SafetensorError as error:  # what it makes of the system's errors
-            raise OSError(f"{path}: {error}") from error
-        path.chmod(mode)  # save_file lets nobody else read it
-        piece["files"][path.name] = _finish(path)
+        save_tensors(path, {part.name: part.data for part in slices})
+        fsync_path(path)
+        piece["files"][path.name] = size_and_sha256(path)
         piece["tensors"][group] = {
             name: {"shape": list(shape), "slices": [{"file": path.name, "start": start, "stop": start + len(data)}]}
             for name, shape, start, data in slices
@@ -103,23 +97,28 @@ def write_piece(partial: Path, rank: int, groups: Mapping[str, Sequence[Slice]])
     return piece
 
 
-def seal(partial: Path, step: int, pieces: Sequence[dict], state: dict, attachments: Mapping[str, Path]) -> Path:
-    """Turn a folder that all ranks have written into checkpoints/step-XXXXXXXX and point `latest` at it.
+def commit_checkpoint(
+    partial: Path, step: int, pieces: Sequence[dict], state: dict, attachments: Mapping[str, Path]
+) -> Path:
+    """Rename a folder that all ranks have written to checkpoints/step-XXXXXXXX and point `latest` at it.
 
     pieces: what write_piece returned on each rank. state: JSON scalars. attachments: file name -> file to copy in.
     One process calls this. Until the rename nothing carries the final name.
     """
     checkpoints, final = partial.parent, partial.parent / step_name(step)
-    manifest = {"schema_version": SCHEMA_VERSION, "step": step, "tensors": {}, "files": {}}
+    files: dict[str, dict] = {}
+    tensors: dict[str, dict] = {}
+    manifest = {"schema_version": SCHEMA_VERSION, "step": step, "tensors": tensors, "files": files}
     (partial / "state.json").write_text(json.dumps(state, indent=2) + "\n")
     for name, source in attachments.items():
         shutil.copyfile(source, partial / name)
     for name in ("state.json", *attachments):
-        manifest["files"][name] = _finish(partial / name)
+        fsync_path(partial / name)
+        files[name] = size_and_sha256(partial / name)
     for piece in pieces:
-        manifest["files"] |= piece["files"]
+        files |= piece["files"]
         for group, named in piece["tensors"].items():
-            known = manifest["tensors"].setdefault(group, {})
+            known = tensors.setdefault(group, {})
             for name, entry in named.items():
                 known.setdefault(name, {"shape": entry["shape"], "slices": []})["slices"] += entry["slices"]
     manifest["sha256"] = self_sha256(manifest)
@@ -131,9 +130,3 @@ def seal(partial: Path, step: int, pieces: Sequence[dict], state: dict, attachme
     shutil.rmtree(checkpoints / f".{final.name}.replaced", ignore_errors=True)
     replace_text(checkpoints / "latest", final.name + "\n")
     return final
-
-
-def _finish(path: Path) -> dict:
-    """Bring a written file to the disk; what the manifest says of it."""
-    fsync_path(path)
-    return {"size_bytes": path.stat().st_size, "sha256": file_sha256(path)}

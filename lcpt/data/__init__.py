@@ -1,10 +1,10 @@
-"""Text to tokens to shards to order to batches; tasks to batches."""
+"""Turn text into tokens, shards, an order and batches; turn tasks into batches."""
 
 from lcpt.data.batches import DataConfig, Prefetcher, batch, batch_documents, rows
 from lcpt.data.errors import DataError
 from lcpt.data.prepare import prepare
+from lcpt.data.sample_source import SampleSource
 from lcpt.data.shards import Corpus
-from lcpt.data.source import Source
 from lcpt.data.synthetic import SyntheticConfig, Task, is_task
 from lcpt.data.text import find_sources, read_documents
 from lcpt.data.tokenizer import Tokenizer
@@ -15,7 +15,7 @@ __all__ = [
     "DataConfig",
     "DataError",
     "Prefetcher",
-    "Source",
+    "SampleSource",
     "SyntheticConfig",
     "Task",
     "Tokenizer",

@@ -1,4 +1,4 @@
-"""Batches: step k's are a pure function of source, seed, k, global batch and context, on any number of ranks."""
+"""Make batches: that of step k is a pure function of source, seed, k, global batch and context, on any world size."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 from omegaconf import MISSING
 
 from lcpt.data.errors import DataError
-from lcpt.data.source import Source
+from lcpt.data.sample_source import SampleSource
 from lcpt.data.synthetic import SyntheticConfig, is_task
 
 Batch = tuple[np.ndarray, np.ndarray]  # inputs and labels, int64 [sequences, context] each
@@ -19,7 +19,7 @@ Batch = tuple[np.ndarray, np.ndarray]  # inputs and labels, int64 [sequences, co
 
 @dataclass
 class DataConfig:
-    """`path`, `valid_path`: prepared folders, or synthetic:TASK. `context`: tokens that a sequence is trained on."""
+    """Says what to train on. path, valid_path: prepared folders, or synthetic:TASK. context: tokens of a sequence."""
 
     path: str = MISSING
     valid_path: Optional[str] = None  # noqa: UP045  OmegaConf reads this annotation on every Python
@@ -36,20 +36,20 @@ class DataConfig:
             )
 
 
-def rows(source: Source, seed: int, first: int, count: int, context: int) -> Batch:
-    """Training samples first, first + 1, … Raises DataError when there is none of that context."""
+def rows(source: SampleSource, seed: int, first: int, count: int, context: int) -> Batch:
+    """Stack training samples first, first + 1, … Raises DataError when there is none of that context."""
     samples = [source.sample(number, seed, context) for number in range(first, first + count)]
     inputs, labels = zip(*samples, strict=True)
     return np.stack(inputs), np.stack(labels)
 
 
-def batch(source: Source, seed: int, step: int, sequences: int, context: int) -> Batch:
-    """The global batch of step 0, 1, 2, …"""
+def batch(source: SampleSource, seed: int, step: int, sequences: int, context: int) -> Batch:
+    """Make the global batch of step 0, 1, 2, …"""
     return rows(source, seed, step * sequences, sequences, context)
 
 
-def batch_documents(source: Source, seed: int, step: int, sequences: int, context: int) -> list[str]:
-    """The ids of the documents in that batch, each once, in the order in which they occur."""
+def batch_documents(source: SampleSource, seed: int, step: int, sequences: int, context: int) -> list[str]:
+    """List the ids of the documents in that batch, each once, in the order in which they occur."""
     samples = range(step * sequences, (step + 1) * sequences)
     return list(dict.fromkeys(name for number in samples for name in source.documents(number, seed, context)))
 
@@ -61,7 +61,7 @@ class Prefetcher:
     seconds that callers waited. Raises DataError at once when S is not a multiple of W or there is no such sample.
     """
 
-    def __init__(self, source: Source, seed: int, sequences: int, context: int, rank: int = 0, world: int = 1):
+    def __init__(self, source: SampleSource, seed: int, sequences: int, context: int, rank: int = 0, world: int = 1):
         if sequences % world:
             raise DataError(f"{sequences} sequences a step do not divide among {world} ranks; change the global batch")
         self.scored = sequences * source.scored(context)
@@ -72,10 +72,13 @@ class Prefetcher:
         self.waited = 0.0
 
     def get(self, step: int) -> Batch:
-        """S / W sequences; any step may be asked for, the one after the last is ready."""
+        """Return this rank's S / W sequences of any step; those of the step after the last one are ready."""
         began = time.perf_counter()
-        ahead, future = self._ahead or (None, None)
-        result = (future if ahead == step else self._submit(step)).result()
+        if self._ahead is not None and self._ahead[0] == step:
+            future = self._ahead[1]
+        else:
+            future = self._submit(step)
+        result = future.result()
         self._ahead = step + 1, self._submit(step + 1)
         self.waited += time.perf_counter() - began
         return result

@@ -1,33 +1,34 @@
-"""Bytes of a file, unpacked when its name says that it is packed."""
+"""Read the bytes of a file, decompressed when its suffix says that it is compressed."""
 
 from __future__ import annotations
 
 import gzip
 import lzma
 import zlib
-from collections.abc import Iterator
-from typing import BinaryIO
+from collections.abc import Callable, Iterator
+from typing import Any, BinaryIO
 
 CHUNK = 2**20
 COMPRESSIONS = (".gz", ".xz", ".zst")
+OPENERS: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".xz": lzma.open}
 DAMAGE = (OSError, EOFError, zlib.error, lzma.LZMAError)  # what reading a bad file raises
 
 
 def read_chunks(path: str) -> Iterator[bytes]:
-    """Non-empty pieces of the unpacked content. Raises one of DAMAGE where the file is damaged or cut short."""
+    """Yield the content in non-empty pieces. Raises one of DAMAGE where the file is damaged or cut short."""
     suffix = path[path.rfind(".") :].lower()
-    with open(path, "rb") as file:
-        if suffix == ".zst":
+    if suffix == ".zst":
+        with open(path, "rb") as file:
             yield from _unpack_zstandard(file)
-            return
-        stream = {".gz": gzip.open, ".xz": lzma.open}.get(suffix, lambda plain: plain)(file)
+        return
+    with OPENERS.get(suffix, open)(path, "rb") as stream:
         while chunk := stream.read(CHUNK):
             yield chunk
 
 
 def _unpack_zstandard(file: BinaryIO) -> Iterator[bytes]:
-    """Every frame of the file. zstandard.open would take a file that is cut short for a complete one."""
-    import zstandard  # here: little else needs it
+    """Decompress every frame of the file. zstandard.open would take a file that is cut short for a complete one."""
+    import zstandard  # imported late: few inputs need it
 
     frame = None
     try:

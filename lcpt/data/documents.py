@@ -1,4 +1,4 @@
-"""Documents to score: a prepared folder, or text tokenised with the checkpoint's own tokenizer."""
+"""Read documents to score: from a prepared folder, or from text that the checkpoint's own tokenizer encodes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from lcpt.data.tokenizer import Tokenizer
 
 
 def documents(path: str | Path, tokenizer: Tokenizer) -> Iterator[tuple[np.ndarray, int]]:
-    """(tokens int64 [n + 1] with BOS first, bytes of the UTF-8 text) of each document.
+    """Yield (tokens int64 [n + 1] with BOS first, bytes of the UTF-8 text) of each document.
 
     Raises DataError for what cannot be read, and for a folder prepared with another tokenizer.
     """

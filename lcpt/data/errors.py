@@ -1,5 +1,5 @@
-"""The error that this package raises for what a user can put right."""
+"""Define the error that this package raises for what a user can put right."""
 
 
 class DataError(ValueError):
-    """Bad input or a damaged file. The message is one line: the file or number at fault, and the remedy."""
+    """Names bad input or a damaged file in one line: the file or number at fault, and the remedy."""

@@ -1,4 +1,7 @@
-"""manifest.json: what a prepared folder holds. Its own hash detects damage to it and is the dataset's fingerprint."""
+"""Read and write manifest.json, which lists what a prepared folder holds.
+
+Its own hash detects damage to it and is the dataset's fingerprint.
+"""
 
 from __future__ import annotations
 
@@ -13,18 +16,18 @@ MANIFEST = "manifest.json"
 TOKENIZER = "tokenizer.model"
 
 
-def seal(content: dict) -> dict:
-    """The content with its `sha256` (hex, of the canonical JSON of everything else)."""
+def with_sha256(content: dict) -> dict:
+    """Add the key `sha256`: hex, of the canonical JSON of everything else."""
     return {**content, "sha256": self_sha256(content, separators=(",", ":"))}
 
 
 def render(manifest: dict) -> bytes:
-    """The one way a manifest is written, so that any other byte in the file is damage."""
+    """Write a manifest in its one form, so that any other byte in the file is damage."""
     return (json.dumps(manifest, indent=1) + "\n").encode()
 
 
 def load_manifest(folder: str | Path) -> dict:
-    """The manifest of a prepared folder. Raises DataError when it is missing, damaged or of another schema."""
+    """Load the manifest of a prepared folder. Raises DataError when it is missing, damaged or of another schema."""
     path = Path(folder) / MANIFEST
     remedy = "prepare the data again with tools/prepare_data.py"
     try:
@@ -34,7 +37,7 @@ def load_manifest(folder: str | Path) -> dict:
     try:
         manifest = json.loads(raw)
         version = manifest["schema_version"]
-        whole = manifest == seal(manifest) and raw == render(manifest)
+        whole = manifest == with_sha256(manifest) and raw == render(manifest)
     except (ValueError, TypeError, KeyError, RecursionError):
         raise DataError(f"{path}: damaged, or not a manifest of prepared data; {remedy}") from None
     if version != SCHEMA_VERSION:

@@ -1,4 +1,4 @@
-"""Which window of the token stream is training sample number g.
+"""Choose the window of the token stream that is training sample number g.
 
 Every epoch cuts the stream into windows from its own random start, so that borders fall elsewhere each time, and
 visits each window once in its own random order. The order is computed, not stored: nothing to build, share or save.
@@ -16,14 +16,14 @@ MASK = 2**64 - 1
 
 
 def n_windows(tokens: int, context: int) -> int:
-    """Windows in an epoch, the same for every epoch. Raises DataError when the stream is shorter than one window."""
+    """Count the windows of an epoch, any epoch. Raises DataError when the stream is shorter than one window."""
     if tokens < context + 1:
         raise DataError(f"{tokens:,} tokens are less than a window of {context:,} + 1; use more text or less context")
     return max(1, (tokens - context) // context)  # as many as fit behind the latest start, context - 1
 
 
 def window_start(sample: int, tokens: int, context: int, seed: int, fingerprint: str) -> int:
-    """Where in a stream of `tokens` the context + 1 tokens of sample 0, 1, 2, … begin."""
+    """Find where in a stream of `tokens` the context + 1 tokens of sample 0, 1, 2, … begin."""
     windows = n_windows(tokens, context)
     epoch, index = divmod(sample, windows)
     offset, *keys = _draws(seed, fingerprint, epoch)
@@ -32,7 +32,7 @@ def window_start(sample: int, tokens: int, context: int, seed: int, fingerprint:
 
 
 def permute(index: int, size: int, keys: list[int]) -> int:
-    """The image of 0 <= index < size under a permutation chosen by the keys, one 64-bit key a round.
+    """Map 0 <= index < size by a permutation that the keys choose, one 64-bit key a round.
 
     A Feistel network permutes the numbers of 2·half bits; walking on until one is below `size` makes that a
     permutation of exactly `size` numbers, in less than four steps on average.
@@ -49,7 +49,7 @@ def permute(index: int, size: int, keys: list[int]) -> int:
 
 
 def _draws(seed: int, fingerprint: str, epoch: int) -> tuple[int, ...]:
-    """1 + ROUNDS random 64-bit numbers."""
+    """Draw 1 + ROUNDS random 64-bit numbers."""
     digest = hashlib.blake2b(f"{seed}/{fingerprint}/{epoch}".encode(), digest_size=8 * (1 + ROUNDS)).digest()
     return struct.unpack(f"<{1 + ROUNDS}Q", digest)
 

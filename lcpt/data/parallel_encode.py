@@ -1,7 +1,7 @@
-"""Documents to tokens on several processes, in order, holding only a few batches at a time.
+"""Encode documents on several processes, in order, holding only a few batches at a time.
 
-A pipe for each worker, and not a pool's shared queue: a worker killed while it writes to a shared queue leaves its
-lock taken and everybody waiting, whereas a pipe ends with its process.
+Each worker has a pipe of its own in place of a pool's shared queue: a worker killed while it writes to a shared queue
+leaves its lock taken and everybody waiting, whereas a pipe ends with its process.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import signal
 from collections.abc import Hashable, Iterable, Iterator
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
+from typing import TypeVar, cast
 
 import numpy as np
 
@@ -19,12 +20,13 @@ from lcpt.data.tokenizer import Tokenizer
 
 BATCH_CHARACTERS = 2**20  # of work handed to a process at once
 AHEAD = 4  # batches a worker by which the fastest may be ahead of the slowest
-Keyed = tuple[Hashable, str]  # a text, and the caller's name for it
-Encoded = tuple[Hashable, np.ndarray, int, bool]  # name, uint32 [n] with BOS first, bytes of text, exact
+Key = TypeVar("Key", bound=Hashable)  # the caller's name for a text
+Keyed = tuple[Key, str]
+Encoded = tuple[Key, np.ndarray, int, bool]  # key, uint32 [n] with BOS first, bytes of text, exact
 
 
-def encode_all(documents: Iterable[Keyed], tokenizer: Tokenizer, workers: int) -> Iterator[Encoded]:
-    """Each document encoded, in order; the result does not depend on `workers`. Raises DataError when a worker dies."""
+def encode_all(documents: Iterable[Keyed[Key]], tokenizer: Tokenizer, workers: int) -> Iterator[Encoded[Key]]:
+    """Encode each document, in order; the result does not depend on `workers`. Raises DataError when a worker dies."""
     batches = _batched(documents)
     if workers == 1:
         for batch in batches:
@@ -49,9 +51,11 @@ def encode_all(documents: Iterable[Keyed], tokenizer: Tokenizer, workers: int) -
             process.join()
 
 
-def _in_order(batches: Iterator[list[Keyed]], connections: list[Connection]) -> Iterator[Encoded]:
+def _in_order(batches: Iterator[list[Keyed[Key]]], connections: list[Connection]) -> Iterator[Encoded[Key]]:
     """Hand each batch to an idle worker; results wait in `done` for their turn."""
-    idle, busy, done = list(connections), {}, {}
+    idle = list(connections)
+    busy: dict[Connection, int] = {}  # the number of the batch that its worker encodes
+    done: dict[int, list[Encoded[Key]]] = {}
     turn = sent = 0
     while True:
         while idle and sent - turn < AHEAD * len(connections) and (batch := next(batches, None)):
@@ -60,7 +64,7 @@ def _in_order(batches: Iterator[list[Keyed]], connections: list[Connection]) -> 
             sent += 1
         if not busy:
             return
-        for connection in wait(list(busy)):
+        for connection in cast(list[Connection], wait(list(busy))):
             done[busy.pop(connection)] = connection.recv()
             idle.append(connection)
         while turn in done:
@@ -69,7 +73,7 @@ def _in_order(batches: Iterator[list[Keyed]], connections: list[Connection]) -> 
 
 
 def _work(tokenizer_path: Path, connection: Connection) -> None:
-    """A worker process: until the parent closes the pipe, or ends in whatever way."""
+    """Encode batches in a worker process, until the parent closes the pipe or ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent tidies up alone
     tokenizer = Tokenizer(tokenizer_path)
     try:
@@ -79,8 +83,9 @@ def _work(tokenizer_path: Path, connection: Connection) -> None:
         return
 
 
-def _batched(documents: Iterable[Keyed]) -> Iterator[list[Keyed]]:
-    batch, size = [], 0
+def _batched(documents: Iterable[Keyed[Key]]) -> Iterator[list[Keyed[Key]]]:
+    batch: list[Keyed[Key]] = []
+    size = 0
     for document in documents:
         batch.append(document)
         size += len(document[1])
@@ -91,7 +96,7 @@ def _batched(documents: Iterable[Keyed]) -> Iterator[list[Keyed]]:
         yield batch
 
 
-def _encode(tokenizer: Tokenizer, key: Hashable, text: str) -> Encoded:
+def _encode(tokenizer: Tokenizer, key: Key, text: str) -> Encoded[Key]:
     tokens = tokenizer.encode(text)
     exact = tokenizer.decode(tokens) == text
     return key, np.array([tokenizer.bos_id, *tokens], dtype=np.uint32), len(text.encode()), exact

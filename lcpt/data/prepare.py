@@ -1,18 +1,19 @@
-"""Text in, a prepared folder out: tokenizer.model, shards, and the manifest last."""
+"""Prepare data: write a folder of tokenizer.model, shards, and at last the manifest."""
 
 from __future__ import annotations
 
 import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
+from lcpt.data.atomic_folder import new_folder, refuse_existing
 from lcpt.data.errors import DataError
-from lcpt.data.folder import new_folder, refuse_existing
-from lcpt.data.manifest import MANIFEST, SCHEMA_VERSION, TOKENIZER, render, seal
+from lcpt.data.manifest import MANIFEST, SCHEMA_VERSION, TOKENIZER, render, with_sha256
 from lcpt.data.parallel_encode import encode_all
-from lcpt.data.text import Source, find_sources, read_documents
+from lcpt.data.text import TextSource, find_sources, read_documents
 from lcpt.data.tokenizer import Tokenizer, train_tokenizer
 from lcpt.data.writer import SHARD_TOKENS, ShardWriter, token_dtype
 
@@ -49,7 +50,7 @@ def prepare(
     return {"manifest": manifest, "empty_documents": empty, "training_fraction": fraction}
 
 
-def _training_texts(sources: list[Source]) -> Iterator[str]:
+def _training_texts(sources: list[TextSource]) -> Iterator[str]:
     with tqdm(desc="reading for the tokenizer", unit="char", unit_scale=True) as bar:
         for source in sources:
             for _, text in read_documents(source):
@@ -58,10 +59,10 @@ def _training_texts(sources: list[Source]) -> Iterator[str]:
 
 
 def _tokenise(
-    sources: list[Source], tokenizer: Tokenizer, folder: Path, workers: int, shard_tokens: int
+    sources: list[TextSource], tokenizer: Tokenizer, folder: Path, workers: int, shard_tokens: int
 ) -> tuple[dict, int]:
-    """Write the shards; returns the sealed manifest and the number of empty documents that were left out."""
-    counts = [{"name": source.name, "documents": 0, "bytes": 0} for source in sources]
+    """Write the shards; returns the manifest and the number of empty documents that were left out."""
+    counts: list[dict[str, Any]] = [{"name": source.name, "documents": 0, "bytes": 0} for source in sources]
     empty = not_exact = 0
 
     def documents() -> Iterator[tuple[tuple[int, str], str]]:
@@ -85,7 +86,7 @@ def _tokenise(
         writer.close()
     if not writer.shards:
         raise DataError(f"the input holds no text ({empty} empty documents); check --input")
-    manifest = seal(
+    manifest = with_sha256(
         {
             "schema_version": SCHEMA_VERSION,
             "dtype": str(dtype),

@@ -1,4 +1,4 @@
-"""A prepared folder, opened, checked and read."""
+"""Open, check and read a prepared folder."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ REMEDY = "prepare the data again, or restore the file"
 
 
 class Corpus:
-    """A prepared folder; its shards are one stream of tokens, in which every document begins with BOS.
+    """Reads a prepared folder; its shards are one stream of tokens, in which every document begins with BOS.
 
     Opening checks the manifest, the tokenizer and the shape of every shard, and with `hash_shards` also the content
     of shards of HASHED_AT_OPEN bytes or less in all (one rank of a node is enough). Raises DataError naming the file.
 
     Attributes: folder, manifest (dict), fingerprint (hex sha256 of the content), vocab_size, bos_id, tokens (length
-    of the stream), tokenizer (path of the model), and with them what a source has (lcpt.data.source).
+    of the stream), tokenizer (path of the model), and those of a SampleSource.
     len(corpus) is the number of documents.
     """
 
@@ -37,7 +37,7 @@ class Corpus:
         self.manifest = load_manifest(folder)
         self.fingerprint: str = self.manifest["sha256"]
         self.vocab_size: int = self.manifest["vocab_size"]
-        self.tokenizer_sha256: str = self.manifest["tokenizer_sha256"]
+        self.tokenizer_sha256: str | None = self.manifest["tokenizer_sha256"]
         self.bos_id: int = self.manifest["bos_id"]
         self.tokens: int = self.manifest["tokens"]
         self.tokenizer = self.folder / TOKENIZER
@@ -55,7 +55,7 @@ class Corpus:
         return self.manifest["documents"]
 
     def read(self, start: int, stop: int) -> np.ndarray:
-        """int64 [stop - start]: that part of the stream. Raises IndexError outside 0 <= start <= stop <= tokens."""
+        """Read that part of the stream, int64 [stop - start]. IndexError: not 0 <= start <= stop <= tokens."""
         if not 0 <= start <= stop <= self.tokens:
             raise IndexError(f"tokens {start} to {stop} of a stream of {self.tokens}")
         out = np.empty(stop - start, dtype=np.int64)
@@ -69,17 +69,17 @@ class Corpus:
         return out
 
     def scored(self, context: int) -> int:
-        """All of them. Raises DataError when the stream is shorter than one window."""
+        """Count the labels of a sample, all ≥ 0. Raises DataError when the stream is shorter than one window."""
         n_windows(self.tokens, context)
         return context
 
     def sample(self, number: int, seed: int, context: int) -> tuple[np.ndarray, np.ndarray]:
-        """A window of the stream: labels are the inputs one token later."""
+        """Return a window of the stream: labels are the inputs one token later."""
         window = self.read(*self._window(number, seed, context))
         return window[:-1], window[1:]
 
     def documents(self, number: int, seed: int, context: int) -> list[str]:
-        """The ids of those in that window."""
+        """List the ids of the documents in that window."""
         return self.document_ids(*self._window(number, seed, context))
 
     def _window(self, number: int, seed: int, context: int) -> tuple[int, int]:
@@ -87,7 +87,7 @@ class Corpus:
         return start, start + context + 1
 
     def document(self, number: int) -> tuple[str, np.ndarray, int]:
-        """(id, tokens int64 [n] with BOS first, bytes of the original UTF-8 text) of document 0 <= number < len."""
+        """Return (id, tokens int64 [n] with BOS first, bytes of the UTF-8 text) of document 0 <= number < len."""
         if not 0 <= number < len(self):
             raise IndexError(f"document {number} of {len(self)}")
         shard = bisect.bisect_right(self._document_starts, number) - 1
@@ -97,7 +97,7 @@ class Corpus:
         return ids[row], self.read(start, stop), int(sizes[row])
 
     def document_ids(self, start: int, stop: int) -> list[str]:
-        """The ids of the documents that have a token in [start, stop) of the stream."""
+        """List the ids of the documents that have a token in [start, stop) of the stream."""
         found = []
         for shard, (first, end) in enumerate(itertools.pairwise(self._token_starts)):
             if max(start, first) < min(stop, end):
@@ -108,14 +108,14 @@ class Corpus:
         return found
 
     def _read_index(self, shard: int) -> tuple[list[str], np.ndarray, np.ndarray]:
-        """(ids, offsets int64 [documents + 1], bytes int64 [documents]) of a shard."""
+        """Read (ids, offsets int64 [documents + 1], bytes int64 [documents]) of a shard."""
         file = self._files[shard]
         ids = file.get_tensor("ids").tobytes().decode().split("\n")
         return ids, file.get_tensor("offsets"), file.get_tensor("bytes")
 
 
 def check_tokenizer(folder: Path, manifest: dict) -> None:
-    """Raises DataError unless the folder's tokenizer is the one that made its tokens."""
+    """Raise DataError unless the folder's tokenizer is the one that made its tokens."""
     path = folder / TOKENIZER
     if not path.is_file():
         raise DataError(f"{path}: missing; {REMEDY}")
@@ -124,7 +124,7 @@ def check_tokenizer(folder: Path, manifest: dict) -> None:
 
 
 def open_shard(folder: Path, manifest: dict, shard: dict, hashed: bool) -> safe_open:
-    """The shard's safetensors handle (memory-mapped). Raises DataError unless it is the one of the manifest."""
+    """Open a shard, memory-mapped. Raises DataError unless it is the one of the manifest."""
     path = folder / shard["file"]
     if not path.is_file():
         raise DataError(f"{path}: missing; {REMEDY}")

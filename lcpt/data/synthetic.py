@@ -1,4 +1,4 @@
-"""Recall tasks: sequences that hold what they ask for later. Only answers are scored.
+"""Make recall tasks: sequences that ask at the end for what they hold. Only answers are scored.
 
     mqar               pairs of key and value, then some of the keys again among noise: which value? (Zoology,
                        arXiv 2312.04927)
@@ -44,7 +44,7 @@ def is_task(path: str) -> bool:
 
 
 class Sample(NamedTuple):
-    """int64 [context] each; where nothing is asked, label and origin are -1.
+    """Holds int64 [context] each; where nothing is asked, label and origin are -1.
 
     origins: where in the inputs the answer stands.
     """
@@ -55,13 +55,13 @@ class Sample(NamedTuple):
 
 
 class Task:
-    """A source (see lcpt.data.source) of samples without end: `stream`s of one task have none in common.
+    """Is a SampleSource without end: the `stream`s of one task have no sample in common.
 
     Raises DataError for an unknown task.
     """
 
     attachments: dict[str, Path] = {}
-    tokenizer_sha256 = None
+    tokenizer_sha256: str | None = None
 
     def __init__(self, path: str, config: SyntheticConfig, vocab_size: int, stream: str):
         self.name, self.vocab_size, self.stream = path, vocab_size, stream
@@ -70,20 +70,20 @@ class Task:
             close = difflib.get_close_matches(task, TASKS, n=1)
             hint = f"did you mean {PREFIX}{close[0]}?" if close else f"there are {', '.join(TASKS)}"
             raise DataError(f"{path}: there is no task {task!r}; {hint}")
-        self._kind, self._config = TASKS[task], config
+        self._spec, self._config = TASKS[task], config
         settings = f"{task} items={config.items} power={config.power} vocabulary={vocab_size}"
         self.fingerprint = hashlib.sha256(settings.encode()).hexdigest()
 
     def scored(self, context: int) -> int:
-        """Answers in every sample. Raises DataError where they do not fit the context or the vocabulary."""
-        kind, items = self._kind, self._config.items
+        """Count the answers of a sample. Raises DataError where they do not fit the context or the vocabulary."""
+        spec, items = self._spec, self._config.items
         if items is None:
-            items = min(kind.most, max(1, context // 16))
-        if items > kind.most:
-            raise DataError(f"{self.name}: data.synthetic.items is {items}, and it has {kind.most:.0f} at most")
-        if context < kind.room(items):
+            items = int(min(spec.max_items, max(1, context // 16)))
+        if items > spec.max_items:
+            raise DataError(f"{self.name}: data.synthetic.items is {items}, and it has {spec.max_items:.0f} at most")
+        if context < spec.min_context(items):
             raise DataError(
-                f"{self.name}: data.synthetic.items {items} need data.context {kind.room(items)} or more, "
+                f"{self.name}: data.synthetic.items {items} need data.context {spec.min_context(items)} or more, "
                 f"and it is {context}"
             )
         if self.vocab_size // 2 < items + 1:
@@ -94,21 +94,21 @@ class Task:
         return items
 
     def sample(self, number: int, seed: int, context: int) -> tuple[np.ndarray, np.ndarray]:
-        """(inputs, labels) of sample 0, 1, 2, …: int64 [context] each, labels -1 where nothing is asked."""
+        """Return (inputs, labels) of sample 0, 1, 2, …: int64 [context] each, labels -1 where nothing is asked."""
         return self.full_sample(number, seed, context)[:2]
 
     def full_sample(self, number: int, seed: int, context: int) -> Sample:
-        draw = _Draw(f"{self.fingerprint}/{self.stream}/{seed}/{number}")
+        rng = _Random(f"{self.fingerprint}/{self.stream}/{seed}/{number}")
         sample = Sample(*(np.full(context, -1, dtype=np.int64) for _ in range(3)))
-        self._kind.make(sample, draw, self.scored(context), self.vocab_size, self._config.power)
+        self._spec.fill(sample, rng, self.scored(context), self.vocab_size, self._config.power)
         return sample
 
     def documents(self, number: int, seed: int, context: int) -> list[str]:
         return [f"{self.name} sample {number} of seed {seed}"]
 
 
-class _Draw:
-    """Random numbers from a name. NumPy promises Philox's bits for good, but not what its `Generator` makes of them."""
+class _Random:
+    """Draws random numbers from a name. NumPy keeps Philox's bits stable, but not what `Generator` makes of them."""
 
     def __init__(self, name: str):
         digest = hashlib.blake2b(name.encode(), digest_size=16).digest()
@@ -123,7 +123,7 @@ class _Draw:
         return low + (self.uniform(count) * (high - low)).astype(np.int64)
 
     def distinct(self, count: int, low: int, high: int, weights: np.ndarray | float = 1.0) -> np.ndarray:
-        """int64 [count], different ones of low … high - 1, drawn one after the other by weight (Efraimidis and
+        """int64 [count], distinct ones of low … high - 1, drawn one after the other by weight (Efraimidis and
         Spirakis 2006: the `count` smallest of exponential times)."""
         times = -np.log1p(-self.uniform(high - low)) / weights
         first = np.argpartition(times, count - 1)[:count]
@@ -136,52 +136,52 @@ class _Draw:
         return np.flatnonzero(allowed)[self.integers(count, 0, int(allowed.sum()))]
 
 
-def _mqar(sample: Sample, draw: _Draw, items: int, vocab_size: int, power: float) -> None:
+def _mqar(sample: Sample, rng: _Random, items: int, vocab_size: int, power: float) -> None:
     context, half = len(sample.inputs), vocab_size // 2
-    keys, values = draw.distinct(items, 0, half), draw.distinct(items, half, vocab_size)
+    keys, values = rng.distinct(items, 0, half), rng.distinct(items, half, vocab_size)
     places = (context - 2 * items) // 2  # two tokens each: after a key there is always noise
-    asked = 2 * items + 2 * draw.distinct(items, 0, places, np.arange(1.0, places + 1) ** (power - 1))
-    sample.inputs[:] = draw.noise(context, vocab_size, without=keys)
+    asked = 2 * items + 2 * rng.distinct(items, 0, places, np.arange(1.0, places + 1) ** (power - 1))
+    sample.inputs[:] = rng.noise(context, vocab_size, without=keys)
     sample.inputs[0 : 2 * items : 2], sample.inputs[1 : 2 * items : 2] = keys, values
     sample.inputs[asked], sample.labels[asked], sample.origins[asked] = keys, values, np.arange(1, 2 * items, 2)
 
 
-def _selective_copying(sample: Sample, draw: _Draw, items: int, vocab_size: int, power: float) -> None:
+def _selective_copying(sample: Sample, rng: _Random, items: int, vocab_size: int, power: float) -> None:
     noisy, half = len(sample.inputs) - items, vocab_size // 2
-    tokens, places = draw.distinct(items, half, vocab_size), np.sort(draw.distinct(items, 0, noisy))
-    sample.inputs[:noisy] = draw.integers(noisy, 1, half)
+    tokens, places = rng.distinct(items, half, vocab_size), np.sort(rng.distinct(items, 0, noisy))
+    sample.inputs[:noisy] = rng.integers(noisy, 1, half)
     sample.inputs[places] = tokens
     sample.inputs[noisy], sample.inputs[noisy + 1 :] = 0, tokens[:-1]  # 0 asks for the first
     sample.labels[noisy:], sample.origins[noisy:] = tokens, places
 
 
-def _induction(sample: Sample, draw: _Draw, items: int, vocab_size: int, power: float) -> None:
+def _induction(sample: Sample, rng: _Random, items: int, vocab_size: int, power: float) -> None:
     noisy, half = len(sample.inputs) - items, vocab_size // 2
-    tokens, place = draw.distinct(items + 1, half, vocab_size), draw.integers(1, 0, noisy - items)[0]
-    sample.inputs[:noisy] = draw.integers(noisy, 0, half)
+    tokens, place = rng.distinct(items + 1, half, vocab_size), rng.integers(1, 0, noisy - items)[0]
+    sample.inputs[:noisy] = rng.integers(noisy, 0, half)
     sample.inputs[place : place + items + 1] = tokens
     sample.inputs[noisy:], sample.labels[noisy:] = tokens[:-1], tokens[1:]
     sample.origins[noisy:] = np.arange(place + 1, place + items + 1)
 
 
-def _needle(sample: Sample, draw: _Draw, items: int, vocab_size: int, power: float) -> None:
+def _needle(sample: Sample, rng: _Random, items: int, vocab_size: int, power: float) -> None:
     context, half = len(sample.inputs), vocab_size // 2
-    key, value = draw.integers(1, 0, half)[0], draw.integers(1, half, vocab_size)[0]
-    place = draw.integers(1, 0, context - 2)[0]
-    sample.inputs[:] = draw.noise(context, vocab_size, without=key)
+    key, value = rng.integers(1, 0, half)[0], rng.integers(1, half, vocab_size)[0]
+    place = rng.integers(1, 0, context - 2)[0]
+    sample.inputs[:] = rng.noise(context, vocab_size, without=key)
     sample.inputs[place : place + 2] = key, value
     sample.inputs[-1], sample.labels[-1], sample.origins[-1] = key, value, place + 1
 
 
-class _Kind(NamedTuple):
-    make: Callable
-    room: Callable[[int], int]  # the context that so many items need
-    most: float = math.inf  # items
+class _TaskSpec(NamedTuple):
+    fill: Callable[[Sample, _Random, int, int, float], None]  # a sample of these items, vocabulary and power
+    min_context: Callable[[int], int]  # that so many items need
+    max_items: float = math.inf
 
 
 TASKS = {
-    "mqar": _Kind(_mqar, lambda items: 4 * items),
-    "selective_copying": _Kind(_selective_copying, lambda items: 2 * items),
-    "induction": _Kind(_induction, lambda items: 2 * items + 1),
-    "needle": _Kind(_needle, lambda items: 3, most=1),
+    "mqar": _TaskSpec(_mqar, lambda items: 4 * items),
+    "selective_copying": _TaskSpec(_selective_copying, lambda items: 2 * items),
+    "induction": _TaskSpec(_induction, lambda items: 2 * items + 1),
+    "needle": _TaskSpec(_needle, lambda items: 3, max_items=1),
 }

@@ -1,7 +1,7 @@
-"""Inputs to documents: files, folders and Hugging Face datasets, each document an (id, text).
+"""Read documents, each an (id, text), from files, folders and Hugging Face datasets.
 
 JSON lines and plain text are read here and not by `datasets`: its text reader turns "\r\n" into "\n", and its JSON
-reader names neither file nor line of a broken record. Parquet and `hf:` go through `datasets` (see columns.py).
+reader names neither file nor line of a broken record. Parquet and `hf:` go through `datasets` (see huggingface.py).
 """
 
 from __future__ import annotations
@@ -12,46 +12,46 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from lcpt.data.columns import read_hub, read_parquet
 from lcpt.data.compressed import COMPRESSIONS, DAMAGE, read_chunks
 from lcpt.data.errors import DataError
+from lcpt.data.huggingface import read_hub, read_parquet
 from lcpt.utils.errors import first_line
 
 KNOWN = ".jsonl, .json (a record a line) or .txt, also .gz, .xz, .zst; or .parquet"
 
 
 @dataclass(frozen=True)
-class Source:
-    """One input: `name` is what manifests and errors show, `location` a path or hf:NAME, `kind` a suffix or "hf"."""
+class TextSource:
+    """Names one input: `name` for manifests and errors, `location` a path or hf:NAME, `kind` a suffix or "hf"."""
 
     name: str
     location: str
     kind: str
 
 
-def find_sources(inputs: Iterable[str | Path]) -> list[Source]:
-    """The files and datasets behind the inputs, folders walked recursively in sorted order."""
+def find_sources(inputs: Iterable[str | Path]) -> list[TextSource]:
+    """List the files and datasets behind the inputs, folders walked recursively in sorted order."""
     sources = []
     for given in map(str, inputs):
         path = Path(given)
         if given.startswith("hf:"):
-            sources.append(Source(given, given, "hf"))
+            sources.append(TextSource(given, given, "hf"))
         elif path.is_dir():
             below = sorted((p.relative_to(path).as_posix(), p) for p in path.rglob("*") if _kind(p) and p.is_file())
             if not below:
                 raise DataError(f"{given}: no text found in this folder; expected files ending in {KNOWN}")
-            sources += [Source(name, str(p), _kind(p)) for name, p in below]
+            sources += [TextSource(name, str(p), _kind(p)) for name, p in below]
         elif not path.is_file():
             raise DataError(f"{given}: no such file or folder; check --input (a Hugging Face dataset is hf:NAME)")
         elif not _kind(path):
             raise DataError(f"{given}: unknown kind of file; expected one ending in {KNOWN}")
         else:
-            sources.append(Source(path.name, given, _kind(path)))
+            sources.append(TextSource(path.name, given, _kind(path)))
     return sources
 
 
-def read_documents(source: Source) -> Iterator[tuple[str, str]]:
-    """The (id, text) of each document, in order, empty ones too; the text is exactly what the file holds.
+def read_documents(source: TextSource) -> Iterator[tuple[str, str]]:
+    """Yield the (id, text) of each document, in order, empty ones too; the text is exactly what the file holds.
 
     Raises DataError naming file and line for broken UTF-8, JSON or archives, and for records without a text.
     """
@@ -67,7 +67,7 @@ def read_documents(source: Source) -> Iterator[tuple[str, str]]:
 
 
 def _kind(path: Path) -> str:
-    """The suffix below a compression's, "" when it is none of ours."""
+    """Return the suffix below that of a compression, "" when it is not supported."""
     suffixes = [suffix.lower() for suffix in path.suffixes[-2:]]
     packed = bool(suffixes) and suffixes[-1] in COMPRESSIONS
     kind = suffixes[-2] if packed and len(suffixes) > 1 else "" if packed or not suffixes else suffixes[-1]
@@ -118,7 +118,7 @@ def _read_text(name: str, location: str) -> Iterator[tuple[str, object, object]]
 
 
 def _split_lines(chunks: Iterable[bytes]) -> Iterator[bytes]:
-    parts = []  # of a line that is still open: a book can be one line of many chunks
+    parts: list[bytes] = []  # of a line that is still open: a book can be one line of many chunks
     for chunk in chunks:
         *closed, rest = chunk.split(b"\n")
         for line in closed:

@@ -1,4 +1,4 @@
-"""A SentencePiece BPE tokenizer that gives every text back exactly."""
+"""Train and use a SentencePiece BPE tokenizer that gives every text back exactly."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ PIECE = re.compile(r".{1,1000}(?= |$)|.{1,1000}")  # 1,000 characters stay below
 
 
 class Tokenizer:
-    """A SentencePiece model read from a file.
+    """Reads a SentencePiece model from a file.
 
     Attributes: path, sha256 (of the file), vocab_size, bos_id. Raises DataError for a file that is no such model
     and for a model without a BOS piece, which is our document separator.
@@ -48,7 +48,7 @@ class Tokenizer:
         self._newline = self._find_newline()
 
     def encode(self, text: str) -> list[int]:
-        """Token ids of the text, without BOS."""
+        """Encode the text as token ids, without BOS."""
         if self._newline is None:
             return self._encode_line(text)
         tokens = []
@@ -64,20 +64,23 @@ class Tokenizer:
         return first + [token for part in others for token in self._blank + part]
 
     def _find_newline(self) -> int | None:
-        """The newline's id if no token reaches across a newline, as in our own models.
+        """Return the newline's id if no token reaches across a newline, as in our own models.
 
         Line by line such a model gives the same tokens three times as fast, in a tenth of the memory.
         """
-        newline, *others = [n for n in range(self.vocab_size) if "\n" in self._processor.id_to_piece(n)] or [None]
-        alone = not others and self._processor.encode("\n a") == [newline, *self._processor.encode(" a")]
+        with_newline = [n for n in range(self.vocab_size) if "\n" in self._processor.id_to_piece(n)]
+        if len(with_newline) != 1:
+            return None
+        newline = with_newline[0]
+        alone = self._processor.encode("\n a") == [newline, *self._processor.encode(" a")]
         return newline if alone else None
 
     def decode(self, tokens: Iterable[int]) -> str:
-        """The text of the ids; BOS and other control pieces give nothing."""
+        """Decode token ids; BOS and other control pieces give nothing."""
         return self._processor.decode([int(token) for token in tokens])
 
     def token_bytes(self) -> np.ndarray:
-        """int64 [vocab_size]: UTF-8 bytes that each token decodes to; 0 for BOS and other control pieces.
+        """Count the UTF-8 bytes that each token decodes to, int64 [vocab_size]; 0 for BOS and other control pieces.
 
         Their sum over a document is its length in bytes whenever the round trip is exact. (A foreign tokenizer that
         puts a blank before every text counts that one byte too many.)
@@ -137,14 +140,14 @@ def _training_error(message: str, vocab_size: int) -> str:
 
 
 def _lines(texts: Iterable[str]) -> Iterator[str]:
-    """The texts in pieces that the trainer takes."""
+    """Cut the texts into pieces that the trainer takes."""
     for text in texts:
         for line in RESERVED.split(text):
             yield from PIECE.findall(line)
 
 
 def _sample(lines: Iterable[str], limit: int) -> tuple[list[str], float]:
-    """Lines of at most `limit` bytes in all, picked by a hash of their number, and the fraction that was kept.
+    """Pick lines of at most `limit` bytes in all by a hash of their number; also return the fraction that was kept.
 
     Whenever the limit is passed the threshold halves, so one pass does and memory stays bounded.
     """

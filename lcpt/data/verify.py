@@ -1,7 +1,8 @@
-"""Every file of a prepared folder against its manifest."""
+"""Verify every file of a prepared folder against its manifest."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 from tqdm import tqdm
@@ -33,7 +34,8 @@ def verify(folder: str | Path) -> dict[str, str]:
     return found
 
 
-def _damage(check, *arguments) -> str:
+def _damage(check: Callable[..., object], *arguments: object) -> str:
+    """Run a check; return the line that names the damage it finds, "" where it finds none."""
     try:
         check(*arguments)
     except DataError as error:

@@ -1,4 +1,4 @@
-"""Documents to shard files, one after the other."""
+"""Write documents to shard files, one after the other."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ SHARD_TOKENS = 64 * 2**20
 
 
 def token_dtype(vocab_size: int) -> np.dtype:
-    """The narrower of uint16 and uint32 that holds every id."""
+    """Return the narrower of uint16 and uint32 that holds every id."""
     return np.dtype(np.uint16 if vocab_size <= 2**16 else np.uint32)
 
 
@@ -31,20 +31,23 @@ class ShardWriter:
         self._start()
 
     def _start(self) -> None:
-        self._held, self._ids, self._tokens, self._bytes = 0, [], [], []
+        self._n_tokens = 0
+        self._ids: list[str] = []
+        self._tokens: list[np.ndarray] = []
+        self._bytes: list[int] = []
 
     def add(self, identifier: str, tokens: np.ndarray, n_bytes: int) -> None:
         """Append a document: its id, its tokens [n] with BOS first, the UTF-8 length of its text."""
-        if self._held + len(tokens) > self.shard_tokens:
+        if self._n_tokens + len(tokens) > self.shard_tokens:
             self.close()
-        self._held += len(tokens)
+        self._n_tokens += len(tokens)
         self._ids.append(identifier)
         self._tokens.append(tokens.astype(self.dtype, copy=False))
         self._bytes.append(n_bytes)
 
     def close(self) -> None:
-        """Write what is held as a shard."""
-        if not self._held:
+        """Write the documents collected so far as a shard."""
+        if not self._n_tokens:
             return
         path = self.folder / f"shard-{len(self.shards):05d}.safetensors"
         tensors = {
@@ -61,7 +64,7 @@ class ShardWriter:
                 "file": path.name,
                 "size_bytes": len(content),
                 "sha256": hashlib.sha256(content).hexdigest(),
-                "tokens": self._held,
+                "tokens": self._n_tokens,
                 "documents": len(self._ids),
                 "bytes": sum(self._bytes),
             }

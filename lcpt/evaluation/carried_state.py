@@ -15,8 +15,8 @@ from lcpt.model import GPT
 from lcpt.model.loss import token_losses
 
 
-def score_carried(model: GPT, pieces: Iterable[Window], device: torch.device) -> Iterator[Scored]:
-    """(window, -log p of its labels in nats, fp32 [n]) of disjoint windows, those of a document one after the other."""
+def score_with_carried_state(model: GPT, pieces: Iterable[Window], device: torch.device) -> Iterator[Scored]:
+    """Yield (window, -log p of its labels in nats, fp32 [n]) of disjoint windows, a document's in order."""
     document, cache = None, None
     for piece in pieces:
         if piece.document != document:

@@ -1,4 +1,4 @@
-"""Runs side by side: what each cost and reached, and whether that may be compared."""
+"""Compare runs: what each cost and reached, and whether that may be compared."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 from omegaconf import OmegaConf
@@ -24,13 +25,15 @@ SCHEMA_VERSION = 1
 LAST = 20  # the training loss of a run is the mean of its last 20th: that of one step depends on its batch
 
 
-@dataclass
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Run:
+    """Holds what a run folder says of a run."""
+
     folder: Path
     config: dict  # of config.yaml
     rows: list[dict]  # of metrics.jsonl
-    evaluation: dict | None  # what tools/evaluate.py left in evaluation.json
-    recall: dict | None  # and in recall.json
+    evaluation: dict | None  # of evaluation.json, which tools/evaluate.py wrote
+    recall: dict | None  # of recall.json, which it wrote too
     fingerprint: str  # of its training data
     device: str
     finished: bool
@@ -40,18 +43,18 @@ class Run:
         return self.folder.name
 
     def setting(self) -> str:
-        """The same for runs that differ in their seed alone."""
+        """Return a key that is equal for runs that differ in their seed alone."""
         return json.dumps({section: keys for section, keys in self.config.items() if section != "run"}, sort_keys=True)
 
 
 def read_run(folder: str | Path) -> Run:
-    """Raises DataError naming the file that is missing or cannot be understood."""
+    """Read a run folder. Raises DataError naming the file that is missing or cannot be understood."""
     folder = Path(os.path.abspath(folder))  # so that `.` has a name
     for name in ("config.yaml", "metrics.jsonl"):
         if not (folder / name).is_file():
             raise DataError(f"{folder} is no run folder: it has no {name}")
     try:
-        config = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
+        config = cast(dict, OmegaConf.to_container(OmegaConf.load(folder / "config.yaml")))
         lines = (folder / "metrics.jsonl").read_text().splitlines(keepends=True)
         rows = [json.loads(line) for line in lines if line.endswith("\n")]  # a run may be writing the last one
         others = [_read_json(folder / f"{name}.json") for name in ("evaluation", "recall", "environment")]
@@ -65,14 +68,14 @@ def read_run(folder: str | Path) -> Run:
     except CheckpointError:  # not saved yet
         fingerprint = config["data"]["path"]
     return Run(
-        folder,
-        config,
-        rows,
-        evaluation,
-        recall,
-        fingerprint,
-        (environment or {}).get("device", "unknown"),
-        (folder / "summary.json").exists(),
+        folder=folder,
+        config=config,
+        rows=rows,
+        evaluation=evaluation,
+        recall=recall,
+        fingerprint=fingerprint,
+        device=(environment or {}).get("device", "unknown"),
+        finished=(folder / "summary.json").exists(),
     )
 
 
@@ -81,7 +84,7 @@ def _read_json(path: Path) -> dict | None:
 
 
 def figures(run: Run) -> dict[str, float | None]:
-    """What a run cost and reached; None where it was not measured."""
+    """Compute what a run cost and reached; None where it was not measured."""
     model, data = run.config["model"], run.config["data"]
     cost = model_cost(model_config(model, run.folder / "config.yaml"), data["context"])
     step_seconds = statistics.median(row["step_seconds"] for row in run.rows)
@@ -104,20 +107,20 @@ def figures(run: Run) -> dict[str, float | None]:
 
 
 def _loss_last_quarter(evaluation: dict) -> float | None:
-    """Of the tokens in the last quarter of their window."""
+    """Average the loss of the tokens in the last quarter of their window."""
     late = [part for part in evaluation["loss_by_position"] if part["start"] >= 0.75 * evaluation["window"]]
     tokens = sum(part["tokens"] for part in late)
     return sum(part["loss"] * part["tokens"] for part in late) / tokens if tokens else None
 
 
 def kinds(run: Run) -> str:
-    """Of the layers that there are: "polysketch", or "3 polysketch, 1 softmax"."""
+    """Name the kinds of a run's layers: "polysketch", or "3 polysketch, 1 softmax"."""
     counts = Counter(model_config(run.config["model"], run.folder / "config.yaml").kinds)
     return ", ".join(f"{count} {kind}" for kind, count in counts.items()) if len(counts) > 1 else next(iter(counts))
 
 
-def settings(runs: Iterable[Run]) -> dict[str, list[Run]]:
-    """Runs by setting, those that differ in their seed alone together, each under a name of its own."""
+def group_by_setting(runs: Iterable[Run]) -> dict[str, list[Run]]:
+    """Group runs that differ in their seed alone, each group under a name of its own."""
     by_setting: dict[str, list[Run]] = {}
     for run in runs:
         by_setting.setdefault(run.setting(), []).append(run)
@@ -130,11 +133,13 @@ def settings(runs: Iterable[Run]) -> dict[str, list[Run]]:
 
 
 def compare(runs: list[Run]) -> dict:
-    """`rows`, one a setting: every figure as {mean, spread}, the spread the standard deviation over seeds, None of one
-    run; `runs`, the figures of each; `warnings`."""
+    """Compare runs: `rows`, one a setting, every figure as {mean, spread}; `runs`, the figures of each; `warnings`.
+
+    The spread is the standard deviation over seeds, None of one run.
+    """
     measured = {id(run): figures(run) for run in runs}
     rows = []
-    for name, group in settings(runs).items():
+    for name, group in group_by_setting(runs).items():
         both = [measured[id(run)] for run in group]
         rows.append(
             {
@@ -176,7 +181,7 @@ MUST_AGREE: dict[str, Callable[[Run], object]] = {
 
 
 def warnings(runs: list[Run]) -> list[str]:
-    """Why these runs should not be compared, a line a reason; what a run has not measured is no reason."""
+    """List why these runs should not be compared, a line a reason; what a run has not measured is no reason."""
     found = [f"{run.name} is not finished, or was ended early" for run in runs if not run.finished]
     for what, value_of in MUST_AGREE.items():
         names: dict[object, list[str]] = {}
@@ -190,7 +195,7 @@ def warnings(runs: list[Run]) -> list[str]:
 
 
 def _short(value: object) -> str:
-    """Of a fingerprint, its beginning."""
+    """Shorten a value for a warning: a fingerprint to its beginning."""
     parts = value if isinstance(value, tuple) else (value,)
     return " ".join(
         f"{part:,}" if type(part) is int else str(part)[-40:][: 12 if len(str(part)) == 64 else 40] for part in parts
@@ -198,7 +203,7 @@ def _short(value: object) -> str:
 
 
 def loss_over(run: Run, wall_time: bool) -> tuple[np.ndarray, np.ndarray]:
-    """(tokens, or seconds of all steps so far; training loss, a running mean over a 50th of the steps)"""
+    """Return (tokens, or seconds of all steps so far; training loss, a running mean over a 50th of the steps)."""
     rows = [row for row in run.rows if row["loss"] is not None]
     seconds = list(itertools.accumulate(row["step_seconds"] for row in rows))
     x = np.array(seconds if wall_time else [row["tokens"] for row in rows], dtype=float)

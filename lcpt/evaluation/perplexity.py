@@ -1,4 +1,4 @@
-"""Loss, perplexity and bits per byte of a model on whole documents."""
+"""Measure loss, perplexity and bits per byte of a model on whole documents."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ Scored = tuple[Window, np.ndarray]
 
 
 def score(model: GPT, windows: Iterable[Window], batch: int, device: torch.device) -> Iterator[Scored]:
-    """(window, -log p of its labels in nats, fp32 [n], 0 where the label is -1), in order.
+    """Yield (window, -log p of its labels in nats, fp32 [n], 0 where the label is -1), in order.
 
-    Windows of a batch are padded behind their end, which a causal model cannot see.
+    Windows of a batch are padded at the end, which a causal model cannot see.
     """
     pending: list[Window] = []
     for window in windows:
@@ -31,7 +31,7 @@ def score(model: GPT, windows: Iterable[Window], batch: int, device: torch.devic
         yield from _score_batch(model, pending, device)
 
 
-def _score_batch(model, pending, device):
+def _score_batch(model: GPT, pending: list[Window], device: torch.device) -> Iterator[Scored]:
     inputs, labels = (torch.from_numpy(x).to(device) for x in stack(pending))
     losses = model.token_losses(inputs, labels).float().cpu().numpy()
     for window, row in zip(pending, losses, strict=True):
@@ -39,12 +39,15 @@ def _score_batch(model, pending, device):
 
 
 class Tally:
-    """Sums over scored windows, and the report of section 3 of DESIGN.md."""
+    """Sums over scored windows and reports on them, as docs/contract.md says."""
 
     def __init__(self, token_bytes: np.ndarray, context: int):
         self.token_bytes, self.context = token_bytes, context
-        self.nats, self.tokens, self.bytes = [], [], []  # of each window
-        self.position_nats, self.position_tokens = np.zeros(context), np.zeros(context, dtype=np.int64)
+        self.nats: list[float] = []  # of each window
+        self.tokens: list[int] = []
+        self.bytes: list[int] = []
+        self.position_nats: np.ndarray = np.zeros(context)
+        self.position_tokens: np.ndarray = np.zeros(context, dtype=np.int64)
 
     def add(self, window: Window, losses: np.ndarray) -> None:
         scored = window.labels >= 0
@@ -58,7 +61,7 @@ class Tally:
         self.position_tokens[first:end] += scored
 
     def report(self, text_bytes: int | None = None) -> dict:
-        """The numbers so far; `text_bytes` replaces the bytes of the tokens where the tokenizer is not exact.
+        """Report on the windows so far; `text_bytes` replaces the bytes of the tokens where the tokenizer is not exact.
 
         tokens_scored, bytes_scored, loss (nats a token), perplexity, bits_per_byte with its 95 % interval, and
         loss_by_position: the loss where a scored token could look back on start … end - 1 tokens of its window, or of
@@ -81,7 +84,7 @@ class Tally:
         self.context = context
 
     def _interval(self) -> list[float]:
-        """2.5 and 97.5 percentiles over bootstrap samples of the windows: variation within these documents."""
+        """Take the 2.5 and 97.5 percentiles over bootstrap samples of the windows: variation within these documents."""
         nats, n_bytes = np.array(self.nats), np.array(self.bytes)
         drawn = np.random.default_rng(0).integers(len(nats), size=(RESAMPLES, len(nats)))
         ratios = nats[drawn].sum(1) / np.maximum(n_bytes[drawn].sum(1), 1) / math.log(2)
@@ -98,7 +101,7 @@ class Tally:
 
 
 def position_edges(context: int) -> list[int]:
-    """0, 16, 32, 64 … up to an eighth of the context, then its eighths."""
+    """List 0, 16, 32, 64 … up to an eighth of the context, then its eighths."""
     doubling = [16 * 2**i for i in range(context.bit_length()) if 16 * 2**i < context / 8]
     return sorted({0, *doubling, *(max(1, round(context * part / 8)) for part in range(1, 9))})
 

@@ -1,4 +1,4 @@
-"""Pictures of a run, and of runs side by side: loss over tokens, time and positions, recall over distances."""
+"""Plot a run, and runs side by side: loss over tokens, time and positions, recall over distances."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from pathlib import Path
 
 import matplotlib
 
-matplotlib.use("Agg")
-from matplotlib import pyplot  # noqa: E402  the backend comes first
+matplotlib.use("Agg")  # before pyplot is imported
+from matplotlib import pyplot
 
 
 def loss_curve(metrics: Path, output: Path) -> None:
-    """Training and validation loss of a metrics.jsonl over tokens, as PNG."""
+    """Plot training and validation loss of a metrics.jsonl over tokens, as PNG."""
     rows = [json.loads(line) for line in metrics.read_text().splitlines()]
     figure, axes = _axes("tokens", "loss (nats a token)")
     axes.xaxis.set_major_formatter("{x:,.0f}")
@@ -31,7 +31,7 @@ def loss_curve(metrics: Path, output: Path) -> None:
 
 
 def loss_by_position(report: dict, output: Path) -> None:
-    """The loss_by_position of an evaluation, as PNG: falling as long as more context helps."""
+    """Plot the loss_by_position of an evaluation, as PNG: it falls as long as more context helps."""
     figure, axes = _axes("tokens of context before the predicted one", "loss (nats a token)")
     bins = report["loss_by_position"]
     edges = [max(b["start"], bins[0]["end"] / 2) for b in bins] + [bins[-1]["end"]]  # a logarithm has no 0
@@ -44,7 +44,7 @@ def loss_by_position(report: dict, output: Path) -> None:
 
 
 def curves(lines: list[tuple[str, Sequence[float], Sequence[float]]], x: str, y: str, output: Path) -> None:
-    """Lines (name, x values, y values) as PNG, those of one name in one colour."""
+    """Plot lines (name, x values, y values) as PNG, those of one name in one colour."""
     figure, axes, colours = _wide_axes(x, y, [name for name, *_ in lines])
     axes.xaxis.set_major_formatter("{x:,.0f}")
     for name, *values in lines:
@@ -53,7 +53,7 @@ def curves(lines: list[tuple[str, Sequence[float], Sequence[float]]], x: str, y:
 
 
 def steps(lines: list[tuple[str, list[dict]]], key: str, x: str, y: str, output: Path) -> None:
-    """Lines (name, parts {start, end, <key>}) over a logarithmic axis as PNG, those of one name in one colour."""
+    """Plot lines (name, parts {start, end, <key>}) over a logarithmic axis as PNG, those of one name in one colour."""
     figure, axes, colours = _wide_axes(x, y, [name for name, _ in lines])
     for name, parts in lines:
         edges = [max(part["start"], parts[0]["end"] / 2) for part in parts] + [parts[-1]["end"]]
@@ -64,13 +64,13 @@ def steps(lines: list[tuple[str, list[dict]]], key: str, x: str, y: str, output:
 
 
 def over_contexts(panels: list[tuple[str, list[tuple[str, list[int], list[float]]]]], output: Path) -> None:
-    """Panels (what the y axis shows, lines (name, contexts, values)) above each other as PNG, both axes logarithmic,
-    those of one name in one colour."""
+    """Plot panels (what the y axis shows, lines (name, contexts, values)) above each other as PNG, both axes
+    logarithmic, lines of one name in one colour."""
     names = list(dict.fromkeys(name for _, lines in panels for name, *_ in lines))
     colours = {name: pyplot.get_cmap("tab20")(number % 20) for number, name in enumerate(names)}
     figure, axes = pyplot.subplots(len(panels), figsize=(9, 4 * len(panels)), layout="constrained", squeeze=False)
     for (y, lines), ax in zip(panels, axes[:, 0], strict=True):
-        _dress(ax, "tokens of context", y)
+        _style(ax, "tokens of context", y)
         for name, *values in lines:
             ax.plot(*values, "o-", color=colours[name], label=name, markersize=4)
         ax.set_xscale("log", base=2)
@@ -81,7 +81,7 @@ def over_contexts(panels: list[tuple[str, list[tuple[str, list[int], list[float]
 
 
 def _wide_axes(x: str, y: str, names: list[str]):
-    """(figure, axes, name -> colour), with the names beside the axes."""
+    """Make (figure, axes, name -> colour), with the names beside the axes."""
     figure, axes = _axes(x, y)
     figure.set_size_inches(9, 5)
     names = list(dict.fromkeys(names))
@@ -94,11 +94,11 @@ def _wide_axes(x: str, y: str, names: list[str]):
 
 def _axes(x: str, y: str):
     figure, axes = pyplot.subplots(figsize=(7, 4), layout="constrained")
-    _dress(axes, x, y)
+    _style(axes, x, y)
     return figure, axes
 
 
-def _dress(axes, x: str, y: str) -> None:
+def _style(axes, x: str, y: str) -> None:
     axes.set_xlabel(x)
     axes.set_ylabel(y)
     axes.spines[["top", "right"]].set_visible(False)

@@ -1,10 +1,10 @@
-"""Recall: answers to a task's questions, by the distance between where an answer stands and where it is asked for."""
+"""Measure recall: answers to a task's questions, by the distance from where an answer stands to its question."""
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import numpy as np
 import torch
@@ -19,7 +19,7 @@ SEED = 0
 
 
 class Answers(NamedTuple):
-    """Of some samples, [n] each: tokens from the answer to its question, whether it is the likeliest token, -log p."""
+    """Holds, [n] each: tokens from the answer to its question, whether it is the likeliest token, -log p."""
 
     distance: np.ndarray  # int64
     correct: np.ndarray  # bool
@@ -27,19 +27,19 @@ class Answers(NamedTuple):
 
 
 def open_task(trained: Pretrained, path: str) -> Task:
-    """Fresh samples of the task, with the settings that the model was trained with where it was trained on tasks.
+    """Open fresh samples of a task, with the settings that the model was trained with where it was trained on tasks.
 
     Raises DataError for an unknown task.
     """
     file = trained.folder / "config.yaml"
     given = OmegaConf.load(file).data.get("synthetic") if file.exists() else None
     settings = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(SyntheticConfig), given or {}))
-    return Task(path, settings, trained.model.config.vocab_size, "test")
+    return Task(path, cast(SyntheticConfig, settings), trained.model.config.vocab_size, "test")
 
 
 @torch.no_grad()
 def answers(model: GPT, task: Task, samples: int, context: int, batch: int, device: torch.device) -> Iterator[Answers]:
-    """Those of the first `samples` samples, `batch` at a time. Only the questions' logits are ever made."""
+    """Yield the answers to the first `samples` samples, `batch` at a time. Only the questions' logits are computed."""
     for first in range(0, samples, batch):
         chosen = [task.full_sample(n, SEED, context) for n in range(first, min(first + batch, samples))]
         inputs, labels, origins = (np.stack(x) for x in zip(*chosen, strict=True))
@@ -55,8 +55,8 @@ def answers(model: GPT, task: Task, samples: int, context: int, batch: int, devi
 
 
 def report(parts: list[Answers], context: int) -> dict:
-    """answers, accuracy, loss (nats an answer) and recall_by_distance: the same where the answer stood start … end - 1
-    tokens before its question."""
+    """Report answers, accuracy, loss (nats an answer) and recall_by_distance: those where the answer stood
+    start … end - 1 tokens before its question."""
     distance, correct, nats = (np.concatenate(x) for x in zip(*parts, strict=True))
     bins = []
     for start, end in itertools.pairwise(position_edges(context)):

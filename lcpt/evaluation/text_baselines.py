@@ -1,4 +1,4 @@
-"""What a language model must beat on the same text: a general-purpose compressor, and token frequencies."""
+"""Compute what a language model must beat on the same text: a general-purpose compressor, and token frequencies."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ import numpy as np
 
 
 def xz_bits_per_byte(texts: Iterable[str]) -> float:
-    """Bits a byte of `xz -9` on all texts together."""
+    """Measure the bits a byte of `xz -9` on all texts together."""
     raw = "".join(texts).encode()
     return 8 * len(lzma.compress(raw, preset=9)) / len(raw)
 
 
 def unigram_bits_per_byte(train: Iterable[np.ndarray], scored: Iterable[np.ndarray], token_bytes: np.ndarray) -> float:
-    """Bits a byte of the token frequencies of `train`, one added to each count, on `scored` but for its BOS."""
+    """Compute the bits a byte of `train`'s token frequencies, one added to each count, on `scored` without its BOS."""
     counts = np.ones(len(token_bytes))
     for tokens in train:
         counts += np.bincount(tokens[1:], minlength=len(counts))

@@ -1,4 +1,4 @@
-"""How a long document is cut for a model of bounded context: every token scored once, with context before it."""
+"""Cut long documents for a model of bounded context: every token is scored once, with context before it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 
 
 class Window(NamedTuple):
-    """inputs and labels int64 [n ≤ context]; labels are -1 where a token is context only.
+    """Holds inputs and labels int64 [n ≤ context]; labels are -1 where a token is context only.
 
     known: tokens before these that the model has seen, when it carries its state from piece to piece.
     """
@@ -21,7 +21,7 @@ class Window(NamedTuple):
 
 
 def stack(batch: list[Window]) -> tuple[np.ndarray, np.ndarray]:
-    """inputs and labels int64 [B, longest], padded at the end, where the labels are -1."""
+    """Stack inputs and labels int64 [B, longest], padded at the end, where the labels are -1."""
     length = max(len(window.inputs) for window in batch)
     inputs = [np.pad(w.inputs, (0, length - len(w.inputs))) for w in batch]
     labels = [np.pad(w.labels, (0, length - len(w.labels)), constant_values=-1) for w in batch]

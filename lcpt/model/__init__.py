@@ -1,4 +1,4 @@
-"""The GPT, what it costs, and a trained one read back."""
+"""Build the GPT, count what it costs, and read a trained one back."""
 
 from lcpt.model.gpt import GPT, ModelConfig
 from lcpt.model.pretrained import load_pretrained

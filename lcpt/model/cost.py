@@ -1,4 +1,4 @@
-"""What a model costs: parameters, FLOPs a token, bytes. The one place that adds them up."""
+"""Count what a model costs: parameters, FLOPs a token, bytes. Nothing else adds them up."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from lcpt.model.gpt import GPT, Block, ModelConfig
 SAMPLE = 1024  # tokens on which memory is counted; it grows in proportion
 
 
-@dataclass
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Cost:
     parameters: int
     flops_forward: float  # a token
@@ -23,7 +23,7 @@ class Cost:
 
 
 def model_cost(config: ModelConfig, context: int) -> Cost:
-    """Counted on the model itself, built without memory: matrix products at 2 FLOPs a multiply-add, and the
+    """Count the cost on the model itself, built without memory: matrix products at 2 FLOPs a multiply-add, and the
     attention of each layer as its kind states it."""
     with torch.device("meta"):
         model = GPT(config)
@@ -40,48 +40,53 @@ def model_cost(config: ModelConfig, context: int) -> Cost:
     if config.activation_checkpointing:
         recomputed = forward - head
     state = sum(block.attention.state_bytes(context) for block in model.blocks)
-    return Cost(parameters, forward, forward + backward + recomputed, state)
+    return Cost(
+        parameters=parameters,
+        flops_forward=forward,
+        flops_step=forward + backward + recomputed,
+        state_bytes=state,
+    )
 
 
 def memory_per_rank(
     config: ModelConfig, parameters: int, *, tokens: int, world: int, zero_stage: int, precision: str
 ) -> dict[str, float]:
-    """Estimated bytes on one rank that holds `tokens` tokens at a time: model, gradients, optimizer, activations.
+    """Estimate the bytes on one rank that holds `tokens` tokens at a time: weights, gradients, optimizer, activations.
 
     ZeRO divides the optimizer's fp32 copy and moments by the world at stage 1, gradients too at 2, weights too at 3.
     Stage 0 divides nothing and has no copy of its fp32 weights.
-    Under activation checkpointing a block keeps its input, and one block at a time all the rest. What PyTorch itself
-    takes, buffers of communication and passing temporaries are not counted.
+    Under activation checkpointing every block saves its input alone, and one block at a time all the rest. PyTorch's
+    own memory, communication buffers and short-lived temporaries are not counted.
     """
     width = 2 if precision == "bf16" else 4
-    kept = {kind: kept_numbers(config, config.kinds.index(kind)) for kind in set(config.kinds)}
+    saved = {kind: saved_elements(config, config.kinds.index(kind)) for kind in set(config.kinds)}
     if config.activation_checkpointing:
-        numbers = config.n_layers * config.d_model + max(kept.values())
+        elements = config.n_layers * config.d_model + max(saved.values())
     else:
-        numbers = sum(kept[kind] for kind in config.kinds)
+        elements = sum(saved[kind] for kind in config.kinds)
     return {
         "weights": width * parameters / (world if zero_stage >= 3 else 1),
         "gradients": width * parameters / (world if zero_stage >= 2 else 1),
         "optimizer": 12 * parameters / world if zero_stage else 8 * parameters,
-        "activations": width * numbers * tokens,
+        "activations": width * elements * tokens,
     }
 
 
-def kept_numbers(config: ModelConfig, layer: int) -> float:
-    """Numbers a token that autograd keeps of one block: counted on the block itself, on tensors without memory; on
-    real ones where what is kept depends on values."""
+def saved_elements(config: ModelConfig, layer: int) -> float:
+    """Count the elements a token that autograd saves for one block, on tensors without memory; on real ones where
+    what is saved depends on values."""
     try:
-        return _kept_numbers(config, layer, FakeTensorMode())
+        return _saved_elements(config, layer, FakeTensorMode())
     except (DataDependentOutputException, DynamicOutputShapeException):
-        return _kept_numbers(config, layer, torch.random.fork_rng(devices=[]))
+        return _saved_elements(config, layer, torch.random.fork_rng(devices=[]))
 
 
-def _kept_numbers(config: ModelConfig, layer: int, mode: AbstractContextManager) -> float:
-    kept = {}
+def _saved_elements(config: ModelConfig, layer: int, mode: AbstractContextManager) -> float:
+    saved: dict[int, torch.UntypedStorage] = {}  # by address: the storages stay alive, so that none is used twice
 
     def count(tensor: torch.Tensor) -> torch.Tensor:
         storage = tensor.untyped_storage()
-        kept[storage._cdata] = storage  # kept alive, so that no other storage takes its name
+        saved[storage._cdata] = storage
         return tensor
 
     with mode, torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
@@ -89,5 +94,5 @@ def _kept_numbers(config: ModelConfig, layer: int, mode: AbstractContextManager)
         x = torch.randn(1, SAMPLE, config.d_model, requires_grad=True)
         y = block(x, rotary_table(torch.arange(SAMPLE), config.d_model // config.n_heads, config.rope_base))
         own = {p.untyped_storage()._cdata for p in block.parameters()}
-        numbers = sum(storage.nbytes() for name, storage in kept.items() if name not in own) / y.itemsize
-    return numbers / SAMPLE
+        elements = sum(storage.nbytes() for address, storage in saved.items() if address not in own) / y.itemsize
+    return elements / SAMPLE

@@ -1,4 +1,4 @@
-"""Text from a model, a token at a time."""
+"""Generate text with a model, a token at a time."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from lcpt.model.gpt import GPT
 
 
 def generate(model: GPT, prompt: Tensor, temperature: float, generator: torch.Generator) -> Iterator[int]:
-    """Tokens that continue prompt, int64 [T], drawn from softmax(logits / temperature), at 0 the likeliest."""
+    """Yield tokens that continue prompt, int64 [T], drawn from softmax(logits / temperature), at 0 the likeliest."""
     logits, cache = model.prefill(prompt[None])
     logits = logits[:, -1]
     while True:
@@ -21,7 +21,7 @@ def generate(model: GPT, prompt: Tensor, temperature: float, generator: torch.Ge
 
 
 def choose(logits: Tensor, temperature: float, generator: torch.Generator) -> Tensor:
-    """logits [V] -> a token, int64 []."""
+    """Choose a token, int64 [], by logits [V]."""
     if temperature == 0:
         return logits.argmax()
     probabilities = (logits.float() / temperature).softmax(-1)

@@ -1,10 +1,11 @@
-"""The GPT: pre-norm blocks of attention and GEGLU, rotary positions, one matrix for embedding and head."""
+"""Define the GPT: pre-norm blocks of attention and GEGLU, rotary positions, one matrix for embedding and head."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -57,25 +58,26 @@ class ModelConfig:
 
 
 class Cache(NamedTuple):
-    """What decoding needs of the tokens so far: how many there were, and what each layer keeps of them."""
+    """Holds what decoding needs of the tokens so far: their number, and the state of each layer."""
 
     position: int
     states: tuple
 
 
 class GPT(nn.Module):
-    """tokens int64 [B, T], any T ≥ 1 -> logits [B, T, V], or with labels the summed loss and its count."""
+    """Maps tokens int64 [B, T], any T ≥ 1, to logits [B, T, V], or with labels to the summed loss and its count."""
 
     def __init__(self, config: ModelConfig):
         super().__init__()
         self.config = config
         self.embedding = nn.Embedding(config.vocab_size, config.d_model)
-        self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.n_layers))
+        # mypy does not know what a ModuleList holds.
+        self.blocks = cast(Sequence[Block], nn.ModuleList(Block(config, layer) for layer in range(config.n_layers)))
         self.norm = nn.LayerNorm(config.d_model, bias=False)
         self._initialise()
 
     def forward(self, tokens: Tensor, labels: Tensor | None = None, cu_seqlens: Tensor | None = None):
-        """labels int64 [B, T], already shifted, < 0 where none: -> (loss sum in nats, count of labels ≥ 0).
+        """Return logits, or with labels int64 [B, T], shifted, < 0 where none, (loss sum in nats, count of labels ≥ 0).
 
         cu_seqlens int [N + 1]: documents packed in one sequence, B = 1, each as if alone.
         """
@@ -84,17 +86,17 @@ class GPT(nn.Module):
             return hidden @ self.embedding.weight.mT
         loss, count = cross_entropy(hidden, self.embedding.weight, labels)
         if torch.is_grad_enabled():
-            loss = loss + count * self._pull()
+            loss = loss + count * self._aux_loss()
         return loss, count
 
     @torch.no_grad()
     def token_losses(self, tokens: Tensor, labels: Tensor) -> Tensor:
-        """-log p(label) of every position in nats, fp32 [B, T], 0 where the label is negative."""
+        """Return -log p(label) of every position in nats, fp32 [B, T], 0 where the label is negative."""
         return token_losses(self.hidden(tokens), self.embedding.weight, labels)
 
     @torch.no_grad()
     def prefill(self, tokens: Tensor, cache: Cache | None = None) -> tuple[Tensor, Cache]:
-        """tokens int64 [B, T], the beginning of sequences or the continuation of what left `cache`.
+        """Read tokens int64 [B, T], the beginning of sequences or the continuation of those that left `cache`.
 
         -> (logits [B, T, V], the cache after them). In layers of linear cost a cache does not grow with the sequence.
         """
@@ -103,7 +105,7 @@ class GPT(nn.Module):
 
     @torch.no_grad()
     def extend(self, tokens: Tensor, cache: Cache | None = None) -> tuple[Tensor, Cache]:
-        """The same before the head: (normed output of the last block [B, T, d_model], the cache after these tokens)."""
+        """Read tokens as prefill does: (normed output of the last block [B, T, d_model], the cache after them)."""
         position, states = cache or Cache(0, (None,) * len(self.blocks))
         positions = torch.arange(position, position + tokens.shape[1], device=tokens.device)
         rotary, x, after = self._rotary(positions), self.embedding(tokens), []
@@ -113,15 +115,15 @@ class GPT(nn.Module):
         return self.norm(x), Cache(position + tokens.shape[1], tuple(after))
 
     def decode(self, token: Tensor, cache: Cache) -> tuple[Tensor, Cache]:
-        """token int64 [B] or [B, 1], the next of each sequence -> (logits [B, V], the cache after it)."""
+        """Read token int64 [B] or [B, 1], the next of each sequence -> (logits [B, V], the cache after it)."""
         logits, cache = self.prefill(token.reshape(-1, 1), cache)
         return logits[:, 0], cache
 
     def hidden(self, tokens: Tensor, cu_seqlens: Tensor | None = None) -> Tensor:
-        """The normed output of the last block, [B, T, d_model]."""
+        """Return the normed output of the last block, [B, T, d_model]."""
         positions = torch.arange(tokens.shape[1], device=tokens.device)
         if cu_seqlens is not None:
-            # Told how many they are, the host need not wait for the device.
+            # With output_size the host need not wait for the device.
             starts = cu_seqlens[:-1].repeat_interleave(cu_seqlens.diff(), output_size=len(positions))
             positions = positions - starts
         rotary, x = self._rotary(positions), self.embedding(tokens)
@@ -132,16 +134,16 @@ class GPT(nn.Module):
                 x = block(x, rotary, cu_seqlens)
         return self.norm(x)
 
-    def _pull(self) -> Tensor | float:
-        """0, with the gradient of the layers' penalties: the loss that is reported stays the cross-entropy."""
-        penalties = [p for block in self.blocks if (p := block.attention.penalty()) is not None]
-        return sum(p - p.detach() for p in penalties)
+    def _aux_loss(self) -> Tensor | float:
+        """Return 0 with the gradient of the layers' auxiliary losses: the reported loss stays the cross-entropy."""
+        losses = [loss for block in self.blocks if (loss := block.attention.penalty()) is not None]
+        return sum(loss - loss.detach() for loss in losses)
 
     def _rotary(self, positions: Tensor) -> tuple[Tensor, Tensor]:
         return rotary_table(positions, self.config.d_model // self.config.n_heads, self.config.rope_base)
 
     def _initialise(self) -> None:
-        """N(0, (0.55/√d_model)²), which is GPT-2's 0.02 at its width; 1/√(2 layers) of it where a block adds."""
+        """Draw N(0, (0.55/√d_model)²), GPT-2's 0.02 at its width; 1/√(2 layers) of it on the residual projections."""
         std = 0.55 * self.config.d_model**-0.5
         for name, parameter in self.named_parameters():
             if name.endswith((".out.weight", ".down.weight")):
@@ -151,6 +153,8 @@ class GPT(nn.Module):
 
 
 class Block(nn.Module):
+    """Adds attention, then the feed-forward network, to the residual stream, each after a LayerNorm."""
+
     def __init__(self, config: ModelConfig, layer: int):
         super().__init__()
         kind = config.attention.attention_of_layer(layer)
@@ -170,7 +174,7 @@ class Block(nn.Module):
 
 
 class GEGLU(nn.Module):
-    """W_down (GELU(W_gate x) ∘ W_value x) (arXiv 2002.05202)."""
+    """Computes W_down (GELU(W_gate x) ∘ W_value x) (arXiv 2002.05202)."""
 
     def __init__(self, d_model: int, d_ff: int):
         super().__init__()

@@ -1,4 +1,4 @@
-"""Cross-entropy of a tied head without ever holding logits [T, V]: a chunk of tokens at a time."""
+"""Compute the cross-entropy of a tied head without ever holding logits [T, V]: a chunk of tokens at a time."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ LOGITS_ELSEWHERE = 2**26
 
 
 def cross_entropy(hidden: Tensor, weight: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Sum of -log softmax(hidden · weightᵀ)[label] in nats (fp32), and the count of labels ≥ 0 (int64).
+    """Return the sum of -log softmax(hidden · weightᵀ)[label] in nats (fp32), and the count of labels ≥ 0 (int64).
 
     hidden [..., d] and weight [V, d] in one dtype; labels int64 [...], negative where nothing is to be predicted.
     """
@@ -19,7 +19,7 @@ def cross_entropy(hidden: Tensor, weight: Tensor, labels: Tensor) -> tuple[Tenso
 
 
 def token_losses(hidden: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
-    """-log softmax(hidden · weightᵀ)[label] of every token in nats, fp32 [...], 0 where the label is negative."""
+    """Return -log softmax(hidden · weightᵀ)[label] of every token in nats, fp32 [...]; 0 where the label is < 0."""
     flat = hidden.flatten(0, -2)
     with torch.no_grad():
         losses = [_log_p_and_losses(flat, weight, labels.flatten(), rows)[1] for rows in _chunks(flat, weight)]

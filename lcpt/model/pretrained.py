@@ -1,7 +1,7 @@
-"""A trained model to use: opened from a run, a step or an export, and written as an export.
+"""Open a trained model from a run, a step or an export, and write it as an export.
 
     export/model.safetensors    every parameter and buffer by name, whole, fp32
-           config.json          the model's config, its training in three numbers, hashes of all three files
+           config.json          the model's config, its training in three numbers, hashes of the other two files
            tokenizer.model      SentencePiece
 
 A checkpoint serves to train on: in slices, with Adam's moments. An export serves to use the model, and to pass it on.
@@ -13,24 +13,25 @@ import importlib.metadata
 import json
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import cast
 
 import torch
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from lcpt.checkpoint import CheckpointError, find_checkpoint, read_manifest, read_state, read_tensors
 from lcpt.data import Tokenizer
-from lcpt.data.folder import new_folder
+from lcpt.data.atomic_folder import new_folder
 from lcpt.model.gpt import GPT, ModelConfig
-from lcpt.model.weights import fill
+from lcpt.model.weights import load_tensors
 from lcpt.utils.errors import first_line
-from lcpt.utils.hashing import file_sha256, self_sha256
+from lcpt.utils.hashing import self_sha256, size_and_sha256
+from lcpt.utils.tensor_files import save_tensors
 
 SCHEMA_VERSION = 1
 WEIGHTS, CONFIG, TOKENIZER = "model.safetensors", "config.json", "tokenizer.model"
@@ -38,7 +39,10 @@ KEYS = {"schema_version", "lcpt_version", "step", "tokens", "context", "paramete
 REMEDY = "export the checkpoint again with tools/export.py"
 
 
-class Pretrained(NamedTuple):
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Pretrained:
+    """Holds a trained model and where it comes from."""
+
     folder: Path  # the step or export that it comes from
     model: GPT  # fp32, on the CPU, in eval mode
     tokenizer: Path  # its SentencePiece model; there is none where it was trained on a task
@@ -47,7 +51,7 @@ class Pretrained(NamedTuple):
     tokens: int  # that it was trained on
 
     def open_tokenizer(self) -> Tokenizer:
-        """Raises CheckpointError where it was trained on a task."""
+        """Open its tokenizer. Raises CheckpointError where it was trained on a task."""
         self.check_tokenizer()
         return Tokenizer(self.tokenizer)
 
@@ -60,7 +64,7 @@ class Pretrained(NamedTuple):
 
 
 def load_pretrained(export_dir: str | Path) -> GPT:
-    """The model of an export: fp32, on the CPU, in eval mode; its `.config` is a ModelConfig.
+    """Load the model of an export: fp32, on the CPU, in eval mode; its `.config` is a ModelConfig.
 
     Raises CheckpointError naming the file that is missing, damaged or not understood.
     """
@@ -68,7 +72,7 @@ def load_pretrained(export_dir: str | Path) -> GPT:
 
 
 def open_pretrained(source: str | Path) -> Pretrained:
-    """What a run folder (its newest step), a step folder or an export holds, after checking every file of it.
+    """Open a run folder (its newest step), a step folder or an export, after checking every file of it.
 
     Raises CheckpointError naming the file that is missing, damaged or not understood.
     """
@@ -89,11 +93,7 @@ def write_export(source: str | Path, output: str | Path) -> dict:
     trained.check_tokenizer()
     with new_folder(output) as folder:
         shutil.copyfile(trained.tokenizer, folder / TOKENIZER)
-        try:
-            save_file(trained.model.state_dict(), folder / WEIGHTS, metadata={"format": "pt"})
-        except SafetensorError as error:  # what it makes of the system's errors
-            raise OSError(f"{folder / WEIGHTS}: {error}") from error
-        shutil.copymode(folder / TOKENIZER, folder / WEIGHTS)  # save_file lets nobody else read it
+        save_tensors(folder / WEIGHTS, trained.model.state_dict(), metadata={"format": "pt"})
         content = {
             "schema_version": SCHEMA_VERSION,
             "lcpt_version": _lcpt_version(),
@@ -102,7 +102,7 @@ def write_export(source: str | Path, output: str | Path) -> dict:
             "context": trained.context,
             "parameters": sum(p.numel() for p in trained.model.parameters()),
             "model": asdict(trained.model.config),
-            "files": {name: _seal(folder / name) for name in (WEIGHTS, TOKENIZER)},
+            "files": {name: size_and_sha256(folder / name) for name in (WEIGHTS, TOKENIZER)},
         }
         content["sha256"] = self_sha256(content)
         (folder / CONFIG).write_text(json.dumps(content, indent=2) + "\n")
@@ -115,7 +115,7 @@ def _open_export(folder: Path) -> Pretrained:
         file = folder / name
         if not file.is_file():
             raise CheckpointError(f"{file} is missing; {REMEDY}")
-        if content["files"].get(name) != _seal(file):
+        if content["files"].get(name) != size_and_sha256(file):
             raise CheckpointError(
                 f"{file} is damaged, or of another export: {CONFIG} states another size or sha256; {REMEDY}"
             )
@@ -124,23 +124,37 @@ def _open_export(folder: Path) -> Pretrained:
     except SafetensorError as error:
         raise CheckpointError(f"{folder / WEIGHTS} is no safetensors file ({first_line(error)}); {REMEDY}") from error
     model = _build(model_config(content["model"], folder / CONFIG), tensors, folder / WEIGHTS)
-    return Pretrained(folder, model, folder / TOKENIZER, content["context"], content["step"], content["tokens"])
+    return Pretrained(
+        folder=folder,
+        model=model,
+        tokenizer=folder / TOKENIZER,
+        context=content["context"],
+        step=content["step"],
+        tokens=content["tokens"],
+    )
 
 
 def _open_step(step: Path) -> Pretrained:
     tensors, state = read_tensors(step, read_manifest(step)), read_state(step)
     path = step / "config.yaml"
     try:
-        given = OmegaConf.to_container(OmegaConf.load(path))
+        given = cast(dict, OmegaConf.to_container(OmegaConf.load(path)))
         section, context = given["model"], given["data"]["context"]
     except Exception as error:  # a YAML parser's errors have no common class
         raise CheckpointError(f"{path} is no config of a run ({first_line(error)}); use another checkpoint") from error
     model = _build(model_config(section, path), tensors, step)
-    return Pretrained(step, model, step / "tokenizer.model", context, state["step"], state["tokens"])
+    return Pretrained(
+        folder=step,
+        model=model,
+        tokenizer=step / TOKENIZER,
+        context=context,
+        step=state["step"],
+        tokens=state["tokens"],
+    )
 
 
 def _read_config(path: Path) -> dict:
-    """config.json, after checking all that can be wrong with it alone."""
+    """Read config.json after checking all that can be wrong with it alone."""
     if not path.is_file():
         raise CheckpointError(f"{path} is missing; name a folder that tools/export.py wrote")
     try:
@@ -165,9 +179,9 @@ def _read_config(path: Path) -> dict:
 
 
 def model_config(section: Mapping, path: Path) -> ModelConfig:
-    """The checked ModelConfig of a section `model`; one that it does not set has its default."""
+    """Build the checked ModelConfig of a section `model`; a key that it does not set has its default."""
     try:
-        return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(ModelConfig), section))
+        return cast(ModelConfig, OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(ModelConfig), section)))
     except (OmegaConfBaseException, TypeError, ValueError) as error:
         key = f"model.{error.full_key}: " if isinstance(error, OmegaConfBaseException) else ""
         raise CheckpointError(
@@ -176,15 +190,10 @@ def model_config(section: Mapping, path: Path) -> ModelConfig:
 
 
 def _build(config: ModelConfig, tensors: Mapping[str, Tensor], source: Path) -> GPT:
-    with torch.random.fork_rng(devices=[]):  # the weights that it begins with are drawn
+    with torch.random.fork_rng(devices=[]):  # building it draws the initial weights
         model = GPT(config)
-    fill(model, tensors, source)
+    load_tensors(model, tensors, source)
     return model.eval()
-
-
-def _seal(file: Path) -> dict:
-    """What config.json says of a file beside it."""
-    return {"size_bytes": file.stat().st_size, "sha256": file_sha256(file)}
 
 
 def _lcpt_version() -> str:

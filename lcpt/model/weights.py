@@ -1,4 +1,4 @@
-"""Named tensors into a model, with one clear line where they are another model's."""
+"""Load named tensors into a model, with one clear error where they belong to another model."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from lcpt.model.gpt import GPT
 
 
 def load_weights(model: GPT, source: str | Path, *, verified: bool = False) -> Path:
-    """Fill `model` from a run or step folder; returns the step folder. CheckpointError if it holds another model, or is
-    damaged; `verified`: its hashes have been checked a moment ago."""
+    """Load a run or step folder into `model`; returns the step folder. CheckpointError if it holds another model, or
+    is damaged; `verified`: its hashes have been checked a moment ago."""
     step = find_checkpoint(source)
-    fill(model, read_tensors(step, read_manifest(step, hashes=not verified)), step)
+    load_tensors(model, read_tensors(step, read_manifest(step, hashes=not verified)), step)
     return step
 
 
-def fill(model: GPT, tensors: Mapping[str, Tensor], source: Path) -> None:
-    """Put the tensors of `source` in their places, or raise CheckpointError naming one that is missing or too much."""
+def load_tensors(model: GPT, tensors: Mapping[str, Tensor], source: Path) -> None:
+    """Load the tensors of `source`, or raise CheckpointError naming one that is missing, extra or of another shape."""
     wanted = model.state_dict()
     for name in sorted(tensors.keys() | wanted.keys()):
         there, here = (list(x[name].shape) if name in x else "absent" for x in (tensors, wanted))

@@ -1,21 +1,22 @@
-"""The processes of a job: joining them, and the few collectives that lcpt needs."""
+"""Join the processes of a job, and run the few collectives that lcpt needs."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 import torch.distributed as dist
 
-from lcpt.utils.errors import first_line
+from lcpt.utils.errors import first_line, one_line
 
 _store: dist.Store | None = None
 
 
 class SetupError(ValueError):
-    """What kept a job from starting: one line, the same on every rank."""
+    """Says what kept a job from starting: one line, the same on every rank."""
 
 
 def join() -> None:
@@ -37,7 +38,7 @@ def join() -> None:
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     if torch.cuda.is_available():
         torch.cuda.set_device(device())
-    # A prefix, because the watch keeps its own keys in the same store.
+    # The prefix keeps its keys apart from the watchdog's, which are in the same store.
     dist.init_process_group(backend, store=dist.PrefixStore("group", _store), rank=number, world_size=world)
 
 
@@ -65,12 +66,13 @@ def leave() -> None:
 
 
 def store() -> dist.Store:
-    """The key-value store, held by rank 0, through which the ranks of this job met."""
+    """Return the key-value store of rank 0 through which the ranks of this job met."""
+    assert _store is not None, "join() comes first"
     return _store
 
 
 def device() -> torch.device:
-    """Where this rank computes."""
+    """Return the device on which this rank computes."""
     if torch.cuda.is_available():
         # SLURM may show each task its own GPU alone, which is then number 0.
         return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())
@@ -90,16 +92,16 @@ def barrier() -> None:
         dist.barrier()
 
 
-def total(*values: torch.Tensor | float, device: torch.device) -> list[float]:
-    """The sum over all ranks of each value, in float64."""
+def all_reduce_sum(*values: torch.Tensor | float, device: torch.device) -> list[float]:
+    """Sum each value over all ranks, in float64."""
     sums = torch.tensor([float(v) for v in values], dtype=torch.float64, device=device)
     if dist.is_initialized():
         dist.all_reduce(sums)
     return sums.tolist()
 
 
-def share(value):
-    """Rank 0's value, on every rank."""
+def broadcast(value: Any) -> Any:
+    """Return rank 0's value on every rank."""
     if dist.is_initialized():
         values = [value]
         dist.broadcast_object_list(values, src=0)
@@ -107,23 +109,23 @@ def share(value):
     return value
 
 
-def gather(value, group=None) -> list:
-    """Every rank's value, in the order of ranks."""
+def all_gather(value: Any, group: dist.ProcessGroup | None = None) -> list:
+    """Return every rank's value, in the order of ranks."""
     if not dist.is_initialized():
         return [value]
-    values = [None] * world_size()
+    values: list[Any] = [None] * world_size()
     dist.all_gather_object(values, value, group=group)
     return values
 
 
 @contextmanager
-def agreed() -> Iterator[None]:
-    """Set-up that may fail on some ranks: a ValueError or OSError on any becomes the same SetupError on all."""
+def raise_on_all_ranks() -> Iterator[None]:
+    """Guard code that may fail on some ranks: a ValueError or OSError on any becomes the same SetupError on all."""
     mine = None
     try:
         yield
     except (ValueError, OSError) as error:
-        mine = " ".join(str(error).split())
-    for number, error in enumerate(gather(mine)):
-        if error is not None:
-            raise SetupError(error if number == 0 else f"rank {number}: {error}")
+        mine = one_line(error)
+    for number, message in enumerate(all_gather(mine)):
+        if message is not None:
+            raise SetupError(message if number == 0 else f"rank {number}: {message}")

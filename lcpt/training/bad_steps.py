@@ -1,6 +1,6 @@
 """Steps whose loss is not finite or leaps up are skipped, on all ranks alike; too many of them end the run.
 
-The loss and the norm judged here are sums over all ranks, so every rank comes to the same verdict on its own. A skipped
+The loss and the norm judged here are sums over all ranks, so every rank reaches the same decision on its own. A skipped
 step leaves weights and moments as they were, and the next one takes the next batch.
 """
 
@@ -49,8 +49,8 @@ class BadSteps:
         self._losses = deque(state["losses"], maxlen=NORMAL_STEPS)
         self._bad = deque(state["bad"], maxlen=REMEMBERED)
 
-    def trouble(self, loss: float) -> str | None:
-        """Why a step with this loss must not update the weights, None if it may."""
+    def skip_reason(self, loss: float) -> str | None:
+        """Say why a step with this loss must not update the weights; None if it may."""
         if not math.isfinite(loss):
             return f"its loss is {loss}"
         if self._config.sigmas and len(self._losses) >= ENOUGH_STEPS:
@@ -60,9 +60,9 @@ class BadSteps:
                 return f"its loss {loss:.3f} leaps up from a mean of {mean:.3f} (standard deviation {deviation:.3f})"
         return None
 
-    def record(self, loss: float, trouble: str | None) -> None:
-        self._bad.append(trouble is not None)
-        if trouble is None:
+    def record(self, loss: float, skip_reason: str | None) -> None:
+        self._bad.append(skip_reason is not None)
+        if skip_reason is None:
             self._losses.append(loss)
 
     @property

@@ -1,4 +1,4 @@
-"""What a user decides about the training of a model; loop.py, engine.py and schedule.py read it."""
+"""Configure training; loop.py, engine.py and schedule.py read this."""
 
 from __future__ import annotations
 

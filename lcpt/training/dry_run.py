@@ -1,4 +1,4 @@
-"""What a run would cost, on paper."""
+"""Estimate what a run would cost, without running it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 def describe(config: Config, world: int) -> str:
-    """A table: parameters, FLOPs of the algorithm that really runs, estimated memory of one of `world` ranks."""
+    """Format a table: parameters, FLOPs of the algorithm that really runs, estimated memory of one of `world` ranks."""
     model, training, context = config.model, config.training, config.data.context
     cost = model_cost(model, context)
     memory = memory_per_rank(

@@ -1,4 +1,4 @@
-"""DeepSpeed behind one door: our config in, an engine out, and one function that makes an update.
+"""Wrap DeepSpeed: build an engine from our config, and make an optimizer step with it.
 
 deepspeed is imported when a run starts, not before: it costs seconds, and reading a config must not need it.
 """
@@ -10,6 +10,7 @@ import math
 import os
 import warnings
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -31,7 +32,7 @@ class ParallelConfig:
             raise ValueError("parallel.offload_optimizer needs parallel.zero_stage 1, 2 or 3, not 0")
 
 
-def quiet_deepspeed() -> None:
+def import_deepspeed_quietly() -> None:
     """Import DeepSpeed without its chatter, and without the C++ extension that it would compile at start."""
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else one warning a process
@@ -45,17 +46,17 @@ def quiet_deepspeed() -> None:
 
 
 def build_engine(model: nn.Module, training: TrainingConfig, parallel: ParallelConfig, accumulation: int):
-    """A DeepSpeed engine around `model`, with AdamW and `accumulation` micro-batches a step."""
-    quiet_deepspeed()
+    """Build a DeepSpeed engine around `model`, with AdamW and `accumulation` micro-batches a step."""
+    import_deepspeed_quietly()
     import deepspeed
 
     optimizer = SkippableAdamW(
         parameter_groups(model, training.weight_decay),
         lr=training.lr,
-        betas=tuple(training.betas),
+        betas=(training.betas[0], training.betas[1]),
         eps=1e-8,
     )
-    zero = {"stage": parallel.zero_stage}
+    zero: dict[str, Any] = {"stage": parallel.zero_stage}
     if parallel.offload_optimizer:
         zero["offload_optimizer"] = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
     config = {
@@ -75,7 +76,7 @@ def build_engine(model: nn.Module, training: TrainingConfig, parallel: ParallelC
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
-    """Matrices decay; gains, biases and scalars do not."""
+    """Group parameters for weight decay: matrices decay; gains, biases and scalars do not."""
     parameters = [p for p in model.parameters() if p.requires_grad]
     return [
         {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": weight_decay},
@@ -84,8 +85,11 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
 
 
 def update(engine, training: TrainingConfig, rate: float, skip: bool) -> float:
-    """After a step's last backward pass: clip and update at this learning rate; nothing changes if `skip`, or if the
-    gradient is not finite. Returns the global norm of the gradient, inf or NaN where it is not finite."""
+    """Clip the gradient and update at this learning rate, after a step's last backward pass.
+
+    Nothing changes if `skip`, or if the gradient is not finite. Returns the global norm of the gradient, inf or NaN
+    where it is not finite.
+    """
     optimizer = engine.basic_optimizer
     for group in engine.optimizer.param_groups:
         group["lr"] = rate
@@ -100,5 +104,5 @@ def update(engine, training: TrainingConfig, rate: float, skip: bool) -> float:
 
 
 def adam_step(engine) -> int:
-    """How many updates AdamW has made."""
+    """Return how many updates AdamW has made."""
     return int(next(iter(engine.basic_optimizer.state.values()))["step"])

@@ -1,4 +1,4 @@
-"""How a run can end, and the exit code that tells a supervisor what to do next."""
+"""Name the ways a run can end, with the exit code that tells a supervisor what to do next."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ PREEMPTED = 75  # asked to leave by a signal, all is saved: start again (EX_TEMP
 
 
 class Preempted(Exception):
-    """All ranks agreed to leave, and what was done is saved."""
+    """Ends a run that was asked to leave, on all ranks, after its state is saved."""
 
 
 class GiveUp(Exception):
-    """One line that says what happened again and again, and what a person can do."""
+    """Ends a run that would fail again: one line that says what keeps happening, and what a person can do."""

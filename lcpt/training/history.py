@@ -1,4 +1,4 @@
-"""A run's starts and ends over its whole life, in starts.json: for goodput, and to notice a crash loop."""
+"""Record a run's starts and ends over its whole life in starts.json: for goodput, and to notice a crash loop."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 from lcpt.parallel import groups
-from lcpt.training.telemetry import say
+from lcpt.training.telemetry import log_rank0
 from lcpt.utils.atomic_files import replace_text
 
 CRASHES = 3  # starts in a row from one step, each without an orderly end or a new checkpoint: then no further one
@@ -17,23 +17,27 @@ ORDERLY = ("finished", "preempted", "refused")
 
 
 class History:
-    """`begin` a start, `end` it. Rank 0 keeps the file; each entry: started, ended (seconds since 1970), from_step,
-    world_size, end ("finished", "preempted", or what went wrong; None where it died without a word)."""
+    """Records starts with `begin` and `end`; rank 0 keeps the file.
+
+    Each entry: started, ended (seconds since 1970), from_step, world_size, end ("finished", "preempted", or what went
+    wrong; None where it died without a word).
+    """
 
     def __init__(self, run: Path):
         self._file = run / "starts.json"
-        self._starts, self._begun = [], False
+        self._starts: list[dict] = []
+        self._begun = False
 
     def read(self) -> None:
-        """What earlier starts left; only when no other job can be writing there."""
+        """Read the entries of earlier starts; call it only when no other job can be writing there."""
         if self._file.exists():
             try:
                 self._starts = [{key: start[key] for key in KEYS} for start in json.loads(self._file.read_text())]
             except (ValueError, TypeError, KeyError):
-                say(f"warning: {self._file} is damaged; goodput counts from this start on")
+                log_rank0(f"warning: {self._file} is damaged; goodput counts from this start on")
 
-    def refusal(self, from_step: int) -> str | None:
-        """Why there must be no further start from this step, None if there may be one: a line for a person."""
+    def crash_loop_reason(self, from_step: int) -> str | None:
+        """Say why there must be no further start from this step; None if there may be one."""
         crashed = []
         for start in reversed(self._starts):
             if start["from_step"] != from_step or start["end"] in ORDERLY:
@@ -48,26 +52,26 @@ class History:
             f"checkpoint, the last time: {crashed[0]}; mend that, then start again"
         )
 
-    def begin(self, from_step: int, last_sign: float | None) -> None:
-        """last_sign: when the start before this one was last seen alive, for one that could not say that it ended."""
+    def begin(self, from_step: int, last_seen: float | None) -> None:
+        """Record a start. last_seen: when the one before was last seen alive, in case it could not record its end."""
         if self._starts and self._starts[-1]["ended"] is None:
             before = self._starts[-1]
-            before["ended"] = max(before["started"], last_sign or 0)
+            before["ended"] = max(before["started"], last_seen or 0)
         self._starts.append(self._entry(from_step))
         self._write()
         self._begun = True
 
     def end(self, how: str) -> None:
-        """Nothing, where this start had not begun."""
+        """Record how this start ended, if it had begun."""
         if not self._begun:
             return
         self._starts[-1] |= {"ended": time.time(), "end": how}
         self._write()
 
-    def goodput(self, useful_seconds: float, last_sign: float) -> dict[str, float]:
-        """Which part of the time that the job held its machines, over all starts, went into steps that count."""
+    def goodput(self, useful_seconds: float, last_seen: float) -> dict[str, float | None]:
+        """Compute the part of the time on the machines, over all starts, that went into steps that count."""
         now = time.time()
-        held = sum((start["ended"] or last_sign) - start["started"] for start in self._starts)
+        held = sum((start["ended"] or last_seen) - start["started"] for start in self._starts)
         return {
             "goodput": useful_seconds / held if held else None,
             "held_seconds": held,

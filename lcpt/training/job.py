@@ -1,4 +1,4 @@
-"""The life of one rank: it meets the others, trains under watch, and ends with an exit code that tells why."""
+"""Run one rank: join the others, train under a watchdog, and end with an exit code that says why."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from lcpt.training.history import History
 from lcpt.training.loop import train
 from lcpt.training.preemption import Preemption
 from lcpt.training.saving import SaveError
-from lcpt.training.watchdog import Watch
+from lcpt.training.watchdog import Watchdog
 
 if TYPE_CHECKING:
     from lcpt.config import Config
 
 
 def run(config: Config, config_yaml: str) -> int:
-    """Train on this rank; returns the exit code (endings.py). What goes wrong on one rank alone ends the process."""
+    """Train on this rank; returns the exit code (see exit_codes.py). An error of one rank alone ends the process."""
     try:
         groups.join()
     except groups.SetupError as error:
         return end(BAD_INPUT, error)
     preemption = Preemption()
     history = History(Path(config.run.dir))
-    watch = Watch(config.training.hang_seconds, record=history.end)
+    watch = Watchdog(config.training.hang_seconds, record=history.end)
     try:
         train(config, config_yaml, history, preemption, watch)
         code = FINISHED
@@ -48,7 +48,7 @@ def run(config: Config, config_yaml: str) -> int:
 
 
 def end(code: int, why: Exception, history: History | None = None) -> int:
-    """Say on rank 0 why the job ends, which is the same on all ranks."""
+    """Print on rank 0 why the job ends, for a reason that all ranks share; returns `code`."""
     if groups.rank() == 0:
         with contextlib.suppress(OSError):  # a full disk or a terminal that is gone
             print(f"{'note' if code == PREEMPTED else 'error'}: {why}", file=sys.stderr, flush=True)

@@ -1,4 +1,4 @@
-"""Pretraining: the loop."""
+"""Train a model: the pretraining loop."""
 
 from __future__ import annotations
 
@@ -22,32 +22,32 @@ from lcpt.training.run_folder import begin, finish, lock, write_marker
 from lcpt.training.saving import Saver
 from lcpt.training.schedule import learning_rate
 from lcpt.training.setup import set_up
-from lcpt.training.telemetry import Telemetry, say
-from lcpt.training.watchdog import STARTING, Watch
+from lcpt.training.telemetry import Telemetry, log_rank0
+from lcpt.training.watchdog import STARTUP_TIMEOUT_S, Watchdog
 
 if TYPE_CHECKING:
     from lcpt.config import Config
 
 
-def train(config: Config, config_yaml: str, history: History, preemption: Preemption, watch: Watch) -> None:
+def train(config: Config, config_yaml: str, history: History, preemption: Preemption, watch: Watchdog) -> None:
     """Run the experiment on this rank, or continue it; every rank of the job calls it, after groups.join().
 
-    Raises, the same on all ranks: groups.SetupError for what a user can mend, before training starts; Preempted, GiveUp
+    Raises, the same on all ranks: groups.SetupError for bad input, before training starts; Preempted, GiveUp
     or saving.SaveError.
     """
     run = Path(config.run.dir)
-    with groups.agreed():
+    with groups.raise_on_all_ranks():
         if groups.rank() == 0 and run.exists():
             lock(run)
             history.read()
     checkpoint = find_start(run)
     state = read_state(checkpoint) if checkpoint else {"step": 0}
     if state["step"] >= config.training.last_step and "unvalidated" not in state:
-        say(f"{run} is complete at step {state['step']}; for another run name another run.dir")
+        log_rank0(f"{run} is complete at step {state['step']}; for another run name another run.dir")
         finish(run, history)
     else:
         if checkpoint:
-            say(f"{run} continues from {checkpoint.name}")
+            log_rank0(f"{run} continues from {checkpoint.name}")
         training = Training(config, config_yaml, checkpoint, state, history, preemption, watch)
         training.loop()
         saver = training.saver
@@ -62,7 +62,7 @@ def train(config: Config, config_yaml: str, history: History, preemption: Preemp
 
 
 class Training:
-    """What the loop works with, set up; `state` is that of the checkpoint to continue from."""
+    """Holds what the loop works with; `state` is that of the checkpoint to continue from."""
 
     def __init__(
         self,
@@ -72,14 +72,14 @@ class Training:
         state: dict,
         history: History,
         preemption: Preemption,
-        watch: Watch,
+        watch: Watchdog,
     ):
         self.config, self.state, self.preemption, self.watch = config, state, preemption, watch
         self.run, self.device, self.began = Path(config.run.dir), groups.device(), time.perf_counter()
-        with groups.agreed():
+        with groups.raise_on_all_ranks():
             model, self.source, self.batches, self.validation, self.accumulation = set_up(config, checkpoint)
         begin(self.run, config_yaml, history, state)
-        watch.keep_stacks_in(self.run / "stacks")
+        watch.write_stacks_to(self.run / "stacks")
         self.engine = build_engine(model.to(self.device), config.training, config.parallel, self.accumulation)
         if checkpoint:
             restore(self.engine, checkpoint)
@@ -95,13 +95,14 @@ class Training:
                 self.end_step(self.state["unvalidated"], save=True, leave=False)
             for step in range(self.state["step"] + 1, training.last_step + 1):
                 started, waited = time.perf_counter(), self.batches.waited
-                patience = STARTING if step == self.state["step"] + 1 else None  # the first one compiles and allocates
-                loss, asked, time_to_save = self.forward_and_backward(step, patience)
-                rate, trouble = learning_rate(step - 1, training), self.bad_steps.trouble(loss)
-                self.watch.beat(f"the update of step {step}", patience)
-                grad_norm = update(self.engine, training, rate, skip=trouble is not None)
-                if trouble is None and not math.isfinite(grad_norm):
-                    trouble = f"its gradient's norm is {grad_norm}"
+                first = step == self.state["step"] + 1  # which compiles and allocates
+                timeout_s = STARTUP_TIMEOUT_S if first else None
+                loss, asked, time_to_save = self.forward_and_backward(step, timeout_s)
+                rate, skip_reason = learning_rate(step - 1, training), self.bad_steps.skip_reason(loss)
+                self.watch.heartbeat(f"the update of step {step}", timeout_s)
+                grad_norm = update(self.engine, training, rate, skip=skip_reason is not None)
+                if skip_reason is None and not math.isfinite(grad_norm):
+                    skip_reason = f"its gradient's norm is {grad_norm}"
                 seconds = time.perf_counter() - started
                 row = {
                     "step": step,
@@ -114,9 +115,9 @@ class Training:
                     "data_wait_fraction": (self.batches.waited - waited) / seconds,
                     "save_stall_fraction": self.save_stall_fraction,
                 }
-                self.bad_steps.record(loss, trouble)
-                if trouble:
-                    self.tell(row, trouble)
+                self.bad_steps.record(loss, skip_reason)
+                if skip_reason:
+                    self.report_skipped_step(row, skip_reason)
                 self.end_step(row, save=time_to_save, leave=asked)
             self.saver.finish()
         finally:
@@ -126,18 +127,20 @@ class Training:
 
     @property
     def save_stall_fraction(self) -> float:
-        """Of the time since this start."""
+        """The part of the time since this start in which saving stalled training."""
         return self.saver.stalled / (time.perf_counter() - self.began)
 
-    def forward_and_backward(self, step: int, patience: float | None) -> tuple[float, bool, bool]:
-        """-> (mean loss of the step's labels in nats, whether a rank was asked to leave, whether a save is due by the
-        clock). The gradients wait for `update`."""
+    def forward_and_backward(self, step: int, timeout_s: float | None) -> tuple[float, bool, bool]:
+        """Accumulate the step's gradients, for `update` to apply.
+
+        -> (mean loss of the step's labels in nats, whether a rank was asked to leave, whether the clock wants a save)
+        """
         scored, world, micro_batch = self.batches.scored, groups.world_size(), self.config.training.micro_batch
-        self.watch.beat(f"the data of step {step}", patience)
+        self.watch.heartbeat(f"the data of step {step}", timeout_s)
         inputs, labels = (torch.from_numpy(x).to(self.device).split(micro_batch) for x in self.batches.get(step - 1))
-        nats = 0.0
+        nats: torch.Tensor | float = 0.0
         for number, (x, y) in enumerate(zip(inputs, labels, strict=True), start=1):  # [micro_batch, context] each
-            self.watch.beat(f"micro-batch {number} of step {step}", patience)
+            self.watch.heartbeat(f"micro-batch {number} of step {step}", timeout_s)
             loss, _ = self.engine(x, labels=y)
             # The engine averages over ranks and micro-batches: this makes it the mean over all labels of the step.
             self.engine.backward(loss * (world * self.accumulation / scored))
@@ -145,26 +148,26 @@ class Training:
             if number < self.accumulation:
                 self.engine.step()  # DeepSpeed counts micro-batches in it; no update
         due = groups.rank() == 0 and self.saver.minutes_are_up()
-        nats, asked, due = groups.total(nats, bool(self.preemption.asked), due, device=self.device)
-        return nats / scored, bool(asked), bool(due)
+        sums = groups.all_reduce_sum(nats, bool(self.preemption.requested_by), due, device=self.device)
+        return sums[0] / scored, bool(sums[1]), bool(sums[2])
 
-    def tell(self, row: dict, trouble: str) -> None:
-        """Note a bad step; raises GiveUp if there are too many."""
+    def report_skipped_step(self, row: dict, skip_reason: str) -> None:
+        """Write down a bad step; raises GiveUp if there are too many."""
         config, step = self.config, row["step"]
         documents = batch_documents(self.source, config.run.seed, step - 1, config.sequences, config.data.context)
-        self.telemetry.skipped(step, trouble, documents)
+        self.telemetry.skipped(step, skip_reason, documents)
         if self.bad_steps.are_too_many:
             self.telemetry.step(row)
             if self.bad_steps.streak == self.bad_steps.count:
                 first = step - self.bad_steps.streak + 1
                 raise GiveUp(
-                    f"every step since {first} was bad, now step {step}: {trouble}; the weights broke there, "
+                    f"every step since {first} was bad, now step {step}: {skip_reason}; the weights broke there, "
                     f"not the data: remove what {self.run}/checkpoints holds of step {first - 1} and later, "
                     "lower training.lr, and start again"
                 )
             some = ", ".join(documents[:5]) + (f" and {len(documents) - 5} more" if documents[5:] else "")
             raise GiveUp(
-                f"{self.bad_steps.count} of the last 100 steps were bad, now step {step}: {trouble}; its "
+                f"{self.bad_steps.count} of the last 100 steps were bad, now step {step}: {skip_reason}; its "
                 f"batch is of {some} ({self.run}/skipped.jsonl has all of them); mend the data, lower "
                 "training.lr, or allow more with training.bad_steps.allowed"
             )
@@ -198,6 +201,6 @@ class Training:
             )
         if leave:
             self.saver.finish()
-            asked = self.preemption.asked or "another rank's signal"
+            asked = self.preemption.requested_by or "another rank's signal"
             write_marker(self.run, step, asked)
             raise Preempted(f"{asked} ended the run after step {step}; the same command continues it")

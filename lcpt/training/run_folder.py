@@ -1,4 +1,4 @@
-"""The folder of one run: what was asked for, on what, and every step's numbers."""
+"""Keep the folder of one run: its config, its environment, its metrics and its summary."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from omegaconf import MISSING
 from lcpt.parallel import groups
 from lcpt.training.exit_codes import GiveUp
 from lcpt.training.history import History
-from lcpt.training.telemetry import say
+from lcpt.training.telemetry import log_rank0
 from lcpt.utils.atomic_files import replace_text
 from lcpt.utils.memory import peak_memory_bytes
 from lcpt.utils.provenance import command, git_commit, versions
@@ -34,29 +34,29 @@ class RunConfig:
 
 
 def begin(folder: Path, config_yaml: str, history: History, state: dict) -> None:
-    """Rank 0 makes a run folder ready for a start from a checkpoint of this state.
+    """Make a run folder ready, on rank 0, for a start from a checkpoint of this state.
 
     It writes config.yaml and environment.json, cuts the rows that the checkpoint does not know, and removes what the
     end of an earlier start left. Raises, the same on all ranks, SetupError, and GiveUp in a crash loop.
     """
     step, refusal = state["step"], None
-    with groups.agreed():
+    with groups.raise_on_all_ranks():
         if groups.rank() == 0:
             (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
             lock(folder)
-            last_sign = None
+            last_seen = None
             for name in ("metrics.jsonl", "skipped.jsonl"):
                 if (folder / name).exists():
-                    last_sign = last_sign or (folder / name).stat().st_mtime
+                    last_seen = last_seen or (folder / name).stat().st_mtime
                     drop_rows_after(folder / name, step - ("unvalidated" in state))
-            refusal = history.refusal(step)
+            refusal = history.crash_loop_reason(step)
             if not refusal:
-                history.begin(step, last_sign)
+                history.begin(step, last_seen)
                 for name in ("summary.json", "preempted.json"):
                     (folder / name).unlink(missing_ok=True)
                 replace_text(folder / "config.yaml", config_yaml)
                 replace_text(folder / "environment.json", json.dumps(environment(), indent=2) + "\n")
-    if refusal := groups.share(refusal):
+    if refusal := groups.broadcast(refusal):
         raise GiveUp(refusal)
 
 
@@ -79,26 +79,26 @@ def lock(folder: Path) -> None:
             return
 
 
-def finish(folder: Path, history: History, **numbers: float) -> None:
-    """Rank 0 writes summary.json, if it is not there: the last row of the metrics, how the time was used, `numbers`."""
+def finish(folder: Path, history: History, **figures: float) -> None:
+    """Write summary.json on rank 0, if it is not there: the last row of the metrics, how time was used, `figures`."""
     if groups.rank() == 0 and not (folder / "summary.json").exists():
         history.end("finished")
         metrics = folder / "metrics.jsonl"
-        rows, last_sign = (read_rows(metrics), metrics.stat().st_mtime) if metrics.exists() else ([{}], time.time())
+        rows, last_seen = (read_rows(metrics), metrics.stat().st_mtime) if metrics.exists() else ([{}], time.time())
         summary = (
             rows[-1]
-            | history.goodput(sum(row.get("step_seconds", 0) for row in rows), last_sign)
+            | history.goodput(sum(row.get("step_seconds", 0) for row in rows), last_seen)
             | {
                 "world_size": groups.world_size(),
                 "peak_memory_bytes": peak_memory_bytes(groups.device()),
-                **numbers,
+                **figures,
             }
         )
         replace_text(folder / "summary.json", json.dumps(summary, indent=2) + "\n")
 
 
 def write_marker(folder: Path, step: int, asked: str) -> None:
-    """Rank 0 writes preempted.json: for a supervisor to whom the exit code is lost."""
+    """Write preempted.json on rank 0, for a supervisor that does not see the exit code."""
     if groups.rank() == 0:
         now = datetime.now(timezone.utc).isoformat(timespec="seconds")
         marker = {"step": step, "asked_by": asked, "date": now}
@@ -111,12 +111,12 @@ def read_rows(metrics: Path) -> list[dict]:
 
 
 def drop_rows_after(metrics: Path, step: int) -> None:
-    """Cut the rows of later steps and a half-written one, and lines that are no rows; what stays is not touched."""
+    """Drop the rows of later steps, a half-written one, and lines that are no rows; the rest stays as it is."""
     lines = metrics.read_bytes().splitlines(keepends=True)
     steps = [_step_of(line) for line in lines]
     kept = [line for line, at in zip(lines, steps, strict=True) if at is not None and at <= step]
     if damaged := sum(at is None for at, line in zip(steps, lines, strict=True) if line.endswith(b"\n")):
-        say(f"warning: {damaged} lines of {metrics} are damaged, and dropped")
+        log_rank0(f"warning: {damaged} lines of {metrics} are damaged, and dropped")
         replace_text(metrics, b"".join(kept).decode())
     else:
         os.truncate(metrics, sum(map(len, kept)))
@@ -130,7 +130,7 @@ def _step_of(line: bytes) -> int | None:
 
 
 def environment() -> dict:
-    """Versions, devices and the command: what one needs to repeat a run."""
+    """Collect versions, devices and the command: what one needs to repeat a run."""
     return {
         "command": command(),
         "world_size": groups.world_size(),

@@ -1,4 +1,4 @@
-"""Save a run while it goes on: a quick copy of what each rank holds, then hashing and writing in the background."""
+"""Save a run while it trains: a quick copy of each rank's shards, then hashing and writing in the background."""
 
 from __future__ import annotations
 
@@ -12,31 +12,31 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from lcpt.checkpoint import CheckpointConfig, Slice, open_partial, remove_old, seal, write_piece
+from lcpt.checkpoint import CheckpointConfig, Slice, commit_checkpoint, open_partial, remove_old, write_piece
 from lcpt.parallel import groups
-from lcpt.training.telemetry import say
-from lcpt.training.watchdog import Watch
-from lcpt.training.zero_shards import MOMENTS, held_once
+from lcpt.training.telemetry import log_rank0
+from lcpt.training.watchdog import Watchdog
+from lcpt.training.zero_shards import MOMENTS, owned_shards
+from lcpt.utils.errors import one_line
 
-PATIENCE = 1800.0  # seconds that a disk may take to write a checkpoint before it counts as a hang
-
-SETTLE_SECONDS = 10.0
+WRITE_TIMEOUT_S = 1800.0  # that a disk may take to write a checkpoint before it counts as a hang
+SETTLE_SECONDS = 10.0  # that a save still being written gets when the run ends by an error
 
 
 class SaveError(OSError):
-    """The last state of a run could not be saved."""
+    """Ends a run whose last state could not be saved."""
 
 
 class Saver:
-    """Every rank has one and calls `save` after the same steps; each writes its own part.
+    """Writes this rank's part of each checkpoint; every rank has one and calls `save` after the same steps.
 
-    `stalled` sums the seconds in which saving kept this rank from training, `writing` those that the thread behind it
-    worked, `saves` counts. A save that fails is told and given up: the run goes on, and the next one tries again. Only
-    `finish` insists.
+    `stalled` sums the seconds in which saving kept this rank from training, `writing` those in which the background
+    thread worked, `saves` counts. A save that fails is logged and dropped: the run goes on, and the next save tries
+    again. Only `finish` raises.
     """
 
     def __init__(
-        self, engine, checkpoints: Path, config: CheckpointConfig, attachments: Mapping[str, Path], watch: Watch
+        self, engine, checkpoints: Path, config: CheckpointConfig, attachments: Mapping[str, Path], watch: Watchdog
     ):
         self._engine, self._checkpoints, self._config = engine, checkpoints, config
         self._attachments, self._watch = attachments, watch
@@ -49,29 +49,29 @@ class Saver:
         self.saves, self.stalled, self.writing = 0, 0.0, 0.0
 
     def minutes_are_up(self) -> bool:
-        """Whether checkpoint.every_minutes asks for a save, by this rank's clock."""
+        """Check whether checkpoint.every_minutes wants a save, by this rank's clock."""
         minutes = self._config.every_minutes
         return minutes is not None and time.monotonic() - self._began >= 60 * minutes
 
     def save(self, step: int, state: dict, blocked: OSError | None) -> None:
-        """Copy the state of after `step`, and return while it is being written. Waits for the save before this one.
+        """Copy the state after `step`, and return while it is being written. Waits for the save before this one.
 
-        blocked: why there must be none, by rank 0's word.
+        blocked: the error of rank 0 that rules this save out.
         """
         began, self._began, self.saves = time.perf_counter(), time.monotonic(), self.saves + 1
         self._wait()
-        self._copy()
-        opened = blocked
+        self._copy_shards()
+        opened: Path | OSError | None = blocked
         if groups.rank() == 0 and not blocked:
             try:
                 opened = open_partial(self._checkpoints, step)
             except OSError as error:
                 opened = error
-        opened = groups.share(opened)
-        if isinstance(opened, OSError):
-            self._outcome = _finished(_complain(step, opened))
-        else:
+        opened = groups.broadcast(opened)
+        if isinstance(opened, Path):
             self._outcome = self._thread.submit(self._write, opened, step, state)
+        else:
+            self._outcome = _finished(_log_failed_save(step, opened))
         self.stalled += time.perf_counter() - began
 
     def finish(self) -> None:
@@ -84,23 +84,23 @@ class Saver:
             raise SaveError(f"{error}; mend that, then start again: the run continues from its newest whole checkpoint")
 
     def settle(self) -> None:
-        """Give a save that is being written the time to end, before this process does; not for long."""
+        """Give a save that is being written a little time to end before this process does."""
         concurrent.futures.wait([self._outcome], timeout=SETTLE_SECONDS)
 
     def _wait(self) -> str | None:
-        self._watch.beat("waiting for a checkpoint to be written", patience=PATIENCE)
+        self._watch.heartbeat("waiting for a checkpoint to be written", timeout_s=WRITE_TIMEOUT_S)
         return self._outcome.result()
 
-    def _copy(self) -> None:
-        """What this rank holds into host memory, which the next save uses again."""
-        fragments, pinned = list(held_once(self._engine)), torch.cuda.is_available()
+    def _copy_shards(self) -> None:
+        """Copy what this rank saves into host memory, which the next save uses again."""
+        shards, pinned = list(owned_shards(self._engine)), torch.cuda.is_available()
         live = {
-            group: [Slice(f.name, f.shape, f.start, f.tensors[group]) for f in fragments]
+            group: [Slice(s.name, s.shape, s.start, s.tensors[group]) for s in shards]
             for group in ("weights", *MOMENTS)
         }
-        if groups.rank() == 0:  # buffers are the same everywhere
+        if groups.rank() == 0:  # buffers are the same on every rank
             module = self._engine.module
-            kept = module.state_dict().keys()  # a module makes the others anew
+            kept = module.state_dict().keys()  # modules recompute the others
             buffers = [(name, x) for name, x in module.named_buffers() if name in kept]
             live["weights"] += [Slice(name, tuple(x.shape), 0, x.flatten()) for name, x in buffers]
         if not self._copies:
@@ -115,34 +115,34 @@ class Saver:
             torch.cuda.synchronize()
 
     def _write(self, partial: Path, step: int, state: dict) -> str | None:
-        """In the background, on every rank: returns None when the checkpoint is whole, else what went wrong."""
+        """Write the copies, in a thread of every rank; returns None when the checkpoint is whole, else the error."""
         began, piece, error = time.perf_counter(), None, None
         try:
             piece = write_piece(partial, groups.rank(), self._copies)
         except OSError as caught:
             error = f"rank {groups.rank()}: {caught}"
-        pieces, errors = zip(*groups.gather((piece, error), self._group), strict=True)
+        pieces, errors = zip(*groups.all_gather((piece, error), self._group), strict=True)
         error = next(filter(None, errors), None)
         if groups.rank() == 0 and not error:
             try:
-                seal(partial, step, pieces, state, self._attachments)
+                commit_checkpoint(partial, step, pieces, state, self._attachments)
                 remove_old(self._checkpoints, step, self._config)
             except OSError as caught:
                 error = str(caught)
-        error = groups.gather(error, self._group)[0]
+        error = groups.all_gather(error, self._group)[0]
         if error and groups.rank() == 0:
             shutil.rmtree(partial, ignore_errors=True)
         self.writing += time.perf_counter() - began
-        return _complain(step, error) if error else None
+        return _log_failed_save(step, error) if error else None
 
 
-def _complain(step: int, error: object) -> str:
-    line = f"the checkpoint of step {step} could not be written: {' '.join(str(error).split())}"
-    say(f"warning: {line}")
+def _log_failed_save(step: int, error: object) -> str:
+    line = f"the checkpoint of step {step} could not be written: {one_line(error)}"
+    log_rank0(f"warning: {line}")
     return line
 
 
-def _finished(result) -> Future:
-    future = Future()
+def _finished(result: object) -> Future:
+    future: Future = Future()
     future.set_result(result)
     return future

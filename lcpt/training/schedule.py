@@ -1,4 +1,4 @@
-"""The learning rate of a step: linear warm-up, then cosine decay or warm-up-stable-decay (WSD)."""
+"""Compute the learning rate of a step: linear warm-up, then cosine decay or warm-up-stable-decay (WSD)."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from lcpt.training.config import TrainingConfig
 
 
 def learning_rate(step: int, training: TrainingConfig) -> float:
-    """The rate of step 0 … max_steps - 1, from lr at the end of warm-up to final_lr_fraction · lr at the last step.
+    """Compute the rate of step 0 … max_steps - 1: lr at the end of warm-up, final_lr_fraction · lr at the last step.
 
     cosine: half a cosine. wsd: constant, then linear over the last `decay_fraction` of all steps (arXiv 2404.06395).
     """

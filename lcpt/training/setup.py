@@ -1,4 +1,4 @@
-"""From a config to what the loop works with; everything that a user can get wrong fails here."""
+"""Build from a config what the loop works with; everything that a user can get wrong fails here."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from lcpt.data import Corpus, Prefetcher, Source, Task, is_task
+from lcpt.data import Corpus, Prefetcher, SampleSource, Task, is_task
 from lcpt.model import GPT, load_weights
 from lcpt.parallel import groups
 from lcpt.training.resume import check_same_run
-from lcpt.training.telemetry import say
+from lcpt.training.telemetry import log_rank0
 from lcpt.training.validation import Validation
 
 if TYPE_CHECKING:
     from lcpt.config import Config
 
 
-def set_up(config: Config, checkpoint: Path | None) -> tuple[GPT, Source, Prefetcher, Validation | None, int]:
-    """(model, training data, this rank's batches, validation if there is any, micro-batches a step).
+def set_up(config: Config, checkpoint: Path | None) -> tuple[GPT, SampleSource, Prefetcher, Validation | None, int]:
+    """Build (model, training data, this rank's batches, validation if there is any, micro-batches a step).
 
     The model's weights are those of `checkpoint`, else of training.init_from, else drawn from run.seed. ValueError
     names what does not fit.
@@ -42,7 +42,7 @@ def set_up(config: Config, checkpoint: Path | None) -> tuple[GPT, Source, Prefet
     if checkpoint:
         check_same_run(checkpoint, config, source)
         if training.init_from:
-            say("note: training.init_from is passed over, since the run goes on from its own checkpoint")
+            log_rank0("note: training.init_from is passed over, since the run goes on from its own checkpoint")
         load_weights(model, checkpoint, verified=True)
     elif training.init_from:
         load_weights(model, training.init_from)
@@ -50,7 +50,7 @@ def set_up(config: Config, checkpoint: Path | None) -> tuple[GPT, Source, Prefet
 
 
 def micro_batches(sequences: int, micro_batch: int, world: int) -> int:
-    """Micro-batches of a rank in one step; ValueError if they do not come out even."""
+    """Count the micro-batches of a rank in one step; ValueError if they do not divide evenly."""
     if sequences % (world * micro_batch):
         raise ValueError(
             f"{sequences} sequences a step (training.global_batch_tokens / data.context) do not divide "
@@ -59,9 +59,8 @@ def micro_batches(sequences: int, micro_batch: int, world: int) -> int:
     return sequences // (world * micro_batch)
 
 
-def open_source(config: Config, path: str, stream: str) -> Source:
-    """The task of that name, or a prepared folder whose tokenizer the model was made for; one rank reads all of that to
-    check its hashes."""
+def open_source(config: Config, path: str, stream: str) -> SampleSource:
+    """Open a task, or a prepared folder of the model's tokenizer; rank 0 reads all of it to check its hashes."""
     vocab_size = config.model.vocab_size
     if is_task(path):
         return Task(path, config.data.synthetic, vocab_size, stream)

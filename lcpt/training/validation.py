@@ -1,22 +1,22 @@
-"""Validation inside the loop: a fixed set of windows, the same for every step, world size, batch and run.seed."""
+"""Validate during training on a fixed set of windows, the same for every step, world size, batch and run.seed."""
 
 from __future__ import annotations
 
 import numpy as np
 import torch
 
-from lcpt.data import Corpus, Source, Tokenizer
+from lcpt.data import Corpus, SampleSource, Tokenizer
 from lcpt.evaluation.perplexity import bits_per_byte
 from lcpt.evaluation.windows import Window, stack, windows
 from lcpt.parallel import groups
 from lcpt.training.preemption import Preemption
-from lcpt.training.watchdog import Watch
+from lcpt.training.watchdog import Watchdog
 
 
 class Validation:
-    """About `tokens` tokens of `source`, in windows of `context`."""
+    """Scores about `tokens` tokens of `source`, in windows of `context`."""
 
-    def __init__(self, source: Source, tokens: int, context: int, batch: int):
+    def __init__(self, source: SampleSource, tokens: int, context: int, batch: int):
         chosen = held_out(source, max(1, tokens // context), context)
         mine = chosen[groups.rank() :: groups.world_size()]
         # Every rank makes the same number of forward passes: under ZeRO-3 each of them is a collective.
@@ -29,32 +29,32 @@ class Validation:
             self.bytes = sum(int(token_bytes[labels[labels >= 0]].sum()) for _, labels in self.batches)
 
     @torch.no_grad()
-    def run(self, model, device: torch.device, watch: Watch, preemption: Preemption) -> dict[str, float] | None:
-        """{"valid_loss": nats a label, and of text "valid_bits_per_byte"} over all ranks' windows; all ranks call it.
+    def run(self, model, device: torch.device, watch: Watchdog, preemption: Preemption) -> dict[str, float] | None:
+        """Return {"valid_loss": nats a label, and of text "valid_bits_per_byte"} over the windows of all ranks.
 
-        None if any rank was asked to leave before the last batch.
+        All ranks call it. None if any rank was asked to leave before the last batch.
         """
-        nats, tokens = 0.0, 0
+        nats, tokens = 0.0, 0.0
         for number, (inputs, labels) in enumerate(self.batches):
-            watch.beat(f"batch {number} of validation")
-            if any(groups.total(bool(preemption.asked), device=device)):
+            watch.heartbeat(f"batch {number} of validation")
+            if any(groups.all_reduce_sum(bool(preemption.requested_by), device=device)):
                 return None
             loss, count = model(torch.from_numpy(inputs).to(device), labels=torch.from_numpy(labels).to(device))
             nats, tokens = nats + float(loss), tokens + int(count)
-        nats, tokens, n_bytes = groups.total(nats, tokens, self.bytes, device=device)
+        nats, tokens, n_bytes = groups.all_reduce_sum(nats, tokens, self.bytes, device=device)
         measured = {"valid_loss": nats / tokens}
         return measured | {"valid_bits_per_byte": bits_per_byte(nats, n_bytes)} if n_bytes else measured
 
 
-def held_out(source: Source, count: int, context: int) -> list[Window]:
-    """Windows spread evenly over a corpus's documents, or a task's first samples."""
+def held_out(source: SampleSource, count: int, context: int) -> list[Window]:
+    """Choose windows spread evenly over a corpus's documents, or a task's first samples."""
     if isinstance(source, Corpus):
         return spread_windows(source, count, context)
     return [Window(number, *source.sample(number, 0, context)) for number in range(count)]
 
 
 def spread_windows(corpus: Corpus, count: int, context: int) -> list[Window]:
-    """`count` of the corpus's windows, evenly spaced; all of them if there are fewer."""
+    """Choose `count` of the corpus's windows, evenly spaced; all of them if there are fewer."""
     everything = [w for d in range(len(corpus)) for w in windows(d, corpus.document(d)[1], context, context)]
     picks = np.unique(np.linspace(0, len(everything) - 1, min(count, len(everything))).round().astype(int))
     return [everything[i] for i in picks]

@@ -1,7 +1,7 @@
-"""A rank that hangs, dies or raises ends the whole job, soon, and by name.
+"""End the whole job, soon and by name, when a rank hangs, dies or raises.
 
-Every rank gives a sign of life once a second through the store at which the ranks met. A thread of rank 0 looks at all
-of them and passes a verdict, which every rank obeys. Collectives alone would not do: NCCL waits for a dead rank, gloo
+Every rank writes a heartbeat once a second to the store at which the ranks met. A thread of rank 0 reads all of them
+and writes an abort reason, on which every rank exits. Collectives alone would not do: NCCL waits for a dead rank, gloo
 does not say which one died, and neither notices a rank that is busy with something else.
 """
 
@@ -16,169 +16,183 @@ import threading
 import time
 import traceback
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import torch.distributed as dist
 
 from lcpt.parallel import groups
 from lcpt.training.exit_codes import FAULT
-from lcpt.training.stacks import Stacks
+from lcpt.training.stack_traces import StackTraces
+from lcpt.utils.errors import one_line
 
-TICK = 1.0  # seconds between two signs of life
-SILENT = 20.0  # seconds without one after which a rank counts as dead
-BUSY = 120.0  # the same at the start and in the first step, where compilers and loaders may keep Python's lock for long
-STARTING = 900.0  # seconds that each phase of those may take
-SLOWEST = 10  # a hang is this many times longer than the longest wait so far
+HEARTBEAT_SECONDS = 1.0  # between two heartbeats
+SILENCE_LIMIT_S = 20.0  # without a heartbeat after which a rank counts as dead
+# The limit at the start and in the first step, where compilers and loaders may keep Python's lock for long.
+STARTUP_SILENCE_LIMIT_S = 120.0
+STARTUP_TIMEOUT_S = 900.0  # that each phase of start and first step may take
+HANG_FACTOR = 10  # a wait this many times longer than the longest one so far is a hang
 
 
-class Watch:
-    """`beat` before every piece of work; `fail` when this rank cannot go on; `stop` when it is done.
+class Watchdog:
+    """Call `heartbeat` before every piece of work, `fail` when this rank cannot go on, `stop` when it is done.
 
-    hang_seconds: a rank that stays in one place for longer hangs, unless it has waited a SLOWEST-th of that before;
-    0 means never. record(line) is called on rank 0 when the job ends by a verdict.
+    hang_seconds: a rank that stays in one place for longer hangs, unless it has waited a HANG_FACTOR-th of that before;
+    0 means never. record(line) is called on rank 0 when the job is aborted.
     """
 
     def __init__(self, hang_seconds: float, record: Callable[[str], None]):
         self._hang_seconds, self._record = hang_seconds, record
-        self._store = dist.PrefixStore("watch", groups.store().clone())  # a connection for this thread alone
+        connection = groups.store().clone()  # type: ignore[attr-defined]  # PyTorch's stubs lack it
+        self._store = dist.PrefixStore("watch", connection)  # for this thread alone
         self._lock, self._stopped, self._left = threading.Lock(), threading.Event(), threading.Event()
-        self._beats, self._place, self._since, self._patience = 0, "the start", time.monotonic(), STARTING
+        self._heartbeats, self._place, self._since = 0, "the start", time.monotonic()
+        self._timeout_s: float | None = STARTUP_TIMEOUT_S
         self._longest = 0.0
         self._seen: dict[int, tuple[bytes, float]] = {}
-        self._stacks = Stacks()
+        self._stacks = StackTraces()
         self._ticked, self._machine = time.monotonic(), this_machine()
-        self._store.set(str(groups.rank()), json.dumps(self._sign_of_life()))
+        self._store.set(str(groups.rank()), json.dumps(self._heartbeat_message()))
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
         threading.Thread(target=self._run_without_store, daemon=True).start()
 
-    def beat(self, place: str, patience: float | None = None) -> None:
-        """This rank begins `place`, words such as "step 7"; patience: seconds it may take, else what is usual."""
+    def heartbeat(self, place: str, timeout_s: float | None = None) -> None:
+        """Note that this rank begins `place`, such as "step 7", which may take timeout_s; None: as long as usual."""
         with self._lock:
             now = time.monotonic()
-            if self._patience is None:
+            if self._timeout_s is None:
                 self._longest = max(self._longest, now - self._since)
-            self._beats, self._place, self._since, self._patience = self._beats + 1, place, now, patience
+            self._heartbeats, self._place, self._since, self._timeout_s = self._heartbeats + 1, place, now, timeout_s
 
-    def keep_stacks_in(self, folder: Path) -> None:
-        """Where stack traces go from now on; before, to stderr."""
-        self._stacks = Stacks(folder)
-        self._stacks.dump_unless_called_within(self._may_be_silent - 3 * TICK)
+    def write_stacks_to(self, folder: Path) -> None:
+        """Write stack traces to files of a folder from now on; before, they go to stderr."""
+        self._stacks = StackTraces(folder)
+        self._stacks.dump_unless_called_within(self._silence_limit_s - 3 * HEARTBEAT_SECONDS)
 
     def fail(self, error: BaseException) -> NoReturn:
         """End this process, and with it the job. An error that comes of another rank's end waits for its name."""
-        line = f"rank {groups.rank()} failed at {self._place}: {type(error).__name__}: {' '.join(str(error).split())}"
+        line = f"rank {groups.rank()} failed at {self._place}: {type(error).__name__}: {one_line(error)}"
         if is_lost_connection(error) and groups.world_size() > 1:
-            time.sleep(SILENT + 5 * TICK)  # within it the thread learns whose fault it is, and ends this process
+            time.sleep(
+                SILENCE_LIMIT_S + 5 * HEARTBEAT_SECONDS
+            )  # by then the thread knows whose fault it is, and ends this process
         self._stopped.set()
         traceback.print_exception(error)
-        with contextlib.suppress(RuntimeError):  # rank 0 and its store are gone: nobody to tell
-            self._store.compare_set("verdict", "", json.dumps({"line": line, "speaker": groups.rank()}))
-        self._end(line, speaks=True)
+        with contextlib.suppress(RuntimeError):  # rank 0 and its store are gone
+            self._store.compare_set("abort_reason", "", json.dumps({"line": line, "reporter": groups.rank()}))
+        self._exit(line, reports=True)
 
     def stop(self) -> None:
-        """This rank is done and not missed any more."""
+        """Note that this rank is done: the others do not wait for its heartbeats any more."""
         self._stopped.set()
         self._left.set()
-        self._thread.join(SILENT)
+        self._thread.join(SILENCE_LIMIT_S)
         with contextlib.suppress(RuntimeError):
             self._store.set(str(groups.rank()), "left")
         self._stacks.close()
 
     def _run(self) -> None:
-        while not self._stopped.wait(TICK):
+        while not self._stopped.wait(HEARTBEAT_SECONDS):
             self._ticked, ticked = time.monotonic(), self._ticked
-            if self._ticked - ticked > 5 * TICK:  # this process or the whole machine was suspended: no hang
+            if (
+                self._ticked - ticked > 5 * HEARTBEAT_SECONDS
+            ):  # this process or the whole machine was suspended: no hang
                 self._since += self._ticked - ticked
                 self._seen.clear()
-            self._stacks.dump_unless_called_within(self._may_be_silent - 3 * TICK)
+            self._stacks.dump_unless_called_within(self._silence_limit_s - 3 * HEARTBEAT_SECONDS)
             try:
-                self._store.set(str(groups.rank()), json.dumps(self._sign_of_life()))
-                if groups.rank() == 0 and (verdict := self._judge()):
-                    self._store.compare_set("verdict", "", json.dumps(verdict))
-                if self._store.check(["verdict"]):
-                    self._obey(**json.loads(self._store.get("verdict")))
+                self._store.set(str(groups.rank()), json.dumps(self._heartbeat_message()))
+                if groups.rank() == 0 and (reason := self._find_fault()):
+                    self._store.compare_set("abort_reason", "", json.dumps(reason))
+                if self._store.check(["abort_reason"]):
+                    self._abort(**json.loads(self._store.get("abort_reason")))
             except RuntimeError:
                 if not self._stopped.is_set():
-                    self._obey("rank 0 died: it held the store at which the ranks meet", speaker=1)
+                    self._abort("rank 0 died: it held the store at which the ranks meet", reporter=1)
 
     def _run_without_store(self) -> None:
-        """Where rank 0 is alive but stopped, every call to its store waits for ever, whatever its timeout."""
+        """Abort where rank 0 is alive but stopped: a call to its store then waits for ever, whatever its timeout."""
         known, waited = self._ticked, 0
-        while not self._left.wait(TICK):  # counted in ticks of its own: none pass while this process is suspended
+        # The wait is counted in this thread's own ticks: none pass while the process is suspended.
+        while not self._left.wait(HEARTBEAT_SECONDS):
             known, waited = self._ticked, waited + 1 if self._ticked == known else 0
-            if waited * TICK > SILENT:
-                self._obey("rank 0 does not answer: its process is stopped or its machine is gone", 1, stacks=True)
+            if waited * HEARTBEAT_SECONDS > SILENCE_LIMIT_S:
+                self._abort(
+                    "rank 0 does not answer: its process is stopped or its machine is gone", reporter=1, stacks=True
+                )
 
     @property
-    def _may_be_silent(self) -> float:
-        return SILENT if self._patience is None else BUSY
+    def _silence_limit_s(self) -> float:
+        return SILENCE_LIMIT_S if self._timeout_s is None else STARTUP_SILENCE_LIMIT_S
 
-    def _sign_of_life(self) -> dict:
+    def _heartbeat_message(self) -> dict:
         with self._lock:
             waited = time.monotonic() - self._since
-            limit = max(self._hang_seconds, SLOWEST * self._longest) if self._patience is None else self._patience
+            limit = max(self._hang_seconds, HANG_FACTOR * self._longest) if self._timeout_s is None else self._timeout_s
             return {
-                "beats": self._beats,
+                "heartbeats": self._heartbeats,
                 "place": self._place,
                 "waited": waited,
                 "pid": os.getpid(),
                 "machine": self._machine,
                 "hangs": bool(self._hang_seconds) and waited > limit,
                 "in_collective": in_collective(),
-                "may_be_silent": self._may_be_silent,
+                "silence_limit_s": self._silence_limit_s,
             }
 
-    def _judge(self) -> dict | None:
-        """On rank 0: which rank is dead or hangs, None if none is."""
-        signs = self._signs()
-        for rank, (sign, _) in signs.items():
-            if sign["machine"] == self._machine and not is_alive(sign["pid"]):
-                line = f"rank {rank} died: its process {sign['pid']} is gone, last seen at {sign['place']}"
-                return {"line": line, "speaker": 0}
-        hang = any(sign["hangs"] for sign, _ in signs.values())
+    def _find_fault(self) -> dict[str, Any] | None:
+        """Find, on rank 0, a rank that is dead or hangs: the arguments of `_abort`; None if there is none."""
+        latest = self._latest_heartbeats()
+        for rank, (heartbeat, _) in latest.items():
+            if heartbeat["machine"] == self._machine and not is_alive(heartbeat["pid"]):
+                line = f"rank {rank} died: its process {heartbeat['pid']} is gone, last seen at {heartbeat['place']}"
+                return {"line": line, "reporter": 0}
+        hang = any(heartbeat["hangs"] for heartbeat, _ in latest.values())
         silent = [
-            rank for rank, (sign, seconds) in signs.items() if seconds > (3 * TICK if hang else sign["may_be_silent"])
+            rank
+            for rank, (heartbeat, seconds) in latest.items()
+            if seconds > (3 * HEARTBEAT_SECONDS if hang else heartbeat["silence_limit_s"])
         ]
         if silent:
-            sign, seconds = signs[silent[0]]
+            heartbeat, seconds = latest[silent[0]]
             line = (
-                f"rank {ranks(silent)} does not answer, so its process is stopped or its machine is gone: "
-                f"last seen {seconds:.0f} s ago at {sign['place']}"
+                f"rank {listed(silent)} does not answer, so its process is stopped or its machine is gone: "
+                f"last seen {seconds:.0f} s ago at {heartbeat['place']}"
             )
-            return {"line": line, "speaker": 0, "stacks": True, "culprits": silent}
+            return {"line": line, "reporter": 0, "stacks": True, "culprits": silent}
         if hang:
-            fewest = min(sign["beats"] for sign, _ in signs.values())
-            behind = [rank for rank, (sign, _) in signs.items() if sign["beats"] == fewest]
-            behind = [rank for rank in behind if not signs[rank][0]["in_collective"]] or behind  # those wait for it
-            sign = signs[behind[0]][0]
-            line = f"rank {ranks(behind)} hangs at {sign['place']}: no progress for {sign['waited']:.0f} s"
-            return {"line": line, "speaker": 0, "stacks": True, "culprits": behind}
+            fewest = min(heartbeat["heartbeats"] for heartbeat, _ in latest.values())
+            behind = [rank for rank, (heartbeat, _) in latest.items() if heartbeat["heartbeats"] == fewest]
+            behind = [rank for rank in behind if not latest[rank][0]["in_collective"]] or behind  # those wait for it
+            heartbeat = latest[behind[0]][0]
+            line = f"rank {listed(behind)} hangs at {heartbeat['place']}: no progress for {heartbeat['waited']:.0f} s"
+            return {"line": line, "reporter": 0, "stacks": True, "culprits": behind}
         return None
 
-    def _signs(self) -> dict[int, tuple[dict, float]]:
-        """On rank 0: each rank's last sign of life, and how many seconds ago it came. None of those that have left."""
+    def _latest_heartbeats(self) -> dict[int, tuple[dict, float]]:
+        """Read, on rank 0, each rank's last heartbeat and its age in seconds; without ranks that have left."""
         now = time.monotonic()
         for rank in range(groups.world_size()):
             if self._store.check([str(rank)]):
-                sign = self._store.get(str(rank))
-                if self._seen.get(rank, (None, 0))[0] != sign:
-                    self._seen[rank] = sign, now
-        return {rank: (json.loads(sign), now - at) for rank, (sign, at) in self._seen.items() if sign != b"left"}
+                heartbeat = self._store.get(str(rank))
+                if self._seen.get(rank, (None, 0))[0] != heartbeat:
+                    self._seen[rank] = heartbeat, now
+        return {rank: (json.loads(text), now - at) for rank, (text, at) in self._seen.items() if text != b"left"}
 
-    def _obey(self, line: str, speaker: int, stacks: bool = False, culprits: tuple[int, ...] = ()) -> NoReturn:
+    def _abort(self, line: str, reporter: int, stacks: bool = False, culprits: Sequence[int] = ()) -> NoReturn:
+        """End this process for the reason in `line`, which rank `reporter` prints."""
         if stacks:
             self._stacks.dump()
             line += f"; stack traces of all ranks are in {self._stacks.place}"
-            time.sleep(TICK)  # for the others to do the same
-        for rank in culprits if speaker == groups.rank() else ():
+            time.sleep(HEARTBEAT_SECONDS)  # for the others to do the same
+        for rank in culprits if reporter == groups.rank() else ():
             print(f"rank {rank} was here:\n{self._stacks.of(rank)}", file=sys.stderr)
-        self._end(line, speaks=speaker == groups.rank())
+        self._exit(line, reports=reporter == groups.rank())
 
-    def _end(self, line: str, speaks: bool) -> NoReturn:
-        if speaks:
+    def _exit(self, line: str, reports: bool) -> NoReturn:
+        if reports:
             with contextlib.suppress(OSError):  # behind a progress bar, to a terminal that may be gone
                 print(f"\nerror: {line}; start again to continue from the newest checkpoint", file=sys.stderr)
                 sys.stderr.flush()
@@ -186,17 +200,18 @@ class Watch:
             with contextlib.suppress(OSError):
                 self._record(line)
             if groups.world_size() > 1:
-                time.sleep(3 * TICK)  # it holds the store: the others must have time to read the verdict
+                time.sleep(3 * HEARTBEAT_SECONDS)  # it holds the store: the others must have time to read why
         os._exit(FAULT)  # not sys.exit: another thread may hang for ever
 
 
-def ranks(numbers: list[int]) -> str:
-    return ", ".join(map(str, numbers))
+def listed(ranks: list[int]) -> str:
+    return ", ".join(map(str, ranks))
 
 
 def in_collective() -> bool:
-    """Whether the main thread waits for other ranks: one that hangs by itself does not."""
-    frame = sys._current_frames().get(threading.main_thread().ident)
+    """Check whether the main thread waits for other ranks: one that hangs by itself does not."""
+    thread = threading.main_thread().ident
+    frame = sys._current_frames().get(thread) if thread is not None else None
     while frame:
         if "torch/distributed/" in frame.f_code.co_filename:
             return True
@@ -205,7 +220,7 @@ def in_collective() -> bool:
 
 
 def this_machine() -> str:
-    """Equal for two processes that can see each other by their pids, which equal host names do not promise."""
+    """Name this machine: equal for processes that see each other by pid, which equal host names do not promise."""
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text() + os.readlink("/proc/self/ns/pid")
     except OSError:
@@ -213,7 +228,7 @@ def this_machine() -> str:
 
 
 def is_alive(pid: int) -> bool:
-    """Whether that process of this machine runs; a zombie does not."""
+    """Check whether that process of this machine runs; a zombie does not."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except OSError:
@@ -221,5 +236,5 @@ def is_alive(pid: int) -> bool:
 
 
 def is_lost_connection(error: BaseException) -> bool:
-    """What a collective raises when another rank is gone."""
+    """Check whether this is what a collective raises when another rank is gone."""
     return isinstance(error, RuntimeError) and bool(re.search("gloo|nccl|connection|socket", str(error), re.IGNORECASE))

@@ -1,13 +1,13 @@
-"""Which fp32 numbers of a model this rank holds, at any ZeRO stage: the one room that knows how DeepSpeed divides them.
+"""Find the fp32 shards of a model that this rank holds, at any ZeRO stage. Only this module knows how DeepSpeed shards.
 
-Stage 0 holds everything on every rank. Stages 1 and 2 lay the parameters of a group end to end and give every rank a
-stretch of that. Stage 3 divides every parameter evenly by itself. The moments lie as their parameters do.
+Stage 0 replicates everything on every rank. Stages 1 and 2 flatten the parameters of a group into one buffer and give
+every rank a slice of it. Stage 3 partitions every parameter evenly. The moments are sharded as their parameters are.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,16 +17,16 @@ from lcpt.parallel import groups
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
-class Fragment(NamedTuple):
-    """Numbers start … of a parameter laid flat: `tensors` are flat views of the optimizer's own fp32 memory."""
+class Shard(NamedTuple):
+    """Elements start … of a flattened parameter: `tensors` are flat views of the optimizer's own fp32 memory."""
 
     name: str
     shape: tuple[int, ...]
     start: int
     tensors: dict[str, Tensor]  # "weights", "exp_avg", "exp_avg_sq"
 
-    def narrow(self, low: int, high: int) -> Fragment:
-        """Its numbers low … high, counted from its own start."""
+    def narrow(self, low: int, high: int) -> Shard:
+        """Keep its elements low … high, counted from its own start."""
         cut = {group: tensor[low:high] for group, tensor in self.tensors.items()}
         return self._replace(start=self.start + low, tensors=cut)
 
@@ -48,47 +48,47 @@ def create_moments(engine) -> None:
         engine.optimizer._lazy_init_hp_params_optimizer_state()  # links them, as the first step would
 
 
-def held(engine) -> Iterator[Fragment]:
-    """What this rank holds of each parameter; nothing of some, at stages 1 to 3."""
-    fragment = {0: _whole, 1: _stretch, 2: _stretch, 3: _share}[engine.zero_optimization_stage()]
+def local_shards(engine) -> Iterator[Shard]:
+    """Yield this rank's shard of each parameter; at stages 1 to 3 it has none of some."""
+    shard_of = {0: _whole, 1: _flat_slice, 2: _flat_slice, 3: _partition}[engine.zero_optimization_stage()]
     for name, parameter in engine.module.named_parameters():
-        if (found := fragment(engine, name, parameter)) is not None:
-            yield found
+        if (shard := shard_of(engine, name, parameter)) is not None:
+            yield shard
 
 
-def held_once(engine) -> Iterator[Fragment]:
-    """The same, but every number on one rank alone."""
+def owned_shards(engine) -> Iterator[Shard]:
+    """Yield the shards that this rank saves: over all ranks they hold every element once, also at stage 0."""
     rank, world = groups.rank(), groups.world_size()
-    for fragment in held(engine):
+    for shard in local_shards(engine):
         if engine.zero_optimization_stage() == 0:
-            numbers = len(fragment.tensors["weights"])
-            fragment = fragment.narrow(numbers * rank // world, numbers * (rank + 1) // world)
-        if len(fragment.tensors["weights"]):
-            yield fragment
+            elements = len(shard.tensors["weights"])
+            shard = shard.narrow(elements * rank // world, elements * (rank + 1) // world)
+        if len(shard.tensors["weights"]):
+            yield shard
 
 
-def _whole(engine, name: str, parameter: Tensor) -> Fragment:
+def _whole(engine, name: str, parameter: Tensor) -> Shard:
     state = engine.basic_optimizer.state[parameter]
     tensors = {"weights": parameter.data.view(-1)} | {moment: state[moment].view(-1) for moment in MOMENTS}
-    return Fragment(name, tuple(parameter.shape), 0, tensors)
+    return Shard(name, tuple(parameter.shape), 0, tensors)
 
 
-def _stretch(engine, name: str, parameter: Tensor) -> Fragment | None:
+def _flat_slice(engine, name: str, parameter: Any) -> Shard | None:
     mapping = parameter._hp_mapping
     if mapping is None:
         return None
     tensors = {"weights": mapping.hp_fragment.detach()} | {moment: mapping.optim_fragment[moment] for moment in MOMENTS}
-    return Fragment(name, tuple(parameter.shape), mapping.lp_fragment_address.start, tensors)
+    return Shard(name, tuple(parameter.shape), mapping.lp_fragment_address.start, tensors)
 
 
-def _share(engine, name: str, parameter: Tensor) -> Fragment | None:
+def _partition(engine, name: str, parameter: Any) -> Shard | None:
     zero = engine.optimizer
-    number, offset, share = zero.grad_position[zero.get_param_id(parameter)]
-    start = groups.rank() * share
-    length = min(share, parameter.ds_numel - start)  # the last shares are padded
+    group, offset, size = zero.grad_position[zero.get_param_id(parameter)]
+    start = groups.rank() * size
+    length = min(size, parameter.ds_numel - start)  # the last partitions are padded
     if length <= 0:
         return None
-    flat = zero.fp32_partitioned_groups_flat[number]
+    flat = zero.fp32_partitioned_groups_flat[group]
     whole = {"weights": flat.detach()} | {moment: engine.basic_optimizer.state[flat][moment] for moment in MOMENTS}
-    own = {group: tensor[offset : offset + length] for group, tensor in whole.items()}
-    return Fragment(name, tuple(parameter.ds_shape), start, own)
+    own = {kind: tensor[offset : offset + length] for kind, tensor in whole.items()}
+    return Shard(name, tuple(parameter.ds_shape), start, own)

@@ -1,1 +1,1 @@
-"""The ground floor that every other package may use: files, hashes, errors, provenance, memory."""
+"""Provide what every other package may use: files, hashes, errors, provenance, memory."""

@@ -1,4 +1,4 @@
-"""Memory of this process."""
+"""Measure the memory of this process."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 
 
 def reset_peak_memory(device: torch.device) -> None:
-    """Begin a new measurement: forget the peak so far, and on the CPU what is kept of freed memory."""
+    """Begin a new measurement: reset the peak, and on the CPU return freed memory to the system."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     else:
@@ -18,14 +18,14 @@ def reset_peak_memory(device: torch.device) -> None:
 
 
 def peak_memory_bytes(device: torch.device) -> int:
-    """The most that was allocated on a GPU, or resident on the CPU, since the process began or the last reset."""
+    """Return the most that was allocated on a GPU, or resident on the CPU, since the last reset."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     return _status_bytes("VmHWM")
 
 
 def memory_in_use_bytes(device: torch.device) -> int:
-    """What is allocated on a GPU, or resident on the CPU, now."""
+    """Return what is allocated on a GPU, or resident on the CPU, now."""
     return torch.cuda.memory_allocated(device) if device.type == "cuda" else _status_bytes("VmRSS")
 
 

@@ -1,4 +1,4 @@
-"""Where figures come from: the commit, the versions, the machine and the command that made them."""
+"""Record where figures come from: the commit, the versions, the machine and the command that made them."""
 
 from __future__ import annotations
 
@@ -12,13 +12,14 @@ from pathlib import Path
 
 import torch
 
-OPERATORS = "lcpt_kernels_"  # in the names of PyTorch operators that start Triton kernels
-MODULES = ("fla.",)  # whose functions do
+# Triton kernels are behind PyTorch operators with this in their names, and behind the functions of these modules.
+TRITON_OPERATOR_PREFIX = "lcpt_kernels_"
+TRITON_MODULES = ("fla.",)
 PACKAGES = ("torch", "deepspeed", "triton", "numpy", "sentencepiece", "safetensors", "flash-linear-attention")
 
 
-def header(device: torch.device) -> dict:
-    """What every report of measured figures begins with."""
+def report_header(device: torch.device) -> dict:
+    """Return the keys with which every report of measured figures begins."""
     gpu = {}
     if device.type == "cuda":
         gpu = {"cuda": torch.version.cuda or "absent", "cudnn": str(torch.backends.cudnn.version())}
@@ -37,7 +38,7 @@ def command() -> list[str]:
 
 
 def backend_of(x: torch.Tensor) -> str:
-    """ "triton" if one of the functions that x, with gradients, comes from starts Triton kernels, else "torch"."""
+    """Return "triton" if a function in the autograd graph of x starts Triton kernels, else "torch"."""
     waiting, seen = [x.grad_fn], set()
     while waiting:
         node = waiting.pop()
@@ -45,7 +46,8 @@ def backend_of(x: torch.Tensor) -> str:
             continue
         seen.add(node)
         function = getattr(node, "_forward_cls", None)  # the torch.autograd.Function, where it is one
-        if OPERATORS in node.name() or (function is not None and function.__module__.startswith(MODULES)):
+        by_module = function is not None and function.__module__.startswith(TRITON_MODULES)
+        if by_module or TRITON_OPERATOR_PREFIX in node.name():
             return "triton"
         waiting += [before for before, _ in node.next_functions]
     return "torch"
@@ -71,15 +73,15 @@ def versions() -> dict[str, str]:
 
 
 def git_commit() -> str | None:
-    """The commit of lcpt's own checkout; where it has no .git, what the environment's LCPT_COMMIT says, or None."""
+    """Return the commit of lcpt's own checkout; where it has no .git, the variable LCPT_COMMIT, or None."""
     root = Path(__file__).parents[2]
-    command = ["git", "-C", root, "rev-parse", "HEAD", "--show-toplevel"]
-    passed = os.environ.get("LCPT_COMMIT") or None
+    command = ["git", "-C", str(root), "rev-parse", "HEAD", "--show-toplevel"]
+    given = os.environ.get("LCPT_COMMIT") or None
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=False)
     except OSError:
-        return passed
+        return given
     commit, _, top = done.stdout.strip().partition("\n")
-    if done.returncode or Path(top) != root.resolve():  # none, or that of a folder around this one
-        return passed
+    if done.returncode or Path(top) != root.resolve():  # there is no repository, or only one around this folder
+        return given
     return commit

@@ -24,7 +24,7 @@ from lcpt.model import GPT, ModelConfig
         (64, [2_080, 45_760, 766_480], [2_145, 47_905, 814_385]),
     ],
 )
-def test_known_dimensions(head_dim, exact, cumulative):
+def test_dimensions_equal_known_values(head_dim, exact, cumulative):
     rows = {(row["features"], row["degree"]): row for row in dimensions(head_dim, 4, 32)}
     assert [rows["exact", p]["dimension"] for p in (2, 3, 4)] == exact
     assert [rows["exact, cumulative", p]["dimension"] for p in (2, 3, 4)] == cumulative
@@ -65,8 +65,8 @@ def test_crossover_is_where_the_flops_cross():
 @pytest.mark.parametrize("cosine", [0.0, 0.6, 1.0])
 @pytest.mark.parametrize("kind", DRAW)
 @pytest.mark.parametrize("head_dim", [16, 12])
-def test_theory_of_the_sketch(kind, cosine, head_dim):
-    """What many draws show is within 4 standard errors of it, and these are at most 2 %."""
+def test_the_sketch_error_equals_its_theory(kind, cosine, head_dim):
+    """The mean of many draws is within 4 standard errors of the theory, and these are at most 2 %."""
     q, k = pairs(head_dim, cosine, 64)
     found = experiment(q, k, 8, kind, draws=1_500)
     assert found["standard_error"] < 0.02 * found["theory"]
@@ -74,7 +74,7 @@ def test_theory_of_the_sketch(kind, cosine, head_dim):
     assert found["weight_ratio"] == pytest.approx(found["weight_ratio_theory"], rel=0.16)
 
 
-def test_theory_in_special_cases():
+def test_the_variance_equals_known_special_cases():
     """A perfect match: √(8/r). Unrelated tokens at d = 64, r = 32: with E[c²] = 1/63 and E[c⁴] = 1/1365 of a cosine c,
     1 + (1 + 4/63 + 3/1365) 1365/32 times too heavy."""
     q, k = pairs(64, 0.0, 100_000)
@@ -136,7 +136,7 @@ def test_error_counts_far_pairs_alone():
     assert errors_of_layer(layer, p) == [None, None]
 
 
-def test_heads_of_a_model():
+def test_every_head_of_a_model_has_a_row():
     config = ModelConfig(
         n_layers=3,
         d_model=32,
@@ -167,6 +167,6 @@ def test_heads_of_a_model():
         ({"block_size": 0}, "block size 0"),
     ],
 )
-def test_numbers_that_do_not_fit(wrong, part):
+def test_arguments_out_of_range_are_named(wrong, part):
     with pytest.raises(ValueError, match=part):
         feature_report(**{"head_dim": 8, "degree": 4, "sketch_size": 4, "block_size": 16} | wrong)

@@ -10,9 +10,9 @@ from torch.nn.attention.flex_attention import create_block_mask
 
 from lcpt.benchmarking import attention_baselines as baselines
 from lcpt.benchmarking.attention_layer import Layer
-from lcpt.benchmarking.attention_methods import projected
+from lcpt.benchmarking.attention_methods import random_projections
 
-LAYER = Layer(1, 2, 16, torch.float32, torch.device("cpu"))
+LAYER = Layer(batch=1, heads=2, head_dim=16, dtype=torch.float32, device=torch.device("cpu"))
 
 
 def one_at_a_time(q, k, v, weight, seen):
@@ -30,50 +30,51 @@ def random(*size):
 
 
 @pytest.mark.parametrize("window", [None, 1, 5])
-def test_softmax_by_hand(window):
+def test_softmax_equals_loops_by_hand(window):
     q, k, v = random(2, 9, 16)
     expected = one_at_a_time(q, k, v, lambda s: (s / 4).exp(), lambda t, s: window is None or t - window < s)
     found = baselines.softmax(q[None], k[None], v[None], window)
     torch.testing.assert_close(found, expected.transpose(0, 1)[None])
 
 
-def test_based_by_hand():
+def test_based_equals_loops_by_hand():
     q, k, v = random(2, 9, 16)
     expected = one_at_a_time(q, k, v, lambda s: 1 + s / 4 + s**2 / 32, lambda t, s: True)
     found = baselines.based(*(x.transpose(0, 1)[None] for x in (q, k, v)))
     torch.testing.assert_close(found, expected.transpose(0, 1)[None])
 
 
-def test_linear_by_hand():
+def test_linear_attention_equals_a_recurrence_by_hand():
     q, k, v = (x.transpose(0, 1)[None] for x in random(2, 9, 16))
     found = baselines.linear(q, k, v)
     state = torch.zeros(2, 16, 16, dtype=torch.float64)
     for t in range(9):
         state += k[0, t, :, :, None] * v[0, t, :, None, :]
-        torch.testing.assert_close(found[0, t], torch.einsum("hf,hfd->hd", q[0, t], state) / baselines.STATE)
+        torch.testing.assert_close(found[0, t], torch.einsum("hf,hfd->hd", q[0, t], state) / baselines.GLA_FEATURES)
 
 
 @pytest.mark.parametrize("tokens", [1, 128, 300, 1000])
 @pytest.mark.parametrize("window", [None, 1, 100, 128, 129, 500])
 def test_mask_is_pytorchs_own(tokens, window):
-    band = baselines.band(tokens, window, torch.device("cpu"))
-    expected = create_block_mask(band.mask_mod, None, None, tokens, tokens, device="cpu")
+    mask = baselines.causal_mask(tokens, window, torch.device("cpu"))
+    expected = create_block_mask(mask.mask_mod, None, None, tokens, tokens, device="cpu")
     for name in ("kv_num_blocks", "full_kv_num_blocks"):
-        assert torch.equal(getattr(band, name), getattr(expected, name)), name
+        assert torch.equal(getattr(mask, name), getattr(expected, name)), name
     for name in ("kv_indices", "full_kv_indices"):
-        count = getattr(band, name.replace("indices", "num_blocks"))
-        listed = torch.arange(getattr(band, name).shape[-1]) < count[..., None]
-        assert torch.equal(getattr(band, name)[listed], getattr(expected, name)[listed]), name
+        count = getattr(mask, name.replace("indices", "num_blocks"))
+        used = torch.arange(getattr(mask, name).shape[-1]) < count[..., None]
+        assert torch.equal(getattr(mask, name)[used], getattr(expected, name)[used]), name
     t, s = torch.arange(tokens)[:, None], torch.arange(tokens)[None, :]
     seen = (s <= t) & (t - s < (window or tokens))
-    assert torch.equal(band.mask_mod(0, 0, t, s).expand_as(seen), seen)
+    assert torch.equal(mask.mask_mod(0, 0, t, s).expand_as(seen), seen)
 
 
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
 @pytest.mark.parametrize("name, window", [("flex", None), ("window", baselines.WINDOW)])
 def test_flex_is_its_definition(name, window):
     method = baselines.BASELINES["cuda"][name](LAYER)
-    given = [x.detach() for x in method.inputs(projected(LAYER, 1100))]  # PyTorch has no backward of it on a CPU
+    # PyTorch has no backward of it on a CPU.
+    given = [x.detach() for x in method.inputs(random_projections(LAYER, 1100))]
     torch.testing.assert_close(method.attend(*given), method.definition(*given))
     assert method.settings.get("window") == window
     assert (baselines.softmax(*given, None) - method.attend(*given)).norm() > 1e-2 or window is None
@@ -89,13 +90,13 @@ def test_every_sdpa_backend_is_named_to_pytorch(monkeypatch):
     monkeypatch.setattr(baselines, "sdpa_kernel", note)
     for name, backend in baselines.SDPA.items():
         method = baselines.BASELINES["cuda"][f"sdpa_{name}"](LAYER)
-        given = method.inputs(projected(LAYER, 20))
+        given = method.inputs(random_projections(LAYER, 20))
         torch.testing.assert_close(method.attend(*given), method.definition(*given))
         assert asked[-1] == [backend]
 
 
 @pytest.mark.parametrize("name", ["fla_simple_gla", "fla_based"])
-def test_a_library_that_is_not_installed(monkeypatch, name):
+def test_a_library_that_is_not_installed_is_named(monkeypatch, name):
     monkeypatch.setattr(baselines, "find_spec", lambda name: None)
     with pytest.raises(baselines.Unavailable, match="flash-linear-attention is not installed"):
         baselines.BASELINES["cuda"][name](LAYER)
@@ -128,7 +129,7 @@ def test_fla_is_called_as_its_definition_says(monkeypatch, name, module, functio
         monkeypatch.setitem(sys.modules, package, types.ModuleType(package))
     monkeypatch.setattr(baselines, "find_spec", lambda name: name)
     method = baselines.BASELINES["cuda"][name](LAYER)
-    given = method.inputs(projected(LAYER, 40))
+    given = method.inputs(random_projections(LAYER, 40))
     torch.testing.assert_close(method.attend(*given), method.definition(*given), rtol=1e-4, atol=1e-5)
     assert all(x.requires_grad for x in given) and given[0].shape[-1] == method.settings["features"]
 
@@ -138,7 +139,7 @@ def test_fla_is_called_as_its_definition_says(monkeypatch, name, module, functio
 def test_a_mask_by_marks_is_sparse_attention(name, tokens):
     """Also for queries that are dropped, or see no key."""
     method = baselines.BASELINES["cuda"][name](LAYER)
-    given = [x.detach() for x in method.inputs(projected(LAYER, tokens))]
+    given = [x.detach() for x in method.inputs(random_projections(LAYER, tokens))]
     found, expected = method.attend(*given), method.definition(*given)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
     assert not found.flatten(2).any(-1).all() or tokens == 1

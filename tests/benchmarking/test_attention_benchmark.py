@@ -7,7 +7,7 @@ from lcpt.benchmarking.attention_layer import Layer
 from lcpt.benchmarking.attention_methods import methods
 from lcpt.benchmarking.roofline import Size, softmax_cost, squared_cost
 
-LAYER = Layer(3, 2, 16, torch.float32, torch.device("cpu"))
+LAYER = Layer(batch=3, heads=2, head_dim=16, dtype=torch.float32, device=torch.device("cpu"))
 CONFIG = AttentionConfig(block_size=16)
 
 
@@ -23,15 +23,16 @@ def in_turn(steps, repeats, device, budget=None, progress=None):
 
 
 @pytest.mark.parametrize("mode", ["forward", "forward_backward"])
-def test_shares_of_measured_peaks(monkeypatch, mode):
+def test_percents_of_peak_follow_from_the_counts(monkeypatch, mode):
     monkeypatch.setattr(attention_benchmark, "time_in_turn", in_turn)
     found, left_out = methods(["polysketch", "squared", "fastmax", "sdpa_cpu"], CONFIG, LAYER)
     backends = {"polysketch": "triton", "squared": "triton", "fastmax": "triton", "sdpa_cpu": "torch"}
     measured = {"flops_per_second": 1e12, "bytes_per_second": 1e11}
-    rows, failed = attention_benchmark.measure(found, backends, LAYER, 64, mode, 2, 9.0, measured)
+    rows, failed = attention_benchmark.measure(found, backends, LAYER, 64, mode, repeats=2, budget=9.0, peaks=measured)
     assert left_out == failed == {}
     shares = {row["method"]: row["percent_of_peak"] for row in rows}
-    flops, n_bytes = squared_cost(2, Size(64, 16, 32, 16, 1, torch.float32), mode)
+    size = Size(tokens=64, head_dim=16, sketch=32, block_size=16, local_blocks=1, dtype=torch.float32)
+    flops, n_bytes = squared_cost(2, size, mode)
     assert shares["squared"] == pytest.approx(
         {"flops": 100 * 3 * flops / 2e-3 / 1e12, "bytes": 100 * 3 * n_bytes / 2e-3 / 1e11}
     )
@@ -50,11 +51,12 @@ def test_what_runs_in_pytorch_has_no_share_of_the_kernels_count(monkeypatch):
     monkeypatch.setattr(attention_benchmark, "time_in_turn", in_turn)
     found, _ = methods(["polysketch", "squared"], CONFIG, LAYER)
     measured = {"flops_per_second": 1e12, "bytes_per_second": 1e11}
-    rows, _ = attention_benchmark.measure(found, dict.fromkeys(found, "torch"), LAYER, 64, "forward", 2, 9.0, measured)
+    backends = dict.fromkeys(found, "torch")
+    rows, _ = attention_benchmark.measure(found, backends, LAYER, 64, "forward", repeats=2, budget=9.0, peaks=measured)
     assert [row["percent_of_peak"] for row in rows] == [None, None]
 
 
-def test_peaks(monkeypatch):
+def test_peaks_are_flops_and_bytes_over_the_measured_time(monkeypatch):
     ran = []
 
     def run(steps, repeats, device):

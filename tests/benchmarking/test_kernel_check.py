@@ -1,4 +1,4 @@
-"""What finds a kernel that is wrong, tried on backend "torch"; and the script itself, in Triton's interpreter."""
+"""Check that wrong kernels are found, on backend "torch"; and the script itself, in Triton's interpreter."""
 
 import argparse
 import importlib.util
@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -24,7 +25,7 @@ SMALL = list(dict.fromkeys(map(smaller, cases())))
 
 
 @pytest.mark.parametrize("case", SMALL, ids=lambda case: case.name)
-def test_what_is_right_passes(case):
+def test_a_right_kernel_passes(case):
     row = kernel_check.check(case, CPU, repeats=2, backend="torch")
     assert row["passed"] and row["differing_repeats"] == 0, row["errors"]
     assert row["errors"].keys() == {"o", *inputs(case, CPU)}
@@ -76,7 +77,7 @@ def forgets_what_came_before(*args, backend, initial_state=None, **kwargs):
         (forgets_what_came_before, "o"),
     ],
 )
-def test_what_is_wrong_does_not(monkeypatch, wrong, name):
+def test_a_wrong_kernel_does_not_pass(monkeypatch, wrong, name):
     monkeypatch.setitem(kernel_check.FUNCTIONS, "squared", wrong)
     case = next(case for case in SMALL if case.pieces and case.exact)
     row = kernel_check.check(case, CPU, repeats=1, backend="torch")
@@ -108,7 +109,7 @@ def test_other_bits_are_noticed(monkeypatch):
 
 @pytest.mark.parametrize("attention", kernel_check.FUNCTIONS)
 def test_heads_of_a_group_meet_their_own_keys(attention):
-    case = smaller(Case(attention, heads=12, key_heads=4))._replace(heads=4, key_heads=2, batch=2)
+    case = replace(smaller(Case(attention=attention, heads=12, key_heads=4)), heads=4, key_heads=2, batch=2)
     given, how = inputs(case, CPU), options(case, CPU)
     do = torch.randn(2, case.tokens, 4, case.head_dim)
     whole = {name: x.detach().double().requires_grad_() for name, x in given.items()}
@@ -118,7 +119,7 @@ def test_heads_of_a_group_meet_their_own_keys(attention):
         torch.testing.assert_close(found[name], expected[name])
 
 
-def test_the_script_in_the_interpreter(tmp_path):
+def test_the_script_checks_kernels_in_the_interpreter(tmp_path):
     pytest.importorskip("triton")
     output = tmp_path / "new/right.json"
     environment = os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT}/kernels", "TRITON_INTERPRET": "1"}

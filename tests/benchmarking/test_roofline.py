@@ -32,7 +32,14 @@ def in_the_interpreter(*arguments) -> dict:
 )
 def test_products_and_bytes_are_those_of_the_kernels(tokens, head_dim, sketch, block_size, local_blocks):
     pytest.importorskip("triton")
-    size = Size(tokens, head_dim, sketch, block_size, local_blocks, torch.float32)
+    size = Size(
+        tokens=tokens,
+        head_dim=head_dim,
+        sketch=sketch,
+        block_size=block_size,
+        local_blocks=local_blocks,
+        dtype=torch.float32,
+    )
     found = in_the_interpreter(tokens, head_dim, sketch, block_size, local_blocks)
     for mode, kernels in (("forward", forward(size)), ("forward_backward", forward(size) + backward(size))):
         flops, n_bytes = defaultdict(float), defaultdict(float)
@@ -50,7 +57,7 @@ def test_long_contexts_agree_with_what_polysketch_states():
     stated, _ = attention.attend_flops(context)
     state = 2 * 2 * attention.head_dim * attention.features()
     local = stated / 2 - 2 * attention.map_flops() - state
-    kernels = {step.kernel: step.flops / context for step in forward(Size(context))}
+    kernels = {step.kernel: step.flops / context for step in forward(Size(tokens=context))}
     normaliser = 2 * attention.size**2
     assert kernels["block_state"] == state / 2
     assert kernels["block_state_rest"] == normaliser
@@ -60,7 +67,7 @@ def test_long_contexts_agree_with_what_polysketch_states():
 
 
 def test_cost_is_linear_and_softmax_counted_as_usual():
-    once, twice = (squared_cost(12, Size(n), "forward_backward") for n in (2**14, 2**15))
+    once, twice = (squared_cost(12, Size(tokens=n), "forward_backward") for n in (2**14, 2**15))
     assert twice == (2 * once[0], 2 * once[1])
     assert softmax_cost(12, 64, 2**14, "forward")[0] == 12 * 4 * 64 * 2**28 / 2
     assert softmax_cost(12, 64, 2**14, "forward_backward")[0] == 3.5 * softmax_cost(12, 64, 2**14, "forward")[0]

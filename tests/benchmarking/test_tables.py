@@ -36,7 +36,7 @@ def test_the_fastest_softmax_is_of_the_same_context_and_mode_and_no_window():
     assert fastest_softmax(row("polysketch", 1.0, context=99), ROWS) is None
 
 
-def test_table():
+def test_table_shows_every_figure_of_a_row():
     titles, rule, first, *others = cells(table(ROWS))
     named = dict(zip(titles, first, strict=True))
     assert named["x fastest softmax"] == "3.00" and named["times as fast as"] == "sdpa_flash: 4.00, window: 0.50"
@@ -51,6 +51,6 @@ def test_a_column_of_which_nothing_is_known_is_left_out():
     assert "% of bandwidth" not in titles and "x fastest softmax" not in titles and "median ms" in titles
 
 
-def test_picture(tmp_path):
+def test_the_picture_is_a_png(tmp_path):
     draw(ROWS, tmp_path / "times.png")
     assert (tmp_path / "times.png").read_bytes().startswith(b"\x89PNG")

@@ -1,4 +1,4 @@
-"""What a CPU can tell of code for a GPU: the steps of a stand-in for torch.cuda."""
+"""Check on a CPU how a GPU is timed, by the calls to a stand-in for torch.cuda."""
 
 import pytest
 import torch

@@ -25,7 +25,7 @@ def test_what_is_expanded_and_what_is_of_16_bits_counts_as_it_is():
     assert moved.bytes == 2 * 5 + 4 * 15 + 4 * 15 + 4 * 15  # the last: randn writes
 
 
-def test_with_gradients():
+def test_traffic_counts_the_backward_pass_too():
     x = torch.randn(7, 2, requires_grad=True)
     counts = traffic(lambda x: (x.exp(),), [x])
     assert counts["forward"] == {"bytes": 2 * 56, "operators": 1}

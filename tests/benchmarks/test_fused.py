@@ -60,7 +60,13 @@ def test_rows_are_written_as_they_come(fused, tmp_path, monkeypatch):
 
 
 def small_steps(dtype=torch.float32):
-    return steps(Layer(2, 2, 16, dtype, torch.device("cpu")), 40, block_size=16, summaries=4, sketch=8)
+    return steps(
+        Layer(batch=2, heads=2, head_dim=16, dtype=dtype, device=torch.device("cpu")),
+        40,
+        block_size=16,
+        summaries=4,
+        sketch=8,
+    )
 
 
 def test_every_step_runs_and_gives_a_gradient_to_all_that_learns():

@@ -49,7 +49,7 @@ exec "$@"
 
 @pytest.fixture
 def environment(tmp_path):
-    """Of a machine with a stand-in for Python, and for timeout where its folder comes first in PATH."""
+    """Build the environment of a machine with stand-ins for Python, and for timeout if its folder is first in PATH."""
     for name, text in (("python", PYTHON), ("bin/timeout", TIMEOUT)):
         file = tmp_path / name
         file.parent.mkdir(exist_ok=True)
@@ -94,7 +94,7 @@ def archived(tmp_path, run):
         }
 
 
-def test_it_is_bash():
+def test_the_script_parses_as_bash():
     assert subprocess.run(["bash", "-n", SCRIPT], capture_output=True).returncode == 0
 
 
@@ -187,7 +187,7 @@ def test_every_baseline_is_in_one_of_the_stages(gpu):
     assert named >= {"squared", "lowrank", "sparse_qk", "sparse_hash", *linear, *BASELINES["cuda"]}
 
 
-def test_some_stages(gpu):
+def test_only_the_stages_asked_for_run(gpu):
     (call,) = gpu("quick", STAGES="attention")[3]
     assert call.startswith("tools/benchmark_attention.py") and "/attention.json" in call
     code, _, err, _ = gpu("quick", STAGES="attention speed")
@@ -202,7 +202,7 @@ def test_wheels_that_do_not_fit_keep_no_stage_from_running(gpu, tmp_path):
     assert said in out and said in archived(tmp_path, "quick")["stages.txt"]
 
 
-def test_wheels_that_are_not_there(gpu, tmp_path):
+def test_a_wheels_folder_without_wheels_is_refused(gpu, tmp_path):
     code, _, err, _ = gpu("quick", WHEELS=str(tmp_path))
     assert (code, err) == (2, f"error: there are no wheels in {tmp_path}\n")
 

@@ -1,4 +1,4 @@
-"""What compiles kernels before they are needed. It changes its process for good, so each test has some of its own."""
+"""Check compiling ahead of time. It changes its process for good, so each test starts its own."""
 
 import json
 import os
@@ -14,7 +14,7 @@ pytest.importorskip("triton")
 ROOT = Path(__file__).parents[2]
 ELU1 = """
 from lcpt.benchmarking.fused_steps import steps
-from lcpt.benchmarking.warming import forward_backward
+from lcpt.benchmarking.compile_only import forward_backward
 def work():
     step = steps(warm.LAYER, warm.TOKENS)["elu1"]
     forward_backward(lambda x: step.function(x, backend="triton"), step.inputs)
@@ -33,7 +33,7 @@ def run(tmp_path):
             "PYTHONPATH": f"{ROOT}:{ROOT}/kernels:{ROOT}/benchmarks",
             "TRITON_CACHE_DIR": str(tmp_path / "cache"),
         }
-        start = "import json, warm\nfrom lcpt.benchmarking.warming import compile_only\n"
+        start = "import json, warm\nfrom lcpt.benchmarking.compile_only import compile_only\n"
         done = subprocess.run([sys.executable, "-c", start + program], env=environment, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         return json.loads(done.stdout)
@@ -71,10 +71,10 @@ def test_other_sizes_start_the_same_kernels(run):
 import torch
 torch.set_num_threads(1)
 seen = compile_only("sm_90", -1, 2**40)
-warm.of_headline(), warm.of_cases()
+warm.run_headline(), warm.run_cases()
 before = len(seen.kernels)
-warm.TOKENS, warm.LAYER = 2048, warm.LAYER._replace(batch=2)
-warm.of_headline(), warm.of_cases()
+warm.TOKENS, warm.LAYER = 2048, warm.replace(warm.LAYER, batch=2)
+warm.run_headline(), warm.run_cases()
 print(json.dumps([len(seen.kernels) - before, before]))
 """)
     assert more == 0 and every > 100

@@ -12,12 +12,12 @@ from lcpt.checkpoint import (
     CheckpointConfig,
     CheckpointError,
     Slice,
+    commit_checkpoint,
     find_checkpoint,
     open_partial,
     read_manifest,
     read_state,
     read_tensors,
-    seal,
     step_name,
     write_piece,
 )
@@ -55,12 +55,12 @@ def write(tmp_path):
             for n, group in enumerate(GROUPS)
         }
         partial = open_partial(tmp_path / "run/checkpoints", step)
-        return seal(partial, step, [write_piece(partial, 0, groups)], STATE, {"config.yaml": config})
+        return commit_checkpoint(partial, step, [write_piece(partial, 0, groups)], STATE, {"config.yaml": config})
 
     return write
 
 
-def test_round_trip(write):
+def test_tensors_and_state_come_back_as_written(write):
     step = write()
     assert step.name == "step-00000007"
     manifest = read_manifest(step)
@@ -183,7 +183,7 @@ def test_an_edited_manifest_is_refused(write):
 
 
 @pytest.mark.parametrize("content", ["[]", "3", "null", "{}"])
-def test_json_that_is_no_manifest(write, content):
+def test_json_that_is_no_manifest_is_refused(write, content):
     path = write() / "manifest.json"
     path.write_text(content)
     with pytest.raises(CheckpointError, match="manifest.json"):
@@ -274,17 +274,17 @@ def test_files_are_synced_before_they_get_their_name(write, monkeypatch):
     assert str(step.parent) in events[renamed:]
 
 
-def test_killed_while_writing(write, run_ranks, monkeypatch):
+def test_a_writer_killed_between_files_leaves_the_last_checkpoint(write, run_ranks, monkeypatch):
     """kill -9 in the middle of the second file."""
-    import lcpt.checkpoint.write as module
+    import lcpt.utils.tensor_files as module
 
     step, calls = write(1), []
 
-    def save(*args):
+    def save(*args, **kwargs):
         calls.append(args)
         if len(calls) == 2:
             os.kill(os.getpid(), 9)
-        save_file(*args)
+        save_file(*args, **kwargs)
 
     def killed():
         monkeypatch.setattr(module, "save_file", save)
@@ -299,12 +299,12 @@ def test_killed_while_writing(write, run_ranks, monkeypatch):
     assert {path.name for path in step.parent.iterdir()} == {"latest", step_name(1), step_name(2)}
 
 
-def test_a_full_disk(write, monkeypatch):
-    import lcpt.checkpoint.write as module
+def test_a_full_disk_leaves_the_last_checkpoint(write, monkeypatch):
+    import lcpt.utils.tensor_files as module
 
     step = write(1)
 
-    def full(*args):
+    def full(*args, **kwargs):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(module, "save_file", full)
@@ -333,11 +333,11 @@ def test_a_process_of_a_dead_job_cannot_write_into_a_new_save(tmp_path):
     stale = open_partial(tmp_path / "checkpoints", 5)
     fresh = open_partial(tmp_path / "checkpoints", 5)
     assert fresh != stale and fresh.is_dir() and not stale.exists()
-    with pytest.raises(OSError):
+    with pytest.raises(FileNotFoundError):
         write_piece(stale, 1, {"weights": [Slice("x", (2,), 0, torch.ones(2))]})
 
 
-def test_find_checkpoint(write):
+def test_a_run_finds_its_newest_checkpoint_and_a_step_itself(write):
     first, second = write(3), write(20)
     run = first.parents[1]
     assert find_checkpoint(run) == find_checkpoint(str(run)) == find_checkpoint(run / "checkpoints") == second
@@ -345,14 +345,14 @@ def test_find_checkpoint(write):
 
 
 @pytest.mark.parametrize("latest", ["step-00000099\n", "\n", "", "../../elsewhere\n"])
-def test_a_latest_that_names_nothing(write, latest):
+def test_a_latest_file_that_names_no_step_is_refused(write, latest):
     run = write().parents[1]
     (run / "checkpoints/latest").write_text(latest)
     with pytest.raises(CheckpointError, match="checkpoints/latest"):
         find_checkpoint(run)
 
 
-def test_no_checkpoint(tmp_path):
+def test_a_folder_without_a_checkpoint_is_named(tmp_path):
     for path in (tmp_path, tmp_path / "nowhere"):
         with pytest.raises(CheckpointError, match=str(path)):
             find_checkpoint(path)

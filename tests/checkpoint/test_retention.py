@@ -19,11 +19,11 @@ def left(tmp_path):
     return left
 
 
-def test_the_last_few(left):
+def test_the_last_few_checkpoints_stay(left):
     assert left([10, 20, 30, 40, 50], 50, keep_last=2) == [40, 50]
 
 
-def test_fewer_than_that(left):
+def test_fewer_checkpoints_than_keep_last_all_stay(left):
     assert left([10, 20], 20, keep_last=3) == [10, 20]
 
 
@@ -49,6 +49,6 @@ def test_what_a_user_keeps_beside_them_stays(tmp_path):
 
 
 @pytest.mark.parametrize("step, due", [(10, True), (15, False), (20, True), (25, True), (0, True)])
-def test_due(step, due):
+def test_a_save_is_due_at_intervals_and_milestones(step, due):
     assert CheckpointConfig(every_steps=10, milestone_steps=25).due(step) == due
     assert CheckpointConfig(every_steps=10).due(25) is False

@@ -46,7 +46,7 @@ def test_global_batch_does_not_move_samples(corpus):
     np.testing.assert_array_equal(small, batch(corpus, SEED, 1, 8, CONTEXT))
 
 
-def test_bad_requests(corpus):
+def test_batches_that_cannot_be_are_refused(corpus):
     with pytest.raises(DataError, match="6 sequences .* 4 ranks"):
         Prefetcher(corpus, SEED, 6, CONTEXT, 0, 4)
     for make in (lambda: Prefetcher(corpus, SEED, 1, 10**6), lambda: batch(corpus, SEED, 0, 1, 10**6)):

@@ -32,9 +32,7 @@ def test_permutation_is_well_mixed():
     assert follows / times == pytest.approx((size - 1) / size, rel=0.1)  # neighbours stay neighbours by chance only
 
 
-@pytest.mark.parametrize(
-    ("tokens", "context"), [(1000, 10), (1009, 10), (25, 10), (20, 10), (15, 10), (11, 10), (9, 1)]
-)
+@pytest.mark.parametrize("tokens, context", [(1000, 10), (1009, 10), (25, 10), (20, 10), (15, 10), (11, 10), (9, 1)])
 def test_each_window_once_an_epoch_within_the_stream(tokens, context):
     windows, offsets = n_windows(tokens, context), set()
     for epoch in range(40):
@@ -68,6 +66,6 @@ def test_order_never_changes_by_accident():
     ]
 
 
-def test_stream_shorter_than_a_window():
+def test_a_stream_shorter_than_a_window_is_refused():
     with pytest.raises(DataError, match="10 tokens"):
         n_windows(10, 10)

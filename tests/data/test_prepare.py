@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from lcpt.data import Corpus, DataError, Tokenizer, parallel_encode, prepare
-from lcpt.data.folder import new_folder
+from lcpt.data.atomic_folder import new_folder
 
 
 def content(folder: Path) -> dict[str, bytes]:
@@ -40,7 +40,7 @@ def test_stream_is_the_documents_in_turn(corpus):
             corpus.read(start, stop)
 
 
-def test_ids_of_a_range(corpus):
+def test_a_range_has_the_ids_of_its_documents(corpus):
     sizes = [len(corpus.document(number)[1]) for number in range(len(corpus))]
     starts = np.cumsum([0, *sizes])
     for start, stop in [(0, 1), (starts[3] - 1, starts[3] + 1), (starts[5], starts[9]), (0, corpus.tokens), (7, 7)]:
@@ -67,7 +67,7 @@ def test_shard_size_moves_no_token(jsonl, prepared, corpus, tmp_path):
         assert other.fingerprint != corpus.fingerprint
 
 
-def test_sources_empty_documents_and_wide_ids(tmp_path, prepared):
+def test_empty_documents_are_skipped_and_counted(tmp_path, prepared):
     (tmp_path / "in").mkdir()
     (tmp_path / "in/a.jsonl").write_text('{"text": ""}\n{"text": "  \\n"}\n{"text": "one\\r\\n", "id": "x\\ny"}\n')
     (tmp_path / "in/b.txt").write_text("zwei")

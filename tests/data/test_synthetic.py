@@ -45,7 +45,7 @@ def test_an_oracle_that_sees_the_past_knows_every_answer(task):
     for number in range(50):
         inputs, labels = source.sample(number, 3, CONTEXT)
         assert inputs.shape == labels.shape == (CONTEXT,) and inputs.dtype == labels.dtype == np.int64
-        assert 0 <= inputs.min() and inputs.max() < VOCABULARY and labels.max() < VOCABULARY
+        assert inputs.min() >= 0 and inputs.max() < VOCABULARY and labels.max() < VOCABULARY
         asked = np.flatnonzero(labels >= 0)
         assert len(asked) == source.scored(CONTEXT) == (1 if task == "needle" else 6)
         if task == "selective_copying":
@@ -131,7 +131,7 @@ def test_distances_follow_the_power():
 
 
 @pytest.mark.parametrize(
-    ("task", "settings", "context", "remark"),
+    "task, settings, context, remark",
     [
         ("mqar", {"items": 8}, 31, "items 8 need data.context 32 or more, and it is 31"),
         ("selective_copying", {"items": 8}, 15, "items 8 need data.context 16"),
@@ -149,7 +149,7 @@ def test_what_does_not_fit_is_one_line(task, settings, context, remark):
 def test_the_least_that_fits_is_made(task):
     items = 1 if task == "needle" else 8
     source = make(task, items=items, vocab_size=2 * items + 2)
-    context = TASKS[task].room(items)
+    context = TASKS[task].min_context(items)
     for number in range(20):
         inputs, labels, origins = source.full_sample(number, 0, context)
         np.testing.assert_array_equal(inputs[origins[labels >= 0]], labels[labels >= 0])

@@ -38,7 +38,7 @@ def test_folders_are_walked_in_order(tmp_path):
     assert [identifier for identifier, _ in read(tmp_path / "b.txt", tmp_path)][:2] == ["b.txt", "a.txt"]
 
 
-def test_parquet_and_datasets(tmp_path, monkeypatch):
+def test_parquet_files_and_datasets_are_read(tmp_path, monkeypatch):
     pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
     (tmp_path / "set").mkdir()
     parquet.write_table(pyarrow.table({"text": [TEXT, "b"], "id": ["x", None]}), tmp_path / "set/one [1].parquet")

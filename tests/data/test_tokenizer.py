@@ -84,7 +84,7 @@ def test_unusable_models_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("size", "remedy"), [(50_000, "--vocab-size [0-9]+ or less"), (100, "--vocab-size [0-9]+ or more")]
+    "size, remedy", [(50_000, "--vocab-size [0-9]+ or less"), (100, "--vocab-size [0-9]+ or more")]
 )
 def test_wrong_vocabulary_size_names_a_right_one(texts, size, remedy):
     with pytest.raises(DataError, match=remedy) as error:

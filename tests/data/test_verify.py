@@ -7,7 +7,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from lcpt.data import Corpus, DataError, prepare, verify
-from lcpt.data.manifest import render, seal
+from lcpt.data.manifest import render, with_sha256
 
 FILES = ["manifest.json", "tokenizer.model", "shard-00000.safetensors", "shard-00002.safetensors"]
 
@@ -65,7 +65,7 @@ def test_without_hashing_open_sees_shape_but_not_content(folder):
         Corpus(folder, hash_shards=False)
 
 
-def test_foreign_files(folder, jsonl, prepared, tmp_path):
+def test_foreign_files_are_named(folder, jsonl, prepared, tmp_path):
     prepare([jsonl], tmp_path / "other", vocab_size=700, shard_tokens=9000)
     shard = FILES[2]
     shutil.copy(tmp_path / "other" / shard, folder / shard)
@@ -91,7 +91,7 @@ def test_foreign_files(folder, jsonl, prepared, tmp_path):
 def test_other_manifests_are_refused(folder):
     path = folder / "manifest.json"
     manifest = json.loads(path.read_bytes())
-    path.write_bytes(render(seal({**manifest, "schema_version": 99})))
+    path.write_bytes(render(with_sha256({**manifest, "schema_version": 99})))
     with pytest.raises(DataError, match="schema version 99"):
         Corpus(folder)
     for content in (b"[]", b"{}", b'{"step": 3}', json.dumps(manifest).encode(), render({**manifest, "tokens": 1})):

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from lcpt.attention import ATTENTION, AttentionConfig
-from lcpt.evaluation.carried_state import score_carried
+from lcpt.evaluation.carried_state import score_with_carried_state
 from lcpt.evaluation.perplexity import Tally, score
 from lcpt.evaluation.windows import windows
 from lcpt.model import GPT, ModelConfig
@@ -37,7 +37,7 @@ def test_every_cut_is_one_window(model):
     whole = np.concatenate([losses for _, losses in score(model, cut(max(LENGTHS)), 1, CPU)])
     assert whole.std() > 0.1
     for context in (1, 7, 8, 16, 100):
-        scored = list(score_carried(model, cut(context), CPU))
+        scored = list(score_with_carried_state(model, cut(context), CPU))
         assert [len(losses) for _, losses in scored] == [len(window.inputs) for window, _ in scored]
         np.testing.assert_allclose(np.concatenate([losses for _, losses in scored]), whole, rtol=2e-4, atol=2e-4)
     disjoint = np.concatenate([losses for _, losses in score(model, cut(7), 1, CPU)])
@@ -46,7 +46,7 @@ def test_every_cut_is_one_window(model):
 
 def test_positions_are_those_in_the_document(model):
     tally = Tally(np.ones(V, dtype=np.int64), 7)
-    for window, losses in score_carried(model, cut(7), CPU):
+    for window, losses in score_with_carried_state(model, cut(7), CPU):
         tally.add(window, losses)
     report, expected = tally.report(), Tally(np.ones(V, dtype=np.int64), 37)
     for window, losses in score(model, cut(37), 1, CPU):
@@ -60,5 +60,5 @@ def test_no_logits_of_a_whole_piece(largest_tensor):
     model = GPT(ModelConfig(n_layers=1, d_model=16, n_heads=2, vocab_size=30_000))
     tokens = np.arange(601) % 30_000
     with largest_tensor() as largest:
-        list(score_carried(model, windows(0, tokens, 300, 300), CPU))
+        list(score_with_carried_state(model, windows(0, tokens, 300, 300), CPU))
     assert largest.n_bytes < 300 * 30_000 * 4 / 4

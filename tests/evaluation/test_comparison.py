@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from lcpt.data import DataError
-from lcpt.evaluation.comparison import compare, loss_over, read_run, settings
+from lcpt.evaluation.comparison import compare, group_by_setting, loss_over, read_run
 
 CONFIG = {
     "run": {"dir": "unused", "seed": 0},
@@ -99,7 +99,7 @@ def test_seeds_are_one_row(make_run):
 def test_every_setting_has_a_name_of_its_own(make_run, tmp_path):
     (tmp_path / "there").mkdir()
     runs = [make_run("one"), make_run("there/one", model__rope_base=5.0)]
-    assert list(settings(map(read_run, runs))) == ["one", str(runs[1])]
+    assert list(group_by_setting(map(read_run, runs))) == ["one", str(runs[1])]
 
 
 def test_kinds_are_those_of_the_layers(make_run):
@@ -111,7 +111,7 @@ def test_kinds_are_those_of_the_layers(make_run):
 
 
 @pytest.mark.parametrize(
-    ("changes", "remark"),
+    "changes, remark",
     [
         ({"steps": 41}, "different numbers of tokens: 4,000: a; 4,100: b"),
         ({"model__vocab_size": 11}, "different vocabularies: 10: a; 11: b"),
@@ -138,7 +138,7 @@ def test_what_was_not_measured_is_no_reason(make_run):
     assert compare([read_run(run) for run in runs])["warnings"] == []
 
 
-def test_losses_over_tokens_and_time(make_run):
+def test_loss_curves_run_over_tokens_and_over_time(make_run):
     run = read_run(make_run("one", steps=100))
     tokens, loss = loss_over(run, wall_time=False)
     np.testing.assert_allclose(tokens, 100 * np.arange(2, 101))

@@ -60,7 +60,7 @@ def test_masked_labels_cost_nothing(model):
         assert np.array_equal(losses == 0, window.labels < 0)
 
 
-def test_no_windows(model):
+def test_scoring_no_windows_gives_nothing(model):
     assert list(score(model, [], 4, CPU)) == []
 
 
@@ -86,7 +86,7 @@ def by_hand():
     return tally.report()
 
 
-def test_report_by_hand():
+def test_the_report_equals_figures_by_hand():
     report = by_hand()
     assert (report["tokens_scored"], report["bytes_scored"]) == (3, 6)
     assert report["loss"] == pytest.approx(4 / 3)
@@ -99,7 +99,7 @@ def test_report_by_hand():
 
 
 def test_interval_of_windows_by_hand():
-    """Of two windows a sample holds the first twice, the second twice, or both: the ends are those of each alone."""
+    """A bootstrap sample of two windows holds one of them twice, or both: the ends are those of each alone."""
     low, high = by_hand()["bits_per_byte_interval"]
     assert (low, high) == pytest.approx((2.5 / 5 / math.log(2), 1.5 / 1 / math.log(2)))
 

@@ -39,12 +39,12 @@ def test_a_document_of_bos_alone_has_no_window():
     assert list(windows(0, np.array([1]), 8, 8)) == []
 
 
-def test_disjoint_windows():
+def test_disjoint_windows_cover_the_document():
     found = [(w.inputs.tolist(), w.labels.tolist()) for w in windows(0, np.arange(8), 3, 3)]
     assert found == [([0, 1, 2], [1, 2, 3]), ([3, 4, 5], [4, 5, 6]), ([6], [7])]
 
 
-def test_overlapping_windows():
+def test_overlapping_windows_score_each_token_once():
     found = [(w.inputs.tolist(), w.labels.tolist()) for w in windows(0, np.arange(8), 4, 2)]
     assert found == [([0, 1, 2, 3], [1, 2, 3, 4]), ([2, 3, 4, 5], [-1, -1, 5, 6]), ([4, 5, 6], [-1, -1, 7])]
 

@@ -22,7 +22,7 @@ def pretrain(run, script, tiny_yaml, tmp_path):
     return lambda *arguments: run(sys.executable, script, "--config", tiny_yaml, *arguments, cwd=tmp_path)
 
 
-def test_deepspeed_on_two_ranks(run, launcher, script, tiny_yaml, valid_folder, tmp_path):
+def test_the_deepspeed_launcher_trains_on_two_ranks(run, launcher, script, tiny_yaml, valid_folder, tmp_path):
     done = run(
         *launcher,
         script,
@@ -47,13 +47,13 @@ def test_deepspeed_on_two_ranks(run, launcher, script, tiny_yaml, valid_folder, 
     assert len(warnings) <= 3
 
 
-def test_one_process_without_a_launcher(pretrain, tmp_path):
+def test_one_process_trains_without_a_launcher(pretrain, tmp_path):
     done = pretrain("run.dir=mine", "training.max_steps=3", "training.micro_batch=8")
     assert done.returncode == 0, done.stderr
     assert json.loads((tmp_path / "mine/summary.json").read_text())["step"] == 3
 
 
-def test_dry_run(pretrain, tmp_path):
+def test_a_dry_run_prints_config_and_cost_and_writes_nothing(pretrain, tmp_path):
     done = pretrain("--dry-run", "run.dir=mine", "training.lr=0.25")
     assert done.returncode == 0 and done.stderr == ""
     assert "lr: 0.25" in done.stdout and "dir: mine" in done.stdout
@@ -93,7 +93,7 @@ def test_help_shows_an_example(run, script, tmp_path):
     assert done.returncode == 0 and "deepspeed" in done.stdout and "section.key=value" in done.stdout
 
 
-def test_a_port_that_is_taken(run, script, tiny_yaml, tmp_path):
+def test_a_port_in_use_is_one_line(run, script, tiny_yaml, tmp_path):
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
         other.listen()

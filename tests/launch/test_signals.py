@@ -74,7 +74,7 @@ def one(job, who):
         ),
     ],
 )
-def test_saved_and_ended(job, tmp_path, who, name):
+def test_a_signal_ends_the_job_with_its_state_saved(job, tmp_path, who, name):
     number, began = signal.Signals[f"SIG{name}"], time.monotonic()
     if who == "group":
         os.killpg(job.pid, number)

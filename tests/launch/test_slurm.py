@@ -150,7 +150,7 @@ class Job:
         return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
 
     def info(self) -> dict[str, str]:
-        """What `scontrol show job` knows."""
+        """Return what `scontrol show job` prints."""
         return dict(re.findall(r"(\S+?)=(\S*)", self._cluster.run("scontrol", "-o", "show", "job", self.id).stdout))
 
     def wait_for_steps(self, count: int) -> None:
@@ -286,7 +286,7 @@ def test_goes_on_after_a_signal_and_after_a_killed_rank(submit, uninterrupted):
     ],
     ids=["wrong key", "wrong value", "crash loop"],
 )
-def test_ends_for_good(submit, arguments, starts, code, words):
+def test_a_job_that_cannot_go_on_is_not_requeued(submit, arguments, starts, code, words):
     job = submit(*arguments, starts=starts)
     info = job.wait_for_end("FAILED")
     assert info["ExitCode"] == f"{code}:0" and info["Restarts"] == "0"
@@ -302,7 +302,7 @@ def test_scancel_cancels(submit):
     assert "queue" not in job.log
 
 
-def test_elsewhere_than_in_the_root(cluster, tmp_path):
+def test_a_job_started_outside_the_root_is_refused(cluster, tmp_path):
     done = cluster.run(
         "sbatch", "--wait", "--output=job.log", *TWO_RANKS, ROOT / "launch/pretrain.sbatch", "a.yaml", cwd=tmp_path
     )
@@ -312,7 +312,7 @@ def test_elsewhere_than_in_the_root(cluster, tmp_path):
 
 
 @pytest.mark.slow
-def test_time_limit(submit, uninterrupted):
+def test_a_run_saves_and_requeues_before_its_time_limit(submit, uninterrupted):
     """SLURM warns 60 to 90 seconds after the start. Until then the ranks are stopped; its signal wakes them."""
     job = submit(flags=["--time=2", "--signal=USR1@30"])
     job.wait_for_steps(5)
@@ -325,7 +325,7 @@ def test_time_limit(submit, uninterrupted):
 
 
 @pytest.mark.slow
-def test_time_limit_before_the_ranks_have_saved(submit, uninterrupted):
+def test_a_run_that_saves_too_slowly_before_its_time_limit_continues(submit, uninterrupted):
     """They get no warning (URG does nothing), and whenever SLURM wakes them they are stopped again."""
     job = submit(flags=["--time=1", "--signal=URG@10"])
     job.wait_for_steps(9)

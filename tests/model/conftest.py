@@ -6,7 +6,7 @@ import torch
 from lcpt.attention import ATTENTION, AttentionConfig
 from lcpt.attention.polynomial import PolynomialConfig
 from lcpt.attention.polysketch import PolysketchConfig
-from lcpt.checkpoint import Slice, open_partial, seal, write_piece
+from lcpt.checkpoint import Slice, commit_checkpoint, open_partial, write_piece
 from lcpt.config import Config, to_yaml
 from lcpt.data import DataConfig
 from lcpt.model import GPT, ModelConfig
@@ -61,7 +61,9 @@ def make_run(tmp_path):
         attachments = {file: run / file for file in ("config.yaml", "tokenizer.model")}
         weights = [Slice(n, tuple(x.shape), 0, x.flatten()) for n, x in model.state_dict().items()]
         partial = open_partial(run / "checkpoints", 7)
-        seal(partial, 7, [write_piece(partial, 0, {"weights": weights})], {"step": 7, "tokens": 700}, attachments)
+        commit_checkpoint(
+            partial, 7, [write_piece(partial, 0, {"weights": weights})], {"step": 7, "tokens": 700}, attachments
+        )
         return run, model
 
     return make

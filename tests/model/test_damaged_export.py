@@ -1,4 +1,4 @@
-"""What is wrong with an export, or is no export, is named in one line."""
+"""Check that damage to an export, or a folder that is none, is named in one line."""
 
 import json
 import os
@@ -97,7 +97,7 @@ def test_a_file_of_another_export_is_named(make_run, export, tmp_path, name):
         '{"architectures": ["GPT2LMHeadModel"], "n_layer": 12}',
     ],
 )
-def test_json_that_is_no_config_of_ours(export, content):
+def test_json_that_is_no_export_config_is_refused(export, content):
     (export / "config.json").write_text(content, errors="surrogateescape")
     assert str(export / "config.json") in refusal(export)
 
@@ -124,7 +124,7 @@ def test_a_config_that_this_lcpt_does_not_know(export, changes, named):
     assert str(export / "config.json") in line and named in line and "lcpt" in line
 
 
-def test_a_config_that_lacks_a_key(export):
+def test_a_config_that_lacks_a_key_is_refused_by_name(export):
     path = export / "config.json"
     content = json.loads(path.read_text())
     del content["context"]
@@ -189,7 +189,7 @@ def test_a_pickle_is_refused_and_not_run(export, tmp_path, hashes):
 
 
 @pytest.mark.parametrize("folder", ["run", "run/checkpoints/step-00000007", "empty", "absent"])
-def test_what_is_no_export(run, tmp_path, folder):
+def test_a_folder_that_is_no_export_is_refused(run, tmp_path, folder):
     (tmp_path / "empty").mkdir()
     line = refusal(tmp_path / folder)
     assert str(tmp_path / folder / "config.json") in line and "tools/export.py" in line
@@ -204,7 +204,7 @@ def test_what_is_no_export(run, tmp_path, folder):
         ("n_layers: 2", "n_layers: 3", "another model"),
     ],
 )
-def test_a_step_whose_config_cannot_be_used(run, old, new, named):
+def test_a_step_whose_config_cannot_be_used_is_named(run, old, new, named):
     step = run / "checkpoints/step-00000007"
     config_yaml, path = step / "config.yaml", step / "manifest.json"
     text = config_yaml.read_text()

@@ -69,8 +69,8 @@ GROWING = ("softmax", "polynomial", "lowrank", "sparse_qk", "sparse_hash")
 
 
 @pytest.mark.parametrize("kind", ATTENTION)
-def test_what_decoding_keeps(kind):
-    """Of linear kinds it does not grow, and is never more than the cost model states; of the others it does."""
+def test_the_cache_grows_only_in_kinds_that_keep_keys(kind):
+    """In linear kinds the cache does not grow, and is never more than the cost model states."""
     model = build([kind]).float()
     sizes = {t: bytes_of(model.prefill(torch.randint(50, (1, t)))[1].states) for t in (8, 23, 40, 120)}
     stated = {t: sum(block.attention.state_bytes(t) for block in model.blocks) for t in sizes}
@@ -78,7 +78,7 @@ def test_what_decoding_keeps(kind):
     assert (sizes[120] == sizes[40] == sizes[8]) == (kind not in GROWING)
 
 
-def test_the_likeliest():
+def test_temperature_0_takes_the_likeliest_token():
     model, prompt = build(["polysketch", "softmax"]), torch.randint(50, (5,))
     tokens = list(itertools.islice(generate(model, prompt, 0, torch.Generator()), 8))
     whole = prompt

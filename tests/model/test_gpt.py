@@ -43,7 +43,7 @@ def test_logits_and_loss_agree(kind, length):
 
 
 @pytest.mark.parametrize("n", [1, 4, 10])
-def test_causality(kind, n):
+def test_later_tokens_do_not_change_earlier_logits(kind, n):
     model, x = build(kind), tokens(2, 19)
     changed = torch.cat((x[:, :n], (x[:, n:] + 1) % V), dim=1)
     before, after = model(x), model(changed)
@@ -122,7 +122,7 @@ def test_a_seed_makes_the_weights():
     assert not torch.equal(first["embedding.weight"], other["embedding.weight"])
 
 
-def test_initial_weights():
+def test_initial_weights_have_the_stated_deviation_and_loss_ln_v():
     """0.55/√d, a quarter of it at 8 layers where a block adds; and an untrained model knows nothing: loss ln V."""
     std, model = 0.55 / 128**0.5, build(n_layers=8, d_model=128, n_heads=4, vocab_size=500)
     weights = dict(model.named_parameters())

@@ -31,7 +31,7 @@ def by_torch(hidden, weight, labels):
 @pytest.mark.parametrize("shape", [(1, 1), (1, 5), (2, 3), (3, 7), (23,)])
 @pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-5), (torch.float64, 1e-5), (torch.bfloat16, 2e-2)])
 @pytest.mark.parametrize("factor", [1.0, 7.0])
-def test_loss_and_both_gradients(shape, dtype, tolerance, factor):
+def test_loss_and_both_gradients_equal_pytorchs(shape, dtype, tolerance, factor):
     """The loss is fp32 in every dtype. An incoming gradient other than 1 scales both gradients."""
     hidden, weight, labels = inputs(*shape, dtype=dtype, ignored=0.3 if len(shape) > 1 and shape[1] > 1 else 0)
     loss, count = cross_entropy(hidden, weight, labels)
@@ -55,14 +55,14 @@ def test_ignored_labels_get_no_gradient():
     assert (hidden.grad[~ignored].norm(dim=-1) > 0).all()
 
 
-def test_all_ignored():
+def test_a_batch_without_labels_has_loss_0_and_no_gradient():
     hidden, weight, labels = inputs(2, 6, ignored=2)
     loss, count = cross_entropy(hidden, weight, labels)
     loss.backward()
     assert loss == 0 and count == 0 and not hidden.grad.any() and not weight.grad.any()
 
 
-def test_large_logits():
+def test_large_logits_give_finite_gradients_and_the_exact_loss():
     hidden, weight, labels = inputs(2, 6)
     with torch.no_grad():
         hidden *= 100
@@ -72,7 +72,7 @@ def test_large_logits():
     assert hidden.grad.isfinite().all()
 
 
-def test_frozen_weight_or_hidden():
+def test_a_frozen_operand_does_not_change_the_other_gradient():
     hidden, weight, labels = inputs(2, 6)
     cross_entropy(hidden, weight.detach(), labels)[0].backward()
     cross_entropy(hidden.detach(), weight, labels)[0].backward()

@@ -1,7 +1,7 @@
 import pytest
 
 from lcpt.attention import AttentionConfig
-from lcpt.checkpoint import Slice, open_partial, seal, write_piece
+from lcpt.checkpoint import Slice, commit_checkpoint, open_partial, write_piece
 from lcpt.config import Config, to_yaml
 from lcpt.data import DataConfig
 from lcpt.model import GPT, ModelConfig
@@ -34,5 +34,5 @@ def run_folder(model, train_folder, tmp_path):
     weights = [Slice(name, tuple(x.shape), 0, x.flatten()) for name, x in model.state_dict().items()]
     for step in (3, 7):
         partial, state = open_partial(run / "checkpoints", step), {"step": step, "tokens": 128 * step}
-        seal(partial, step, [write_piece(partial, 0, {"weights": weights})], state, attachments)
+        commit_checkpoint(partial, step, [write_piece(partial, 0, {"weights": weights})], state, attachments)
     return run

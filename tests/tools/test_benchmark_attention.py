@@ -188,7 +188,7 @@ def refusing(layer):
 
 
 def sdpa_like(attend):
-    return Method({}, heads_first, attend, partial(softmax, window=None))
+    return Method(settings={}, inputs=heads_first, attend=attend, definition=partial(softmax, window=None))
 
 
 @pytest.mark.parametrize(
@@ -229,11 +229,11 @@ def test_rows_are_written_as_they_come(benchmark, monkeypatch, tmp_path):
     """All contexts in the first mode, then in the next; the third is cut off."""
     measured, real = [], attention_benchmark.measure
 
-    def measure(methods, backends, layer, context, mode, *others):
+    def measure(methods, backends, layer, context, mode, **options):
         if len(measured) == 2:
             raise KeyboardInterrupt
         measured.append((mode, context))
-        return real(methods, backends, layer, context, mode, *others)
+        return real(methods, backends, layer, context, mode, **options)
 
     monkeypatch.setattr(attention_benchmark, "measure", measure)
     with pytest.raises(KeyboardInterrupt):

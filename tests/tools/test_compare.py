@@ -58,7 +58,7 @@ def runs(tmp_path):
     return folders
 
 
-def test_table_json_and_pictures(call_tool, runs, tmp_path):
+def test_table_json_and_pictures_are_written(call_tool, runs, tmp_path):
     code, said, _ = call_tool("compare", *runs, "--output", tmp_path / "out")
     assert code == 0
     head, first, second, warning = said.splitlines()[:4]

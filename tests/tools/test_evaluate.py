@@ -7,7 +7,7 @@ import shutil
 
 import pytest
 
-from lcpt.checkpoint import Slice, open_partial, seal, write_piece
+from lcpt.checkpoint import Slice, commit_checkpoint, open_partial, write_piece
 from lcpt.config import load_config, to_yaml
 from lcpt.data import Corpus, Tokenizer
 from lcpt.model import GPT
@@ -29,7 +29,9 @@ def run_folder(tmp_path_factory, train_folder):
     attachments = {"config.yaml": run / "config.yaml", "tokenizer.model": train_folder / "tokenizer.model"}
     weights = [Slice(name, tuple(x.shape), 0, x.flatten()) for name, x in model.state_dict().items()]
     partial = open_partial(run / "checkpoints", 7)
-    seal(partial, 7, [write_piece(partial, 0, {"weights": weights})], {"step": 7, "tokens": 700}, attachments)
+    commit_checkpoint(
+        partial, 7, [write_piece(partial, 0, {"weights": weights})], {"step": 7, "tokens": 700}, attachments
+    )
     return run
 
 
@@ -93,7 +95,7 @@ def test_stride_scores_the_same_tokens_with_more_context(evaluate):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "remark"),
+    "arguments, remark",
     [
         (["--checkpoint", "absent"], "absent is no run folder"),
         (["--data", "absent.txt"], "absent.txt"),
@@ -147,7 +149,7 @@ def test_damaged_weights_are_named(evaluate, run_folder, tmp_path):
 
 
 def test_carried_state_is_one_window(evaluate):
-    """Of a context as long as the longest document, in pieces."""
+    """Compare pieces with a window as long as the longest document."""
     _, whole, _ = evaluate("--context", 4096)
     code, carried, _ = evaluate("--context", 50, "--carry-state")
     assert code == 0 and carried["carry_state"] and carried["window"] == 50
@@ -164,7 +166,7 @@ def test_a_task_is_asked(evaluate):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "remark"),
+    "arguments, remark",
     [
         (["--data", "synthetic:mqra"], "did you mean synthetic:mqar"),
         (["--data", "synthetic:mqar", "--stride", "8"], "leave out --stride"),

@@ -21,7 +21,7 @@ def export(call_tool, run_folder, tmp_path):
     )
 
 
-def test_as_a_user_types_it(run_folder, model, train_folder, tmp_path):
+def test_the_tool_needs_neither_deepspeed_nor_triton(run_folder, model, train_folder, tmp_path):
     """In a folder of its own, without deepspeed and triton."""
     without = "import runpy, sys; sys.modules |= dict.fromkeys(('deepspeed', 'triton')); "
     program = without + f"sys.argv[0] = {str(TOOL)!r}; runpy.run_path(sys.argv[0], run_name='__main__')"
@@ -87,19 +87,19 @@ def test_a_second_export_leaves_the_first(export, tmp_path):
     assert {path.name: path.read_bytes() for path in (tmp_path / "export").iterdir()} == before
 
 
-def test_while_another_process_writes_there(export, tmp_path):
-    from lcpt.data.folder import new_folder
+def test_an_output_that_another_process_writes_is_refused(export, tmp_path):
+    from lcpt.data.atomic_folder import new_folder
 
     with new_folder(tmp_path / "export"):
         code, _, said = export()
     assert code == 2 and "another process writes there" in said and len(said.splitlines()) == 1
 
 
-def test_ctrl_c_in_the_middle(export, tmp_path, monkeypatch):
+def test_ctrl_c_leaves_nothing_behind(export, tmp_path, monkeypatch):
     def interrupted(*args, **kwargs):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("lcpt.model.pretrained.save_file", interrupted)
+    monkeypatch.setattr("lcpt.utils.tensor_files.save_file", interrupted)
     code, out, said = export()
     assert code == 130 and out == "" and said == "error: interrupted; nothing was left behind\n"
     assert [path.name for path in tmp_path.iterdir()] == ["run"]

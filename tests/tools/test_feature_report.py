@@ -13,7 +13,7 @@ def quick(monkeypatch):
     monkeypatch.setattr("lcpt.analysis.ranks.ROWS", 40)
 
 
-def test_report(call_tool, quick, tmp_path):
+def test_the_report_holds_the_figures_of_every_part(call_tool, quick, tmp_path):
     output = tmp_path / "new/features.json"
     code, out, _ = call_tool("feature_report", "--head-dim", 64, "--degree", 4, "--sketch-size", 24, "--output", output)
     report = json.loads(output.read_text())
@@ -42,7 +42,7 @@ def test_the_same_figures_each_time(call_tool, quick, tmp_path):
     assert reports[0] == reports[1]
 
 
-def test_heads_of_a_checkpoint(call_tool, quick, run_folder, valid_folder, tmp_path):
+def test_every_head_of_a_checkpoint_has_a_row(call_tool, quick, run_folder, valid_folder, tmp_path):
     output = tmp_path / "features.json"
     code, out, _ = call_tool(
         "feature_report", "--head-dim", 8, "--checkpoint", run_folder, "--data", valid_folder, "--output", output
@@ -76,6 +76,6 @@ def test_bad_input_is_one_line(call_tool, arguments, part):
     assert (code, out) == (2, "") and err.startswith("error: ") and part in err and err.count("\n") == 1
 
 
-def test_data_that_is_not_there(call_tool, quick, run_folder):
+def test_missing_data_is_one_line(call_tool, quick, run_folder):
     code, out, err = call_tool("feature_report", "--head-dim", 8, "--checkpoint", run_folder, "--data", "absent.txt")
     assert (code, out) == (2, "") and "absent.txt" in err and err.count("\n") == 1

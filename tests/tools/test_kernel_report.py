@@ -39,7 +39,7 @@ def rows(monkeypatch):
     return tell
 
 
-def test_a_healthy_report(call_tool, rows, tmp_path):
+def test_a_report_without_faults_exits_with_0(call_tool, rows, tmp_path):
     rows(ROW, ROW | {"target": "sm_80", "spill_bytes": 36})
     output = tmp_path / "new/kernels.json"
     code, out, err = call_tool("kernel_report", "--targets", "sm_80,sm_90", "--output", output)
@@ -102,7 +102,7 @@ def test_what_the_compiler_says_is_the_row_s_error(monkeypatch):
     assert row["error"] == "the last line" and row["kernel"] == "block_state_kernel" == launch.kernel.__name__
 
 
-def test_bad_input(call_tool, monkeypatch, tmp_path):
+def test_bad_input_is_one_line(call_tool, monkeypatch, tmp_path):
     code, _, err = call_tool("kernel_report", "--targets", "sm_90,sm_7", "--output", tmp_path / "kernels.json")
     assert code == 2 and "'sm_7'" in err and err.count("\n") == 1
     monkeypatch.setenv("TRITON_INTERPRET", "1")
@@ -201,7 +201,7 @@ def test_nothing_for_sm_90_spills_or_waits():
 
 
 @pytest.mark.slow
-def test_all_of_it(call_tool, tmp_path):
+def test_every_kernel_compiles_for_every_target(call_tool, tmp_path):
     output = tmp_path / "kernels.json"
     assert call_tool("kernel_report", "--output", output)[0] == 0
     rows = json.loads(output.read_text())["rows"]

@@ -135,17 +135,17 @@ def at_place():
 
     def sabotage(words, action, rank=None):
         def install(number):
-            from lcpt.training.watchdog import Watch
+            from lcpt.training.watchdog import Watchdog
 
-            beat = Watch.beat
+            heartbeat = Watchdog.heartbeat
 
-            def hit(self, place, patience=None):
-                beat(self, place, patience)
+            def hit(self, place, timeout_s=None):
+                heartbeat(self, place, timeout_s)
                 if place.startswith(words):
                     action()
 
             if rank in (None, number):
-                Watch.beat = hit
+                Watchdog.heartbeat = hit
 
         return install
 

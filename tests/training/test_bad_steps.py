@@ -22,31 +22,31 @@ def steady(config=None, steps=64, state=None):
 
 
 @pytest.mark.parametrize("loss", [math.nan, math.inf, -math.inf])
-def test_what_is_not_finite(loss):
-    assert str(loss) in BadSteps(BadStepsConfig()).trouble(loss)
-    assert str(loss) in BadSteps(BadStepsConfig(sigmas=0)).trouble(loss)
+def test_a_loss_that_is_not_finite_is_skipped(loss):
+    assert str(loss) in BadSteps(BadStepsConfig()).skip_reason(loss)
+    assert str(loss) in BadSteps(BadStepsConfig(sigmas=0)).skip_reason(loss)
 
 
 def test_a_leap_is_measured_in_standard_deviations():
     judge = steady()  # 8 sigmas: 4.8
-    assert judge.trouble(4.79) is None and "mean of 4.000" in judge.trouble(4.81)
-    assert judge.trouble(0.0) is None  # downwards is welcome
-    assert steady(BadStepsConfig(sigmas=0)).trouble(1e9) is None
-    assert steady(steps=31).trouble(1e9) is None and steady(steps=32).trouble(1e9)
+    assert judge.skip_reason(4.79) is None and "mean of 4.000" in judge.skip_reason(4.81)
+    assert judge.skip_reason(0.0) is None  # downwards is welcome
+    assert steady(BadStepsConfig(sigmas=0)).skip_reason(1e9) is None
+    assert steady(steps=31).skip_reason(1e9) is None and steady(steps=32).skip_reason(1e9)
 
 
 def test_a_small_leap_of_a_very_steady_loss_is_none():
     judge = BadSteps(BadStepsConfig())
     for _ in range(64):
         judge.record(4.0, None)
-    assert judge.trouble(4.2) is None and judge.trouble(4.3)
+    assert judge.skip_reason(4.2) is None and judge.skip_reason(4.3)
 
 
 def test_bad_losses_do_not_raise_the_mean():
     judge = steady()
     for _ in range(5):
         judge.record(1e6, "it leaps")
-    assert judge.trouble(4.81)
+    assert judge.skip_reason(4.81)
 
 
 def test_only_recent_losses_count():
@@ -55,10 +55,10 @@ def test_only_recent_losses_count():
         judge.record(50.0, None)
     for _ in range(128):
         judge.record(4.0, None)
-    assert judge.trouble(5.0)
+    assert judge.skip_reason(5.0)
 
 
-def test_too_many_of_the_last_100():
+def test_bad_steps_are_counted_over_the_last_100():
     judge = BadSteps(BadStepsConfig(allowed=2))
     for _ in range(2):
         judge.record(math.nan, "nan")
@@ -78,7 +78,7 @@ def test_the_state_is_everything():
     judge = steady()
     judge.record(math.nan, "nan")
     again = BadSteps(BadStepsConfig(), json.loads(json.dumps(judge.state())))
-    assert again.state() == judge.state() and again.count == 1 and again.trouble(4.81) == judge.trouble(4.81)
+    assert again.state() == judge.state() and again.count == 1 and again.skip_reason(4.81) == judge.skip_reason(4.81)
 
 
 def test_a_skipped_update_changes_nothing():

@@ -55,7 +55,7 @@ def test_an_orderly_end_is_no_crash(start_job, at_place, send, valid_folder):
     assert start_job(1, *settings).wait() == [0]
 
 
-def test_death_without_a_word_counts_too(start_job, at_place, send):
+def test_a_killed_start_counts_as_a_crash(start_job, at_place, send):
     for _ in range(3):
         assert start_job(1, *SETTINGS, sabotage=at_place("the data of step 1", send("KILL"))).wait() == [-9]
     refused = start_job(1, *SETTINGS)
@@ -98,7 +98,7 @@ def test_a_job_waits_for_the_end_of_the_last_one(start_job, at_place):
     assert [row["step"] for row in second.rows] == list(range(1, 10))
 
 
-def test_two_jobs_in_one_run_folder(start_job, at_place):
+def test_a_second_job_in_a_run_folder_is_refused(start_job, at_place):
     first = start_job(1, *SETTINGS, sabotage=at_place("the data of step 3", lambda: time.sleep(8)))
     first.wait_for(lambda: (first.dir / "metrics.jsonl").exists() and len(first.rows) == 2)
     second = start_job(2, "training.max_steps=6", "training.micro_batch=2", sabotage=impatient)

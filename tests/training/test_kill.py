@@ -14,7 +14,7 @@ MOMENTS = {
     "before the update": "the update of step 5",
     "validation": "batch 0 of validation",
     "while a checkpoint is written": "write_piece",
-    "before it is sealed": "seal",
+    "before it is sealed": "commit_checkpoint",
     "after it is sealed": "remove_old",
     "after the last step": "finish",
 }
@@ -67,7 +67,13 @@ def whole(train_ranks, settings):
 def at(moment, ranks, action, at_place):
     """A sabotage: action() when one of the ranks comes to that moment for the first time."""
     place = MOMENTS[moment]
-    modules = {"set_up": "loop", "finish": "loop", "write_piece": "saving", "seal": "saving", "remove_old": "saving"}
+    modules = {
+        "set_up": "loop",
+        "finish": "loop",
+        "write_piece": "saving",
+        "commit_checkpoint": "saving",
+        "remove_old": "saving",
+    }
 
     def install(number):
         import importlib
@@ -92,7 +98,9 @@ def at(moment, ranks, action, at_place):
 
 
 @pytest.mark.parametrize("moment, who, signal_name", CASES)
-def test_killed(start_job, at_place, send, numbers, settings, whole, record, moment, who, signal_name):
+def test_a_run_killed_at_any_moment_continues_bit_for_bit(
+    start_job, at_place, send, numbers, settings, whole, record, moment, who, signal_name
+):
     job = start_job(2, *settings, sabotage=at(moment, WHO[who], send(signal_name), at_place))
     codes = job.wait(60)
     if signal_name == "KILL":

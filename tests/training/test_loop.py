@@ -162,7 +162,7 @@ def test_start_weights_are_the_same_everywhere(train_ranks):
 
 
 def test_a_penalty_counts_once(train_ranks):
-    """Of the feed-forward kernel, whatever divides the work: the same losses and norms, and not those without it."""
+    """Losses and norms do not depend on how the work is divided, and differ from those without the penalty."""
     kind = ["model.attention.kind=feedforward", "model.attention.pattern=[]", "training.max_steps=4"]
 
     def run(world, stage, *overrides):

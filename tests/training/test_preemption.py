@@ -35,7 +35,7 @@ def continues(start_job, settings, whole, numbers):
 
 @pytest.mark.parametrize("signal_name", ["TERM", "USR1", "INT", "HUP"])
 @pytest.mark.parametrize("rank", [0, 1])
-def test_a_signal_in_a_step(start_job, at_place, send, settings, whole, numbers, signal_name, rank):
+def test_a_signal_in_a_step_saves_after_it(start_job, at_place, send, settings, whole, numbers, signal_name, rank):
     job = start_job(2, *settings, sabotage=at_place("micro-batch 1 of step 2", send(signal_name), rank))
     assert job.wait() == [PREEMPTED, PREEMPTED], job.text
     assert [path.name for path in (job.dir / "checkpoints").glob("step-*")] == ["step-00000002"]
@@ -46,7 +46,7 @@ def test_a_signal_in_a_step(start_job, at_place, send, settings, whole, numbers,
     continues(start_job, settings, whole, numbers)
 
 
-def test_a_signal_in_validation(start_job, at_place, send, settings, whole, numbers):
+def test_a_signal_in_validation_repeats_it_at_the_next_start(start_job, at_place, send, settings, whole, numbers):
     """It is broken off; the next start makes it anew before it goes on."""
     job = start_job(2, *settings, sabotage=at_place("batch 0 of validation", send("TERM"), 1))
     assert job.wait() == [PREEMPTED, PREEMPTED], job.text
@@ -56,7 +56,7 @@ def test_a_signal_in_validation(start_job, at_place, send, settings, whole, numb
     assert "unvalidated" not in read_state(job.dir / "checkpoints/step-00000006")
 
 
-def test_killed_after_the_validation_that_was_made_anew(start_job, at_place, send, settings, whole, numbers):
+def test_a_repeated_validation_has_one_row_even_if_killed_after_it(start_job, at_place, send, settings, whole, numbers):
     """Its row is there by then, and the checkpoint still wants it: it comes to stand there once."""
     job = start_job(2, *settings, sabotage=at_place("batch 0 of validation", send("TERM"), 1))
     assert job.wait() == [PREEMPTED, PREEMPTED], job.text
@@ -64,14 +64,16 @@ def test_killed_after_the_validation_that_was_made_anew(start_job, at_place, sen
     def die_while_saving(number):
         import lcpt.training.saving as module
 
-        module.seal = lambda *arguments: send("KILL")()
+        module.commit_checkpoint = lambda *arguments: send("KILL")()
 
     killed = start_job(2, *settings, sabotage=die_while_saving)
     assert killed.wait()[0] == -9 and [row["step"] for row in killed.rows][:3] == [1, 2, 3], killed.text
     continues(start_job, settings, whole, numbers)
 
 
-def test_a_signal_in_the_last_validation(start_job, at_place, send, settings, whole, numbers):
+def test_a_signal_in_the_last_validation_leaves_the_run_to_complete(
+    start_job, at_place, send, settings, whole, numbers
+):
     def sabotage(number):
         at_place("the update of step 6", lambda: at_place("batch 0", send("USR1"))(number))(number)
 
@@ -91,7 +93,7 @@ def test_a_signal_in_the_last_step_changes_nothing(start_job, at_place, send, se
     assert (job.dir / "summary.json").exists() and not (job.dir / "preempted.json").exists()
 
 
-def test_a_signal_before_the_first_step(start_job, settings, whole, numbers, send):
+def test_a_signal_before_the_first_step_waits_for_its_end(start_job, settings, whole, numbers, send):
     """It is kept until the end of the first one."""
 
     def sabotage(number):
@@ -105,7 +107,7 @@ def test_a_signal_before_the_first_step(start_job, settings, whole, numbers, sen
     continues(start_job, settings, whole, numbers)
 
 
-def test_nohup_is_a_wish_to_stay(start_job, at_place, send, settings):
+def test_under_nohup_a_hangup_is_ignored(start_job, at_place, send, settings):
     def sabotage(number):
         signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
         at_place("the data of step 2", send("HUP"))(number)

@@ -22,7 +22,7 @@ def settings(valid_folder):
 
 @pytest.fixture(scope="module")
 def whole(train_ranks, settings):
-    """What an uninterrupted run on 2 ranks leaves."""
+    """Run without interruption on 2 ranks."""
     return train_ranks(2, *settings)
 
 
@@ -50,7 +50,7 @@ def weights(folder):
     return read_tensors(step, read_manifest(step))
 
 
-def test_rows_and_weights_bit_by_bit(train_ranks, numbers, settings, whole, stopped, copy):
+def test_a_resumed_run_has_the_same_rows_and_weights_bit_for_bit(train_ranks, numbers, settings, whole, stopped, copy):
     folder = copy(stopped(2, 1))
     before = (folder / "metrics.jsonl").read_bytes()
     again = train_ranks(2, *settings, dir=folder)
@@ -78,7 +78,7 @@ PAIRS = [
 
 
 @pytest.mark.parametrize("world, stage, other_world, other_stage", PAIRS)
-def test_other_ranks_and_stages_to_rounding(
+def test_other_ranks_and_stages_continue_to_rounding(
     train_ranks, settings, whole, stopped, copy, record, world, stage, other_world, other_stage
 ):
     source = stopped(world, stage)
@@ -113,7 +113,7 @@ def test_same_ranks_bit_by_bit_at_every_stage(train_ranks, numbers, settings, st
 
 
 @pytest.mark.parametrize("stage", [1, 3])
-def test_an_offloaded_optimizer(train_ranks, numbers, settings, whole, tmp_path, stage):
+def test_an_offloaded_optimizer_resumes_bit_for_bit(train_ranks, numbers, settings, whole, tmp_path, stage):
     offload = [*settings, "parallel.offload_optimizer=true", f"parallel.zero_stage={stage}"]
     expected = train_ranks(2, *offload, dir=tmp_path / "whole")
     train_ranks(2, *offload, f"training.stop_after_steps={STOP}", dir=tmp_path / "run")
@@ -128,14 +128,16 @@ def test_bf16_goes_on_from_its_fp32_weights(train_ranks, numbers, settings, tmp_
     assert numbers(train_ranks(2, *bf16, dir=tmp_path / "run").rows) == numbers(whole.rows)
 
 
-def test_killed_in_the_middle(train_ranks, numbers, settings, whole, tmp_path, monkeypatch):
+def test_a_run_killed_between_checkpoints_continues_bit_for_bit(
+    train_ranks, numbers, settings, whole, tmp_path, monkeypatch
+):
     from lcpt.training.telemetry import Telemetry
 
     step = Telemetry.step
 
     def die(self, row):
         if row["step"] == 6:  # behind the checkpoint of step 4, with a row half written
-            if self.speaks:
+            if self.is_main:
                 self._metrics.write(json.dumps(row)[:20])
             os.kill(os.getpid(), signal.SIGKILL)
         step(self, row)

@@ -46,13 +46,13 @@ def trained(run):
     return model
 
 
-def test_it_learns(run):
+def test_training_lowers_the_loss(run):
     first, last = run.rows[0], run.rows[-1]
     assert first["loss"] == pytest.approx(math.log(330), rel=0.1)
     assert last["loss"] < 0.7 * first["loss"] and last["valid_loss"] < 0.75 * first["loss"]
 
 
-def test_folder(run):
+def test_the_run_folder_holds_these_files_alone(run):
     assert {path.name for path in run.dir.iterdir()} == {
         "config.yaml",
         "environment.json",
@@ -67,7 +67,7 @@ def test_folder(run):
     assert load_config(run.dir / "config.yaml") == run.config
 
 
-def test_metrics(run):
+def test_every_step_has_a_row_with_all_metrics(run):
     assert [row["step"] for row in run.rows] == list(range(1, STEPS + 1))
     assert [row["tokens"] for row in run.rows] == [256 * (n + 1) for n in range(STEPS)]
     for row in run.rows:
@@ -90,7 +90,7 @@ def test_tensorboard_holds_the_same(run):
     assert [event.step for event in events.Scalars("valid_bits_per_byte")] == [15, 30, 40]
 
 
-def test_summary_and_environment(run):
+def test_summary_and_environment_describe_the_run(run):
     summary = json.loads((run.dir / "summary.json").read_text())
     last = {name: value for name, value in run.rows[-1].items() if name != "save_stall_fraction"}
     assert last.items() <= summary.items()
@@ -103,7 +103,7 @@ def test_summary_and_environment(run):
     assert {"command", "device", "git_commit", "cpu_count"} <= environment.keys()
 
 
-def test_checkpoint(run):
+def test_the_checkpoint_holds_all_that_a_restart_needs(run):
     step = find_checkpoint(run.dir)
     manifest = read_manifest(step)
     assert {"config.yaml", "tokenizer.model", "state.json", "weights-00000.safetensors"} <= manifest["files"].keys()
@@ -151,7 +151,7 @@ def test_init_from_starts_from_the_given_weights(run, trained, train_ranks, sour
 
 
 @pytest.mark.parametrize("count", [1, 3, 7, 10**6])
-def test_spread_windows(valid_folder, count):
+def test_validation_windows_are_spread_evenly_over_documents(valid_folder, count):
     """Evenly over the documents, first and last among them, each once and within its document."""
     from lcpt.evaluation.windows import windows
     from lcpt.training.validation import spread_windows

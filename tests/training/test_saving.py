@@ -51,7 +51,7 @@ def test_every_rank_writes_its_part(start_job, stage):
             assert [start for start, _ in covered] == ends[:-1]  # each number once
 
 
-def test_minutes_by_the_clock_of_rank_0(start_job, at_place):
+def test_saves_by_the_minute_follow_the_clock_of_rank_0(start_job, at_place):
     """A rank 1 whose clock is wrong changes nothing; the clock starts again at every save."""
 
     def sabotage(number):
@@ -111,7 +111,7 @@ def test_rows_reach_the_disk_before_the_checkpoint_does(start_job):
     def sabotage(number):
         import lcpt.training.saving as module
 
-        seal, fsync, synced = module.seal, os.fsync, []
+        commit_checkpoint, fsync, synced = module.commit_checkpoint, os.fsync, []
 
         def note(descriptor):
             synced.append(Path(os.readlink(f"/proc/self/fd/{descriptor}")).name)
@@ -124,9 +124,9 @@ def test_rows_reach_the_disk_before_the_checkpoint_does(start_job):
             events = EventAccumulator(str(partial.parents[1] / "tensorboard"))
             events.Reload()
             assert [event.step for event in events.Scalars("loss")][:step] == list(range(1, step + 1))
-            return seal(partial, step, *arguments)
+            return commit_checkpoint(partial, step, *arguments)
 
-        os.fsync, module.seal = note, checked
+        os.fsync, module.commit_checkpoint = note, checked
 
     job = start_job(1, "training.max_steps=4", "training.micro_batch=8", "checkpoint.every_steps=1", sabotage=sabotage)
     assert job.wait() == [0], job.text
@@ -148,7 +148,9 @@ def test_a_fault_does_not_cost_the_save_that_is_under_way(start_job, at_place, r
     assert steps(job) == [4] and "out of memory" in job.text
 
 
-@pytest.mark.parametrize("function, rank", [("write_piece", 0), ("write_piece", 1), ("seal", 0), ("open_partial", 0)])
+@pytest.mark.parametrize(
+    "function, rank", [("write_piece", 0), ("write_piece", 1), ("commit_checkpoint", 0), ("open_partial", 0)]
+)
 def test_a_save_that_fails_on_one_rank_fails_as_a_whole(start_job, function, rank):
     """Once, in the middle: it is told, leaves nothing, and the next one succeeds."""
 
@@ -191,20 +193,20 @@ def test_rows_wait_for_room(start_job, small_disk, train_ranks, numbers, tmp_pat
     blocker = small_disk / "blocker"
 
     def sabotage(number):
-        from lcpt.training.watchdog import Watch
+        from lcpt.training.watchdog import Watchdog
 
-        beat = Watch.beat
+        heartbeat = Watchdog.heartbeat
 
-        def fill(self, place, patience=None):
+        def fill(self, place, timeout_s=None):
             if place == "the data of step 3" and number == 0:
                 with contextlib.suppress(OSError), open(blocker, "wb", buffering=0) as file:
                     while True:
                         file.write(b"x" * 1000)
             if place == "the data of step 45" and number == 0:
                 blocker.unlink()
-            beat(self, place, patience)
+            heartbeat(self, place, timeout_s)
 
-        Watch.beat = fill
+        Watchdog.heartbeat = fill
 
     job = start_job(2, *settings, dir=small_disk / "run", sabotage=sabotage)
     assert job.wait() == [0, 0], job.text
@@ -212,30 +214,28 @@ def test_rows_wait_for_room(start_job, small_disk, train_ranks, numbers, tmp_pat
     assert numbers(job.rows) == numbers(train_ranks(2, *settings, dir=tmp_path / "whole").rows)
 
 
-def test_a_full_disk(start_job, small_disk, train_ranks, numbers, tmp_path):
+def test_a_run_goes_on_when_the_disk_is_full(start_job, small_disk, train_ranks, numbers, tmp_path):
     """The run goes on without that checkpoint; at its end the failure is an error, and nothing half-done stays behind.
     With room again it continues, from the last one that had room, as if nothing had been."""
     settings = ["training.max_steps=9", "training.micro_batch=2", "checkpoint.every_steps=2"]
     blocker = small_disk / "blocker"
 
     def sabotage(number):
-        from lcpt.training.watchdog import Watch
+        from lcpt.training.watchdog import Watchdog
 
-        beat = Watch.beat
+        heartbeat = Watchdog.heartbeat
 
-        def fill(self, place, patience=None):
+        def fill(self, place, timeout_s=None):
             if place == "the data of step 4" and number == 0:
                 while not (small_disk / "run/checkpoints/latest").exists():
                     time.sleep(0.01)
-                try:
+                with contextlib.suppress(OSError):
                     blocker.write_bytes(b"x" * (1 << 22))
-                except OSError:
-                    pass
                 with open(blocker, "r+b") as file:  # leave room for rows, not for a checkpoint
                     file.truncate(blocker.stat().st_size - 60_000)
-            beat(self, place, patience)
+            heartbeat(self, place, timeout_s)
 
-        Watch.beat = fill
+        Watchdog.heartbeat = fill
 
     job = start_job(2, *settings, "checkpoint.every_steps=3", dir=small_disk / "run", sabotage=sabotage)
     assert job.wait() == [FAULT, FAULT], job.text

@@ -16,7 +16,7 @@ def test_warm_up_is_linear_and_ends_at_the_full_rate(schedule):
     assert rates(schedule=schedule)[:4] == pytest.approx([0.5, 1.0, 1.5, 2.0])
 
 
-def test_cosine():
+def test_cosine_decay_is_half_a_cosine():
     found = rates()
     for step in range(4, 20):
         cosine = (1 + math.cos(math.pi * (step - 3) / 16)) / 2
@@ -25,13 +25,13 @@ def test_cosine():
     assert found[11] == pytest.approx(1.1)  # half way
 
 
-def test_wsd():
+def test_wsd_is_constant_then_linear():
     found = rates(schedule="wsd", decay_fraction=0.25)
     assert found[4:15] == [2.0] * 11
     assert found[15:] == pytest.approx([1.64, 1.28, 0.92, 0.56, 0.2])
 
 
-def test_no_warm_up():
+def test_without_warm_up_the_rate_starts_at_its_peak():
     assert rates(warmup_steps=0)[0] == pytest.approx(2.0, rel=0.02)
     assert rates(warmup_steps=0, schedule="wsd")[:16] == [2.0] * 16
 

@@ -1,4 +1,4 @@
-"""What keeps a run from starting is one line, the same on both ranks, and leaves no run folder."""
+"""Check that an error at the start is one line, the same on both ranks, and leaves no run folder."""
 
 import shutil
 from pathlib import Path
@@ -67,11 +67,11 @@ def errors(run_ranks, places, tiny_yaml):
     from lcpt.training.history import History
     from lcpt.training.loop import train
     from lcpt.training.preemption import Preemption
-    from lcpt.training.watchdog import Watch
+    from lcpt.training.watchdog import Watchdog
 
     def rank():
         groups.join()
-        preemption, watch, found = Preemption(), Watch(30, record=print), {}
+        preemption, watch, found = Preemption(), Watchdog(30, record=print), {}
         for case, (overrides, _) in CASES.items():
             given = [f"run.dir={places['fresh'] / case}", *(text.format(**places) for text in overrides)]
             config = load_config(tiny_yaml, given)
@@ -87,7 +87,7 @@ def errors(run_ranks, places, tiny_yaml):
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_setup_error(errors, places, case):
+def test_an_error_of_setup_is_one_line_on_all_ranks(errors, places, case):
     messages = [rank.get(case, "") for rank in errors]
     assert messages[0] and messages[0] == messages[1] and "\n" not in messages[0]
     for part in CASES[case][1]:
@@ -105,7 +105,7 @@ def test_an_error_on_one_rank_reaches_all(run_ranks):
     def rank():
         groups.join()
         try:
-            with groups.agreed():
+            with groups.raise_on_all_ranks():
                 if groups.rank() == 1:
                     raise ValueError("no such thing")
         except groups.SetupError as error:
@@ -119,7 +119,7 @@ def test_an_error_on_one_rank_reaches_all(run_ranks):
 def test_total_is_in_float64(run_ranks):
     def rank():
         groups.join()
-        sums = groups.total(1e-12, torch.tensor(groups.rank() + 1.0), 1, device=torch.device("cpu"))
+        sums = groups.all_reduce_sum(1e-12, torch.tensor(groups.rank() + 1.0), 1, device=torch.device("cpu"))
         groups.leave()
         return sums
 
@@ -127,5 +127,5 @@ def test_total_is_in_float64(run_ranks):
 
 
 def test_total_on_one_process_without_a_group():
-    assert groups.total(1.5, 2, device=torch.device("cpu")) == [1.5, 2.0]
+    assert groups.all_reduce_sum(1.5, 2, device=torch.device("cpu")) == [1.5, 2.0]
     assert (groups.rank(), groups.world_size()) == (0, 1)

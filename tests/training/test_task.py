@@ -45,7 +45,7 @@ def test_the_loss_is_the_mean_over_answers(run):
     assert run.rows[0]["loss"] == pytest.approx(expected.item(), rel=1e-5)
 
 
-def test_there_is_no_text(run):
+def test_a_task_has_neither_bytes_nor_a_tokenizer(run):
     assert "valid_loss" in run.rows[-1] and "valid_bits_per_byte" not in run.rows[-1]
     assert "tokenizer.model" not in read_manifest(find_checkpoint(run.dir))["files"]
 

@@ -1,4 +1,4 @@
-"""What goes wrong on one rank ends the job, soon, with one line that names rank and reason."""
+"""Check that a fault of one rank ends the job, soon, with one line that names rank and reason."""
 
 import json
 import os
@@ -25,7 +25,7 @@ def faster(monkey):
     def install(number):
         import lcpt.training.watchdog as module
 
-        module.SILENT = module.BUSY = 4.0
+        module.SILENCE_LIMIT_S = module.STARTUP_SILENCE_LIMIT_S = 4.0
         monkey(number)
 
     return install
@@ -36,7 +36,7 @@ def broken():
 
 
 @pytest.mark.parametrize("rank", [0, 1])
-def test_a_rank_that_dies(start_job, at_place, send, settings, rank):
+def test_a_rank_that_dies_ends_the_job_by_name(start_job, at_place, send, settings, rank):
     job = start_job(2, *settings, sabotage=at_place("micro-batch 2 of step 3", send("KILL"), rank))
     codes = job.wait(30)
     assert codes[rank] == -signal.SIGKILL and codes[1 - rank] == FAULT, job.text
@@ -46,7 +46,7 @@ def test_a_rank_that_dies(start_job, at_place, send, settings, rank):
 
 
 @pytest.mark.parametrize("rank", [0, 1])
-def test_a_rank_that_raises(start_job, at_place, settings, rank):
+def test_a_rank_that_raises_ends_the_job_by_name(start_job, at_place, settings, rank):
     job = start_job(2, *settings, sabotage=at_place("the update of step 2", broken, rank))
     assert job.wait(30) == [FAULT, FAULT]
     [line] = errors(job)
@@ -55,7 +55,7 @@ def test_a_rank_that_raises(start_job, at_place, settings, rank):
 
 
 @pytest.mark.parametrize("rank", [0, 1])
-def test_a_rank_that_hangs(start_job, at_place, settings, rank):
+def test_a_rank_that_hangs_ends_the_job_by_name(start_job, at_place, settings, rank):
     job = start_job(2, *settings, sabotage=at_place("micro-batch 1 of step 4", lambda: time.sleep(1000), rank))
     assert job.wait(45) == [FAULT, FAULT], job.text
     [line] = errors(job)
@@ -69,7 +69,7 @@ def test_a_rank_that_hangs(start_job, at_place, settings, rank):
 @pytest.mark.slow
 @pytest.mark.parametrize("rank", [0, 1, 3])
 @pytest.mark.parametrize("fault", ["dies", "raises", "hangs", "is stopped"])
-def test_with_the_limits_that_users_have(start_job, at_place, send, record, fault, rank):
+def test_with_default_limits_a_fault_ends_the_job_within_a_minute(start_job, at_place, send, record, fault, rank):
     """On 4 ranks, within a minute; the last rank of all is one that nobody talks to often."""
     action = {"dies": send("KILL"), "raises": broken, "hangs": lambda: time.sleep(1000), "is stopped": send("STOP")}
     job = start_job(4, "training.max_steps=500", sabotage=at_place("the update of step 3", action[fault], rank))
@@ -85,7 +85,7 @@ def test_with_the_limits_that_users_have(start_job, at_place, send, record, faul
 
 
 @pytest.mark.parametrize("rank", [0, 1])
-def test_a_process_that_is_stopped(start_job, at_place, send, settings, rank):
+def test_a_stopped_process_ends_the_job_by_name(start_job, at_place, send, settings, rank):
     job = start_job(
         2, *settings, "training.hang_seconds=30", sabotage=faster(at_place("the data of step 3", send("STOP"), rank))
     )
@@ -98,7 +98,7 @@ def test_a_process_that_is_stopped(start_job, at_place, send, settings, rank):
     assert f"rank {rank} does not answer" in line and "stopped" in line
 
 
-def test_a_thread_that_keeps_the_interpreter_lock(start_job, at_place, settings):
+def test_a_rank_whose_interpreter_lock_is_kept_ends_the_job_by_name(start_job, at_place, settings):
     """No Python thread of that rank runs any more: only the C one can say where it is."""
     import ctypes
 

@@ -62,7 +62,7 @@ def test_the_commit_is_passed_in_where_there_is_no_repository(elsewhere, monkeyp
     commit(elsewhere.parent)  # one around it is none of lcpt
     assert git_commit() == "abc123"
     monkeypatch.setenv("PATH", "/nowhere")
-    assert git_commit() == "abc123" == provenance.header(torch.device("cpu"))["git_commit"]
+    assert git_commit() == "abc123" == provenance.report_header(torch.device("cpu"))["git_commit"]
 
 
 def test_the_commit_of_the_repository_itself_counts(elsewhere, monkeypatch):

@@ -1,4 +1,4 @@
-"""Parquet files and Hugging Face datasets, through `datasets`, streamed."""
+"""Stream Parquet files and Hugging Face datasets through `datasets`."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from lcpt.utils.errors import first_line
 
 
 def read_parquet(name: str, location: str) -> Iterator[tuple[str, object, object]]:
-    """(file:row, id or None, text or None) of each row, rows counted from 1."""
+    """Yield (file:row, id or None, text or None) of each row, rows counted from 1."""
     # One call a file: files of one folder may have different columns.
     return _rows(name, "parquet", split="train", data_files=glob.escape(location))
 
 
 def read_hub(name: str, location: str) -> Iterator[tuple[str, object, object]]:
-    """The same for hf:NAME or hf:NAME:SPLIT; the split is "train" where none is given."""
+    """Yield the rows of hf:NAME or hf:NAME:SPLIT as read_parquet does; the split is "train" where none is given."""
     _, path, *split = location.split(":")
     if not path or len(split) > 1:
         raise DataError(f"{name}: not a dataset's name; write hf:NAME or hf:NAME:SPLIT")

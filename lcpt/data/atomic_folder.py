@@ -1,4 +1,4 @@
-"""A folder that appears whole or not at all: filled under a temporary name, synced, renamed."""
+"""Create a folder that appears whole or not at all: filled under a temporary name, synced, renamed."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from lcpt.utils.atomic_files import fsync_path
 
 @contextmanager
 def new_folder(output: str | Path) -> Iterator[Path]:
-    """Yields a temporary sibling of `output` to fill, and renames it to `output` when the block ends well.
+    """Yield a temporary sibling of `output` to fill, and rename it to `output` when the block ends well.
 
     On an error nothing is left behind; what a killed run left is removed by the next one. Raises DataError when
     `output` holds anything, or another process is filling it.
@@ -41,7 +41,7 @@ def new_folder(output: str | Path) -> Iterator[Path]:
 
 
 def refuse_existing(output: str | Path) -> None:
-    """Raises DataError unless `output` is free: absent, or an empty folder."""
+    """Raise DataError unless `output` is absent or an empty folder."""
     output = Path(output)
     if output.is_dir():
         if (output / MANIFEST).exists():
@@ -54,7 +54,7 @@ def refuse_existing(output: str | Path) -> None:
 
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    """The kernel lets go of this lock when the process ends, however it ends."""
+    """Hold a lock on the folder, which the kernel releases when the process ends, however it ends."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         _lock(descriptor, folder)
