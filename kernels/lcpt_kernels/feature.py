@@ -41,7 +41,14 @@ def feature_attention(
         v, log_gate, block_size, local_blocks, initial_state, output_final_state, cu_seqlens, exchange, backend
     )
     log_gate = finite_gate(log_gate, backend)
-    plan = Plan(Linear(), Explicit(phi_q.shape[-1]), 1.0, offset, block_size, local_blocks)
+    plan = Plan(
+        local=Linear(),
+        features=Explicit(phi_q.shape[-1]),
+        scale=1.0,
+        offset=offset,
+        block_size=block_size,
+        local_blocks=local_blocks,
+    )
 
     keys = {"b": phi_k, "v": v, "log_gate": log_gate}
     compute = dispatch.feature(backend, phi_q, v)

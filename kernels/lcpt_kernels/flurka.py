@@ -82,7 +82,15 @@ def flurka_attention(
     phi_summary = (phi_summary * mass).to(phi_summary.dtype)
     near = {"q": q, "k": k, "v": v, "phi_q": phi_q, "log_gate": log_gate}
     far = {"phi_summary": phi_summary, "v_summary": v_summary, "mass_summary": mass_summary}
-    plan = Plan(LOCAL[local], Explicit(phi_q.shape[3]), scale, offset, block_size, local_blocks, summaries=r)
+    plan = Plan(
+        local=LOCAL[local],
+        features=Explicit(phi_q.shape[3]),
+        scale=scale,
+        offset=offset,
+        block_size=block_size,
+        local_blocks=local_blocks,
+        summaries=r,
+    )
     compute = dispatch.flurka(backend, q, phi_q, v)
 
     def linear(q, k, v, phi_q, log_gate, phi_summary, v_summary, mass_summary, **piece):

@@ -9,7 +9,7 @@ from torch import Tensor
 from lcpt_kernels import reference
 from lcpt_kernels.arguments import check_backend, check_degree, check_pair, require
 from lcpt_kernels.autocast import under_autocast
-from lcpt_kernels.chunked import Far, Plan, Power, block_causal_attention
+from lcpt_kernels.chunked import Plan, Power, StateInput, block_causal_attention
 from lcpt_kernels.streaming import each_document
 
 ROWS = 256  # queries at a time: bounds the memory of a tile of scores to ROWS × T
@@ -47,7 +47,14 @@ def polynomial_attention(
         if backend == "reference":
             return reference.polynomial_attention(q, k, v, degree, scale, offset)
         every_block = math.ceil(k.shape[1] / ROWS)  # all blocks are local: nothing is left for a state
-        plan = Plan(Power(degree), None, scale, offset, block_size=ROWS, local_blocks=every_block)
-        return block_causal_attention(q, k, v, None, Far(None, v, None), plan)[0]
+        plan = Plan(
+            local=Power(degree),
+            features=None,
+            scale=scale,
+            offset=offset,
+            block_size=ROWS,
+            local_blocks=every_block,
+        )
+        return block_causal_attention(q, k, v, None, StateInput(None, v, None), plan)[0]
 
     return each_document(one, cu_seqlens, {"q": q, "k": k, "v": v})

@@ -62,8 +62,15 @@ def squared_attention(
         require(q.shape[2] == a.shape[2], f"q has {q.shape[2]} heads, a has {a.shape[2]}")
     if offset is None:
         offset = 0.0 if q is None else scale**degree
-    local, scale_of_near = (Quadratic(*coefficients), 1.0) if q is None else (Power(degree), scale)
-    plan = Plan(local, QuadraticFeatures(a.shape[-1], coefficients), scale_of_near, offset, block_size, local_blocks)
+    local, local_scale = (Quadratic(*coefficients), 1.0) if q is None else (Power(degree), scale)
+    plan = Plan(
+        local=local,
+        features=QuadraticFeatures(a.shape[-1], coefficients),
+        scale=local_scale,
+        offset=offset,
+        block_size=block_size,
+        local_blocks=local_blocks,
+    )
 
     keys = {"b": b, "v": v, "k": k, "log_gate": log_gate}
     compute = dispatch.squared(backend, a, v, q)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lcpt_kernels.arguments import check_packed, require
-from lcpt_kernels.chunked import Far, Plan, accumulated, accumulator, block_causal_attention
+from lcpt_kernels.chunked import Plan, StateInput, accumulated, accumulator, block_causal_attention
 from lcpt_kernels.reference import per_query_head
 
 
@@ -73,10 +73,12 @@ def in_pytorch(
 ) -> tuple[Tensor, Tensor | None]:
     per_head = dict(zip(keys, per_query_head(q.shape[2], *keys.values()), strict=True))
     v, b = per_head["v"], per_head["b"]
-    far = Far(b, per_head.get("far_v", v), per_head.get("mass"))
+    state_input = StateInput(b, per_head.get("far_v", v), per_head.get("mass"))
     group = q.shape[2] // keys["v"].shape[2]
     initial = None if initial is None else initial.repeat_interleave(group, dim=1)
-    o, S = block_causal_attention(q, per_head.get("k", b), v, a, far, plan, per_head.get("log_gate"), initial, final)
+    o, S = block_causal_attention(
+        q, per_head.get("k", b), v, a, state_input, plan, per_head.get("log_gate"), initial, final
+    )
     return o, S[:, ::group].contiguous() if final else None
 
 

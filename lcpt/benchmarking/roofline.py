@@ -53,7 +53,8 @@ class Size(NamedTuple):
         return padded(self.layout.size)
 
     def rows(self, *names: str) -> float:
-        """Bytes of tensors of a row a token: q, k, v, o and their like are `wide`, a and b `sketch`, δ and Z `sum`."""
+        """Bytes of tensors with a row for each token: `wide` are q, k, v, o and their gradients, `sketch` a and b, `sum` δ and
+        the denominator."""
         width = {
             "wide": self.head_dim * self.type.itemsize,
             "sketch": self.layout.size * self.type.itemsize,
@@ -62,13 +63,13 @@ class Size(NamedTuple):
         return self.tokens * sum(width[name] for name in names)
 
     @property
-    def values(self) -> float:
-        """Bytes of every block's state, and of its normaliser."""
+    def value_state(self) -> float:
+        """Bytes of the numerator's state of all blocks."""
         return len(self.blocks) * self.layout.features * self.head_dim * self.type.itemsize
 
     @property
-    def norms(self) -> float:
-        return len(self.blocks) * self.layout.norms * FLOAT
+    def denom_state(self) -> float:
+        return len(self.blocks) * self.layout.denom_elements * FLOAT
 
 
 def padded(width: int) -> int:
@@ -92,27 +93,27 @@ def backward(size: Size) -> list[Step]:
 
 
 def states(size: Size, queries: bool = False) -> list[Step]:
-    """What every block adds, and the scan. Of keys, or of queries for the gradient of the state."""
+    """The additions of all blocks to the state, from keys or, for its gradient, from queries; and the scan."""
     s = size
     tiles = launch_configs.tiles("block_state", s.head_dim, s.type)
     rest = launch_configs.tiles("block_state_rest", s.layout.tile, s.type)
     pieces = -(-s.layout.pairs // tiles["PAIRS"])
     rows = sum(steps(stop - first, tiles["BT"]) * tiles["BT"] for first, stop in s.blocks)
-    rows_of_rest = sum(steps(stop - first, rest["BT"]) * rest["BT"] for first, stop in s.blocks)
+    rest_rows = sum(steps(stop - first, rest["BT"]) * rest["BT"] for first, stop in s.blocks)
     scan = "scan_backward" if queries else "scan"
     return [
         Step(
             "block_state",
             product(pieces * tiles["PAIRS"] * PAIR, rows, s.dim),
-            s.rows("sketch", "wide", *["sum"] * queries) + s.values,
+            s.rows("sketch", "wide", *["sum"] * queries) + s.value_state,
         ),
         Step(
             "block_state_rest",
-            product(s.rank, rows_of_rest, s.rank),
-            s.rows("sketch", *["sum"] * 2 * queries) + s.norms,
+            product(s.rank, rest_rows, s.rank),
+            s.rows("sketch", *["sum"] * 2 * queries) + s.denom_state,
         ),
-        Step(scan, 0, 2 * s.values),
-        Step(scan + ", norms", 0, 2 * s.norms),
+        Step(scan, 0, 2 * s.value_state),
+        Step(scan + ", norms", 0, 2 * s.denom_state),
     ]
 
 
@@ -128,7 +129,7 @@ def output(size: Size) -> Step:
     return Step(
         "block_forward",
         programs * from_state(s, M) + columns * 2 * product(M, N, s.dim),
-        s.rows("wide", "sketch", "wide", "wide", "wide", "sum") + s.values + s.norms,
+        s.rows("wide", "sketch", "wide", "wide", "wide", "sum") + s.value_state + s.denom_state,
     )
 
 
@@ -139,7 +140,7 @@ def backward_query(size: Size) -> Step:
     return Step(
         "block_backward_dq",
         programs * from_state(s, M) + columns * 3 * product(M, N, s.dim),
-        s.rows(*["wide"] * 5, "sketch", "sketch", "sum", "sum") + s.values + s.norms,
+        s.rows(*["wide"] * 5, "sketch", "sketch", "sum", "sum") + s.value_state + s.denom_state,
     )
 
 
@@ -147,11 +148,11 @@ def backward_value(size: Size) -> Step:
     s, tiles = size, launch_configs.tiles("block_backward_dv", size.head_dim, size.type)
     M, N = tiles["BM"], tiles["BN"]
     programs, rows = queries_of_keys(s, M, N)
-    far = s.layout.pairs * 2 * product(N, PAIR, s.dim) + product(N, s.rank, s.rank)
+    state_flops = s.layout.pairs * 2 * product(N, PAIR, s.dim) + product(N, s.rank, s.rank)
     return Step(
         "block_backward_dv",
-        programs * far + rows * 2 * product(M, N, s.dim),
-        s.rows(*["wide"] * 5, "sketch", "sketch", "sum") + s.values + s.norms,
+        programs * state_flops + rows * 2 * product(M, N, s.dim),
+        s.rows(*["wide"] * 5, "sketch", "sketch", "sum") + s.value_state + s.denom_state,
     )
 
 

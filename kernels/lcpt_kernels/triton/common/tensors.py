@@ -10,24 +10,24 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 
-def with_rows(x: Tensor) -> Tensor:
+def with_contiguous_rows(x: Tensor) -> Tensor:
     """x with numbers of one row side by side; other strides are free."""
     return x if x.stride(3) == 1 else x.contiguous()
 
 
-def with_rows_of(x: Tensor, size: int) -> Tensor:
+def with_padded_rows(x: Tensor, size: int) -> Tensor:
     """The same with zeros up to `size`: products of whole groups."""
-    return with_rows(x if x.shape[3] == size else pad(x, (0, size - x.shape[3])))
+    return with_contiguous_rows(x if x.shape[3] == size else pad(x, (0, size - x.shape[3])))
 
 
-def of_size(x: Tensor, size: int) -> Tensor:
+def trimmed_rows(x: Tensor, size: int) -> Tensor:
     """Without the zeros behind `size`."""
     return x if x.shape[3] == size else x[..., :size].contiguous()
 
 
 def flat(x: Tensor) -> Tensor:
     """x [B, T, H, D] -> [B · T, H, D], numbers of a row side by side; a view where strides allow."""
-    return with_rows(x).flatten(0, 1)
+    return with_contiguous_rows(x).flatten(0, 1)
 
 
 def on_device_of(x: Tensor):

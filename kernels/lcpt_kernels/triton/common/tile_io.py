@@ -19,7 +19,7 @@ def load_block(blocks, block):
 
 
 @triton.jit
-def of_head(x, strides, batch, head):
+def head_rows(x, strides, batch, head):
     """x [B, T, H, ·] -> its rows [T, ·] of one head."""
     return x + batch * strides[0] + head.to(tl.int64) * strides[2]
 

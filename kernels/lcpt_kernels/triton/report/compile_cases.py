@@ -13,7 +13,7 @@ from lcpt_kernels.triton.fused.learned_sketch import learned_sketch
 from lcpt_kernels.triton.fused.norm_rotary import norm_rotary
 from lcpt_kernels.triton.fused.pooling import pool_blocks
 from lcpt_kernels.triton.interval import sparse as in_intervals
-from lcpt_kernels.visibility import Sight
+from lcpt_kernels.visibility import VisibleRange
 
 BLOCK, SUMMARIES, TOKENS = 256, 32, 512
 SETTINGS = (  # what tells most first; features: of a sketch, or m
@@ -51,11 +51,11 @@ def output_of(of: str, head_dim: int, dtype: torch.dtype = torch.bfloat16, token
         return torch.zeros(1, rows, 2, *size, dtype=dtype, requires_grad=True)
 
     if of in PLANS:
-        return of_blocks(tensor, of, head_dim, **others)
+        return block_causal_output(tensor, of, head_dim, **others)
     return OTHERS[of](tensor, head_dim, tokens, **others)
 
 
-def of_blocks(
+def block_causal_output(
     tensor, attention: str, head_dim: int, features: int, local_blocks: int = 1, gated: bool = False
 ) -> Tensor:
     plan, q, a, keys = PLANS[attention](tensor, head_dim, features, local_blocks)
@@ -64,21 +64,33 @@ def of_blocks(
     return compute(plan, q, a, keys, None, False)[0]
 
 
+def plan_of(local, features, scale: float, offset: float, local_blocks: int, summaries: int | None = None) -> Plan:
+    return Plan(
+        local=local,
+        features=features,
+        scale=scale,
+        offset=offset,
+        block_size=BLOCK,
+        local_blocks=local_blocks,
+        summaries=summaries,
+    )
+
+
 def squared(tensor, head_dim, size, local_blocks):
     """plan, q, a and keys, as `compute` takes them."""
-    plan = Plan(Power(4), QuadraticFeatures(size, (0, 0, 1)), 1 / head_dim, head_dim**-4.0, BLOCK, local_blocks)
+    plan = plan_of(Power(4), QuadraticFeatures(size, (0, 0, 1)), 1 / head_dim, head_dim**-4.0, local_blocks)
     return plan, tensor(head_dim), tensor(size), {"k": tensor(head_dim), "v": tensor(head_dim), "b": tensor(size)}
 
 
 def fastmax(tensor, head_dim, size, local_blocks):
     coefficients, a = (1, 1, 0.5), tensor(size)
-    plan = Plan(Quadratic(*coefficients), QuadraticFeatures(size, coefficients), 1.0, 0.0, BLOCK, local_blocks)
+    plan = plan_of(Quadratic(*coefficients), QuadraticFeatures(size, coefficients), 1.0, 0.0, local_blocks)
     return plan, a, a, {"v": tensor(head_dim), "b": tensor(size)}
 
 
 def feature(tensor, head_dim, size, local_blocks):
     phi = tensor(size)
-    plan = Plan(Linear(), Explicit(size), 1.0, 0.0, BLOCK, local_blocks)
+    plan = plan_of(Linear(), Explicit(size), 1.0, 0.0, local_blocks)
     return plan, phi, phi, {"v": tensor(head_dim), "b": tensor(size)}
 
 
@@ -91,7 +103,7 @@ def flurka(tensor, head_dim, size, _):
         "far_v": tensor(head_dim, rows=rows),
         "mass": tensor(rows=rows),
     }
-    plan = Plan(Exponential(), Explicit(size), head_dim**-0.5, 0.0, BLOCK, 2, SUMMARIES)
+    plan = plan_of(Exponential(), Explicit(size), head_dim**-0.5, 0.0, 2, SUMMARIES)
     return plan, tensor(head_dim), tensor(size), keys
 
 
@@ -101,8 +113,10 @@ PLANS = {"squared": squared, "fastmax": fastmax, "feature": feature, "flurka": f
 def sparse(tensor, head_dim: int, tokens: int, kept: bool = True) -> Tensor:
     t = torch.arange(tokens)
     keep = torch.ones(1, tokens, 2, dtype=torch.bool) if kept else None
-    sight = Sight(keep, keep, None, None, torch.zeros_like(t), t)
-    return in_intervals.sparse_attention(tensor(head_dim), tensor(head_dim), tensor(head_dim), [sight], 1.0)
+    visible = VisibleRange(
+        q_keep=keep, k_keep=keep, q_bucket=None, k_bucket=None, window_start=torch.zeros_like(t), window_end=t
+    )
+    return in_intervals.sparse_attention(tensor(head_dim), tensor(head_dim), tensor(head_dim), [visible], 1.0)
 
 
 def heads(tensor, head_dim: int, tokens: int, keep_plain: bool = False) -> Tensor:

@@ -67,7 +67,7 @@ def rows(target: str, first: int | None = None, part: int = 0, parts: int = 1, k
 
 
 def launches(target: str, **settings) -> list[Launch]:
-    """Those of a call (`report_calls`) and of its backward pass, each once."""
+    """Those of a call (`compile_cases`) and of its backward pass, each once."""
     found = {}
 
     def note(kernel, *args, grid, warmup, num_warps=4, num_stages=3, maxnreg=None, **kwargs):
@@ -104,8 +104,8 @@ def specialise(kernel: JITFunction, arguments: dict, options: dict[str, int]) ->
 
 def row(launch: Launch, settings: dict, target: str, keep: Path | None = None) -> dict:
     """One row of the report; `keep` is a path without an ending for PTX and machine code."""
-    constants = of_constants(launch)
-    of = ", backward" * constants.get("QUERIES", False) + ", of summaries" * (not constants.get("NEAR", True))
+    constants = constexpr_values(launch)
+    of = ", backward" * constants.get("QUERIES", False) + ", of summaries" * (not constants.get("LOCAL", True))
     found = {
         "kernel": launch.kernel.__name__ + of,
         "settings": settings | tiles(launch),
@@ -145,11 +145,11 @@ def write_code(compiled, target: str, path: Path) -> str:
 
 def tiles(launch: Launch) -> dict[str, int]:
     """Its sizes of tiles, warps and stages."""
-    named = of_constants(launch)
+    named = constexpr_values(launch)
     return {name: named[name] for name in TILES if name in named} | launch.options
 
 
-def of_constants(launch: Launch) -> dict:
+def constexpr_values(launch: Launch) -> dict:
     return {launch.kernel.params[place].name: x for (place,), x in launch.constants.items()}
 
 
@@ -202,8 +202,8 @@ def occupancy(registers: int, shared: int, warps: int, shared_of_all: int, share
     """Blocks of `warps` warps that a multiprocessor holds at a time; 0: it holds none."""
     if shared > shared_of_one * 1024:
         return 0
-    of_warp = -(-registers * 32 // 256) * 256  # registers are given out by 256
-    by_registers = REGISTERS // of_warp // 4 * 4 // warps  # and warps by four
+    registers_per_warp = -(-registers * 32 // 256) * 256  # registers are given out by 256
+    by_registers = REGISTERS // registers_per_warp // 4 * 4 // warps  # and warps by four
     return min(by_registers, shared_of_all * 1024 // (shared + 1024), WARPS // warps, 32)
 
 
