@@ -45,22 +45,40 @@ def sparse_attention(
     cu_seqlens: Tensor | None = None,
     backend: str = "auto",
 ) -> Tensor:
-    """A softmax of scale · q_t·k_s over the s ≤ t that are kept and in the bucket of q_t; t itself is one of them.
+    """Compute a softmax of scale · q_t·k_s over the keys s ≤ t that are kept and in the bucket of q_t, t itself
+    included.
 
-    q [B, T, H, D]; k [B, T, Hkv, D]; v [B, T, Hkv, Dv]; H a multiple of Hkv; floating point, strides free. k and v may
-    begin with keys of earlier tokens, [B, P + T, Hkv, ·]. For every query head, also of grouped ones:
-    q_keep bool [B, T, H] and k_keep bool [B, P + T, H], None: all are kept; q_bucket [B, T, H] and k_bucket
-    [B, P + T, H], any integers, both or None: one bucket. window: a query that is kept sees the last `window` tokens,
-    itself the first of them, also where they are dropped or in other buckets; 0: none.
-    scale None: D^−½. cu_seqlens [N + 1]: packed documents, B = 1. backend: "reference", "torch", "triton" (for
-    a GPU) or "auto".
-    Returns o [B, T, H, Dv] in q's dtype, 0 for a query that is dropped or sees no key. ValueError names what does not
-    fit.
+    Args:
+        q: [B, T, H, D], k: [B, T, Hkv, D], v: [B, T, Hkv, Dv]. Floating point, any strides, one dtype; H is a multiple
+            of Hkv. k and v may start with keys of earlier tokens, [B, P + T, Hkv, ·].
+        q_keep: bool [B, T, H], k_keep: bool [B, P + T, H], of query heads, or None: all are kept.
+        q_bucket: [B, T, H], k_bucket: [B, P + T, H], any integers, of query heads; both or neither: one bucket.
+        window: the number of last tokens, t included, that a kept query sees without regard to keep and bucket; 0:
+            none.
+        scale: a factor of q·k; None: D^−½.
+        cu_seqlens: [N + 1], int32 or int64, or None: the borders of packed documents; B = 1.
+        backend: "reference", "torch", "triton" (for a GPU), or "auto".
+
+    Returns:
+        o [B, T, H, Dv] in q's dtype, 0 for a query that is dropped or sees no key.
+
+    Raises:
+        ValueError: a shape, dtype or option that does not fit; the message names it.
+
     Source: SCFA (arXiv 2306.01160).
+
+    Example:
+        >>> import torch
+        >>> from lcpt_kernels import sparse_attention
+        >>> q, k = torch.ones(1, 4, 1, 8), torch.ones(1, 4, 1, 8)
+        >>> v = torch.arange(4.0).view(1, 4, 1, 1)
+        >>> bucket = torch.tensor([0, 1, 0, 1]).view(1, 4, 1)
+        >>> sparse_attention(q, k, v, q_bucket=bucket, k_bucket=bucket)[0, :, 0, 0]
+        tensor([0., 1., 1., 2.])
     """
     check_backend(backend, (*BACKENDS, "triton"))
-    check_pair(q, k[:, -q.shape[1] :], v[:, -q.shape[1] :], "qk")
-    if k.shape[1] != v.shape[1]:  # a number in a message that nobody needs would make a graph of its own
+    check_pair(q, k[:, -q.shape[1] :], v[:, -q.shape[1] :], ("q", "k"))
+    if k.shape[1] != v.shape[1]:  # formatted only if it fails: `arguments.py`
         raise ValueError(f"k has {k.shape[1]} tokens, v has {v.shape[1]}")
     marks = {"q_keep": q_keep, "k_keep": k_keep, "q_bucket": q_bucket, "k_bucket": k_bucket}
     _check_marks(q, k, **marks)

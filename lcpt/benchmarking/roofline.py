@@ -53,8 +53,8 @@ class Size(NamedTuple):
         return padded(self.layout.size)
 
     def rows(self, *names: str) -> float:
-        """Bytes of tensors with a row for each token: `wide` are q, k, v, o and their gradients, `sketch` a and b, `sum` δ and
-        the denominator."""
+        """Bytes of tensors with a row for each token: `wide` are q, k, v, o and their gradients, `sketch` a and b,
+        `sum` δ and the denominator."""
         width = {
             "wide": self.head_dim * self.type.itemsize,
             "sketch": self.layout.size * self.type.itemsize,
