@@ -90,6 +90,7 @@ def finite_gate(log_gate: Tensor | None, backend: str) -> Tensor | None:
 
 def check_stream(
     v: Tensor,
+    *,
     log_gate: Tensor | None,
     block_size: int,
     local_blocks: int,

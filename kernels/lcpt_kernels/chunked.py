@@ -88,6 +88,7 @@ class Exponential:
     def weights_and_slopes(
         self, s: Tensor, diagonal: int, decay: Tensor | None, m_i: Tensor | None
     ) -> tuple[Tensor, Tensor]:
+        assert m_i is not None
         w = self._exponents(s, diagonal, decay).sub_(m_i).exp_()
         return w, w
 
@@ -363,6 +364,7 @@ class Decay:
         """Return x [.., leaving, ·] times e to the gate_rev_cumsum, G_B − G_s."""
         if self._log_gate is None:
             return x
+        assert block.fading is not None
         G = self._sums(slice(block.fading.start, block.whole.start))
         return _scaled_by_exp(x, (G[..., -1:] - G[..., : block.fading.stop - block.fading.start])[..., None])
 
@@ -374,23 +376,24 @@ class Decay:
 
     def add_weight_gradient(self, rows: slice, keys: slice, w: Tensor, dw: Tensor) -> None:
         """Add the part of weights w [.., rows, keys] with gradients dw: dG_t += Σ_s dw w, dG_s -= Σ_t dw w."""
-        if self._log_gate is not None:
+        if self._dG is not None:
             product = w * dw
             self._dG[..., rows] += product.sum(-1)
             self._dG[..., keys] -= product.sum(-2)
 
     def add_gradient(self, tokens: slice, gradient: Callable[[], Tensor]) -> None:
         """Add gradient() to dG of these tokens; without a gate it is not computed."""
-        if self._log_gate is not None and tokens.start < tokens.stop:
+        if self._dG is not None and tokens.start < tokens.stop:
             self._dG[..., tokens] += gradient()
 
     def gradient(self) -> Tensor | None:
         """Return the gradient of the log gate: dG summed over all later tokens, whose G contains it."""
-        if self._log_gate is None:
+        if self._log_gate is None or self._dG is None:
             return None
         return self._dG.flip(-1).cumsum(-1).flip(-1).to(self._log_gate.dtype)
 
     def _sums(self, tokens: slice) -> Tensor:
+        assert self._log_gate is not None
         return self._log_gate[..., tokens].double().cumsum(-1)
 
 

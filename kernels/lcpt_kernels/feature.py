@@ -67,7 +67,15 @@ def feature_attention(
     check_backend(backend, (*BACKENDS, "triton"))
     check_pair(phi_q, phi_k, v, ("phi_q", "phi_k"))
     piece = check_stream(
-        v, log_gate, block_size, local_blocks, initial_state, output_final_state, cu_seqlens, exchange, backend
+        v,
+        log_gate=log_gate,
+        block_size=block_size,
+        local_blocks=local_blocks,
+        initial_state=initial_state,
+        output_final_state=output_final_state,
+        cu_seqlens=cu_seqlens,
+        exchange=exchange,
+        backend=backend,
     )
     log_gate = finite_gate(log_gate, backend)
     plan = Plan(
@@ -83,7 +91,7 @@ def feature_attention(
     compute = dispatch.feature(backend, phi_q, v)
     if compute is not None and not piece:
         present = {name: x for name, x in keys.items() if x is not None}
-        return compute(plan, phi_q, phi_q, present, None, False, cu_seqlens)
+        return compute(plan, phi_q, phi_q, present, None, False, cu_seqlens)[0], None
 
     def one(phi_q, phi_k, v, log_gate):
         if backend == "reference":

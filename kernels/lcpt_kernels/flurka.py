@@ -20,7 +20,7 @@ from lcpt_kernels.chunked import Exponential, Linear, Plan
 from lcpt_kernels.streaming import Exchange, State, attend, each_document
 from lcpt_kernels.symmetric_features import Explicit
 
-LOCAL = {"softmax": Exponential(), "linear": Linear()}
+LOCAL: dict[str, Exponential | Linear] = {"softmax": Exponential(), "linear": Linear()}
 
 
 @under_autocast
@@ -100,7 +100,15 @@ def flurka_attention(
     check_backend(backend, (*BACKENDS, "triton"))
     check_pair(q, k, v, ("q", "k"))
     piece = check_stream(
-        v, log_gate, block_size, local_blocks, initial_state, output_final_state, cu_seqlens, exchange, backend
+        v,
+        log_gate=log_gate,
+        block_size=block_size,
+        local_blocks=local_blocks,
+        initial_state=initial_state,
+        output_final_state=output_final_state,
+        cu_seqlens=cu_seqlens,
+        exchange=exchange,
+        backend=backend,
     )
     log_gate = finite_gate(log_gate, backend)
     require(local in LOCAL, f"local {local!r} is neither softmax nor linear")
@@ -108,7 +116,7 @@ def flurka_attention(
     start = 0 if exchange is None else exchange.start
     r = summaries_of_block(phi_summary.shape[1], summaries, v.shape[1], block_size, cu_seqlens, initial_state, start)
     check_shapes(phi_q, phi_summary, v_summary, mass_summary, v)
-    mass = block_size / r
+    mass: float | Tensor = block_size / r
     if gain is not None:
         if phi_q.shape[2] == v.shape[2]:  # no heads are shared: r rows a block are fewer than c
             mass = mass * gain[:, None]
@@ -154,7 +162,7 @@ def flurka_attention(
     if compute is not None:
         keys = {"k": k, "v": v, "log_gate": log_gate, "b": phi_summary, "far_v": v_summary, "mass": mass_summary}
         present = {name: x for name, x in keys.items() if x is not None}
-        return compute(plan, q, phi_q, present, None, False, cu_seqlens)
+        return compute(plan, q, phi_q, present, None, False, cu_seqlens)[0], None
     return each_document(one, cu_seqlens, tokens, of_blocks, block_size, r), None
 
 

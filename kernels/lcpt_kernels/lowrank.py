@@ -83,20 +83,43 @@ def lowrank_attention(
     if dispatch.intervals(backend, "lowrank_attention", v, q, q_far):
         from lcpt_kernels.triton.interval.lowrank import lowrank_attention as in_triton
 
-        return in_triton(q, k, v, q_far, k_summary, v_summary, summaries, scale, block_size, local_blocks, cu_seqlens)
+        return in_triton(
+            q,
+            k,
+            v,
+            q_far,
+            k_summary,
+            v_summary,
+            summaries=summaries,
+            scale=scale,
+            block_size=block_size,
+            local_blocks=local_blocks,
+            cu_seqlens=cu_seqlens,
+        )
 
     def one(q, k, v, q_far, k_summary, v_summary):
         k, v, k_summary, v_summary = reference.per_query_head(q.shape[2], k, v, k_summary, v_summary)
         if backend == "reference":
             return reference.lowrank_attention(
-                q, k, v, q_far, k_summary, v_summary, summaries, scale, block_size, local_blocks
+                q,
+                k,
+                v,
+                q_far,
+                k_summary,
+                v_summary,
+                summaries=summaries,
+                scale=scale,
+                block_size=block_size,
+                local_blocks=local_blocks,
             )
         refuse_transforms("low-rank attention", "reference")
         heads_first = [x.transpose(1, 2) for x in (q, k, v, q_far, k_summary, v_summary)]
-        return _by_block(*heads_first, summaries, scale, block_size, local_blocks).transpose(1, 2)
+        return _by_block(
+            *heads_first, summaries=summaries, scale=scale, block_size=block_size, local_blocks=local_blocks
+        ).transpose(1, 2)
 
-    tokens: dict[str, Tensor | None] = {"q": q, "k": k, "v": v, "q_far": q_far}
-    of_blocks: dict[str, Tensor | None] = {"k_summary": k_summary, "v_summary": v_summary}
+    tokens = {"q": q, "k": k, "v": v, "q_far": q_far}
+    of_blocks = {"k_summary": k_summary, "v_summary": v_summary}
     return each_document(one, cu_seqlens, tokens, of_blocks, block_size, summaries)
 
 
@@ -113,7 +136,7 @@ def _check_summaries(
         )
 
 
-def _by_block(q, k, v, q_far, k_summary, v_summary, summaries, scale, block_size, local_blocks):
+def _by_block(q, k, v, q_far, k_summary, v_summary, *, summaries, scale, block_size, local_blocks):
     past, keys, c = k.shape[2] - q.shape[2], k.shape[2], block_size
     before = k_summary.shape[2] // summaries - keys // c  # blocks before the first key
     outputs = []

@@ -7,9 +7,12 @@ no mistake with it.
 from __future__ import annotations
 
 import math
+from typing import TypeVar
 
 import torch
 from torch import Tensor
+
+T = TypeVar("T", Tensor, Tensor | None)
 
 
 def weighted_average(weights: Tensor, v: Tensor, offset: float, log_gate: Tensor | None = None) -> Tensor:
@@ -43,12 +46,12 @@ def scores(x: Tensor, y: Tensor) -> Tensor:
     return torch.einsum("bthd,bshd->bhts", x, y)
 
 
-def per_query_head(heads: int, *tensors: Tensor | None) -> list[Tensor | None]:
+def per_query_head(heads: int, *tensors: T) -> list[T]:
     """Repeat tensors of keys, [B, T, Hkv, ·], so that each of `heads` query heads has its own."""
     return [x if x is None else x.repeat_interleave(heads // x.shape[2], dim=2) for x in tensors]
 
 
-def squared_attention(a, b, v, q, k, log_gate, degree, scale, offset, coefficients, block_size, local_blocks):
+def squared_attention(a, b, v, *, q, k, log_gate, degree, scale, offset, coefficients, block_size, local_blocks):
     """Squared attention: exact weights in the last `local_blocks` blocks, c₀ + c₁ s + c₂ s² before them."""
     c0, c1, c2 = coefficients
     s = scores(a, b)
@@ -66,7 +69,7 @@ def feature_attention(phi_q, phi_k, v, log_gate, offset):
 
 
 def flurka_attention(
-    q, phi_q, k, v, log_gate, phi_summary, v_summary, mass_summary, local, scale, offset, block_size, local_blocks
+    q, phi_q, k, v, *, log_gate, phi_summary, v_summary, mass_summary, local, scale, offset, block_size, local_blocks
 ):
     """FLuRKA attention: weights exp(scale q·k), or scale q·k, in the last `local_blocks` blocks; before them weights
     φ(q)·φ(k̃) of the summaries of whole blocks, which decay from the end of their block on."""
@@ -111,7 +114,7 @@ def rescaled_exponentials(exponents: Tensor, others: Tensor) -> tuple[Tensor, Te
     return (exponents - m_i).exp(), m_i.neg().clamp(max=largest).exp()
 
 
-def lowrank_attention(q, k, v, q_far, k_summary, v_summary, summaries, scale, block_size, local_blocks):
+def lowrank_attention(q, k, v, q_far, k_summary, v_summary, *, summaries, scale, block_size, local_blocks):
     """Low-rank attention: one softmax over the tokens of the last `local_blocks` blocks and over the summaries of whole
     blocks before them, each of which counts as c/r tokens. The first keys may be those of tokens before the queries."""
     tokens, keys = q.shape[1], k.shape[1]
@@ -131,7 +134,7 @@ def lowrank_attention(q, k, v, q_far, k_summary, v_summary, summaries, scale, bl
     return torch.einsum("bhts,bshe->bthe", exponents.softmax(-1), torch.cat((v_summary, v), dim=1))
 
 
-def sparse_attention(q, k, v, q_keep, k_keep, q_bucket, k_bucket, scale, window):
+def sparse_attention(q, k, v, *, q_keep, k_keep, q_bucket, k_bucket, scale, window):
     """Sparse attention: a softmax over the keys s ≤ t that are kept and in the query's bucket, or among the last
     `window`; 0 where the query is dropped or sees no key. Marks are [B, T, H]. With more keys than queries, the queries
     are those of the last keys' tokens."""

@@ -105,7 +105,9 @@ def sparse_attention(
     outputs = [
         _in_pytorch(q, k, v, SortedIntervals.build(q, k, visible), scale, with_lse=window > 0) for visible in ranges
     ]
-    o = outputs[0][0] if window == 0 else merge_outputs(outputs)[0]
+    o, lse = outputs[0]
+    if lse is not None:
+        o, _ = merge_outputs([(o_n, lse_n) for o_n, lse_n in outputs if lse_n is not None])
     return o.to(q.dtype)
 
 

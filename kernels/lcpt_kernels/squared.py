@@ -81,10 +81,18 @@ def squared_attention(
     check_pair(a, b, v, ("a", "b"))
     require((q is None) == (k is None), "q and k are given together or not at all")
     piece = check_stream(
-        v, log_gate, block_size, local_blocks, initial_state, output_final_state, cu_seqlens, exchange, backend
+        v,
+        log_gate=log_gate,
+        block_size=block_size,
+        local_blocks=local_blocks,
+        initial_state=initial_state,
+        output_final_state=output_final_state,
+        cu_seqlens=cu_seqlens,
+        exchange=exchange,
+        backend=backend,
     )
     log_gate = finite_gate(log_gate, backend)
-    if q is not None:
+    if q is not None and k is not None:
         check_pair(q, k, v, ("q", "k"))
         check_degree(degree)
         require(q.shape[2] == a.shape[2], f"q has {q.shape[2]} heads, a has {a.shape[2]}")
@@ -104,13 +112,24 @@ def squared_attention(
     compute = dispatch.squared(backend, a, v, q)
     if compute is not None and not piece:
         present = {name: x for name, x in keys.items() if x is not None}
-        return compute(plan, a if q is None else q, a, present, None, False, cu_seqlens)
+        return compute(plan, a if q is None else q, a, present, None, False, cu_seqlens)[0], None
 
     def one(a, b, v, q, k, log_gate):
         if backend == "reference":
             b, v, k, log_gate = reference.per_query_head(a.shape[2], b, v, k, log_gate)
             return reference.squared_attention(
-                a, b, v, q, k, log_gate, degree, scale, offset, coefficients, block_size, local_blocks
+                a,
+                b,
+                v,
+                q=q,
+                k=k,
+                log_gate=log_gate,
+                degree=degree,
+                scale=scale,
+                offset=offset,
+                coefficients=coefficients,
+                block_size=block_size,
+                local_blocks=local_blocks,
             )
         return attend(plan, a if q is None else q, a, {"b": b, "v": v, "k": k, "log_gate": log_gate}, None, False)[0]
 

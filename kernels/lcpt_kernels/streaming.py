@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from itertools import accumulate, pairwise
 from typing import NamedTuple, Protocol
 
@@ -45,11 +45,26 @@ class Compute(Protocol):
         them."""
 
 
+class PackedCompute(Compute, Protocol):
+    """A Compute that also takes packed documents, as that in Triton does."""
+
+    def __call__(
+        self,
+        plan: Plan,
+        q: Tensor,
+        a: Tensor,
+        keys: dict[str, Tensor],
+        initial: Tensor | None,
+        final: bool,
+        cu_seqlens: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor | None]: ...
+
+
 def attend(
     plan: Plan,
     q: Tensor,
     a: Tensor,
-    keys: dict[str, Tensor | None],
+    keys: Mapping[str, Tensor | None],
     initial_state: State | None,
     output_final_state: bool,
     exchange: Exchange | None = None,
@@ -69,7 +84,7 @@ def attend(
         check_state(initial_state, plan, present)
         present = {name: torch.cat((initial_state.tail[name], x), dim=1) for name, x in present.items()}
     o, S = compute(plan, q, a, present, None if initial_state is None else initial_state.S, output_final_state)
-    return o, State(S, _tail(plan, present, first=0)) if output_final_state else None
+    return o, None if S is None else State(S, _tail(plan, present, first=0))
 
 
 def in_pytorch(
@@ -83,7 +98,7 @@ def in_pytorch(
     o, S = block_causal_attention(
         q, per_head.get("k", b), v, a, state_input, plan, per_head.get("log_gate"), initial, final
     )
-    return o, S[:, ::group].contiguous() if final else None
+    return o, None if S is None else S[:, ::group].contiguous()
 
 
 def _tail(plan: Plan, keys: dict[str, Tensor], first: int) -> dict[str, Tensor]:
@@ -102,6 +117,7 @@ def _tail(plan: Plan, keys: dict[str, Tensor], first: int) -> dict[str, Tensor]:
 def _from_ranks_before(
     plan: Plan, q: Tensor, a: Tensor, keys: dict[str, Tensor], exchange: Exchange, compute: Compute
 ) -> State:
+    assert plan.features is not None
     c, v, reach = plan.block_size, keys["v"], plan.block_size * plan.local_blocks
     require(v.shape[1] >= reach, f"a rank holds {v.shape[1]} tokens; block_size · local_blocks = {reach} are the least")
     tail = exchange.shift(_tail(plan, keys, exchange.start))
@@ -109,6 +125,7 @@ def _from_ranks_before(
     nothing = v.new_zeros(v.shape[0], v.shape[2], plan.features.dimension, v.shape[3] + 1, dtype=accumulator(v))
     # This call is for the state of this rank's tokens; the output is computed later, with the state before them.
     _, own = attend(plan, q, a, keys, State(nothing, tail), True, compute=compute)
+    assert own is not None
     log_decay = None
     if "log_gate" in keys:
         gates = torch.cat((tail["log_gate"], keys["log_gate"]), dim=1)
@@ -117,6 +134,7 @@ def _from_ranks_before(
 
 
 def check_state(state: State, plan: Plan, keys: dict[str, Tensor]) -> None:
+    assert plan.features is not None
     require(
         state.tail.keys() == keys.keys(),
         f"initial_state is of a sequence with {', '.join(sorted(state.tail))}; this one has {', '.join(sorted(keys))}",
@@ -130,8 +148,8 @@ def check_state(state: State, plan: Plan, keys: dict[str, Tensor]) -> None:
 def each_document(
     attend_one: Callable[..., Tensor],
     cu_seqlens: Tensor | None,
-    tensors: dict[str, Tensor | None],
-    summaries: dict[str, Tensor | None] | None = None,
+    tensors: Mapping[str, Tensor | None],
+    summaries: Mapping[str, Tensor | None] | None = None,
     block_size: int = 1,
     number: int = 0,
 ) -> Tensor:
@@ -143,7 +161,9 @@ def each_document(
     summaries = summaries or {}
     if cu_seqlens is None:
         return attend_one(**tensors, **summaries)
-    check_packed(cu_seqlens, *next(iter(tensors.values())).shape[:2])
+    first_tensor = next(iter(tensors.values()))
+    assert first_tensor is not None
+    check_packed(cu_seqlens, *first_tensor.shape[:2])
     ends = cu_seqlens.tolist()
     blocks = [0, *accumulate((stop - start) // block_size for start, stop in pairwise(ends))]
     outputs = []

@@ -285,10 +285,24 @@ def _backward(
     d_value_end, d_denom_end = (None, None) if d_end is None else to_common_backward(d_end, layout, call.sketch)
     value_weights, denom_weights = layout.weights(do.device)
     d_value_before, through_values = scan_backward(
-        d_value_state, value_weights, p.log_decay, blocks, p.local_blocks, d_value_end, p.has_initial_state, value_state
+        d_value_state,
+        value_weights,
+        p.log_decay,
+        blocks,
+        p.local_blocks,
+        d_end=d_value_end,
+        keep_before=p.has_initial_state,
+        met=value_state,
     )
     d_denom_before, through_denom = scan_backward(
-        d_denom_state, denom_weights, p.log_decay, blocks, p.local_blocks, d_denom_end, p.has_initial_state, denom_state
+        d_denom_state,
+        denom_weights,
+        p.log_decay,
+        blocks,
+        p.local_blocks,
+        d_end=d_denom_end,
+        keep_before=p.has_initial_state,
+        met=denom_state,
     )
 
     key_gradients = block_backward_dv(p, d_value_state, d_denom_state, do, denominator, row_max)
@@ -306,16 +320,20 @@ def _backward(
 
     d_log_gate = d_initial = d_mass = None
     if call.log_gate is not None:
-        dgate_local, dgate_state = (
+        assert dgate_local is not None and dgate_state is not None and dgate_keys is not None
+        assert through_values is not None and through_denom is not None
+        local, state_queries = (
             pad(x.unflatten(2, (p.v.shape[2], -1)).sum(3), (0, 0, p.past, 0)) for x in (dgate_local, dgate_state)
         )
         through = through_values + through_denom
         d_log_gate = gate_gradient(
-            dgate_local - dgate_keys, dgate_state, key_gradients.dgate_state, through, blocks, p.past
+            local - dgate_keys, state_queries, key_gradients.dgate_state, through, blocks, p.past
         ).to(call.log_gate.dtype)
     if call.initial is not None:
+        assert d_value_before is not None and d_denom_before is not None
         d_initial = from_common_backward(d_value_before, d_denom_before, layout, call.sketch).to(call.initial.dtype)
     if call.mass is not None:
+        assert key_gradients.mass is not None
         d_mass = key_gradients.mass.to(call.mass.dtype)
     da, db = trimmed_rows(da, call.sketch), trimmed_rows(db, call.sketch)
     return d_q, d_k, key_gradients.v, da, db, key_gradients.state_v, d_mass, d_log_gate, d_initial
@@ -358,10 +376,22 @@ def states_at_block_starts(
     )
     value_weights, denom_weights = p.layout.weights(p.v.device)
     value_end = scan(
-        value_state, value_weights, p.log_decay, p.blocks, p.local_blocks, value_before, p.keep_final_state
+        value_state,
+        value_weights,
+        p.log_decay,
+        p.blocks,
+        p.local_blocks,
+        before=value_before,
+        keep_end=p.keep_final_state,
     )
     denom_end = scan(
-        denom_state, denom_weights, p.log_decay, p.blocks, p.local_blocks, denom_before, p.keep_final_state
+        denom_state,
+        denom_weights,
+        p.log_decay,
+        p.blocks,
+        p.local_blocks,
+        before=denom_before,
+        keep_end=p.keep_final_state,
     )
     if value_end is None or denom_end is None:
         return value_state, denom_state

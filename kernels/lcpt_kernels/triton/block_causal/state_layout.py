@@ -76,8 +76,8 @@ def _table(layout: Layout, device: torch.device) -> tuple[Tensor, Tensor, Tensor
         torch.full((int(layout.constant),), c0),
     ]
     denom_weights = [torch.full((layout.gram,), c2), torch.full((layout.size,), c1), torch.full((1,), c0)]
-    tables = torch.stack((i, j)).int(), torch.cat(value_weights).float(), torch.cat(denom_weights).float()
-    return tuple(x.to(device) for x in tables)
+    pairs = torch.stack((i, j)).int().to(device)
+    return pairs, torch.cat(value_weights).float().to(device), torch.cat(denom_weights).float().to(device)
 
 
 @lru_cache(maxsize=64)

@@ -56,7 +56,9 @@ NAMES = {
     "feature_map_forward": ("BT", "STEPS"),
     "feature_map_backward": ("BT", "STEPS", "DT"),
 }
-TABLE = {  # tiles, then warps, stages and, where registers are capped on sm_90, maxnreg
+Columns = dict[int, tuple[int, ...]]  # the width of tensors up to which an entry holds -> sizes, in the order of NAMES
+
+TABLE: dict[str, Columns] = {  # tiles, then warps, stages and, where registers are capped on sm_90, maxnreg
     "scan": {2**18: (128, 1, 1), 2**62: (512, 4, 1)},  # by the elements of all states of one block
     "block_state": {64: (2, 64, 8, 1), 128: (2, 64, 8, 1), 256: (1, 32, 8, 1)},
     "block_state_rest": {16: (64, 4, 1, 128), 64: (64, 4, 1)},  # by the coordinates that a program holds
@@ -81,7 +83,7 @@ TABLE = {  # tiles, then warps, stages and, where registers are capped on sm_90,
     "feature_map_forward": {128: (64, 8, 4, 2), 256: (64, 8, 8, 2)},
     "feature_map_backward": {128: (32, 32, 64, 4, 2), 256: (32, 32, 64, 8, 2)},
 }
-FP32 = {
+FP32: dict[str, Columns] = {
     "block_state": {256: (1, 32, 8, 1)},
     "block_state_rest": {256: (32, 4, 1)},
     "block_forward": {256: (32, 32, 4, 1)},
@@ -100,7 +102,7 @@ FP32 = {
     "feature_map_forward": {128: (16, 32, 8, 1), 256: (16, 32, 16, 1)},
     "feature_map_backward": {128: (16, 64, 64, 8, 1), 256: (16, 64, 128, 16, 1)},
 }
-DIFFERENT = {
+DIFFERENT: dict[str, dict[str, Columns]] = {
     "sm_80": {
         "block_state": {128: (2, 32, 8, 2)},
         "block_state_rest": {64: (64, 4, 2)},

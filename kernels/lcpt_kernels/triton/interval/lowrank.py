@@ -18,6 +18,7 @@ def lowrank_attention(
     q_far: Tensor,
     k_summary: Tensor,
     v_summary: Tensor,
+    *,
     summaries: int,
     scale: float,
     block_size: int,
