@@ -1,4 +1,8 @@
-"""What every attention function demands of its arguments: one ValueError that names the offending number."""
+"""Checks of the attention functions' arguments: one ValueError that names what does not fit.
+
+torch.compile specialises a graph on every int that is formatted into a message, also where the message is not needed.
+Sizes that differ from call to call, such as T, are therefore formatted only after a check has failed.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +10,7 @@ import torch
 from torch import Tensor
 
 BACKENDS = ("auto", "reference", "torch")
-LEAST_GATE = -1000.0  # e to it is 0, in float64 too
+LEAST_GATE = -1000.0  # exp(LEAST_GATE) is 0, in float64 too
 
 
 def require(condition: bool, message: str) -> None:
@@ -19,13 +23,13 @@ def check_backend(backend: str, backends: tuple[str, ...] = BACKENDS) -> None:
 
 
 def check_sizes(name: str, x: Tensor) -> None:
-    """Of [B, T, ...] there may be no sequences and no tokens, but heads and numbers."""
-    if 0 in x.shape[2:]:  # no number goes into a message that nobody needs: `check_packed`
+    """Raise ValueError if x [B, T, ...] has no heads or rows of no elements. B and T may be 0."""
+    if 0 in x.shape[2:]:
         raise ValueError(f"{name} is {list(x.shape)}; all sizes after [B, T] must be at least 1")
 
 
-def check_pair(x: Tensor, y: Tensor, v: Tensor, names: str) -> None:
-    """x [B, T, H, D] scores against y [B, T, Hkv, D], which carries v [B, T, Hkv, Dv]."""
+def check_pair(x: Tensor, y: Tensor, v: Tensor, names: tuple[str, str]) -> None:
+    """Raise ValueError if queries x [B, T, H, D], keys y [B, T, Hkv, D] and values v [B, T, Hkv, Dv] do not fit."""
     first, second = names
     for name, tensor in ((first, x), (second, y), ("v", v)):
         require(tensor.ndim == 4, f"{name} has {tensor.ndim} dimensions {tuple(tensor.shape)}; [B, T, H, D] needs 4")
@@ -44,8 +48,8 @@ def check_degree(degree: int) -> None:
 
 
 def check_packed(cu_seqlens: Tensor, batch: int, tokens: int) -> None:
-    """On a GPU, and in compiled code, what it holds is checked where it is, without a wait for it; and no number goes
-    into a message that nobody needs, which would make a graph for each."""
+    """Raise ValueError if cu_seqlens does not fit. On a GPU, and in compiled code, its values are checked on the
+    device, so the host does not wait for them."""
     if not isinstance(cu_seqlens, Tensor):
         raise ValueError(f"cu_seqlens is a {type(cu_seqlens).__name__}; it must be a tensor of int32 or int64")
     if cu_seqlens.dtype not in (torch.int32, torch.int64):
@@ -65,7 +69,7 @@ def check_packed(cu_seqlens: Tensor, batch: int, tokens: int) -> None:
 
 
 def check_packed_summaries(name: str, rows: int, summaries: int, block_size: int, cu_seqlens: Tensor) -> None:
-    """As many rows as the documents' whole blocks have summaries, or more; checked as in `check_packed`."""
+    """Raise ValueError if there are fewer rows than summaries of whole blocks; on a GPU as in `check_packed`."""
     if summaries < 1 or rows % summaries:
         raise ValueError(f"{name} has {rows} rows, no multiple of {summaries} summaries")
     whole = (cu_seqlens.diff() // block_size).sum() * summaries
@@ -79,13 +83,14 @@ def check_packed_summaries(name: str, rows: int, summaries: int, block_size: int
 
 
 def finite_gate(log_gate: Tensor | None, backend: str) -> Tensor | None:
-    """log_gate with LEAST_GATE for −∞ and whatever is below it: a difference of infinite sums would be NaN. What is
-    below it gets no gradient. The reference takes −∞ as it is."""
+    """Return log_gate, clamped to LEAST_GATE for backends that subtract sums: a difference of infinite sums would be
+    NaN. Clamped gates have no gradient."""
     return log_gate if log_gate is None or backend == "reference" else log_gate.clamp(min=LEAST_GATE)
 
 
 def check_stream(
     v: Tensor,
+    *,
     log_gate: Tensor | None,
     block_size: int,
     local_blocks: int,
@@ -95,7 +100,8 @@ def check_stream(
     exchange,
     backend: str,
 ) -> bool:
-    """What the families of linear cost have in common. -> whether the sequence is a piece of a longer one."""
+    """Check the arguments that the functions of linear cost share. Return whether the sequence is part of a longer
+    one."""
     require(block_size > 0, f"block_size {block_size} is not positive")
     require(local_blocks in (1, 2), f"local_blocks {local_blocks} is neither 1 nor 2")
     if log_gate is not None:

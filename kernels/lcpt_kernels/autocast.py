@@ -8,12 +8,12 @@ from functools import wraps
 import torch
 from torch import Tensor
 
-KEPT = {"log_gate", "gain", "mass_summary", "logits", "segments", "gamma"}  # sums of these would suffer
+KEPT = {"log_gate", "gain", "mass_summary", "logits", "segments", "gamma"}  # their sums need more than 16 bits
 
 
 def under_autocast(attention: Callable) -> Callable:
-    """Takes its tensors in autocast's dtype, as PyTorch's own attention does, and computes as it does without: sums in
-    fp32. float64 stays as it is, and so do gates."""
+    """Decorate an attention function: under autocast it takes its tensors in autocast's dtype, as PyTorch's attention
+    does, and computes with autocast off. float64 tensors and KEPT arguments keep their dtype."""
 
     @wraps(attention)
     def run(*tensors, **options):

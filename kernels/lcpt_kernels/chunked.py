@@ -2,19 +2,22 @@
 
 Autograd would keep features and scores of every block; here the backward pass recomputes them, so memory is that of
 the inputs, the output and one state. All arithmetic is fp32 (float64 for float64 inputs), one block at a time.
-A column of ones behind v, v̄ = [v, 1], makes the normaliser a part of every product. With G the running sum of the log
+A column of ones behind v, v̄ = [v, 1], makes the denominator a part of every product. With G the running sum of the log
 gate and B the last token before the block of t:
 
-    [N_t, Z_t] = [0, offset] + Σ_{s local} e^{G_t − G_s} w(scale·q_t·k_s) v̄_s + e^{G_t − G_B} φ(a_t)ᵀ S
-    S = Σ_{s earlier} e^{G_B − G_s} φ(b_s) v̄_sᵀ          o = N / Z
-    n̄ = [do, -(do·o)] / Z      dW_ts = n̄_t·v̄_s, the gradient of every weight, local or through S
+    [N_t, l_t] = [0, offset] + Σ_{s local} e^{G_t − G_s} w(scale·q_t·k_s) v̄_s + e^{G_t − G_B} φ(a_t)ᵀ S
+    S = Σ_{s earlier} e^{G_B − G_s} φ(b_s) v̄_sᵀ          o = N / l
+    n̄ = [do, -(do·o)] / l      dW_ts = n̄_t·v̄_s, the gradient of every weight, local or through S
 
-No exponent is positive. A weight W_ts depends on G_t − G_s, so dG_t = Σ_s dW_ts W_ts − Σ_t' dW_t't W_t't.
+No exponent is positive. A weight W_ts depends on G_t − G_s, so dG_t = Σ_s dW_ts W_ts − Σ_t' dW_t't W_t't. With w = exp
+a row is over e^{m_i} as in FlashAttention-2 (arXiv 2307.08691). In code: acc = [N, l] of some rows, m_i their maximum,
+l_i their denominator; `denominator` and `row_max` keep l and m of all rows for the backward pass.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -22,24 +25,28 @@ from torch import Tensor
 from lcpt_kernels.derivatives import first_derivative_only, refuse_transforms
 from lcpt_kernels.symmetric_features import Explicit, QuadraticFeatures
 
-FAINTEST = -60.0  # the least log M of a row that is not of local keys alone: e^{60} is finite, and 10³⁸ · e^{−60} too
+ROW_MAX_FLOOR = -60.0  # the least m_i of a row with more than local keys: e^{60} and 10³⁸ · e^{−60} are finite
 
 
-class Power(NamedTuple):
-    """The local weight w(s) = s^degree. See `Plan.local` for what its methods give."""
+@dataclass(frozen=True, slots=True)
+class Power:
+    """The local weight w(s) = s^degree. `Plan` describes the methods."""
 
     degree: int
 
     def weights(self, s: Tensor, diagonal: int, decay: Tensor | None) -> tuple[Tensor, None]:
         return _decayed(_power(s.tril_(diagonal), self.degree), decay), None
 
-    def weights_and_slopes(self, s: Tensor, diagonal: int, decay: Tensor | None, M: None) -> tuple[Tensor, Tensor]:
+    def weights_and_slopes(
+        self, s: Tensor, diagonal: int, decay: Tensor | None, m_i: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
         lower = _decayed(_power(s.tril_(diagonal), self.degree - 1), decay)
         return lower * s, lower.mul_(self.degree)  # in this order: the second may overwrite s
 
 
-class Quadratic(NamedTuple):
-    """w(s) = c₀ + c₁ s + c₂ s²: the local weight where it is the same as that of the state."""
+@dataclass(frozen=True, slots=True)
+class Quadratic:
+    """The local weight w(s) = c₀ + c₁ s + c₂ s², where it is that of the state."""
 
     c0: float
     c1: float
@@ -48,32 +55,41 @@ class Quadratic(NamedTuple):
     def weights(self, s: Tensor, diagonal: int, decay: Tensor | None) -> tuple[Tensor, None]:
         return _decayed((self.c0 + s * (self.c1 + self.c2 * s)).tril_(diagonal), decay), None
 
-    def weights_and_slopes(self, s: Tensor, diagonal: int, decay: Tensor | None, M: None) -> tuple[Tensor, Tensor]:
+    def weights_and_slopes(
+        self, s: Tensor, diagonal: int, decay: Tensor | None, m_i: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
         return self.weights(s, diagonal, decay)[0], _decayed((self.c1 + 2 * self.c2 * s).tril_(diagonal), decay)
 
 
-class Linear(NamedTuple):
-    """w(s) = s, of features that are given."""
+@dataclass(frozen=True, slots=True)
+class Linear:
+    """The local weight w(s) = s, for given features."""
 
     def weights(self, s: Tensor, diagonal: int, decay: Tensor | None) -> tuple[Tensor, None]:
         return _decayed(s.tril_(diagonal), decay), None
 
-    def weights_and_slopes(self, s: Tensor, diagonal: int, decay: Tensor | None, M: None) -> tuple[Tensor, Tensor]:
+    def weights_and_slopes(
+        self, s: Tensor, diagonal: int, decay: Tensor | None, m_i: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
         return _decayed(s.tril_(diagonal), decay), _decayed(torch.ones_like(s).tril_(diagonal), decay)
 
 
-class Exponential(NamedTuple):
-    """w(s) = e^s. A row is over e^M, M the logarithm of its greatest term, so that nothing overflows and not all of it
-    underflows; see `_joined`."""
+@dataclass(frozen=True, slots=True)
+class Exponential:
+    """The local weight w(s) = e^s. A row is over e^{m_i}, its largest term, so nothing overflows and not all of a row
+    underflows; see `_add_state`."""
 
     def weights(self, s: Tensor, diagonal: int, decay: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Over e^top, and top [.., rows, 1], each row's greatest exponent."""
+        """Return the weights over e^{m_i}, and m_i [.., rows, 1], the largest exponent of each row."""
         exponent = self._exponents(s, diagonal, decay)
-        top = exponent.amax(-1, keepdim=True)
-        return exponent.sub_(top).exp_(), top
+        m_i = exponent.amax(-1, keepdim=True)
+        return exponent.sub_(m_i).exp_(), m_i
 
-    def weights_and_slopes(self, s: Tensor, diagonal: int, decay: Tensor | None, M: Tensor) -> tuple[Tensor, Tensor]:
-        w = self._exponents(s, diagonal, decay).sub_(M).exp_()
+    def weights_and_slopes(
+        self, s: Tensor, diagonal: int, decay: Tensor | None, m_i: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        assert m_i is not None
+        w = self._exponents(s, diagonal, decay).sub_(m_i).exp_()
         return w, w
 
     @staticmethod
@@ -83,47 +99,52 @@ class Exponential(NamedTuple):
         return exponent.masked_fill_(future, -torch.inf)
 
 
-class Plan(NamedTuple):
-    """Everything about block-causal attention that is no tensor.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """The settings of block-causal attention.
 
-    local, for a tile of scores s [.., rows, near], of which the first row sees `diagonal` keys before itself, and the
-    logs of their decay:
-        weights -> weights [.., rows, near], 0 in the future; the log [.., rows, 1] of what the rows are over, or None
-        weights_and_slopes -> the weights again, over e^M, and their derivatives by s; M [.., rows, 1] or None
-    features None: there is no state. summaries: how many stand for a block in the state; None: its tokens do.
+    The methods of `local` take a tile of scores s [.., rows, keys], the number `diagonal` of keys that the first row
+    sees before itself, and the log of the decay:
+        weights returns the weights, 0 for future keys, and m_i [.., rows, 1] where they are over e^{m_i}, else None;
+        weights_and_slopes returns the weights again, over e^{m_i}, and their derivatives by s.
     """
 
     local: Power | Quadratic | Linear | Exponential
-    features: QuadraticFeatures | Explicit | None
+    features: QuadraticFeatures | Explicit | None  # None: there is no state
     scale: float
     offset: float
     block_size: int
     local_blocks: int
-    summaries: int | None = None
+    summaries: int | None = None  # summaries of a block in the state; None: its tokens are in the state
 
 
-class Block(NamedTuple):
-    """Tokens of one block, as slices of the keys, of which the first may be older than the first query."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Block:
+    """The tokens of one block, as slices of the keys. The first keys may be older than the first query."""
 
     whole: slice
-    rows: slice  # those of its tokens that ask; none where a state is carried to the start of an empty block
-    near: slice  # the keys that they see exactly
-    leaving: slice | None  # the block that goes over into the state at the start of this one: its rows of the far keys
-    fading: slice | None  # the tokens since which these decay: they themselves, or for summaries the block's last
+    rows: slice  # the block's queries; empty where a state is carried to the start of an empty block
+    local: slice  # the local keys of these queries
+    leaving: (
+        slice | None
+    )  # rows of StateInput that enter the state at the start of this block, of the block that leaves
+    fading: (
+        slice | None
+    )  # tokens whose gate sums these rows decay from: the same tokens, for summaries their block's last
 
     @property
     def diagonal(self) -> int:
-        """Of the tile rows × near: how many keys the first row sees before itself."""
-        return self.rows.start - self.near.start
+        """Return how many local keys the first row sees before itself."""
+        return self.rows.start - self.local.start
 
     @property
     def before(self) -> slice:
-        """The last token before the block, if there is one."""
+        """Return the last token before the block, if there is one."""
         return slice(max(0, self.whole.start - 1), self.whole.start)
 
     @classmethod
     def all(cls, plan: Plan, past: int, keys: int, to_the_end: bool) -> list[Block]:
-        """The blocks of the queries past … keys; to_the_end: up to the one that the next token will be in."""
+        """Return the blocks of the queries past … keys; with to_the_end, up to the next token's block."""
         c = plan.block_size
         last = keys // c if to_the_end else (keys - 1) // c
         return [cls._at(plan, t, past, keys) for t in range(past // c * c, last * c + 1, c)]
@@ -137,22 +158,28 @@ class Block(NamedTuple):
             leaving = slice(first // c * r, first // c * r + r)
             fading = slice(first + c - 1, first + c) if plan.summaries else leaving
         end = min(t + c, keys)
-        return cls(slice(t, end), slice(max(t, past), end), slice(max(0, t + c - reach), end), leaving, fading)
+        return cls(
+            whole=slice(t, end),
+            rows=slice(max(t, past), end),
+            local=slice(max(0, t + c - reach), end),
+            leaving=leaving,
+            fading=fading,
+        )
 
 
-class Far(NamedTuple):
-    """What goes over into the state: b [B, H, ·, r] beside v [B, H, ·, Dv], of tokens or of summaries. mass [B, H, ·]:
-    what a summary counts for in the normaliser; None: 1, as a token."""
+@dataclass(frozen=True, slots=True)
+class StateInput:
+    """The rows that enter the state, those of tokens or of summaries."""
 
-    b: Tensor | None
-    v: Tensor
-    mass: Tensor | None
+    b: Tensor | None  # [B, H, ·, r]; None: there is no state
+    v: Tensor  # [B, H, ·, Dv]
+    mass: Tensor | None  # [B, H, ·], the weight of a summary in the denominator; None: 1
 
-    def values(self, block: Block) -> Tensor:
-        """v̄ = [v, mass] of what leaves at `block`, [.., rows, Dv + 1]."""
+    def values(self, rows: slice) -> Tensor:
+        """Return v̄ = [v, mass] of these rows, [.., rows, Dv + 1]."""
         if self.mass is None:
-            return _with_ones(self.v, block.leaving)
-        return torch.cat((_block(self.v, block.leaving), _block(self.mass, block.leaving)[..., None]), dim=-1)
+            return _with_ones(self.v, rows)
+        return torch.cat((_block(self.v, rows), _block(self.mass, rows)[..., None]), dim=-1)
 
 
 def block_causal_attention(
@@ -160,193 +187,218 @@ def block_causal_attention(
     k: Tensor,
     v: Tensor,
     a: Tensor | None,
-    far: Far,
+    state_input: StateInput,
     plan: Plan,
     log_gate: Tensor | None = None,
     initial: Tensor | None = None,
     final: bool = False,
 ) -> tuple[Tensor, Tensor | None]:
-    """q [B, T, H, D] against k [B, P + T, H, D] and v [B, P + T, H, Dv]: the first P keys, which begin a block, are of
-    tokens before the queries. For the state, a [B, T, H, r], and far, its tensors with heads third too, of the same
-    P + T tokens or of their whole blocks' summaries; and `initial` [B, H, F, Dv + 1], that of what came before these
-    keys. log_gate [B, P + T, H], ≤ 0, or None.
+    """Return o [B, T, H, Dv] in q's dtype, and with `final` the state [B, H, F, Dv + 1] after the last token.
 
-    -> (o [B, T, H, Dv] in q's dtype, with `final` the state [B, H, F, Dv + 1] for the token after the last).
+    Args:
+        q: [B, T, H, D], of the last T of the keys' P + T tokens.
+        k: [B, P + T, H, D], v: [B, P + T, H, Dv]; the first P tokens start a block.
+        a: [B, T, H, r]; None: there is no state.
+        state_input: b, v and mass with heads third, [B, ·, H, ·], of the P + T tokens or of their whole blocks'
+            summaries.
+        log_gate: [B, P + T, H], ≤ 0.
+        initial: [B, H, F, Dv + 1], the state before the keys.
     """
     refuse_transforms("block-causal attention", "reference")
-    far_v = None if far.v is v else far.v
-    heads_first = [x if x is None else x.transpose(1, 2) for x in (q, k, v, a, far.b, far_v, far.mass, log_gate)]
+    state_v = None if state_input.v is v else state_input.v
+    heads_first = [
+        x if x is None else x.transpose(1, 2) for x in (q, k, v, a, state_input.b, state_v, state_input.mass, log_gate)
+    ]
     o, state = _BlockCausal.apply(*heads_first, initial, plan, final)
     return o.transpose(1, 2), state
 
 
 class _BlockCausal(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, q, k, v, a, b, far_v, mass, log_gate, initial, plan, final):
+    def forward(ctx, q, k, v, a, b, state_v, mass, log_gate, initial, plan, final):
         past, decay, features = k.shape[2] - q.shape[2], Decay(log_gate), plan.features
-        far = Far(b, v if far_v is None else far_v, mass)
+        state_input = StateInput(b, v if state_v is None else state_v, mass)
         o = q.new_empty(*q.shape[:3], v.shape[3])
-        z = q.new_empty(*q.shape[:3], 1, dtype=accumulator(v))
-        peak = torch.empty_like(z) if isinstance(plan.local, Exponential) else None
+        denominator = q.new_empty(*q.shape[:3], 1, dtype=accumulator(v))
+        row_max = torch.empty_like(denominator) if isinstance(plan.local, Exponential) else None
         state = _state(plan, v, initial)
         blocks = Block.all(plan, past, k.shape[2], final)
         for number, block in enumerate(blocks):
-            state = decay.through(blocks[number - 1], state) if number else state
+            state = decay.decay_state(blocks[number - 1], state) if number else state
             if block.leaving:
-                state += features.key(_columns(b, block.leaving)) @ decay.until(block, far.values(block))
-            rows = _shift(block.rows, past)
+                state += features.key(_columns(b, block.leaving)) @ decay.scale_by_rev_cumsum(
+                    block, state_input.values(block.leaving)
+                )
+            rows = _shift_slice(block.rows, past)
             if rows.start == rows.stop:
                 continue
-            s = plan.scale * _block(q, rows) @ _block(k, block.near).mT  # [.., c, ≤ ℓc]
-            w, top = plan.local.weights(s, block.diagonal, decay.between(block))
-            nz, remote = w @ _with_ones(v, block.near), None  # [.., c, Dv + 1]
+            s = plan.scale * _block(q, rows) @ _block(k, block.local).mT  # [.., c, ≤ ℓc]
+            w, m_i = plan.local.weights(s, block.diagonal, decay.tile_log_decay(block))
+            acc, state_terms = w @ _with_ones(v, block.local), None  # [.., c, Dv + 1]
             if block.leaving or initial is not None:
-                remote = decay.since(block, features.query(_columns(a, rows)).mT @ state)  # state [.., F, Dv + 1]
-            if top is None:
-                nz = nz if remote is None else nz.add_(remote)
-                z_rows = nz[..., -1:] + plan.offset
+                state_terms = decay.scale_by_cumsum(
+                    block, features.query(_columns(a, rows)).mT @ state
+                )  # state [.., F, Dv + 1]
+            if m_i is None:
+                acc = acc if state_terms is None else acc.add_(state_terms)
+                l_i = acc[..., -1:] + plan.offset
             else:
-                nz, M = _joined(nz, top, remote, plan.offset)
-                z_rows, peak[:, :, rows] = nz[..., -1:].clone(), M
-            z_rows.masked_fill_(z_rows == 0, torch.inf)  # 0/0 is 0, and so are its gradients
-            o[:, :, rows] = nz[..., :-1] / z_rows
-            z[:, :, rows] = z_rows
-        ctx.save_for_backward(q, k, v, a, b, far_v, mass, log_gate, initial, o, z, peak, state if final else None)
+                acc, m_new = _add_state(acc, m_i, state_terms, plan.offset)
+                l_i, row_max[:, :, rows] = acc[..., -1:].clone(), m_new
+            l_i.masked_fill_(l_i == 0, torch.inf)  # 0/0 is 0, and so are its gradients
+            o[:, :, rows] = acc[..., :-1] / l_i
+            denominator[:, :, rows] = l_i
+        ctx.save_for_backward(
+            q, k, v, a, b, state_v, mass, log_gate, initial, o, denominator, row_max, state if final else None
+        )
         ctx.plan = plan
         return o, state if final else None
 
     @staticmethod
     @first_derivative_only("block-causal attention", "reference")
     def backward(ctx, do, d_final):
-        q, k, v, a, b, far_v, mass, log_gate, initial, o, z, peak, final = ctx.saved_tensors
+        q, k, v, a, b, state_v, mass, log_gate, initial, o, denominator, row_max, final = ctx.saved_tensors
         plan, features, past, decay = ctx.plan, ctx.plan.features, k.shape[2] - q.shape[2], Decay(log_gate)
-        far = Far(b, v if far_v is None else far_v, mass)
+        state_input = StateInput(b, v if state_v is None else state_v, mass)
         blocks = Block.all(plan, past, k.shape[2], final is not None)
         dq = torch.empty_like(q)
         dk, dv = (torch.zeros_like(x, dtype=accumulator(x)) for x in (k, v))  # a block's share comes in parts
-        da, db, d_far_v, d_mass = (x if x is None else torch.zeros_like(x) for x in (a, b, far_v, mass))
+        da, db, d_state_v, d_mass = (x if x is None else torch.zeros_like(x) for x in (a, b, state_v, mass))
 
         def output_gradient(rows):
             do_rows = _block(do, rows)
             dz = -(do_rows * o[:, :, rows]).sum(-1, keepdim=True)
-            return torch.cat((do_rows, dz), dim=-1) / z[:, :, rows]  # n̄ [.., c, Dv + 1]
+            return torch.cat((do_rows, dz), dim=-1) / denominator[:, :, rows]  # n̄ [.., c, Dv + 1]
 
-        def remote_gradient(block, n):
-            """n̄ of the state's part alone."""
-            n = decay.since(block, n)
-            return n if peak is None else _damping(peak[:, :, _shift(block.rows, past)]) * n
+        def state_output_gradient(block, n):
+            """Return n̄ of the state's part alone."""
+            n = decay.scale_by_cumsum(block, n)
+            return n if row_max is None else _state_alpha(row_max[:, :, _shift_slice(block.rows, past)]) * n
 
         state = _state(plan, v, initial)
         for number, block in enumerate(blocks):  # forwards, with the state: gradients of the local scores and of a
-            state = decay.through(blocks[number - 1], state) if number else state
+            state = decay.decay_state(blocks[number - 1], state) if number else state
             if block.leaving:
-                state += features.key(_columns(b, block.leaving)) @ decay.until(block, far.values(block))
-            rows, near = _shift(block.rows, past), block.near
+                state += features.key(_columns(b, block.leaving)) @ decay.scale_by_rev_cumsum(
+                    block, state_input.values(block.leaving)
+                )
+            rows, local = _shift_slice(block.rows, past), block.local
             if rows.start == rows.stop:
                 continue
-            n, q_rows, k_near = output_gradient(rows), plan.scale * _block(q, rows), _block(k, near)
+            n, q_rows, k_local = output_gradient(rows), plan.scale * _block(q, rows), _block(k, local)
             w, slope = plan.local.weights_and_slopes(
-                q_rows @ k_near.mT, block.diagonal, decay.between(block), None if peak is None else peak[:, :, rows]
+                q_rows @ k_local.mT,
+                block.diagonal,
+                decay.tile_log_decay(block),
+                None if row_max is None else row_max[:, :, rows],
             )
-            dw = n @ _with_ones(v, near).mT
-            decay.depends(block.rows, near, w, dw)
-            dv[:, :, near] += w.mT @ n[..., :-1]
+            dw = n @ _with_ones(v, local).mT
+            decay.add_weight_gradient(block.rows, local, w, dw)
+            dv[:, :, local] += w.mT @ n[..., :-1]
             ds = slope.mul_(dw)
-            dq[:, :, rows] = plan.scale * (ds @ k_near)
-            dk[:, :, near] += ds.mT @ q_rows
+            dq[:, :, rows] = plan.scale * (ds @ k_local)
+            dk[:, :, local] += ds.mT @ q_rows
             if block.leaving or initial is not None:
-                n, a_rows = remote_gradient(block, n), _columns(a, rows)
+                n, a_rows = state_output_gradient(block, n), _columns(a, rows)
                 da[:, :, rows] = features.query_backward(a_rows, state @ n.mT).mT
-                decay.grows(block.rows, lambda a=a_rows, n=n, S=state: (features.query(a).mT @ S * n).sum(-1))
+                decay.add_gradient(block.rows, lambda a=a_rows, n=n, S=state: (features.query(a).mT @ S * n).sum(-1))
 
         d_state = _state(plan, v, d_final)
         if final is not None:
-            decay.grows(blocks[-1].before, lambda: (final * d_final).sum((-2, -1))[..., None])
-        for number, block in reversed(list(enumerate(blocks))):  # backwards, with the state's gradient: the far keys
-            rows = _shift(block.rows, past)
+            decay.add_gradient(blocks[-1].before, lambda: (final * d_final).sum((-2, -1))[..., None])
+        for number, block in reversed(
+            list(enumerate(blocks))
+        ):  # backwards, with the state's gradient: gradients of the state's input
+            rows = _shift_slice(block.rows, past)
             if block.leaving or initial is not None:
-                d_state += features.query(_columns(a, rows)) @ remote_gradient(block, output_gradient(rows))
+                d_state += features.query(_columns(a, rows)) @ state_output_gradient(block, output_gradient(rows))
             if block.leaving:
-                b_leaving, v_leaving = _columns(b, block.leaving), decay.until(block, far.values(block))
+                b_leaving, v_leaving = (
+                    _columns(b, block.leaving),
+                    decay.scale_by_rev_cumsum(block, state_input.values(block.leaving)),
+                )
                 d_leaving = features.key(b_leaving).mT @ d_state
                 db[:, :, block.leaving] = features.key_backward(b_leaving, d_state @ v_leaving.mT).mT
-                decay.grows(block.fading, lambda f=block.fading, d=d_leaving, v=v_leaving: -_per_token(f, d * v))
-                d_leaving = decay.until(block, d_leaving)
-                if far_v is None:
+                decay.add_gradient(block.fading, lambda f=block.fading, d=d_leaving, v=v_leaving: -_per_token(f, d * v))
+                d_leaving = decay.scale_by_rev_cumsum(block, d_leaving)
+                if state_v is None:
                     dv[:, :, block.leaving] += d_leaving[..., :-1]
                 else:
-                    d_far_v[:, :, block.leaving] = d_leaving[..., :-1]
+                    d_state_v[:, :, block.leaving] = d_leaving[..., :-1]
                 if mass is not None:
                     d_mass[:, :, block.leaving] = d_leaving[..., -1]
-            d_state = decay.through(blocks[number - 1], d_state) if number else d_state
+            d_state = decay.decay_state(blocks[number - 1], d_state) if number else d_state
         if initial is not None:
-            decay.grows(blocks[0].before, lambda: -(initial * d_state).sum((-2, -1))[..., None])
+            decay.add_gradient(blocks[0].before, lambda: -(initial * d_state).sum((-2, -1))[..., None])
         d_initial = None if initial is None else d_state
         dk, dv = dk.to(k.dtype), dv.to(v.dtype)
-        return dq, dk, dv, da, db, d_far_v, d_mass, decay.gradient(), d_initial, None, None
+        return dq, dk, dv, da, db, d_state_v, d_mass, decay.gradient(), d_initial, None, None
 
 
 class Decay:
-    """The factors e^{G_t − G_s} of a log gate [B, H, K], and in backward its gradient; without a gate, factors of 1.
+    """The factors e^{G_t − G_s} of a log gate [B, H, K] and, in the backward pass, its gradient. Without a gate,
+    factors are 1.
 
-    B is the last token before a block. No factor is greater than 1. Sums are float64: what counts are small differences
-    of sums that may be large.
+    B is the last token before a block. No factor is greater than 1. Sums are float64, since small differences of large
+    sums matter.
     """
 
     def __init__(self, log_gate: Tensor | None):
         self._log_gate = log_gate
         self._dG = None if log_gate is None else torch.zeros_like(log_gate, dtype=torch.float64)
 
-    def between(self, block: Block) -> Tensor | None:
-        """G_t − G_s of the tile [.., rows, near], 0 above its diagonal."""
+    def tile_log_decay(self, block: Block) -> Tensor | None:
+        """Return G_t − G_s of the tile [.., rows, local], 0 above its diagonal."""
         if self._log_gate is None:
             return None
-        G = self._sums(block.near)
+        G = self._sums(block.local)
         return (G[..., block.diagonal :, None] - G[..., None, :]).clamp_(max=0).to(accumulator(self._log_gate))
 
-    def since(self, block: Block, x: Tensor) -> Tensor:
-        """x [.., rows, ·] · e^{G_t − G_B}."""
+    def scale_by_cumsum(self, block: Block, x: Tensor) -> Tensor:
+        """Return x [.., rows, ·] times e to the gate_cumsum, G_t − G_B."""
         if self._log_gate is None:
             return x
-        return _faded(x, self._sums(block.whole)[..., block.rows.start - block.whole.start :, None])
+        return _scaled_by_exp(x, self._sums(block.whole)[..., block.rows.start - block.whole.start :, None])
 
-    def until(self, block: Block, x: Tensor) -> Tensor:
-        """x [.., leaving, ·] · e^{G_B − G_s}."""
+    def scale_by_rev_cumsum(self, block: Block, x: Tensor) -> Tensor:
+        """Return x [.., leaving, ·] times e to the gate_rev_cumsum, G_B − G_s."""
         if self._log_gate is None:
             return x
+        assert block.fading is not None
         G = self._sums(slice(block.fading.start, block.whole.start))
-        return _faded(x, (G[..., -1:] - G[..., : block.fading.stop - block.fading.start])[..., None])
+        return _scaled_by_exp(x, (G[..., -1:] - G[..., : block.fading.stop - block.fading.start])[..., None])
 
-    def through(self, block: Block, state: Tensor | None) -> Tensor | None:
-        """A state at the start of `block`, carried to its end."""
+    def decay_state(self, block: Block, state: Tensor | None) -> Tensor | None:
+        """Return a state at the start of `block`, decayed to its end."""
         if self._log_gate is None or state is None:
             return state
-        return _faded(state, self._sums(block.whole)[..., -1:, None])
+        return _scaled_by_exp(state, self._sums(block.whole)[..., -1:, None])
 
-    def depends(self, rows: slice, keys: slice, w: Tensor, dw: Tensor) -> None:
-        """Weights w [.., rows, keys] with gradients dw: dG_t += Σ_s dw w, dG_s -= Σ_t dw w."""
-        if self._log_gate is not None:
+    def add_weight_gradient(self, rows: slice, keys: slice, w: Tensor, dw: Tensor) -> None:
+        """Add the part of weights w [.., rows, keys] with gradients dw: dG_t += Σ_s dw w, dG_s -= Σ_t dw w."""
+        if self._dG is not None:
             product = w * dw
             self._dG[..., rows] += product.sum(-1)
             self._dG[..., keys] -= product.sum(-2)
 
-    def grows(self, tokens: slice, gradient) -> None:
-        """dG of these tokens grows by gradient(), which without a gate is not computed."""
-        if self._log_gate is not None and tokens.start < tokens.stop:
+    def add_gradient(self, tokens: slice, gradient: Callable[[], Tensor]) -> None:
+        """Add gradient() to dG of these tokens; without a gate it is not computed."""
+        if self._dG is not None and tokens.start < tokens.stop:
             self._dG[..., tokens] += gradient()
 
     def gradient(self) -> Tensor | None:
-        """Of the log gate: every later G contains it."""
-        if self._log_gate is None:
+        """Return the gradient of the log gate: dG summed over all later tokens, whose G contains it."""
+        if self._log_gate is None or self._dG is None:
             return None
         return self._dG.flip(-1).cumsum(-1).flip(-1).to(self._log_gate.dtype)
 
     def _sums(self, tokens: slice) -> Tensor:
+        assert self._log_gate is not None
         return self._log_gate[..., tokens].double().cumsum(-1)
 
 
 def _state(plan: Plan, v: Tensor, given: Tensor | None) -> Tensor | None:
-    """S [B, H, F, Dv + 1], or its gradient: a copy of the given one, else zeros."""
+    """Return S [B, H, F, Dv + 1] or its gradient: a copy of the given one, else zeros."""
     if plan.features is None:
         return None
     if given is not None:
@@ -354,7 +406,7 @@ def _state(plan: Plan, v: Tensor, given: Tensor | None) -> Tensor | None:
     return v.new_zeros(*v.shape[:2], plan.features.dimension, v.shape[-1] + 1, dtype=accumulator(v))
 
 
-def _shift(rows: slice, past: int) -> slice:
+def _shift_slice(rows: slice, past: int) -> slice:
     return slice(rows.start - past, rows.stop - past)
 
 
@@ -362,29 +414,30 @@ def _decayed(w: Tensor, decay: Tensor | None) -> Tensor:
     return w if decay is None else w * decay.exp()
 
 
-def _faded(x: Tensor, log_decay: Tensor) -> Tensor:
+def _scaled_by_exp(x: Tensor, log_decay: Tensor) -> Tensor:
     return x * log_decay.exp().to(x.dtype)
 
 
-def _joined(near: Tensor, top: Tensor, far: Tensor | None, offset: float) -> tuple[Tensor, Tensor]:
-    """[N, Z] [.., rows, Dv + 1] and the log M [.., rows, 1] of what it is over: of `near`, which is over e^top, of what
-    the state gives, far, None: 0, and of the offset."""
-    if far is None:
-        far = torch.zeros_like(near)
-    far[..., -1:] += offset
-    others = far.abs().amax(-1, keepdim=True)
-    log_others = torch.where(others > 0, others.log().clamp_(FAINTEST, 0.0), -torch.inf)
-    M = torch.maximum(top, log_others)
-    return near.mul_((top - M).exp_()).add_(far.mul_(_damping(M))), M
+def _add_state(acc: Tensor, m_i: Tensor, state_terms: Tensor | None, offset: float) -> tuple[Tensor, Tensor]:
+    """Add state and offset to acc [.., rows, Dv + 1], the local sums over e^{m_i}. Return acc over e^{m_new}, and m_new
+    [.., rows, 1]."""
+    if state_terms is None:
+        state_terms = torch.zeros_like(acc)
+    state_terms[..., -1:] += offset
+    state_max = state_terms.abs().amax(-1, keepdim=True)
+    m_state = torch.where(state_max > 0, state_max.log().clamp_(ROW_MAX_FLOOR, 0.0), -torch.inf)
+    m_new = torch.maximum(m_i, m_state)
+    alpha = (m_i - m_new).exp_()
+    return acc.mul_(alpha).add_(state_terms.mul_(_state_alpha(m_new))), m_new
 
 
-def _damping(M: Tensor) -> Tensor:
-    """e^{−M} for what is no local key; where M is below FAINTEST there is none."""
-    return M.clamp(min=FAINTEST).neg_().exp_()
+def _state_alpha(m: Tensor) -> Tensor:
+    """Return e^{−m}, the factor of state and offset. Where m is below ROW_MAX_FLOOR, both are 0."""
+    return m.clamp(min=ROW_MAX_FLOOR).neg_().exp_()
 
 
 def _per_token(fading: slice, x: Tensor) -> Tensor:
-    """x [.., rows, ·] summed over all that decays since one token: [.., fading]."""
+    """Sum x [.., rows, ·] over the rows that decay from the same token: [.., fading]."""
     return x.sum(-1).unflatten(-1, (fading.stop - fading.start, -1)).sum(-1)
 
 
@@ -409,7 +462,7 @@ def accumulator(x: Tensor) -> torch.dtype:
 
 
 def _power(x: Tensor, n: int) -> Tensor:
-    """x^n by squaring: torch.pow is a transcendental for n > 3."""
+    """Return x^n by squaring: torch.pow is a transcendental function for n > 3."""
     if n == 1:
         return x
     half = _power(x, n // 2)

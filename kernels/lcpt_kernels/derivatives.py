@@ -1,4 +1,4 @@
-"""What is differentiated by hand has one derivative, backwards: anything else is one error that says so."""
+"""Functions with a backward pass by hand have a first derivative in reverse mode. All others are an error."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from torch.autograd import Function, forward_ad
 
 
 def refuse_transforms(name: str, others: str) -> None:
-    """ValueError where PyTorch would transform `name`, which does not know it; others: the backend that does."""
+    """Raise ValueError inside a torch.func transform or forward-mode AD, which `name` does not support; `others` is the
+    backend that does."""
     if torch.compiler.is_compiling():
         return
     if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
@@ -21,7 +22,8 @@ def refuse_transforms(name: str, others: str) -> None:
 
 
 def no_second_derivative(name: str, others: str) -> Callable:
-    """The derivative of a backward pass that has none; others: the backend that has one."""
+    """Return the derivative of a backward pass that has none: it raises ValueError; `others` is the backend that has
+    one."""
 
     def refuse(ctx, *_):
         raise ValueError(f"{name} has no second derivative, backend {others} has")
@@ -30,8 +32,8 @@ def no_second_derivative(name: str, others: str) -> Callable:
 
 
 def first_derivative_only(name: str, others: str) -> Callable[[Callable], Callable]:
-    """For the backward method of an autograd.Function: under create_graph=True the gradients are right, and to go
-    through them once more is an error."""
+    """Decorate the backward method of an autograd.Function: with create_graph=True the gradients are right, and a
+    second derivative is an error."""
 
     def decorate(backward: Callable) -> Callable:
         @wraps(backward)
@@ -48,7 +50,7 @@ def first_derivative_only(name: str, others: str) -> Callable[[Callable], Callab
 
 
 class _Last(Function):
-    """`gradients` as they are, whose own derivative by what they come from is `refuse`."""
+    """Return `gradients` unchanged, with `refuse` as their derivative by `sources`."""
 
     @staticmethod
     def forward(ctx, refuse, gradients, *sources):

@@ -1,4 +1,4 @@
-"""Which calls go to the Triton kernels, and why the others do not. Imports them only then."""
+"""Decide which calls run in Triton, and say why others do not. Kernels are imported at the first such call."""
 
 from __future__ import annotations
 
@@ -10,33 +10,34 @@ from torch import Tensor
 
 from lcpt_kernels.arguments import require
 from lcpt_kernels.log import log_once
-from lcpt_kernels.streaming import Compute
+from lcpt_kernels.streaming import PackedCompute
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 HAVE_TRITON = find_spec("triton") is not None
 WIDEST = 256  # of q, k and v
 WIDEST_SKETCH = 128  # of a and b where their products are features
-WIDEST_ROW = 128  # of what is mapped row by row
-MOST_HEADS = 65535  # of a grid's second axis
+WIDEST_ROW = 128  # of feature maps and other functions of rows
+MOST_HEADS = 65535  # the limit of a grid's second axis
 
 
-def squared(backend: str, a: Tensor, v: Tensor, q: Tensor | None) -> Compute | None:
-    """The kernels of squared attention, if `backend` and the tensors want them. ValueError: "triton" cannot be."""
-    return _of_blocks("squared_attention", backend, v, v if q is None else q, a, WIDEST_SKETCH)
+def squared(backend: str, a: Tensor, v: Tensor, q: Tensor | None) -> PackedCompute | None:
+    """Return the Triton computation of squared attention, or None if PyTorch is to compute it. Raise ValueError if
+    backend "triton" does not take these tensors."""
+    return _block_causal("squared_attention", backend, v, v if q is None else q, a, WIDEST_SKETCH)
 
 
-def feature(backend: str, phi_q: Tensor, v: Tensor) -> Compute | None:
-    """The same of feature attention."""
-    return _of_blocks("feature_attention", backend, v, v, phi_q, WIDEST)
+def feature(backend: str, phi_q: Tensor, v: Tensor) -> PackedCompute | None:
+    """Return the Triton computation of feature attention, or None, as `squared` does."""
+    return _block_causal("feature_attention", backend, v, v, phi_q, WIDEST)
 
 
-def flurka(backend: str, q: Tensor, phi_q: Tensor, v: Tensor) -> Compute | None:
-    """The same of FLuRKA attention."""
-    return _of_blocks("flurka_attention", backend, v, q, phi_q, WIDEST)
+def flurka(backend: str, q: Tensor, phi_q: Tensor, v: Tensor) -> PackedCompute | None:
+    """Return the Triton computation of FLuRKA attention, or None, as `squared` does."""
+    return _block_causal("flurka_attention", backend, v, q, phi_q, WIDEST)
 
 
-def _of_blocks(name: str, backend: str, v: Tensor, q: Tensor, a: Tensor, widest: int) -> Compute | None:
-    if not wanted(name, backend, obstacle(v, q) or obstacle_of_features(a, widest)):
+def _block_causal(name: str, backend: str, v: Tensor, q: Tensor, a: Tensor, widest: int) -> PackedCompute | None:
+    if not use_triton(name, backend, obstacle(v, q) or feature_obstacle(a, widest)):
         return None
     from lcpt_kernels.triton.block_causal.autograd import compute
 
@@ -44,19 +45,20 @@ def _of_blocks(name: str, backend: str, v: Tensor, q: Tensor, a: Tensor, widest:
 
 
 def intervals(backend: str, name: str, v: Tensor, *queries: Tensor) -> bool:
-    """Whether `backend` and the tensors want the interval kernels for the function `name`. ValueError as above."""
-    return wanted(name, backend, obstacle(v, *queries))
+    """Return whether the function `name` runs in the interval kernels. Raise ValueError as `squared` does."""
+    return use_triton(name, backend, obstacle(v, *queries))
 
 
 def rows(name: str, backend: str, x: Tensor, *widths: int) -> bool:
-    """The same of the kernels that map rows of x, and of these other widths, one by one."""
+    """Return whether the function `name` of rows of x, with other rows of `widths`, runs in Triton; errors as above."""
     widest = max((x.shape[3], *widths))
     too_wide = f"rows are {widest} wide, {WIDEST_ROW} are the most" if widest > WIDEST_ROW else None
-    return wanted(name, backend, obstacle(x) or too_wide)
+    return use_triton(name, backend, obstacle(x) or too_wide)
 
 
-def wanted(name: str, backend: str, reason: str | None) -> bool:
-    """reason: why the kernels cannot be; None: they can."""
+def use_triton(name: str, backend: str, reason: str | None) -> bool:
+    """Return whether to run `name` in Triton; `reason` says why its kernels do not take the arguments, None: they
+    do."""
     if backend not in ("auto", "triton"):
         return False
     require(backend == "auto" or reason is None, f"backend triton: {reason}")
@@ -66,9 +68,9 @@ def wanted(name: str, backend: str, reason: str | None) -> bool:
 
 
 def obstacle(v: Tensor, *queries: Tensor) -> str | None:
-    """Why no kernel takes heads like these; None: they do."""
+    """Return why no kernel takes these heads, or None."""
     width = max(x.shape[3] for x in (v, *queries))
-    if not (v.is_cuda or v.is_meta or INTERPRETED):  # meta: shapes alone, so that one may count what a GPU would do
+    if not (v.is_cuda or v.is_meta or INTERPRETED):  # meta tensors count a GPU's work without computing
         return f"tensors are on {v.device.type}"
     if not HAVE_TRITON:
         return "Triton is not installed"
@@ -79,8 +81,8 @@ def obstacle(v: Tensor, *queries: Tensor) -> str | None:
     return None
 
 
-def obstacle_of_features(a: Tensor, widest: int) -> str | None:
-    """Why the kernels of blocks do not take a, or its like, up to so wide."""
+def feature_obstacle(a: Tensor, widest: int) -> str | None:
+    """Return why the block-causal kernels do not take features of a's shape, or None."""
     if a.shape[2] > MOST_HEADS:
         return f"{a.shape[2]} heads, {MOST_HEADS} are the most"
     if a.shape[3] > widest:

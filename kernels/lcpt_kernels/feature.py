@@ -1,4 +1,4 @@
-"""Feature attention: weights φ(q)·φ(k) of features that are given, the same near and far."""
+"""Feature attention: weights φ(q)·φ(k) of given features, in the local blocks and before them."""
 
 from __future__ import annotations
 
@@ -28,26 +28,70 @@ def feature_attention(
     exchange: Exchange | None = None,
     backend: str = "auto",
 ) -> tuple[Tensor, State | None]:
-    """o_t = Σ_{s ≤ t} (φ(q_t)·φ(k_s)) v_s / (offset + Σ_{s ≤ t} φ(q_t)·φ(k_s)), at linear cost.
+    """Compute o_t = Σ_{s ≤ t} (φ(q_t)·φ(k_s)) v_s / (offset + Σ_{s ≤ t} φ(q_t)·φ(k_s)), at linear cost.
 
-    phi_q [B, T, H, m]; phi_k [B, T, Hkv, m]; v [B, T, Hkv, Dv]; H a multiple of Hkv; floating point, strides free.
-    Features should not be negative: the denominator could be 0. 0/0 is 0. block_size and local_blocks change the
-    order of the sums alone. The other arguments, the result and the errors are those of squared_attention.
+    Args:
+        phi_q: [B, T, H, m], phi_k: [B, T, Hkv, m], v: [B, T, Hkv, Dv]: features of queries and keys, and values.
+            Floating point, any strides, one dtype; H is a multiple of Hkv. Features should be ≥ 0, or the denominator
+            may be 0.
+        offset: a term of the denominator. 0/0 is 0.
+        block_size, local_blocks: as in `squared_attention`; here they change only the order of the sums.
+        log_gate: [B, T, Hkv], ≤ 0, or None: the weight of s at t decays by e to the sum of the gates s + 1 … t. −∞
+            forgets everything before its token.
+        initial_state: the state of a sequence that these tokens continue, from an earlier call, or None.
+        output_final_state: whether to return the state after the last token. For any n, f(x[:n]) and then f(x[n:],
+            state) equal f(x); gradients flow through the state.
+        cu_seqlens: [N + 1], int32 or int64, or None: the borders of packed documents, each attended to on its own; B =
+            1.
+        exchange: an `Exchange` between ranks that share a sequence, or None.
+        backend: "reference" (quadratic, the definition), "torch" (linear), "triton" (linear, for a GPU), or "auto".
+
+    Returns:
+        (o, state): o [B, T, H, Dv] in the queries' dtype, and the final `State`, or None. Sums are fp32, for float64
+        inputs float64.
+
+    Raises:
+        ValueError: a shape, dtype or option that does not fit; the message names it.
+
     Source: Transformers are RNNs (arXiv 2006.16236).
+
+    Example:
+        >>> import torch
+        >>> from lcpt_kernels import feature_attention
+        >>> phi_q, phi_k = torch.ones(1, 4, 2, 8), torch.ones(1, 4, 1, 8)
+        >>> v = torch.arange(4.0).view(1, 4, 1, 1)
+        >>> o, _ = feature_attention(phi_q, phi_k, v, block_size=2)
+        >>> o[0, :, 0, 0]  # all weights are equal: means of the values so far
+        tensor([0.0000, 0.5000, 1.0000, 1.5000])
     """
     check_backend(backend, (*BACKENDS, "triton"))
     check_pair(phi_q, phi_k, v, ("phi_q", "phi_k"))
     piece = check_stream(
-        v, log_gate, block_size, local_blocks, initial_state, output_final_state, cu_seqlens, exchange, backend
+        v,
+        log_gate=log_gate,
+        block_size=block_size,
+        local_blocks=local_blocks,
+        initial_state=initial_state,
+        output_final_state=output_final_state,
+        cu_seqlens=cu_seqlens,
+        exchange=exchange,
+        backend=backend,
     )
     log_gate = finite_gate(log_gate, backend)
-    plan = Plan(Linear(), Explicit(phi_q.shape[-1]), 1.0, offset, block_size, local_blocks)
+    plan = Plan(
+        local=Linear(),
+        features=Explicit(phi_q.shape[-1]),
+        scale=1.0,
+        offset=offset,
+        block_size=block_size,
+        local_blocks=local_blocks,
+    )
 
     keys = {"b": phi_k, "v": v, "log_gate": log_gate}
     compute = dispatch.feature(backend, phi_q, v)
     if compute is not None and not piece:
         present = {name: x for name, x in keys.items() if x is not None}
-        return compute(plan, phi_q, phi_q, present, None, False, cu_seqlens)
+        return compute(plan, phi_q, phi_q, present, None, False, cu_seqlens)[0], None
 
     def one(phi_q, phi_k, v, log_gate):
         if backend == "reference":

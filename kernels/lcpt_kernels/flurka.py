@@ -1,4 +1,4 @@
-"""FLuRKA attention: exact near, and far away feature attention to a few summaries of every block."""
+"""FLuRKA attention: exact weights in the local blocks, and before them feature attention to summaries of blocks."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from lcpt_kernels.chunked import Exponential, Linear, Plan
 from lcpt_kernels.streaming import Exchange, State, attend, each_document
 from lcpt_kernels.symmetric_features import Explicit
 
-LOCAL = {"softmax": Exponential(), "linear": Linear()}
+LOCAL: dict[str, Exponential | Linear] = {"softmax": Exponential(), "linear": Linear()}
 
 
 @under_autocast
@@ -47,25 +47,68 @@ def flurka_attention(
     exchange: Exchange | None = None,
     backend: str = "auto",
 ) -> tuple[Tensor, State | None]:
-    """Exact weights in the last `local_blocks` blocks of `block_size` = c tokens; before them a block is r summaries.
+    """Compute attention with exact weights in the last `local_blocks` blocks, and r summaries of each block before
+    them.
 
-    q [B, T, H, D]; k [B, T, Hkv, D]; v [B, T, Hkv, Dv]; phi_q [B, T, H, m]; phi_summary [B, N·r, Hkv, m] and v_summary
-    [B, N·r, Hkv, Dv] of the N whole blocks, block after block; where a sequence is continued, of the N that these
-    tokens complete, and in packed documents of those of every document.
-    local "softmax": the weight of s at t is exp(scale · q·k), scale None: D^−½; "linear": scale · q·k as it is, scale
-    None: 1. The weight of a summary is gain · (c/r) · phi_q·phi_summary, gain [H], None: 1. One normaliser, with
-    `offset`; 0/0 is 0.
-    summaries: r; None: what the rows of phi_summary say, for which packed documents on a GPU are waited for. Where it
-    is given, these may have more rows than whole blocks have summaries; nothing sees what is too much, at the end.
-    Under log_gate [B, T, Hkv] a summary fades from the end of its block on; what faded within it is for v_summary to
-    say, and for mass_summary [B, N·r, Hkv], what a summary counts for in the normaliser (None: 1).
-    The other arguments, the result and the errors are those of squared_attention.
+    The weight of s at t is exp(scale · q·k), or scale · q·k, in the local blocks of `block_size` = c tokens. Before
+    them, the weight of a summary is gain · (c/r) · phi_q·phi_summary. All weights have one denominator.
+
+    Args:
+        q: [B, T, H, D], k: [B, T, Hkv, D], v: [B, T, Hkv, Dv], phi_q: [B, T, H, m]. Floating point, any strides; H is a
+            multiple of Hkv.
+        phi_summary: [B, N·r, Hkv, m], v_summary: [B, N·r, Hkv, Dv], of the N whole blocks, block after block. Where a
+            sequence is continued, N counts the blocks that these tokens complete; in packed documents, those of all.
+        mass_summary: [B, N·r, Hkv], the weight of a summary in the denominator relative to that in the numerator, or
+            None: 1. Under a gate a summary decays from the end of its block on; the decay within its block is in
+            v_summary and mass_summary.
+        local: "softmax", the weight exp(scale · q·k), or "linear", the weight scale · q·k.
+        scale: a factor of q·k; None: D^−½ for "softmax", 1 for "linear".
+        gain: [H], a factor of the summaries' weights, or None: 1.
+        offset: a term of the denominator. 0/0 is 0.
+        summaries: r; None: computed from the rows of phi_summary, for which packed documents on a GPU are waited for.
+            If given, there may be more rows than whole blocks have summaries; the last ones are then not used.
+        block_size: tokens of a block, c.
+        local_blocks: 1 or 2.
+        log_gate: [B, T, Hkv], ≤ 0, or None: the weight of s at t decays by e to the sum of the gates s + 1 … t. −∞
+            forgets everything before its token.
+        initial_state: the state of a sequence that these tokens continue, from an earlier call, or None.
+        output_final_state: whether to return the state after the last token. For any n, f(x[:n]) and then f(x[n:],
+            state) equal f(x); gradients flow through the state.
+        cu_seqlens: [N + 1], int32 or int64, or None: the borders of packed documents, each attended to on its own; B =
+            1.
+        exchange: an `Exchange` between ranks that share a sequence, or None.
+        backend: "reference" (quadratic, the definition), "torch" (linear), "triton" (linear, for a GPU), or "auto".
+
+    Returns:
+        (o, state): o [B, T, H, Dv] in the queries' dtype, and the final `State`, or None. Sums are fp32, for float64
+        inputs float64.
+
+    Raises:
+        ValueError: a shape, dtype or option that does not fit; the message names it.
+
     Source: FLuRKA (arXiv 2306.15799), made block-causal; mass as in Transformer-VQ (arXiv 2309.16354).
+
+    Example:
+        >>> import torch
+        >>> from lcpt_kernels import flurka_attention
+        >>> q, k, v, phi_q = (torch.randn(1, 12, 2, 8) for _ in range(4))
+        >>> phi_summary, v_summary = torch.rand(1, 6, 2, 8), torch.randn(1, 6, 2, 8)  # 2 summaries of 3 blocks
+        >>> o, _ = flurka_attention(q, k, v, phi_q.exp(), phi_summary, v_summary, block_size=4)
+        >>> o.shape
+        torch.Size([1, 12, 2, 8])
     """
     check_backend(backend, (*BACKENDS, "triton"))
-    check_pair(q, k, v, "qk")
+    check_pair(q, k, v, ("q", "k"))
     piece = check_stream(
-        v, log_gate, block_size, local_blocks, initial_state, output_final_state, cu_seqlens, exchange, backend
+        v,
+        log_gate=log_gate,
+        block_size=block_size,
+        local_blocks=local_blocks,
+        initial_state=initial_state,
+        output_final_state=output_final_state,
+        cu_seqlens=cu_seqlens,
+        exchange=exchange,
+        backend=backend,
     )
     log_gate = finite_gate(log_gate, backend)
     require(local in LOCAL, f"local {local!r} is neither softmax nor linear")
@@ -73,16 +116,24 @@ def flurka_attention(
     start = 0 if exchange is None else exchange.start
     r = summaries_of_block(phi_summary.shape[1], summaries, v.shape[1], block_size, cu_seqlens, initial_state, start)
     check_shapes(phi_q, phi_summary, v_summary, mass_summary, v)
-    mass = block_size / r
+    mass: float | Tensor = block_size / r
     if gain is not None:
         if phi_q.shape[2] == v.shape[2]:  # no heads are shared: r rows a block are fewer than c
             mass = mass * gain[:, None]
         else:
             phi_q = (phi_q * gain[:, None]).to(phi_q.dtype)
     phi_summary = (phi_summary * mass).to(phi_summary.dtype)
-    near = {"q": q, "k": k, "v": v, "phi_q": phi_q, "log_gate": log_gate}
-    far = {"phi_summary": phi_summary, "v_summary": v_summary, "mass_summary": mass_summary}
-    plan = Plan(LOCAL[local], Explicit(phi_q.shape[3]), scale, offset, block_size, local_blocks, summaries=r)
+    tokens = {"q": q, "k": k, "v": v, "phi_q": phi_q, "log_gate": log_gate}
+    of_blocks = {"phi_summary": phi_summary, "v_summary": v_summary, "mass_summary": mass_summary}
+    plan = Plan(
+        local=LOCAL[local],
+        features=Explicit(phi_q.shape[3]),
+        scale=scale,
+        offset=offset,
+        block_size=block_size,
+        local_blocks=local_blocks,
+        summaries=r,
+    )
     compute = dispatch.flurka(backend, q, phi_q, v)
 
     def linear(q, k, v, phi_q, log_gate, phi_summary, v_summary, mass_summary, **piece):
@@ -106,13 +157,13 @@ def flurka_attention(
 
     if piece:
         return linear(
-            **near, **far, initial_state=initial_state, output_final_state=output_final_state, exchange=exchange
+            **tokens, **of_blocks, initial_state=initial_state, output_final_state=output_final_state, exchange=exchange
         )
     if compute is not None:
         keys = {"k": k, "v": v, "log_gate": log_gate, "b": phi_summary, "far_v": v_summary, "mass": mass_summary}
         present = {name: x for name, x in keys.items() if x is not None}
-        return compute(plan, q, phi_q, present, None, False, cu_seqlens)
-    return each_document(one, cu_seqlens, near, far, block_size, r), None
+        return compute(plan, q, phi_q, present, None, False, cu_seqlens)[0], None
+    return each_document(one, cu_seqlens, tokens, of_blocks, block_size, r), None
 
 
 def check_shapes(phi_q, phi_summary, v_summary, mass_summary, v) -> None:
@@ -126,7 +177,8 @@ def check_shapes(phi_q, phi_summary, v_summary, mass_summary, v) -> None:
 
 
 def summaries_of_block(rows, summaries, tokens, block_size, cu_seqlens, initial_state, start) -> int:
-    """r; 1 where there is no whole block. rows: of phi_summary; start: tokens on the ranks before."""
+    """Return r, or 1 where there is no whole block. `rows` are those of phi_summary, `start` the tokens on the ranks
+    before."""
     if cu_seqlens is not None and summaries is not None:
         check_packed_summaries("phi_summary", rows, summaries, block_size, cu_seqlens)
         return summaries
@@ -135,7 +187,7 @@ def summaries_of_block(rows, summaries, tokens, block_size, cu_seqlens, initial_
         blocks = (held % block_size + tokens) // block_size
     else:
         blocks = int((cu_seqlens.diff() // block_size).sum())
-    # No number goes into a message that nobody needs: `check_packed`.
+    # Messages are formatted only if a check fails: `arguments.py`.
     if summaries is not None:
         require(summaries > 0, f"summaries {summaries} is not positive")
         if rows != blocks * summaries:

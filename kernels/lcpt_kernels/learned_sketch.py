@@ -53,7 +53,7 @@ def _on_gpu(backend: str, rows: Tensor, up: tuple[Tensor, ...], down: tuple[Tens
         reason = f"rows of float32 are {widest} wide, {WIDEST_FP32} are the most"
     else:
         return dispatch.rows("learned_sketch", backend, rows, widest)
-    return dispatch.wanted("learned_sketch", backend, reason)
+    return dispatch.use_triton("learned_sketch", backend, reason)
 
 
 def _check(x: Tensor, up: tuple[Tensor, ...], down: tuple[Tensor, ...]) -> None:

@@ -9,10 +9,10 @@ from torch import Tensor
 from lcpt_kernels import reference
 from lcpt_kernels.arguments import check_backend, check_degree, check_pair, require
 from lcpt_kernels.autocast import under_autocast
-from lcpt_kernels.chunked import Far, Plan, Power, block_causal_attention
+from lcpt_kernels.chunked import Plan, Power, StateInput, block_causal_attention
 from lcpt_kernels.streaming import each_document
 
-ROWS = 256  # queries at a time: bounds the memory of a tile of scores to ROWS × T
+ROWS = 256  # queries at a time: a tile of scores has ROWS × T elements
 
 
 @under_autocast
@@ -27,17 +27,35 @@ def polynomial_attention(
     cu_seqlens: Tensor | None = None,
     backend: str = "auto",
 ) -> Tensor:
-    """o_t = Σ_{s ≤ t} w_ts v_s / (offset + Σ_{s ≤ t} w_ts),  w_ts = (scale · q_t·k_s)^degree, degree even.
+    """Compute o_t = Σ_{s ≤ t} w_ts v_s / (offset + Σ_{s ≤ t} w_ts) with w_ts = (scale · q_t·k_s)^degree.
 
-    q [B, T, H, D]; k [B, T, Hkv, D]; v [B, T, Hkv, Dv]; H a multiple of Hkv; floating point, strides free. k and v may
-    begin with keys of earlier tokens, [B, P + T, Hkv, ·].
-    offset None: scale^degree, which makes the result independent of how q and k share the scale. 0/0 is 0.
-    cu_seqlens [N + 1]: packed documents, B = 1. backend: "reference", "torch" or "auto".
-    Returns o [B, T, H, Dv] in q's dtype. ValueError names a shape or a number that does not fit.
+    Args:
+        q: [B, T, H, D], k: [B, T, Hkv, D], v: [B, T, Hkv, Dv]. Floating point, any strides, one dtype; H is a multiple
+            of Hkv. k and v may start with keys of earlier tokens, [B, P + T, Hkv, ·].
+        degree: positive and even.
+        scale: a factor of q·k.
+        offset: a term of the denominator; None: scale^degree, so that the result does not depend on how q and k share
+            the scale. 0/0 is 0.
+        cu_seqlens: [N + 1], int32 or int64, or None: the borders of packed documents; B = 1.
+        backend: "reference", "torch" or "auto".
+
+    Returns:
+        o [B, T, H, Dv] in q's dtype.
+
+    Raises:
+        ValueError: a shape, dtype or option that does not fit; the message names it.
+
     Source: PolySketchFormer (arXiv 2310.01655).
+
+    Example:
+        >>> import torch
+        >>> from lcpt_kernels import polynomial_attention
+        >>> q, k, v = torch.ones(1, 3, 2, 4), torch.ones(1, 3, 1, 4), torch.arange(3.0).view(1, 3, 1, 1)
+        >>> polynomial_attention(q, k, v, degree=2, scale=0.5, offset=0.0)[0, :, 0, 0]
+        tensor([0.0000, 0.5000, 1.0000])
     """
     check_backend(backend)
-    check_pair(q, k[:, -q.shape[1] :], v[:, -q.shape[1] :], "qk")
+    check_pair(q, k[:, -q.shape[1] :], v[:, -q.shape[1] :], ("q", "k"))
     require(k.shape[1] == v.shape[1], f"k has {k.shape[1]} tokens, v has {v.shape[1]}")
     check_degree(degree)
     offset = scale**degree if offset is None else offset
@@ -46,8 +64,15 @@ def polynomial_attention(
         k, v = reference.per_query_head(q.shape[2], k, v)
         if backend == "reference":
             return reference.polynomial_attention(q, k, v, degree, scale, offset)
-        every_block = math.ceil(k.shape[1] / ROWS)  # all blocks are local: nothing is left for a state
-        plan = Plan(Power(degree), None, scale, offset, block_size=ROWS, local_blocks=every_block)
-        return block_causal_attention(q, k, v, None, Far(None, v, None), plan)[0]
+        every_block = math.ceil(k.shape[1] / ROWS)  # all blocks are local: there is no state
+        plan = Plan(
+            local=Power(degree),
+            features=None,
+            scale=scale,
+            offset=offset,
+            block_size=ROWS,
+            local_blocks=every_block,
+        )
+        return block_causal_attention(q, k, v, None, StateInput(None, v, None), plan)[0]
 
     return each_document(one, cu_seqlens, {"q": q, "k": k, "v": v})

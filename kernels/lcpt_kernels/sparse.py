@@ -1,18 +1,18 @@
-"""Sparse attention: a softmax over the kept keys of a query's own bucket, at the cost of the pairs that meet.
+"""Sparse attention: a softmax over the kept keys of a query's own bucket, whose cost is that of the visible pairs.
 
 Sorted by head, then bucket, then position, the keys that a query sees lie side by side: first ≤ j < last. For queries
-in the same order both ends only move forwards. So whatever is kept, hashed or packed is one list of queries, one of
-keys and an interval for every query (`Meeting`), and the algorithm knows nothing of where these come from: a tile of
-ROWS queries meets the keys from its first query's `first` to its last query's `last`, masked at the two edges.
+in the same order, first and last never decrease. So kept, hashed and packed tokens all become one list of queries, one
+of keys and an interval for every query (`SortedIntervals`). A tile of ROWS queries reads the keys from its first
+query's `first` to its last query's `last`, with a mask at the two edges.
 
-A window of the last tokens, seen whatever their marks, is a second such list, of all keys. So that none counts twice,
-the marks decide on what comes before the window alone; the two softmaxes are joined by their normalisers.
+A window of the last tokens, which are seen without regard to marks, is a second list, of all keys. Marks then count
+before the window only, so no key counts twice, and the outputs of both lists are merged by their lse.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -22,9 +22,9 @@ from lcpt_kernels.arguments import BACKENDS, check_backend, check_packed, check_
 from lcpt_kernels.autocast import under_autocast
 from lcpt_kernels.chunked import accumulated
 from lcpt_kernels.derivatives import refuse_transforms
-from lcpt_kernels.merge_softmax import joined
+from lcpt_kernels.merge_softmax import merge_outputs
 from lcpt_kernels.streaming import each_document
-from lcpt_kernels.visibility import Sight, sights_of
+from lcpt_kernels.visibility import VisibleRange, visible_ranges
 
 ROWS = 128  # queries at a time: bounds the memory of a tile of scores to ROWS × the keys that they see
 INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
@@ -45,22 +45,40 @@ def sparse_attention(
     cu_seqlens: Tensor | None = None,
     backend: str = "auto",
 ) -> Tensor:
-    """A softmax of scale · q_t·k_s over the s ≤ t that are kept and in the bucket of q_t; t itself is one of them.
+    """Compute a softmax of scale · q_t·k_s over the keys s ≤ t that are kept and in the bucket of q_t, t itself
+    included.
 
-    q [B, T, H, D]; k [B, T, Hkv, D]; v [B, T, Hkv, Dv]; H a multiple of Hkv; floating point, strides free. k and v may
-    begin with keys of earlier tokens, [B, P + T, Hkv, ·]. For every query head, also of grouped ones:
-    q_keep bool [B, T, H] and k_keep bool [B, P + T, H], None: all are kept; q_bucket [B, T, H] and k_bucket
-    [B, P + T, H], any integers, both or None: one bucket. window: a query that is kept sees the last `window` tokens,
-    itself the first of them, also where they are dropped or in other buckets; 0: none.
-    scale None: D^−½. cu_seqlens [N + 1]: packed documents, B = 1. backend: "reference", "torch", "triton" (for
-    a GPU) or "auto".
-    Returns o [B, T, H, Dv] in q's dtype, 0 for a query that is dropped or sees no key. ValueError names what does not
-    fit.
+    Args:
+        q: [B, T, H, D], k: [B, T, Hkv, D], v: [B, T, Hkv, Dv]. Floating point, any strides, one dtype; H is a multiple
+            of Hkv. k and v may start with keys of earlier tokens, [B, P + T, Hkv, ·].
+        q_keep: bool [B, T, H], k_keep: bool [B, P + T, H], of query heads, or None: all are kept.
+        q_bucket: [B, T, H], k_bucket: [B, P + T, H], any integers, of query heads; both or neither: one bucket.
+        window: the number of last tokens, t included, that a kept query sees without regard to keep and bucket; 0:
+            none.
+        scale: a factor of q·k; None: D^−½.
+        cu_seqlens: [N + 1], int32 or int64, or None: the borders of packed documents; B = 1.
+        backend: "reference", "torch", "triton" (for a GPU), or "auto".
+
+    Returns:
+        o [B, T, H, Dv] in q's dtype, 0 for a query that is dropped or sees no key.
+
+    Raises:
+        ValueError: a shape, dtype or option that does not fit; the message names it.
+
     Source: SCFA (arXiv 2306.01160).
+
+    Example:
+        >>> import torch
+        >>> from lcpt_kernels import sparse_attention
+        >>> q, k = torch.ones(1, 4, 1, 8), torch.ones(1, 4, 1, 8)
+        >>> v = torch.arange(4.0).view(1, 4, 1, 1)
+        >>> bucket = torch.tensor([0, 1, 0, 1]).view(1, 4, 1)
+        >>> sparse_attention(q, k, v, q_bucket=bucket, k_bucket=bucket)[0, :, 0, 0]
+        tensor([0., 1., 1., 2.])
     """
     check_backend(backend, (*BACKENDS, "triton"))
-    check_pair(q, k[:, -q.shape[1] :], v[:, -q.shape[1] :], "qk")
-    if k.shape[1] != v.shape[1]:  # a number in a message that nobody needs would make a graph of its own
+    check_pair(q, k[:, -q.shape[1] :], v[:, -q.shape[1] :], ("q", "k"))
+    if k.shape[1] != v.shape[1]:  # formatted only if it fails: `arguments.py`
         raise ValueError(f"k has {k.shape[1]} tokens, v has {v.shape[1]}")
     marks = {"q_keep": q_keep, "k_keep": k_keep, "q_bucket": q_bucket, "k_bucket": k_bucket}
     _check_marks(q, k, **marks)
@@ -77,50 +95,60 @@ def sparse_attention(
             cu_seqlens,
             {"q": q, "k": k, "v": v, **marks},
         )
-    sights = sights_of(q, k, marks, window, cu_seqlens)
+    ranges = visible_ranges(q, k, marks, window, cu_seqlens)
     if dispatch.intervals(backend, "sparse_attention", v, q):
         from lcpt_kernels.triton.interval.sparse import sparse_attention as in_triton
 
-        return in_triton(q, k, v, sights, scale)
+        return in_triton(q, k, v, ranges, scale)
     refuse_transforms("sparse attention", "reference")
     k, v = reference.per_query_head(q.shape[2], k, v)
-    outputs = [_in_pytorch(q, k, v, Meeting.of(q, k, sight), scale, with_lse=window > 0) for sight in sights]
-    o = outputs[0][0] if window == 0 else joined(outputs)[0]
+    outputs = [
+        _in_pytorch(q, k, v, SortedIntervals.build(q, k, visible), scale, with_lse=window > 0) for visible in ranges
+    ]
+    o, lse = outputs[0]
+    if lse is not None:
+        o, _ = merge_outputs([(o_n, lse_n) for o_n, lse_n in outputs if lse_n is not None])
     return o.to(q.dtype)
 
 
-def _in_pytorch(q, k, v, meeting: Meeting, scale: float, with_lse: bool) -> tuple[Tensor, Tensor | None]:
-    """k and v with the heads of q -> o [B, T, H, Dv]; lse [B, T, H], −∞ for a query that sees none."""
-    rows = [x.flatten(0, 2) for x in (q, k, v)]
-    q_sorted, k_sorted, v_sorted = (
-        x.index_select(0, order) for x, order in zip(rows, (meeting.queries, meeting.keys, meeting.keys), strict=True)
+def _in_pytorch(q, k, v, intervals: SortedIntervals, scale: float, with_lse: bool) -> tuple[Tensor, Tensor | None]:
+    """Return o [B, T, H, Dv] and, with_lse, lse [B, T, H], −∞ for a query that sees no key. k and v have q's heads."""
+    q_rows, k_rows, v_rows = (x.flatten(0, 2) for x in (q, k, v))
+    o_sorted, lse_sorted = _Intervals.apply(
+        q_rows.index_select(0, intervals.queries),
+        k_rows.index_select(0, intervals.keys),
+        v_rows.index_select(0, intervals.keys),
+        intervals.first,
+        intervals.last,
+        scale,
+        with_lse,
     )
-    o_sorted, lse_sorted = _Intervals.apply(q_sorted, k_sorted, v_sorted, meeting.first, meeting.last, scale, with_lse)
-    o = o_sorted.new_zeros(len(rows[0]), v.shape[3]).index_copy(0, meeting.queries, o_sorted)
+    o = o_sorted.new_zeros(len(q_rows), v.shape[3]).index_copy(0, intervals.queries, o_sorted)
     o = o.unflatten(0, q.shape[:3])
     if not with_lse:
         return o, None
-    lse = lse_sorted.new_full((len(rows[0]),), -torch.inf).index_copy(0, meeting.queries, lse_sorted)
+    lse = lse_sorted.new_full((len(q_rows),), -torch.inf).index_copy(0, intervals.queries, lse_sorted)
     return o, lse.unflatten(0, q.shape[:3])
 
 
-class Meeting(NamedTuple):
-    """Who meets whom: query i sees the sorted keys first[i] ≤ j < last[i], of which there is at least one."""
+@dataclass(frozen=True, slots=True)
+class SortedIntervals:
+    """Query i of the sorted queries sees the sorted keys first[i] ≤ j < last[i], at least one."""
 
-    queries: Tensor  # int64 [Nq], sorted rows of q [B·T·H, D], without the dropped ones and those that see nothing
+    queries: Tensor  # int64 [Nq], sorted rows of q [B·T·H, D], without the dropped ones and those that see no key
     keys: Tensor  # int64 [Nk], sorted rows of k [B·(P + T)·H, D], without the dropped ones
-    first: Tensor  # int64 [Nq], never falling
-    last: Tensor  # int64 [Nq], never falling
+    first: Tensor  # int64 [Nq], never decreasing
+    last: Tensor  # int64 [Nq], never decreasing
 
     @classmethod
-    def of(cls, q: Tensor, k: Tensor, sight: Sight) -> Meeting:
-        """k with the heads of q."""
-        q_keep, k_keep, q_bucket, k_bucket, since, until = sight
+    def build(cls, q: Tensor, k: Tensor, visible: VisibleRange) -> SortedIntervals:
+        """Return the intervals of all heads in one list. k has q's heads."""
+        q_bucket, k_bucket = visible.q_bucket, visible.k_bucket
         tokens, span = q.shape[1], k.shape[1]
-        positions = torch.arange(span, device=q.device)
-        asking = positions[span - tokens :]
+        key_positions = torch.arange(span, device=q.device)
+        query_positions = key_positions[span - tokens :]
         lowest, buckets = 0, 1
-        if q_bucket is not None and q_bucket.numel():
+        if q_bucket is not None and k_bucket is not None and q_bucket.numel():
             ends = torch.stack([end for x in (q_bucket, k_bucket) for end in (x.min(), x.max())]).tolist()
             lowest, buckets = min(ends), max(ends) - min(ends) + 1
             require(
@@ -130,28 +158,29 @@ class Meeting(NamedTuple):
             )
         heads = torch.arange(q.shape[0] * q.shape[2], device=q.device).view(q.shape[0], 1, q.shape[2])
 
-        def ordered(keep, bucket, positions):
-            """Rows that are kept, and by what they are sorted: (head, bucket, position) in one number."""
-            places = heads * buckets if bucket is None else heads * buckets + (bucket.long() - lowest)
-            places = (places * span + positions[:, None]).flatten()
-            rows = torch.arange(len(places), device=q.device) if keep is None else keep.flatten().nonzero()[:, 0]
-            places, order = places[rows].sort()
-            return rows[order], places
+        def sort_rows(keep, bucket, positions):
+            """Return the kept rows in order, and what they are sorted by: (head, bucket, position) in one integer."""
+            sort_keys = heads * buckets if bucket is None else heads * buckets + (bucket.long() - lowest)
+            sort_keys = (sort_keys * span + positions[:, None]).flatten()
+            rows = torch.arange(len(sort_keys), device=q.device) if keep is None else keep.flatten().nonzero()[:, 0]
+            sort_keys, order = sort_keys[rows].sort()
+            return rows[order], sort_keys
 
-        queries, wanted = ordered(q_keep, q_bucket, asking)
-        keys, there = ordered(k_keep, k_bucket, positions)
-        own = wanted % span  # the query's position
-        since, until = (x[own - (span - tokens)] - own for x in (since, until))
-        first, last = torch.searchsorted(there, wanted + since), torch.searchsorted(there, wanted + until, right=True)
-        seeing = last > first
-        return cls(queries[seeing], keys, first[seeing], last[seeing])
+        queries, query_sort_keys = sort_rows(visible.q_keep, q_bucket, query_positions)
+        keys, key_sort_keys = sort_rows(visible.k_keep, k_bucket, key_positions)
+        position = query_sort_keys % span
+        start, end = (x[position - (span - tokens)] - position for x in (visible.window_start, visible.window_end))
+        first = torch.searchsorted(key_sort_keys, query_sort_keys + start)
+        last = torch.searchsorted(key_sort_keys, query_sort_keys + end, right=True)
+        nonempty = last > first
+        return cls(queries[nonempty], keys, first[nonempty], last[nonempty])
 
 
 class _Intervals(torch.autograd.Function):
-    """o_i = Σ_j p_ij v_j with p_i the softmax of scale · q_i·k_j over first[i] ≤ j < last[i]: [Nq, D] -> [Nq, Dv]; and
-    with_lse the logarithm of its normaliser, [Nq], and o unrounded.
+    """o_i = Σ_j p_ij v_j with p_i the softmax of scale · q_i·k_j over first[i] ≤ j < last[i]: [Nq, D] -> [Nq, Dv]; and,
+    with_lse, the logarithm of its denominator, [Nq], and o in fp32.
 
-    Backward makes p anew, so nothing is kept but the arguments: with dp = do·v, dq and dk follow from
+    Backward computes p again, so it needs the arguments only: with dp = do·v, dq and dk follow from
     ds = p ∘ (dp − Σ_j p dp + dlse). All arithmetic is fp32 (float64 for float64 inputs), one tile at a time.
     """
 
@@ -186,7 +215,7 @@ class _Intervals(torch.autograd.Function):
 
 
 def _tiles(q, k, first, last, scale) -> Iterator[tuple[slice, slice, Tensor]]:
-    """Tiles that cover every pair that meets: (queries, sorted keys, scores [queries, keys])."""
+    """Yield tiles that cover all visible pairs: (queries, sorted keys, scores [queries, keys])."""
     starts = torch.arange(0, len(q), ROWS, device=q.device)
     ends = (starts + ROWS - 1).clamp(max=len(q) - 1)
     first, last = first.int(), last.int()  # half the bytes to compare

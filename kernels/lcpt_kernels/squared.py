@@ -1,4 +1,4 @@
-"""Squared attention: the linear-cost family that polysketch, exact degree two and Fastmax share."""
+"""Squared attention: the family of linear cost that polysketch, exact degree two and Fastmax share."""
 
 from __future__ import annotations
 
@@ -33,49 +33,103 @@ def squared_attention(
     exchange: Exchange | None = None,
     backend: str = "auto",
 ) -> tuple[Tensor, State | None]:
-    """Block-causal attention whose earlier blocks weigh c₀ + c₁ s + c₂ s² with s = a_t·b_s, at linear cost.
+    """Compute block-causal attention at linear cost; before the local blocks, weights are c₀ + c₁ s + c₂ s², s =
+    a_t·b_s.
 
-    a [B, T, H, r]; b [B, T, Hkv, r]; v [B, T, Hkv, Dv]; H a multiple of Hkv; floating point, strides free.
-    q [B, T, H, D] and k [B, T, Hkv, D], given together, make the weights inside the last `local_blocks` blocks of
-    `block_size` tokens (scale · q·k)^degree; without them those weigh as the earlier ones do.
-    offset stands in the denominator; None: scale^degree with q and k, else 0. 0/0 is 0.
-    log_gate [B, T, Hkv], ≤ 0: the weight of s at t decays by e to the sum of the gates s + 1 … t; −∞ forgets all that
-    is before its token.
-    initial_state, output_final_state: f(x[:n]) and then f(x[n:], initial_state) equal f(x), for any n; differentiable.
-    cu_seqlens [N + 1]: packed documents, B = 1, each as if alone.
-    exchange: where ranks share a sequence, what they tell each other between state and output.
-    backend: "reference" (quadratic, the definition), "torch" (linear), "triton" (linear, for a GPU), or "auto".
-    Returns (o [B, T, H, Dv] in the queries' dtype, the final state or None). Accumulates in fp32, in float64 for
-    float64 inputs. ValueError names a shape or a number that does not fit.
+    Args:
+        a: [B, T, H, r], b: [B, T, Hkv, r], v: [B, T, Hkv, Dv]: sketches of queries and keys, and values. Floating
+            point, any strides, one dtype; H is a multiple of Hkv.
+        q: [B, T, H, D], k: [B, T, Hkv, D], both or neither. With them, weights inside the last `local_blocks` blocks of
+            `block_size` tokens are (scale · q·k)^degree. Without them, all weights are those of a and b.
+        degree: positive and even.
+        scale: a factor of q·k.
+        offset: a term of the denominator; None: scale^degree with q and k, else 0. 0/0 is 0.
+        coefficients: (c₀, c₁, c₂).
+        block_size: tokens of a block.
+        local_blocks: 1 or 2.
+        log_gate: [B, T, Hkv], ≤ 0, or None: the weight of s at t decays by e to the sum of the gates s + 1 … t. −∞
+            forgets everything before its token.
+        initial_state: the state of a sequence that these tokens continue, from an earlier call, or None.
+        output_final_state: whether to return the state after the last token. For any n, f(x[:n]) and then f(x[n:],
+            state) equal f(x); gradients flow through the state.
+        cu_seqlens: [N + 1], int32 or int64, or None: the borders of packed documents, each attended to on its own; B =
+            1.
+        exchange: an `Exchange` between ranks that share a sequence, or None.
+        backend: "reference" (quadratic, the definition), "torch" (linear), "triton" (linear, for a GPU), or "auto".
+
+    Returns:
+        (o, state): o [B, T, H, Dv] in the queries' dtype, and the final `State`, or None. Sums are fp32, for float64
+        inputs float64.
+
+    Raises:
+        ValueError: a shape, dtype or option that does not fit; the message names it.
+
     Source: PolySketchFormer (arXiv 2310.01655), block-lower-triangular multiplication with exact local blocks.
+
+    Example:
+        >>> import torch
+        >>> from lcpt_kernels import squared_attention
+        >>> a, b = torch.ones(1, 6, 2, 4), torch.ones(1, 6, 2, 4)
+        >>> v = torch.arange(6.0).view(1, 6, 1, 1).expand(1, 6, 2, 3)
+        >>> o, state = squared_attention(a, b, v, block_size=2, output_final_state=True)
+        >>> o[0, :, 0, 0]  # all weights are equal: means of the values so far
+        tensor([0.0000, 0.5000, 1.0000, 1.5000, 2.0000, 2.5000])
+        >>> state.S.shape  # [B, Hkv, features, Dv + 1]
+        torch.Size([1, 2, 16, 4])
     """
     check_backend(backend, (*BACKENDS, "triton"))
-    check_pair(a, b, v, "ab")
+    check_pair(a, b, v, ("a", "b"))
     require((q is None) == (k is None), "q and k are given together or not at all")
     piece = check_stream(
-        v, log_gate, block_size, local_blocks, initial_state, output_final_state, cu_seqlens, exchange, backend
+        v,
+        log_gate=log_gate,
+        block_size=block_size,
+        local_blocks=local_blocks,
+        initial_state=initial_state,
+        output_final_state=output_final_state,
+        cu_seqlens=cu_seqlens,
+        exchange=exchange,
+        backend=backend,
     )
     log_gate = finite_gate(log_gate, backend)
-    if q is not None:
-        check_pair(q, k, v, "qk")
+    if q is not None and k is not None:
+        check_pair(q, k, v, ("q", "k"))
         check_degree(degree)
         require(q.shape[2] == a.shape[2], f"q has {q.shape[2]} heads, a has {a.shape[2]}")
     if offset is None:
         offset = 0.0 if q is None else scale**degree
-    local, scale_of_near = (Quadratic(*coefficients), 1.0) if q is None else (Power(degree), scale)
-    plan = Plan(local, QuadraticFeatures(a.shape[-1], coefficients), scale_of_near, offset, block_size, local_blocks)
+    local, local_scale = (Quadratic(*coefficients), 1.0) if q is None else (Power(degree), scale)
+    plan = Plan(
+        local=local,
+        features=QuadraticFeatures(a.shape[-1], coefficients),
+        scale=local_scale,
+        offset=offset,
+        block_size=block_size,
+        local_blocks=local_blocks,
+    )
 
     keys = {"b": b, "v": v, "k": k, "log_gate": log_gate}
     compute = dispatch.squared(backend, a, v, q)
     if compute is not None and not piece:
         present = {name: x for name, x in keys.items() if x is not None}
-        return compute(plan, a if q is None else q, a, present, None, False, cu_seqlens)
+        return compute(plan, a if q is None else q, a, present, None, False, cu_seqlens)[0], None
 
     def one(a, b, v, q, k, log_gate):
         if backend == "reference":
             b, v, k, log_gate = reference.per_query_head(a.shape[2], b, v, k, log_gate)
             return reference.squared_attention(
-                a, b, v, q, k, log_gate, degree, scale, offset, coefficients, block_size, local_blocks
+                a,
+                b,
+                v,
+                q=q,
+                k=k,
+                log_gate=log_gate,
+                degree=degree,
+                scale=scale,
+                offset=offset,
+                coefficients=coefficients,
+                block_size=block_size,
+                local_blocks=local_blocks,
             )
         return attend(plan, a if q is None else q, a, {"b": b, "v": v, "k": k, "log_gate": log_gate}, None, False)[0]
 

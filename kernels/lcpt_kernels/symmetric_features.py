@@ -2,8 +2,8 @@
 
 a⊗a is symmetric, so with the coordinates in groups I of GROUP it is enough to keep, for every I, the products of I
 with itself and with what follows it:  (a·b)² = Σ_I (a_I ⊗ a_I)·(b_I ⊗ b_I) + 2 Σ_{J > I} (a_I ⊗ a_J)·(b_I ⊗ b_J).
-The factor 2 and the coefficients stand on the query's side. Vectors come as columns, [..., r, c] for c tokens:
-products then run along the tokens, which is what a CPU does fast. Features exist for one block of tokens at a time.
+The factor 2 and the coefficients are on the query's side. Vectors are columns, [..., r, c] for c tokens, because a CPU
+is fast at products along tokens. Features are computed for one block of tokens at a time.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ PAIR = GROUP * GROUP  # features of a pair of groups
 
 
 class Explicit:
-    """Features that are given: query(x) = key(x) = x, columns [..., m, c]."""
+    """Given features: query(x) = key(x) = x, columns [..., m, c]."""
 
     c0, c1, c2 = 0, 1, 0
 
@@ -57,7 +57,8 @@ class QuadraticFeatures:
         return self._contract(b, dphi, 1, 1, 1)
 
     def _expand(self, x, constant, linear, within, across) -> Tensor:
-        """`within` weighs the products inside a group, `across` those of a group with the later ones."""
+        """Return the features: `within` is the factor of products inside a group, `across` of a group with later
+        ones."""
         phi = x.new_empty(*x.shape[:-2], self.dimension, x.shape[-1])
         row = 0
         for i in self.groups:

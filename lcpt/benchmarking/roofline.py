@@ -55,7 +55,8 @@ class Size:
         return padded(self.layout.size)
 
     def rows(self, *names: str) -> float:
-        """Count the bytes of tensors with a row a token: "wide" as q, k, v, o; "sketch" as a, b; "sum" as δ, Z."""
+        """Count the bytes of tensors with a row a token: "wide" as q, k, v, o; "sketch" as a, b; "sum" as δ and the
+        denominator."""
         width = {
             "wide": self.head_dim * self.dtype.itemsize,
             "sketch": self.layout.size * self.dtype.itemsize,
@@ -64,14 +65,14 @@ class Size:
         return self.tokens * sum(width[name] for name in names)
 
     @property
-    def values(self) -> float:
-        """Bytes of every block's state."""
+    def value_state(self) -> float:
+        """Bytes of every block's numerator state."""
         return len(self.blocks) * self.layout.features * self.head_dim * self.dtype.itemsize
 
     @property
-    def norms(self) -> float:
-        """Bytes of every block's normaliser."""
-        return len(self.blocks) * self.layout.norms * FP32_BYTES
+    def denom_state(self) -> float:
+        """Bytes of every block's denominator state."""
+        return len(self.blocks) * self.layout.denom_elements * FP32_BYTES
 
 
 def padded(width: int) -> int:
@@ -101,21 +102,21 @@ def states(size: Size, queries: bool = False) -> list[Step]:
     rest = launch_configs.tiles("block_state_rest", s.layout.tile, s.dtype)
     pieces = -(-s.layout.pairs // tiles["PAIRS"])
     rows = sum(steps(stop - first, tiles["BT"]) * tiles["BT"] for first, stop in s.blocks)
-    rows_of_rest = sum(steps(stop - first, rest["BT"]) * rest["BT"] for first, stop in s.blocks)
+    rest_rows = sum(steps(stop - first, rest["BT"]) * rest["BT"] for first, stop in s.blocks)
     scan = "scan_backward" if queries else "scan"
     return [
         Step(
             "block_state",
             product(pieces * tiles["PAIRS"] * PAIR, rows, s.dim),
-            s.rows("sketch", "wide", *["sum"] * queries) + s.values,
+            s.rows("sketch", "wide", *["sum"] * queries) + s.value_state,
         ),
         Step(
             "block_state_rest",
-            product(s.rank, rows_of_rest, s.rank),
-            s.rows("sketch", *["sum"] * 2 * queries) + s.norms,
+            product(s.rank, rest_rows, s.rank),
+            s.rows("sketch", *["sum"] * 2 * queries) + s.denom_state,
         ),
-        Step(scan, 0, 2 * s.values),
-        Step(scan + ", norms", 0, 2 * s.norms),
+        Step(scan, 0, 2 * s.value_state),
+        Step(scan + ", norms", 0, 2 * s.denom_state),
     ]
 
 
@@ -131,7 +132,7 @@ def output(size: Size) -> Step:
     return Step(
         "block_forward",
         programs * from_state(s, M) + columns * 2 * product(M, N, s.dim),
-        s.rows("wide", "sketch", "wide", "wide", "wide", "sum") + s.values + s.norms,
+        s.rows("wide", "sketch", "wide", "wide", "wide", "sum") + s.value_state + s.denom_state,
     )
 
 
@@ -142,7 +143,7 @@ def backward_query(size: Size) -> Step:
     return Step(
         "block_backward_dq",
         programs * from_state(s, M) + columns * 3 * product(M, N, s.dim),
-        s.rows(*["wide"] * 5, "sketch", "sketch", "sum", "sum") + s.values + s.norms,
+        s.rows(*["wide"] * 5, "sketch", "sketch", "sum", "sum") + s.value_state + s.denom_state,
     )
 
 
@@ -150,11 +151,11 @@ def backward_value(size: Size) -> Step:
     s, tiles = size, launch_configs.tiles("block_backward_dv", size.head_dim, size.dtype)
     M, N = tiles["BM"], tiles["BN"]
     programs, rows = queries_of_keys(s, M, N)
-    far = s.layout.pairs * 2 * product(N, PAIR, s.dim) + product(N, s.rank, s.rank)
+    state_flops = s.layout.pairs * 2 * product(N, PAIR, s.dim) + product(N, s.rank, s.rank)
     return Step(
         "block_backward_dv",
-        programs * far + rows * 2 * product(M, N, s.dim),
-        s.rows(*["wide"] * 5, "sketch", "sketch", "sum") + s.values + s.norms,
+        programs * state_flops + rows * 2 * product(M, N, s.dim),
+        s.rows(*["wide"] * 5, "sketch", "sketch", "sum") + s.value_state + s.denom_state,
     )
 
 

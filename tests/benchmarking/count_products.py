@@ -12,7 +12,7 @@ from lcpt_kernels import squared_attention
 from triton.runtime.interpreter import InterpretedFunction, InterpreterBuilder
 
 TABLES = {"blocks", "pair_table", "weights", "documents"}  # shared by all heads, and small
-UNUSED = {"block_state_rest_kernel": {"y", "values"}}  # for coefficients (0, 0, 1)
+UNUSED = {"block_state_rest_kernel": {"y", "value_state"}}  # for coefficients (0, 0, 1)
 running, flops, n_bytes = [], defaultdict(float), defaultdict(float)
 dot, run = InterpreterBuilder.create_dot, InterpretedFunction.run
 
@@ -26,11 +26,11 @@ def counted_run(self, *args, **kwargs):
     given = dict(zip(self.arg_names, args, strict=False)) | kwargs
     left_out = TABLES | UNUSED.get(self.fn.__name__, set())
     tensors = {name: x for name, x in given.items() if isinstance(x, torch.Tensor) and name not in left_out}
-    of_scan = "scan" in self.fn.__name__
-    name = self.fn.__name__.removesuffix("_kernel") + (", norms" if of_scan and given["x"].ndim == 3 else "")
+    is_scan = "scan" in self.fn.__name__
+    name = self.fn.__name__.removesuffix("_kernel") + (", norms" if is_scan and given["x"].ndim == 3 else "")
     running.append(name)
     flops[name] += 0
-    n_bytes[name] += sum(x.numel() * x.element_size() for x in tensors.values()) * (1 + of_scan)  # in place
+    n_bytes[name] += sum(x.numel() * x.element_size() for x in tensors.values()) * (1 + is_scan)  # in place
     return run(self, *args, **kwargs)
 
 

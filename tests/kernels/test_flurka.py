@@ -82,12 +82,12 @@ def test_a_faded_maximum_is_no_maximum():
 
 @pytest.mark.parametrize("level", [-300.0, -95.0, -70.0, 95.0, 300.0])
 @pytest.mark.parametrize("backend", ["reference", "torch"])
-@pytest.mark.parametrize("gated, far", [(False, 1.0), (True, 1e-30), (True, 0.0)])
-def test_scores_that_exp_does_not_hold(level, backend, gated, far):
+@pytest.mark.parametrize("gated, state", [(False, 1.0), (True, 1e-30), (True, 0.0)])
+def test_scores_that_exp_does_not_hold(level, backend, gated, state):
     """All local scores around `level`: alone in its row, a token's own value is what it gets, whatever its score."""
     given = inputs(33, c=8, gated=gated, dtype=torch.float32)
     given["q"][..., 0], given["k"][..., 0] = 1.0, level
-    given["phi_q"] *= far
+    given["phi_q"] *= state
     options = {"block_size": 8, "scale": 1.0}
     found = results(flurka_attention, given, torch.ones_like(given["q"][..., :5]), options | {"backend": backend})
     exact = {name: x.double() for name, x in given.items()}
@@ -99,7 +99,7 @@ def test_scores_that_exp_does_not_hold(level, backend, gated, far):
 
 
 def test_a_faint_state_beside_faint_scores(agree):
-    """Near and far weights of some 10⁻³⁰: neither is above the smallest number, and their ratio is what counts."""
+    """Local and state weights of some 10⁻³⁰: neither is above the smallest number, and their ratio is what counts."""
     given = inputs(33, c=8, dtype=torch.float32)
     given["q"][..., 0], given["k"][..., 0] = 1.0, -70.0
     given["phi_q"] *= 1e-30
@@ -150,10 +150,10 @@ def test_mass_and_gain_by_hand():
     given = inputs(5, c=2, r=1, b=1, h=1, hkv=1)
     gain = torch.tensor([0.4], dtype=torch.float64)
     o, _ = flurka_attention(**given, gain=gain, block_size=2, local_blocks=2, offset=0.3)
-    q, k, v, phi_q, phi_k, v_far = (x[0, :, 0] for x in given.values())
-    near = (q[4] @ k[2:].T / 8**0.5).exp()
-    far = 0.4 * 2 * (phi_q[4] @ phi_k[:1].T)
-    expected = (near @ v[2:] + far @ v_far[:1]) / (0.3 + near.sum() + far.sum())
+    q, k, v, phi_q, phi_k, v_state = (x[0, :, 0] for x in given.values())
+    local = (q[4] @ k[2:].T / 8**0.5).exp()
+    state = 0.4 * 2 * (phi_q[4] @ phi_k[:1].T)
+    expected = (local @ v[2:] + state @ v_state[:1]) / (0.3 + local.sum() + state.sum())
     torch.testing.assert_close(o[0, 4, 0], expected)
 
 

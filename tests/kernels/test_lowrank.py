@@ -36,9 +36,9 @@ def test_by_hand():
     """One head: two summaries of the first block of six, each standing for three tokens, and the block after it."""
     given = inputs(8, b=1, h=1, hkv=1)
     o = lowrank_attention(**given, summaries=R, block_size=C, local_blocks=1, scale=0.5)
-    q, k, v, q_far, k_far, v_far = (x[0, :, 0] for x in given.values())
-    near, far = (0.5 * q[7] @ k[6:].T).exp(), 3 * (0.5 * q_far[7] @ k_far.T).exp()
-    torch.testing.assert_close(o[0, 7, 0], (near @ v[6:] + far @ v_far) / (near.sum() + far.sum()))
+    q, k, v, q_far, k_state, v_state = (x[0, :, 0] for x in given.values())
+    local, state = (0.5 * q[7] @ k[6:].T).exp(), 3 * (0.5 * q_far[7] @ k_state.T).exp()
+    torch.testing.assert_close(o[0, 7, 0], (local @ v[6:] + state @ v_state) / (local.sum() + state.sum()))
 
 
 @pytest.mark.parametrize("n", [1, C - 1, C, 2 * C, 3 * C + 1])

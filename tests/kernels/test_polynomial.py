@@ -54,8 +54,8 @@ def test_squared_attention_inside_its_local_blocks_is_polynomial():
     ab = {"a": torch.randn(2, 9, 2, 5).double(), "b": torch.randn(2, 9, 2, 5).double()}
     o = polynomial_attention(**arguments, scale=0.5)
     for block_size, local_blocks in ((9, 1), (5, 2)):
-        near, _ = squared_attention(**arguments, **ab, scale=0.5, block_size=block_size, local_blocks=local_blocks)
-        torch.testing.assert_close(near, o, rtol=1e-12, atol=1e-12)
+        local, _ = squared_attention(**arguments, **ab, scale=0.5, block_size=block_size, local_blocks=local_blocks)
+        torch.testing.assert_close(local, o, rtol=1e-12, atol=1e-12)
 
 
 def test_any_strides(agree):

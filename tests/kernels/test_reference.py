@@ -18,15 +18,15 @@ def dot(x, y):
     return sum(a * b for a, b in zip(x, y, strict=True))
 
 
-@pytest.mark.parametrize("near", [True, False])
+@pytest.mark.parametrize("with_qk", [True, False])
 @pytest.mark.parametrize("local_blocks", [1, 2])
 @pytest.mark.parametrize("coefficients, offset", [((0, 0, 1), None), ((2.0, 0.5, 3.0), 0.25)])
-def test_squared(near, local_blocks, coefficients, offset):
+def test_squared(with_qk, local_blocks, coefficients, offset):
     torch.manual_seed(0)
     tokens, h, hkv, block_size, degree, scale = 8, 4, 2, 3, 4, 0.5
     a, q = torch.rand(1, tokens, h, 3).double(), torch.randn(1, tokens, h, 4).double()
     b, k, v = (torch.rand(1, tokens, hkv, n).double() for n in (3, 4, 2))
-    local = {"q": q, "k": k, "degree": degree, "scale": scale} if near else {}
+    local = {"q": q, "k": k, "degree": degree, "scale": scale} if with_qk else {}
     found, _ = squared_attention(
         a,
         b,
@@ -39,14 +39,14 @@ def test_squared(near, local_blocks, coefficients, offset):
         backend="reference",
     )
     if offset is None:
-        offset = scale**degree if near else 0.0
+        offset = scale**degree if with_qk else 0.0
     for head in range(h):
 
         def rows(x, head=head):
             return x[0, :, head * x.shape[2] // h].tolist()
 
         def weight(t, s, rows=rows):
-            if near and s // block_size > t // block_size - local_blocks:
+            if with_qk and s // block_size > t // block_size - local_blocks:
                 return (scale * dot(rows(q)[t], rows(k)[s])) ** degree
             score = dot(rows(a)[t], rows(b)[s])
             return coefficients[0] + coefficients[1] * score + coefficients[2] * score**2

@@ -6,7 +6,7 @@ from torch.nn.functional import normalize
 C = 6  # block size of most tests
 
 
-def inputs(t, *, b=2, h=2, hkv=None, r=5, d=4, dv=3, near=True, dtype=torch.float64, seed=0):
+def inputs(t, *, b=2, h=2, hkv=None, r=5, d=4, dv=3, with_qk=True, dtype=torch.float64, seed=0):
     """Random arguments; a and b are unit vectors, so that 1 + s stays positive."""
     torch.manual_seed(seed)
     hkv = hkv or h
@@ -15,24 +15,24 @@ def inputs(t, *, b=2, h=2, hkv=None, r=5, d=4, dv=3, near=True, dtype=torch.floa
         "b": normalize(torch.randn(b, t, hkv, r, dtype=torch.float64), dim=-1),
         "v": torch.randn(b, t, hkv, dv, dtype=torch.float64),
     }
-    if near:
+    if with_qk:
         made |= {"q": torch.randn(b, t, h, d, dtype=torch.float64), "k": torch.randn(b, t, hkv, d, dtype=torch.float64)}
     return {name: x.to(dtype) for name, x in made.items()}
 
 
-@pytest.mark.parametrize("near", [True, False])
+@pytest.mark.parametrize("with_qk", [True, False])
 @pytest.mark.parametrize("local_blocks", [1, 2])
 @pytest.mark.parametrize("t", [1, 2, C - 1, C, C + 1, 2 * C, 2 * C + 3, 5 * C + 1])
-def test_every_length(agree, t, local_blocks, near):
+def test_every_length(agree, t, local_blocks, with_qk):
     """Without an offset the first token sees itself alone, and the gradient of its weight is a rounding error."""
-    agree(squared_attention, inputs(t, near=near), 1e-10, block_size=C, local_blocks=local_blocks, offset=0.5)
+    agree(squared_attention, inputs(t, with_qk=with_qk), 1e-10, block_size=C, local_blocks=local_blocks, offset=0.5)
 
 
 @pytest.mark.parametrize("coefficients", [(0, 0, 1), (1, 1, 0.5), (1, 1, 0), (0.3, 0, 2)])
-@pytest.mark.parametrize("near", [True, False])
+@pytest.mark.parametrize("with_qk", [True, False])
 @pytest.mark.parametrize("offset", [None, 0.0, 0.7])
-def test_coefficients_and_offset(agree, coefficients, near, offset):
-    arguments = inputs(4 * C + 1, near=near)
+def test_coefficients_and_offset(agree, coefficients, with_qk, offset):
+    arguments = inputs(4 * C + 1, with_qk=with_qk)
     agree(squared_attention, arguments, 1e-10, block_size=C, coefficients=coefficients, offset=offset)
 
 
@@ -59,7 +59,7 @@ def test_degree_and_scale(agree, degree, scale):
 )
 def test_shapes(agree, shape):
     agree(squared_attention, inputs(3 * C + 2, **shape), 1e-10, block_size=C)
-    agree(squared_attention, inputs(3 * C + 2, near=False, **shape), 1e-10, block_size=C, local_blocks=2, offset=0.5)
+    agree(squared_attention, inputs(3 * C + 2, with_qk=False, **shape), 1e-10, block_size=C, local_blocks=2, offset=0.5)
 
 
 @pytest.mark.parametrize("block_size", [1, 2, 7, 1000])
@@ -69,10 +69,10 @@ def test_block_sizes(agree, block_size, local_blocks):
 
 
 @pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-5), (torch.bfloat16, 5e-3)])
-@pytest.mark.parametrize("near", [True, False])
+@pytest.mark.parametrize("with_qk", [True, False])
 @pytest.mark.parametrize("local_blocks", [1, 2])
-def test_precision(agree, dtype, tolerance, near, local_blocks):
-    arguments = inputs(150, r=16, d=16, dv=16, near=near, dtype=dtype)
+def test_precision(agree, dtype, tolerance, with_qk, local_blocks):
+    arguments = inputs(150, r=16, d=16, dv=16, with_qk=with_qk, dtype=dtype)
     agree(squared_attention, arguments, tolerance, block_size=32, local_blocks=local_blocks, scale=1 / 16, offset=1e-3)
 
 
@@ -105,10 +105,10 @@ def test_any_strides_of_the_incoming_gradient(agree, strides):
     agree(squared_attention, arguments, 1e-10, do=do, block_size=C)
 
 
-@pytest.mark.parametrize("near", [True, False])
+@pytest.mark.parametrize("with_qk", [True, False])
 @pytest.mark.parametrize("local_blocks", [1, 2])
-def test_gradcheck(near, local_blocks):
-    arguments = inputs(8, b=1, r=3, d=2, dv=2, near=near)
+def test_gradcheck(with_qk, local_blocks):
+    arguments = inputs(8, b=1, r=3, d=2, dv=2, with_qk=with_qk)
     leaves = [x.requires_grad_() for x in arguments.values()]
 
     def function(a, b, v, q=None, k=None):
@@ -117,11 +117,11 @@ def test_gradcheck(near, local_blocks):
     assert torch.autograd.gradcheck(function, leaves)
 
 
-@pytest.mark.parametrize("near", [True, False])
+@pytest.mark.parametrize("with_qk", [True, False])
 @pytest.mark.parametrize("backend", ["torch", "reference"])
-def test_zero_over_zero_is_zero(near, backend):
+def test_zero_over_zero_is_zero(with_qk, backend):
     """All weights 0 and no offset: the output is 0 and no gradient is anything but 0."""
-    arguments = inputs(2 * C + 1, near=near)
+    arguments = inputs(2 * C + 1, with_qk=with_qk)
     leaves = {name: x.mul_(name == "v").requires_grad_() for name, x in arguments.items()}
     o, _ = squared_attention(**leaves, block_size=C, offset=0.0, backend=backend)
     o.sum().backward()
@@ -138,12 +138,12 @@ def test_zero_keys_for_a_while(agree):
     agree(squared_attention, arguments, 1e-10, block_size=C, offset=0.0)
 
 
-@pytest.mark.parametrize("near", [True, False])
+@pytest.mark.parametrize("with_qk", [True, False])
 @pytest.mark.parametrize("n", [1, C - 1, C, C + 2, 2 * C])
-def test_causality(near, n):
+def test_causality(with_qk, n):
     """What comes later changes no bit of an output before it, and gets no gradient from it."""
-    first = inputs(3 * C + 1, near=near, dtype=torch.float32)
-    other = inputs(3 * C + 1, near=near, dtype=torch.float32, seed=1)
+    first = inputs(3 * C + 1, with_qk=with_qk, dtype=torch.float32)
+    other = inputs(3 * C + 1, with_qk=with_qk, dtype=torch.float32, seed=1)
     second = {name: torch.cat((x[:, :n], 100 * other[name][:, n:]), 1).requires_grad_() for name, x in first.items()}
     o, _ = squared_attention(**first, block_size=C)
     changed, _ = squared_attention(**second, block_size=C)
@@ -154,7 +154,7 @@ def test_causality(near, n):
 
 
 def test_blocks_of_any_size_mean_the_same_without_q_and_k():
-    arguments = inputs(29, near=False)
+    arguments = inputs(29, with_qk=False)
     outputs = [squared_attention(**arguments, block_size=c, local_blocks=n)[0] for c in (1, 4, 64) for n in (1, 2)]
     for o in outputs[1:]:
         torch.testing.assert_close(o, outputs[0], rtol=1e-11, atol=1e-11)
@@ -171,9 +171,9 @@ def test_what_is_not_local_is_not_exact():
         assert not torch.equal(o[:, reach - 1], other[:, reach - 1])
 
 
-@pytest.mark.parametrize("near", [True, False])
-def test_reads_no_memory_that_nobody_wrote(agree, poisoned, near):
-    agree(squared_attention, inputs(3 * C + 1, near=near), 1e-10, block_size=C, coefficients=(1, 1, 0.5))
+@pytest.mark.parametrize("with_qk", [True, False])
+def test_reads_no_memory_that_nobody_wrote(agree, poisoned, with_qk):
+    agree(squared_attention, inputs(3 * C + 1, with_qk=with_qk), 1e-10, block_size=C, coefficients=(1, 1, 0.5))
 
 
 def test_deterministic():

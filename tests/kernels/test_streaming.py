@@ -15,16 +15,16 @@ def gate(b, t, h, strength=0.3):
     return -strength * torch.rand(b, t, h, dtype=torch.float64)
 
 
-def squared(t, *, b=2, h=4, hkv=2, near=True, gated=True):
+def squared(t, *, b=2, h=4, hkv=2, with_qk=True, gated=True):
     torch.manual_seed(0)
     made = {"a": torch.randn(b, t, h, 5), "b": torch.randn(b, t, hkv, 5), "v": torch.randn(b, t, hkv, 3)}
-    if near:
+    if with_qk:
         made |= {"q": torch.randn(b, t, h, 4), "k": torch.randn(b, t, hkv, 4)}
     made = {name: x.double() for name, x in made.items()}
     return made | ({"log_gate": gate(b, t, hkv)} if gated else {})
 
 
-def features(t, *, b=2, h=4, hkv=2, gated=True, near=None):
+def features(t, *, b=2, h=4, hkv=2, gated=True, with_qk=None):
     torch.manual_seed(0)
     made = {"phi_q": torch.rand(b, t, h, 7), "phi_k": torch.rand(b, t, hkv, 7), "v": torch.randn(b, t, hkv, 3)}
     made = {name: x.double() for name, x in made.items()}
@@ -49,8 +49,8 @@ def cut(arguments, start, stop):
 
 
 FAMILIES = [
-    pytest.param(squared_attention, squared, {"near": True}, id="squared"),
-    pytest.param(squared_attention, squared, {"near": False}, id="squared without q, k"),
+    pytest.param(squared_attention, squared, {"with_qk": True}, id="squared"),
+    pytest.param(squared_attention, squared, {"with_qk": False}, id="squared without q, k"),
     pytest.param(feature_attention, features, {}, id="feature"),
     pytest.param(flurka_attention, flurka, {}, id="flurka"),
 ]
@@ -195,7 +195,7 @@ def test_a_state_does_not_grow(function, inputs, shape, local_blocks):
     "function, inputs, shape",
     [
         *FAMILIES,
-        pytest.param(polynomial_attention, squared, {"near": True, "gated": False}, id="polynomial"),
+        pytest.param(polynomial_attention, squared, {"with_qk": True, "gated": False}, id="polynomial"),
     ],
 )
 @pytest.mark.parametrize("backend", ["reference", "torch"])

@@ -1,1 +1,1 @@
-"""Squared attention in Triton: a kernel and its launch a file; `squared.py` is the algorithm that calls them."""
+"""Triton kernels of lcpt_kernels, in families: one file for each kernel and its launch."""

@@ -70,7 +70,8 @@ def test_packed_documents(agree, small_tiles):
 
 @pytest.mark.parametrize("sign, kept", [(1, ["o", "q", "k", "v", "log_gate"]), (-1, ["o", "phi_q", "phi_summary"])])
 def test_large_scores(sign, kept):
-    """Up to 400, e^400 is no number of fp32: what is far away is nothing. Down to −400, with it near keys are."""
+    """Scores up to 400, where e^400 overflows fp32 and the state adds nothing; down to −400, where local keys add
+    nothing."""
     given = inputs(3 * C + 5, gated=True)
     given |= {"q": 10 * given["q"].abs(), "k": sign * 10 * given["k"].abs()}
     given = {name: x.float().to(DEVICE) for name, x in given.items()}
@@ -82,12 +83,12 @@ def test_large_scores(sign, kept):
     assert all(relative_error(found[name], expected[name]) < 1e-4 for name in kept)
 
 
-@pytest.mark.parametrize("level, gated, far", [(-95.0, False, 1.0), (-300.0, True, 0.0), (-70.0, False, 1e-30)])
-def test_scores_that_exp_does_not_hold(small_tiles, level, gated, far):
+@pytest.mark.parametrize("level, gated, state", [(-95.0, False, 1.0), (-300.0, True, 0.0), (-70.0, False, 1e-30)])
+def test_scores_that_exp_does_not_hold(small_tiles, level, gated, state):
     """All local scores around `level`: alone in its row, a token's own value is what it gets, whatever its score."""
     given = inputs(2 * C + 5, gated=gated)
     given["q"][..., 0], given["k"][..., 0] = 1.0, level
-    given["phi_q"] *= far
+    given["phi_q"] *= state
     given = {name: x.float().to(DEVICE) for name, x in given.items()}
     exact = {name: x.double() for name, x in given.items()}
     options, do = {"block_size": C, "local_blocks": 1, "scale": 1.0}, torch.ones_like(given["v"])

@@ -39,7 +39,7 @@ def packed(*ends):
     "shape, options",
     [
         ({"gated": True, "r": 20}, {"local_blocks": 2, "output_final_state": True}),
-        ({"near": False, "b": 2}, {}),
+        ({"with_qk": False, "b": 2}, {}),
         ({}, {"cu_seqlens": packed(C + 3, C + 9)}),
     ],
     ids=str,
@@ -65,7 +65,7 @@ def test_lengths_share_one_graph(documents):
     "attention, given, final",
     [
         (squared_attention, leaves(C + 3, gated=True, r=20), True),
-        (squared_attention, leaves(C + 3, torch.bfloat16, near=False), False),
+        (squared_attention, leaves(C + 3, torch.bfloat16, with_qk=False), False),
         (flurka_attention, leaves(C + 3, made=summarised, gated=True, massive=True), False),
     ],
     ids=["squared", "squared without q, k", "flurka"],
@@ -139,3 +139,17 @@ def test_packed_documents_that_do_not_fit_are_noticed_where_nobody_waits(ends):
     compiled = torch.compile(squared_attention, fullgraph=True, backend="aot_eager")
     with pytest.raises(RuntimeError, match="cu_seqlens must rise from 0 to T"):
         compiled(**leaves(C + 9), **OPTIONS, cu_seqlens=packed(*ends))
+
+
+def test_arguments_have_one_order():
+    """The schemas of both operators are those of Call, and unflatten is the inverse of flatten."""
+    from lcpt_kernels.triton.block_causal import autograd as block_causal
+    from lcpt_kernels.triton.interval import autograd as interval
+
+    for module, name in ((block_causal, "block_causal_attention"), (interval, "interval_attention")):
+        arguments = tuple(range(len(module.FIELDS)))
+        assert tuple(module.flatten(module.unflatten(arguments))) == arguments
+        schema = getattr(torch.ops.lcpt_kernels, name).default._schema
+        assert [argument.name for argument in schema.arguments] == module.FIELDS
+        backward = getattr(torch.ops.lcpt_kernels, f"{name}_backward").default._schema
+        assert [argument.name for argument in backward.arguments][-len(module.FIELDS) :] == module.FIELDS

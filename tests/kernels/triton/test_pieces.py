@@ -33,7 +33,7 @@ def compare(found, expected):
     [
         (1, [0, C - 1, 3 * C, 3 * C + 5], {"gated": True}, "triton triton triton"),
         (2, [0, 2 * C + 1, 2 * C + 2, 4 * C], {"gated": True}, "triton triton triton"),
-        (2, [0, 2 * C + 1, 2 * C + 2, 4 * C], {"near": False, "gated": True}, "triton triton triton"),
+        (2, [0, 2 * C + 1, 2 * C + 2, 4 * C], {"with_qk": False, "gated": True}, "triton triton triton"),
         (2, [0, 2 * C + 1, 4 * C], {"r": 20, "h": 2, "hkv": 1}, "torch triton"),
         (1, [0, C + 1, 3 * C], {"r": 20}, "triton torch"),
     ],
@@ -42,7 +42,7 @@ def compare(found, expected):
 def test_pieces_make_the_whole(local_blocks, cuts, shape, backends):
     """Output and every gradient, which flows back through the states; they are the same for both backends."""
     options = {"block_size": C, "local_blocks": local_blocks, "scale": 1 / 16, **OFFSET}
-    if not shape.get("near", True):
+    if not shape.get("with_qk", True):
         options["coefficients"] = (1, 1, 0.5)
     given = arguments(cuts[-1], **shape)
 

@@ -5,8 +5,8 @@ from functools import partial
 import pytest
 import torch
 from lcpt_kernels import sparse_attention
-from lcpt_kernels.sparse import sights_of
-from lcpt_kernels.triton.interval.build_intervals import meeting
+from lcpt_kernels.triton.interval.build_intervals import build_intervals
+from lcpt_kernels.visibility import visible_ranges
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from tests.kernels.triton.conftest import DEVICE
@@ -195,11 +195,11 @@ def test_intervals_are_the_mask(marks, past, window):
     made = dict.fromkeys(("q_keep", "k_keep", "q_bucket", "k_bucket")) | MARKS[marks](given)
     q, k = given["q"], given["k"]
     shown = torch.zeros(12, t, past + t, dtype=torch.int32)
-    for sight in sights_of(q, k, made, window, None):
-        intervals = meeting(sight, past + t)
+    for visible in visible_ranges(q, k, made, window, None):
+        intervals = build_intervals(visible, past + t)
         assert (intervals.first.diff(dim=1) >= 0).all() and (intervals.last.diff(dim=1) >= 0).all()
-        for found, turned in ((intervals, False), (intervals.seen_from_keys(), True)):
-            own, other, first, last = (x.cpu().long().expand(12, -1) for x in found)
+        for found, turned in ((intervals, False), (intervals.transposed(), True)):
+            own, other, first, last = (x.cpu().long().expand(12, -1) for x in found.tensors())
             for rows, number in ((own, (t, past + t)[turned]), (other, (past + t, t)[turned])):
                 assert torch.equal(rows.sort(dim=1).values, torch.arange(number).expand(12, -1))
             place = torch.arange(other.shape[1])
@@ -256,7 +256,8 @@ def test_what_the_operators_say_of_themselves():
     given = inputs(3, h=2, hkv=1, dv=20)
     q, k, v = ([x.float().to(DEVICE).requires_grad_()] * 2 for x in given.values())
     made = dict.fromkeys(("q_keep", "k_keep", "q_bucket", "k_bucket")) | kept(given)
-    lists = [x for sight in sights_of(q[0], k[0], made, 1, None) for x in meeting(sight, 3)]
+    ranges = visible_ranges(q[0], k[0], made, 1, None)
+    lists = [x for visible in ranges for x in build_intervals(visible, 3).tensors()]
     operators = torch.ops.lcpt_kernels
     checks = ("test_schema", "test_autograd_registration", "test_faketensor")  # others are compiled above
     torch.library.opcheck(operators.interval_attention.default, (q, k, v, lists, 0.3, [0.0, 0.5]), test_utils=checks)

@@ -11,7 +11,7 @@ C = 40  # block size: no multiple of the small tiles, of which it takes two
 OFFSET = {"offset": 0.01}  # without one, the gradient of the first token's only weight is a rounding error
 
 
-def inputs(t, *, b=1, h=1, hkv=None, r=16, d=16, dv=16, near=True, gated=False, seed=0):
+def inputs(t, *, b=1, h=1, hkv=None, r=16, d=16, dv=16, with_qk=True, gated=False, seed=0):
     """float64; a and b are unit vectors, so that 1 + s stays positive."""
     torch.manual_seed(seed)
     hkv = hkv or h
@@ -20,7 +20,7 @@ def inputs(t, *, b=1, h=1, hkv=None, r=16, d=16, dv=16, near=True, gated=False, 
         "b": normalize(torch.randn(b, t, hkv, r, dtype=torch.float64), dim=-1),
         "v": torch.randn(b, t, hkv, dv, dtype=torch.float64),
     }
-    if near:
+    if with_qk:
         made |= {"q": torch.randn(b, t, h, d, dtype=torch.float64), "k": torch.randn(b, t, hkv, d, dtype=torch.float64)}
     if gated:
         made["log_gate"] = -0.1 * torch.rand(b, t, hkv, dtype=torch.float64)
@@ -35,7 +35,7 @@ def test_every_length(agree, small_tiles, t, local_blocks):
 
 @pytest.mark.parametrize("local_blocks", [1, 2])
 @pytest.mark.parametrize(
-    "near, coefficients",
+    "with_qk, coefficients",
     [
         (True, (0, 0, 1)),
         (True, (1, 1, 0.5)),
@@ -44,8 +44,8 @@ def test_every_length(agree, small_tiles, t, local_blocks):
     ],
     ids=str,
 )
-def test_coefficients_and_gates(agree, near, local_blocks, coefficients):
-    arguments = inputs(2 * C + 7, near=near, gated=True)
+def test_coefficients_and_gates(agree, with_qk, local_blocks, coefficients):
+    arguments = inputs(2 * C + 7, with_qk=with_qk, gated=True)
     agree(arguments, block_size=C, local_blocks=local_blocks, scale=1 / 16, coefficients=coefficients, **OFFSET)
 
 
@@ -59,7 +59,7 @@ def test_coefficients_and_gates(agree, near, local_blocks, coefficients):
         {"r": 32},
         {"r": 20},
         {"r": 5, "d": 7, "dv": 9},
-        {"r": 24, "near": False},
+        {"r": 24, "with_qk": False},
     ],
     ids=str,
 )
@@ -86,9 +86,9 @@ def test_block_sizes(agree, block_size):
     [
         (torch.bfloat16, {"r": 32, "d": 32, "dv": 32}),
         (torch.bfloat16, {"gated": True}),
-        (torch.bfloat16, {"near": False, "gated": True}),
+        (torch.bfloat16, {"with_qk": False, "gated": True}),
         (torch.float16, {"gated": True, "h": 4, "hkv": 2}),
-        (torch.float16, {"near": False}),
+        (torch.float16, {"with_qk": False}),
     ],
     ids=str,
 )
@@ -145,9 +145,9 @@ def test_strides_of_zero(agree):
     agree({"a": head, "b": head, "v": head}, do=do, block_size=C, **OFFSET)
 
 
-@pytest.mark.parametrize("near", [True, False])
-def test_zero_over_zero_is_zero(near):
-    arguments = inputs(C + 3, near=near)
+@pytest.mark.parametrize("with_qk", [True, False])
+def test_zero_over_zero_is_zero(with_qk):
+    arguments = inputs(C + 3, with_qk=with_qk)
     leaves = {name: (x * (name == "v")).float().to(DEVICE).requires_grad_() for name, x in arguments.items()}
     o, _ = squared_attention(**leaves, block_size=C, offset=0.0, backend="triton")
     o.sum().backward()
@@ -167,16 +167,16 @@ def test_a_gate_that_shuts_leaves_nothing_behind(log_gate):
 
 
 @pytest.mark.parametrize(
-    "near, local_blocks, ends",
+    "with_qk, local_blocks, ends",
     [
         (True, 1, None),
         (False, 2, None),
         (True, 2, [0, C + 3, 2 * C + 7]),
     ],
 )
-def test_gates_that_shut(agree, small_tiles, near, local_blocks, ends):
+def test_gates_that_shut(agree, small_tiles, with_qk, local_blocks, ends):
     """In the first and the last token of a block, within it, and one after the other."""
-    arguments = inputs(2 * C + 7, near=near, gated=True)
+    arguments = inputs(2 * C + 7, with_qk=with_qk, gated=True)
     arguments["log_gate"][:, [0, 5, 17, 18, C - 1, C, C + 3, 2 * C + 2]] = -torch.inf
     ends = None if ends is None else torch.tensor(ends, device=DEVICE)
     agree(arguments, block_size=C, local_blocks=local_blocks, scale=1 / 16, cu_seqlens=ends, **OFFSET)

@@ -1,36 +1,37 @@
 """Squared, feature and FLuRKA attention in Triton: the steps of `chunked.py`, each a kernel on all blocks at once.
 
     forward   block_state → scan → block_forward
-              what a block adds to the state; the state that it meets; local keys and the state under one normaliser
-    backward  normaliser → block_state → scan → block_backward_dq
-              δ = −do·o; states once more: kept, they would be the largest tensors of a layer; dq, da
+              each block's addition to the state; the state at each block's start; local keys and state in one output
+    backward  backward_delta → block_state → scan → block_backward_dq
+              δ = −do·o; the states again, since kept they would be a layer's largest tensors; dq, da
               → block_state → scan_backward → block_backward_dv, block_backward_dk
-              of queries what it was of keys: the gradient of the state; dv, db; dk
-              where a is q and b is k, the sum of both gradients; linear_gradient makes that of queries with features
+              the same kernel on queries gives each block's part of the state's gradient; dv, db; dk
+              where q is a and k is b, the sum of both gradients; query_feature_gradient for given features
 
-Both are operators of PyTorch, which torch.compile takes as they are.
+Both are operators of PyTorch, which torch.compile does not look into. Notation: `block_causal/__init__.py`.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from dataclasses import dataclass, fields
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from lcpt_kernels.chunked import Exponential, Linear, Plan
+from lcpt_kernels.chunked import Exponential, Linear, Plan, Power
 from lcpt_kernels.derivatives import no_second_derivative, refuse_transforms
 from lcpt_kernels.symmetric_features import QuadraticFeatures
 from lcpt_kernels.triton.block_causal.backward_dk import block_backward_dk
 from lcpt_kernels.triton.block_causal.backward_dq import block_backward_dq
 from lcpt_kernels.triton.block_causal.backward_dv import block_backward_dv
 from lcpt_kernels.triton.block_causal.block_table import Blocks, dense, packed
-from lcpt_kernels.triton.block_causal.feature_gradient import linear_gradient
+from lcpt_kernels.triton.block_causal.feature_gradient import query_feature_gradient
 from lcpt_kernels.triton.block_causal.forward import block_forward
-from lcpt_kernels.triton.block_causal.gate import gradient_of_gate
-from lcpt_kernels.triton.block_causal.local_weights import EXPONENTIAL, FAINTEST
-from lcpt_kernels.triton.block_causal.problem import Problem
+from lcpt_kernels.triton.block_causal.gate import gate_gradient
+from lcpt_kernels.triton.block_causal.local_weights import ROW_MAX_FLOOR, LocalWeight
+from lcpt_kernels.triton.block_causal.problem import Problem, build_problem
 from lcpt_kernels.triton.block_causal.scan import scan, scan_backward
 from lcpt_kernels.triton.block_causal.state import block_state
 from lcpt_kernels.triton.block_causal.state_layout import (
@@ -42,9 +43,108 @@ from lcpt_kernels.triton.block_causal.state_layout import (
     to_common_backward,
 )
 from lcpt_kernels.triton.common.delta import backward_delta
-from lcpt_kernels.triton.common.tensors import of_size, on_device_of, with_rows, with_rows_of
+from lcpt_kernels.triton.common.tensors import (
+    on_device_of,
+    trimmed_rows,
+    with_contiguous_rows,
+    with_padded_rows,
+)
 
 NAME = "block-causal attention"  # in errors
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Call:
+    """The arguments of both operators, in their order. The features are those of c₀ + c₁ (a·b) + c₂ (a·b)²: given
+    features have the coefficients (0, 1, 0)."""
+
+    q: Tensor | None  # None: q is a and k is b
+    k: Tensor | None
+    v: Tensor
+    a: Tensor
+    b: Tensor
+    state_v: Tensor | None  # of summaries; None: v
+    mass: Tensor | None
+    log_gate: Tensor | None
+    initial: Tensor | None
+    cu_seqlens: Tensor | None
+    summaries: int  # summaries of a block; 0: tokens are added to the state
+    local_weight: int  # a LocalWeight
+    degree: int  # of LocalWeight.POWER
+    coefficients: list[float]
+    scale: float
+    offset: float
+    block_size: int
+    local_blocks: int
+    final: bool  # whether to return the final state
+
+    @property
+    def sketch(self) -> int:
+        return self.a.shape[3]
+
+    @property
+    def layout(self) -> Layout:
+        c0, c1, c2 = self.coefficients
+        return Layout(-(-self.sketch // GROUP) * GROUP, (c0, c1, c2))
+
+    def blocks(self) -> Blocks:
+        batch, tokens = self.v.shape[:2]
+        if self.cu_seqlens is None:
+            return dense(batch, tokens, self.block_size, self.v.device, self.final)
+        return packed(self.cu_seqlens.to(self.v.device), tokens, self.block_size)
+
+    def problem(self) -> Problem:
+        a, b = (with_padded_rows(x, self.layout.size) for x in (self.a, self.b))
+        v = with_contiguous_rows(self.v)
+        return build_problem(
+            q=a if self.q is None else with_contiguous_rows(self.q),
+            k=b if self.k is None else with_contiguous_rows(self.k),
+            v=v,
+            a=a,
+            b=b,
+            state_v=v if self.state_v is None else with_contiguous_rows(self.state_v),
+            mass=None if self.mass is None else self.mass.float().contiguous(),
+            log_gate=self.log_gate,
+            blocks=self.blocks(),
+            layout=self.layout,
+            summaries=self.summaries,
+            local_weight=LocalWeight(self.local_weight),
+            degree=self.degree,
+            scale=self.scale,
+            offset=self.offset,
+            local_blocks=self.local_blocks,
+            has_initial_state=self.initial is not None,
+            keep_final_state=self.final,
+        )
+
+    def initial_states(self) -> tuple[Tensor | None, Tensor | None]:
+        """Return value_state and denom_state before the first block, [B, Hkv, ·]."""
+        if self.initial is None:
+            return None, None
+        return from_common(self.initial.float(), self.layout, self.sketch)
+
+
+SCHEMA_TYPES = {
+    "Tensor": "Tensor",
+    "Tensor | None": "Tensor?",
+    "int": "int",
+    "float": "float",
+    "bool": "bool",
+    "list[float]": "float[]",
+}
+FIELDS = [field.name for field in fields(Call)]
+TENSOR_FIELDS = [field.name for field in fields(Call) if "Tensor" in str(field.type)]  # the first of FIELDS
+ARGUMENTS = ", ".join(f"{SCHEMA_TYPES[str(field.type)]} {field.name}" for field in fields(Call))
+
+
+def flatten(call: Call) -> list[Any]:
+    """Return the arguments of the operators, in the order of the fields of Call."""
+    return [getattr(call, name) for name in FIELDS]
+
+
+def unflatten(arguments: tuple[Any, ...]) -> Call:
+    """Return the Call of the operators' arguments: the inverse of flatten."""
+    return Call(**dict(zip(FIELDS, arguments, strict=True)))
 
 
 def compute(
@@ -56,249 +156,243 @@ def compute(
     final: bool,
     cu_seqlens: Tensor | None = None,
 ) -> tuple[Tensor, Tensor | None]:
-    """q [B, T, H, D] and a [B, T, H, r] against the keys "k" [B, P + T, Hkv, D], "v" [B, P + T, Hkv, Dv] and
-    "b" [B, P + T, Hkv, r], and "log_gate" [B, P + T, Hkv] ≤ 0 if it is there: the first P, which begin a block, are of
-    tokens before the queries. Without "k", q is a and k is b. With plan.summaries "b", "far_v" [B, S, Hkv, Dv] and, if
-    it is there, "mass" [B, S, Hkv] are of the summaries of whole blocks. initial [B, Hkv, F, Dv + 1] fp32: the state of
-    what came before, as in `chunked.py`; cu_seqlens [N + 1] for B = 1. fp32, bf16 or fp16; products accumulate in fp32,
-    and those of weights and features are of bf16 for both: fp16, whose range is too short for them, is no more exact.
+    """Return o [B, T, H, Dv] in q's dtype, and with `final` the state [B, Hkv, F, Dv + 1] fp32 after the last token.
 
-    -> (o [B, T, H, Dv] in q's dtype, with `final` the state [B, Hkv, F, Dv + 1] for the token after the last).
+    Args:
+        q: [B, T, H, D], a: [B, T, H, r], of the last T of the keys' P + T tokens; fp32, bf16 or fp16.
+        keys: "v" [B, P + T, Hkv, Dv]; "b" [B, P + T, Hkv, r]; "k" [B, P + T, Hkv, D], without it q is a and k is b;
+            "log_gate" [B, P + T, Hkv] ≤ 0, optional. The first P tokens start a block. With plan.summaries "b",
+            "far_v" [B, S, Hkv, Dv] and the optional "mass" [B, S, Hkv] are those of summaries of whole blocks.
+        initial: [B, Hkv, F, Dv + 1] fp32, the state before the keys, with the features of `chunked.py`.
+        cu_seqlens: [N + 1], for B = 1.
+
+    Products accumulate in fp32. In 16 bits, weights and features are bf16: fp16 has too small a range for them.
     """
     refuse_transforms(NAME, "reference")
-    k, f = keys.get("k"), plan.features
-    o, *_, end = torch.ops.lcpt_kernels.block_causal_attention(
-        None if k is None else q,
-        k,
-        keys["v"],
-        a,
-        keys["b"],
-        keys.get("far_v"),
-        keys.get("mass"),
-        keys.get("log_gate"),
-        initial,
-        cu_seqlens,
-        plan.summaries or 0,
-        degree_of(plan, k),
-        [f.c0, f.c1, f.c2],
-        plan.scale,
-        plan.offset,
-        plan.block_size,
-        plan.local_blocks,
-        final,
+    k, features = keys.get("k"), plan.features
+    assert features is not None
+    local_weight, degree = local_weight_of(plan, k)
+    call = Call(
+        q=None if k is None else q,
+        k=k,
+        v=keys["v"],
+        a=a,
+        b=keys["b"],
+        state_v=keys.get("far_v"),
+        mass=keys.get("mass"),
+        log_gate=keys.get("log_gate"),
+        initial=initial,
+        cu_seqlens=cu_seqlens,
+        summaries=plan.summaries or 0,
+        local_weight=local_weight.value,
+        degree=degree,
+        coefficients=[features.c0, features.c1, features.c2],
+        scale=plan.scale,
+        offset=plan.offset,
+        block_size=plan.block_size,
+        local_blocks=plan.local_blocks,
+        final=final,
     )
+    o, *_, end = torch.ops.lcpt_kernels.block_causal_attention(*flatten(call))
     return o, end if final else None
 
 
-def degree_of(plan: Plan, k: Tensor | None) -> int:
-    """The local weight as a number: see `local.py`."""
-    if k is None:  # the same as that of the state
-        return 0
-    return {Exponential: EXPONENTIAL.value, Linear: 1}.get(type(plan.local)) or plan.local.degree
-
-
-class Call(NamedTuple):
-    """The arguments of both operators, as `compute` says; degree 0: local weights are those of the state. Features are
-    those of a polynomial c₀ + c₁ s + c₂ s² of s = a·b: with (0, 1, 0) a and b themselves."""
-
-    q: Tensor | None
-    k: Tensor | None
-    v: Tensor
-    a: Tensor
-    b: Tensor
-    far_v: Tensor | None
-    mass: Tensor | None
-    log_gate: Tensor | None
-    initial: Tensor | None
-    cu_seqlens: Tensor | None
-    summaries: int
-    degree: int
-    coefficients: list[float]
-    scale: float
-    offset: float
-    block_size: int
-    local_blocks: int
-    final: bool
-
-    @property
-    def sketch(self) -> int:
-        return self.a.shape[3]
-
-    @property
-    def layout(self) -> Layout:
-        return Layout(-(-self.sketch // GROUP) * GROUP, tuple(self.coefficients))
-
-    def blocks(self) -> Blocks:
-        batch, tokens = self.v.shape[:2]
-        if self.cu_seqlens is None:
-            return dense(batch, tokens, self.block_size, self.v.device, self.final)
-        return packed(self.cu_seqlens.to(self.v.device), tokens, self.block_size)
-
-    def problem(self) -> Problem:
-        a, b = (with_rows_of(x, self.layout.size) for x in (self.a, self.b))
-        q, k = (a, b) if self.q is None else (with_rows(self.q), with_rows(self.k))
-        v = with_rows(self.v)
-        far_v = v if self.far_v is None else with_rows(self.far_v)
-        mass = None if self.mass is None else self.mass.float().contiguous()
-        return Problem.of(
-            q,
-            k,
-            v,
-            a,
-            b,
-            far_v,
-            mass,
-            self.log_gate,
-            self.blocks(),
-            self.layout,
-            self.summaries,
-            self.degree,
-            self.scale,
-            self.offset,
-            self.local_blocks,
-            self.initial is not None,
-            self.final,
-        )
-
-    def state_before(self) -> tuple[Tensor | None, Tensor | None]:
-        if self.initial is None:
-            return None, None
-        return from_common(self.initial.float(), self.layout, self.sketch)
-
-
-ARGUMENTS = """Tensor? q, Tensor? k, Tensor v, Tensor a, Tensor b, Tensor? far_v, Tensor? mass, Tensor? log_gate,
-    Tensor? initial, Tensor? cu_seqlens, int summaries, int degree, float[] coefficients, float scale, float offset,
-    int block_size, int local_blocks, bool final"""
-TENSORS = 10  # of these
+def local_weight_of(plan: Plan, k: Tensor | None) -> tuple[LocalWeight, int]:
+    """Return the local weight and its degree, which is 0 for all but POWER."""
+    if k is None:  # q is a and k is b: the local weight is that of the state
+        return LocalWeight.QUADRATIC, 0
+    if isinstance(plan.local, Exponential):
+        return LocalWeight.EXPONENTIAL, 0
+    if isinstance(plan.local, Linear):
+        return LocalWeight.LINEAR, 0
+    assert isinstance(plan.local, Power)
+    return LocalWeight.POWER, plan.local.degree
 
 
 @torch.library.custom_op(
     "lcpt_kernels::block_causal_attention",
     mutates_args=(),
-    schema=f"({ARGUMENTS}) -> (Tensor o, Tensor z, Tensor peak, Tensor end)",
+    schema=f"({ARGUMENTS}) -> (Tensor o, Tensor denominator, Tensor row_max, Tensor end)",
 )
 def forward(*arguments):
-    """-> o; z and peak [B, T, H] fp32, as `block_forward` says; end; empty for what there is not."""
-    call = Call(*arguments)
+    """Return o, denominator, row_max and the final state, empty where there is none; see `block_forward`."""
+    call = unflatten(arguments)
     with on_device_of(call.v):
         problem = call.problem()
-        values, norms, *end = states_met(problem, *call.state_before())
-        o, z, peak = block_forward(problem, values, norms)
-        end = to_common(*end, call.layout, call.sketch) if end else None
-        return o, z, *(z.new_empty(0) if x is None else x for x in (peak, end))
+        value_state, denom_state, *final_states = states_at_block_starts(problem, *call.initial_states())
+        o, denominator, row_max = block_forward(problem, value_state, denom_state)
+        end = to_common(*final_states, call.layout, call.sketch) if final_states else None
+        return o, denominator, *(denominator.new_empty(0) if x is None else x for x in (row_max, end))
 
 
 @forward.register_fake
 def _(*arguments):
-    call = Call(*arguments)
+    call = unflatten(arguments)
     batch, tokens, heads, _ = call.a.shape
     key_heads, width = call.v.shape[2:]
     o = call.a.new_empty(batch, tokens, heads, width)
-    z = o.new_empty(batch, tokens, heads, dtype=torch.float32)
-    peak = z.shape if call.degree == EXPONENTIAL.value else (0,)
-    dimension = QuadraticFeatures(call.sketch, tuple(call.coefficients)).dimension
+    denominator = o.new_empty(batch, tokens, heads, dtype=torch.float32)
+    row_max = denominator.shape if call.local_weight == LocalWeight.EXPONENTIAL else (0,)
+    dimension = QuadraticFeatures(call.sketch, call.layout.coefficients).dimension
     end = (batch, key_heads, dimension, width + 1) if call.final else (0,)
-    return o, z, z.new_empty(peak), z.new_empty(end)
+    return o, denominator, denominator.new_empty(row_max), denominator.new_empty(end)
 
 
 @torch.library.custom_op(
     "lcpt_kernels::block_causal_attention_backward",
     mutates_args=(),
-    schema=f"(Tensor do, Tensor? d_end, Tensor o, Tensor z, Tensor? peak, {ARGUMENTS}) -> Tensor[]",
+    schema=f"(Tensor do, Tensor? d_end, Tensor o, Tensor denominator, Tensor? row_max, {ARGUMENTS}) -> Tensor[]",
 )
-def backward(do, d_end, o, z, peak, *arguments):
-    """-> the gradients of q, k, v, a, b, far_v, mass, log_gate and initial; empty for what is not there."""
-    call = Call(*arguments)
+def backward(do, d_end, o, denominator, row_max, *arguments):
+    """Return the gradients of q, k, v, a, b, state_v, mass, log_gate and initial, empty where there is none."""
+    call = unflatten(arguments)
     with on_device_of(call.v):
-        gradients = _backward(call, call.problem(), with_rows(do), d_end, o, z, peak)
-    return [z.new_empty(0) if x is None else x for x in gradients]
+        gradients = _backward(call, call.problem(), with_contiguous_rows(do), d_end, o, denominator, row_max)
+    return [denominator.new_empty(0) if x is None else x for x in gradients]
 
 
 def _backward(
-    call: Call, problem: Problem, do: Tensor, d_end: Tensor | None, o: Tensor, z: Tensor, peak: Tensor | None
-):
+    call: Call,
+    problem: Problem,
+    do: Tensor,
+    d_end: Tensor | None,
+    o: Tensor,
+    denominator: Tensor,
+    row_max: Tensor | None,
+) -> tuple[Tensor | None, ...]:
     p, blocks, layout = problem, problem.blocks, problem.layout
     delta = backward_delta(do, o)
 
-    values, norms, *_ = states_met(p, *call.state_before())
-    dq, da, near, far = block_backward_dq(p, values, norms, do, delta, z, peak)
+    value_state: Tensor | None
+    denom_state: Tensor | None
+    value_state, denom_state, *_ = states_at_block_starts(p, *call.initial_states())
+    dq, da, dgate_local, dgate_state = block_backward_dq(p, value_state, denom_state, do, delta, denominator, row_max)
     if p.log_decay is None:
-        values = norms = None  # the gradients of states take their memory
+        value_state = denom_state = None  # the gradients of states take their memory
 
-    since = None if p.since is None else p.since.sum(-1)
-    d_values, d_norms = block_state(
+    d_value_state, d_denom_state = block_state(
         p.a,
         do,
-        since,
+        None if p.gate_cumsum is None else p.gate_cumsum.sum(-1),
         blocks,
         layout,
-        p.type_of_state,
+        p.state_type,
         heads=p.v.shape[2],
         past=p.past,
         delta=delta,
-        norm=z if peak is None else z * peak.clamp(min=FAINTEST.value).exp(),
+        denominator=denominator if row_max is None else denominator * row_max.clamp(min=ROW_MAX_FLOOR.value).exp(),
     )
-    d_values_end, d_norms_end = (None, None) if d_end is None else to_common_backward(d_end, layout, call.sketch)
-    weights, of_norms = layout.weights(do.device)
-    back = dict(log_decay=p.log_decay, blocks=blocks, local_blocks=call.local_blocks, keep_before=p.continued)
-    d_values_before, through = scan_backward(d_values, weights, d_end=d_values_end, met=values, **back)
-    d_norms_before, through_norms = scan_backward(d_norms, of_norms, d_end=d_norms_end, met=norms, **back)
+    d_value_end, d_denom_end = (None, None) if d_end is None else to_common_backward(d_end, layout, call.sketch)
+    value_weights, denom_weights = layout.weights(do.device)
+    d_value_before, through_values = scan_backward(
+        d_value_state,
+        value_weights,
+        p.log_decay,
+        blocks,
+        p.local_blocks,
+        d_end=d_value_end,
+        keep_before=p.has_initial_state,
+        met=value_state,
+    )
+    d_denom_before, through_denom = scan_backward(
+        d_denom_state,
+        denom_weights,
+        p.log_decay,
+        blocks,
+        p.local_blocks,
+        d_end=d_denom_end,
+        keep_before=p.has_initial_state,
+        met=denom_state,
+    )
 
-    of_keys = block_backward_dv(p, d_values, d_norms, do, z, peak)
-    dk, near_keys = block_backward_dk(p, do, delta, z, peak)
-    db = of_keys.b
+    key_gradients = block_backward_dv(p, d_value_state, d_denom_state, do, denominator, row_max)
+    dk, dgate_keys = block_backward_dk(p, do, delta, denominator, row_max)
+    db = key_gradients.b
+    d_q, d_k = (None, None) if call.q is None else (dq, dk)
     if call.q is None:  # q is a, and k is b: one gradient
-        linear = layout.coefficients == (0, 1, 0)
-        da = linear_gradient(p.a, dq, da, delta, z, call.offset) if linear else (dq + da).to(call.a.dtype)
-        dq, dk, db = None, None, (dk + db).to(call.b.dtype)
-
-    d_log_gate = d_initial = None
-    if p.log_decay is not None:
-        near, far = (pad(x.unflatten(2, (p.v.shape[2], -1)).sum(3), (0, 0, p.past, 0)) for x in (near, far))
-        d_log_gate = gradient_of_gate(near - near_keys, far, of_keys.far, through + through_norms, blocks, p.past).to(
-            call.log_gate.dtype
+        given_features = layout.coefficients == (0, 1, 0)
+        da = (
+            query_feature_gradient(p.a, dq, da, delta, denominator, call.offset)
+            if given_features
+            else (dq + da).to(call.a.dtype)
         )
-    if p.continued:
-        d_initial = from_common_backward(d_values_before, d_norms_before, layout, call.sketch).to(call.initial.dtype)
-    d_mass = None if of_keys.mass is None else of_keys.mass.to(call.mass.dtype)
-    da, db = of_size(da, call.sketch), of_size(db, call.sketch)
-    return dq, dk, of_keys.v, da, db, of_keys.far_v, d_mass, d_log_gate, d_initial
+        db = (dk + db).to(call.b.dtype)
+
+    d_log_gate = d_initial = d_mass = None
+    if call.log_gate is not None:
+        assert dgate_local is not None and dgate_state is not None and dgate_keys is not None
+        assert through_values is not None and through_denom is not None
+        local, state_queries = (
+            pad(x.unflatten(2, (p.v.shape[2], -1)).sum(3), (0, 0, p.past, 0)) for x in (dgate_local, dgate_state)
+        )
+        through = through_values + through_denom
+        d_log_gate = gate_gradient(
+            local - dgate_keys, state_queries, key_gradients.dgate_state, through, blocks, p.past
+        ).to(call.log_gate.dtype)
+    if call.initial is not None:
+        assert d_value_before is not None and d_denom_before is not None
+        d_initial = from_common_backward(d_value_before, d_denom_before, layout, call.sketch).to(call.initial.dtype)
+    if call.mass is not None:
+        assert key_gradients.mass is not None
+        d_mass = key_gradients.mass.to(call.mass.dtype)
+    da, db = trimmed_rows(da, call.sketch), trimmed_rows(db, call.sketch)
+    return d_q, d_k, key_gradients.v, da, db, key_gradients.state_v, d_mass, d_log_gate, d_initial
 
 
 @backward.register_fake
-def _(do, d_end, o, z, peak, *arguments):
-    return [z.new_empty(0) if x is None else x.new_empty(x.shape) for x in arguments[: TENSORS - 1]]
+def _(do, d_end, o, denominator, row_max, *arguments):
+    differentiable = arguments[: len(TENSOR_FIELDS) - 1]  # all tensors but cu_seqlens
+    return [denominator.new_empty(0) if x is None else x.new_empty(x.shape) for x in differentiable]
 
 
 def save(ctx, inputs, output):
-    o, z, peak, _ = output
-    ctx.save_for_backward(o, z, peak, *inputs[:TENSORS])
-    ctx.numbers = inputs[TENSORS:]
+    o, denominator, row_max, _ = output
+    ctx.save_for_backward(o, denominator, row_max, *inputs[: len(TENSOR_FIELDS)])
+    ctx.constants = inputs[len(TENSOR_FIELDS) :]
 
 
-def differentiate(ctx, do, d_z, d_peak, d_end):
-    o, z, peak, *tensors = ctx.saved_tensors
-    call = Call(*tensors, *ctx.numbers)
+def differentiate(ctx, do, d_denominator, d_row_max, d_end):
+    o, denominator, row_max, *tensors = ctx.saved_tensors
+    call = unflatten((*tensors, *ctx.constants))
     gradients = torch.ops.lcpt_kernels.block_causal_attention_backward(
-        do, d_end if call.final else None, o, z, peak if peak.numel() else None, *call
+        do, d_end if call.final else None, o, denominator, row_max if row_max.numel() else None, *flatten(call)
     )
-    given = [None if x is None else dx for x, dx in zip(tensors[:-1], gradients, strict=True)]
-    return *given, *(None for _ in call[TENSORS - 1 :])
+    found = [None if x is None else dx for x, dx in zip(tensors[:-1], gradients, strict=True)]
+    return *found, *(None for _ in FIELDS[len(found) :])
 
 
 forward.register_autograd(differentiate, setup_context=save)
 backward.register_autograd(no_second_derivative(NAME, "reference"))
 
 
-def states_met(problem: Problem, values_before: Tensor | None, norms_before: Tensor | None) -> tuple[Tensor, ...]:
-    """-> the state that every block meets: values [N, Hkv, F, Dv] and norms [N, Hkv, M], weighed for queries; and, if
-    asked for, those of the last block as fp32 sums [B, Hkv, F, Dv] and [B, Hkv, M]."""
+def states_at_block_starts(
+    problem: Problem, value_before: Tensor | None, denom_before: Tensor | None
+) -> tuple[Tensor, ...]:
+    """Return the states at each block's start, with the queries' weights: value_state [N, Hkv, F, Dv] and denom_state
+    [N, Hkv, M]. With keep_final_state, then those at the last block's start, fp32 [B, Hkv, F, Dv] and [B, Hkv, M]."""
     p = problem
-    values, norms = block_state(
-        p.b, p.far_v, p.until, p.far_blocks, p.layout, p.type_of_state, heads=p.v.shape[2], mass=p.mass
+    value_state, denom_state = block_state(
+        p.b, p.state_v, p.gate_rev_cumsum, p.state_blocks, p.layout, p.state_type, heads=p.v.shape[2], mass=p.mass
     )
-    weights, of_norms = p.layout.weights(p.v.device)
-    options = dict(log_decay=p.log_decay, blocks=p.blocks, local_blocks=p.local_blocks, keep_end=p.ended)
-    values_end = scan(values, weights, before=values_before, **options)
-    norms_end = scan(norms, of_norms, before=norms_before, **options)
-    return (values, norms, values_end, norms_end) if p.ended else (values, norms)
+    value_weights, denom_weights = p.layout.weights(p.v.device)
+    value_end = scan(
+        value_state,
+        value_weights,
+        p.log_decay,
+        p.blocks,
+        p.local_blocks,
+        before=value_before,
+        keep_end=p.keep_final_state,
+    )
+    denom_end = scan(
+        denom_state,
+        denom_weights,
+        p.log_decay,
+        p.blocks,
+        p.local_blocks,
+        before=denom_before,
+        keep_end=p.keep_final_state,
+    )
+    if value_end is None or denom_end is None:
+        return value_state, denom_state
+    return value_state, denom_state, value_end, denom_end

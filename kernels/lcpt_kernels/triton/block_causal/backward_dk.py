@@ -1,8 +1,9 @@
-"""The gradient of k through the queries that see it exactly, apart from that of v: together they do not fit a program.
+"""The gradient of k through its local queries. That of v has a kernel of its own: one program cannot hold both.
 
     dk_s = scale Σ_{t local} e^{G_t − G_s} w'(s_ts) dW_ts q_t
 
-A program holds BN keys of one block and one key-value head; the queries of its whole group come one after the other.
+A program holds BN keys of one block and one key-value head, and goes through the query heads of its group one after
+the other. Notation: `block_causal/__init__.py`.
 """
 
 from __future__ import annotations
@@ -12,21 +13,21 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from lcpt_kernels.triton.block_causal.local_weights import load_gates, load_peaks, scores, weights_and_slopes
+from lcpt_kernels.triton.block_causal.local_weights import load_gate_cumsum, load_row_max, scores, weights_and_slopes
 from lcpt_kernels.triton.block_causal.problem import Problem
 from lcpt_kernels.triton.common import launch_configs
-from lcpt_kernels.triton.common.tile_io import load_block, load_rows, of_head, store_rows
+from lcpt_kernels.triton.common.tile_io import head_rows, load_block, load_rows, store_rows
 
 
 def block_backward_dk(
-    problem: Problem, do: Tensor, delta: Tensor, z: Tensor, peak: Tensor | None
+    problem: Problem, do: Tensor, delta: Tensor, denominator: Tensor, row_max: Tensor | None
 ) -> tuple[Tensor, Tensor | None]:
-    """do [B, T, H, Dv]; delta, z and peak, as `block_forward` says, [B, T, H] fp32 -> dk [B, K, Hkv, D], fp32 where k
-    is b too; and for the gate of every key Σ_t dW_ts W_ts of local queries, [B, K, Hkv] fp32 (None: no gate), with
-    K = past + T."""
+    """Return dk [B, past + T, Hkv, D], fp32 where k is b too, and under a gate Σ_t dW_ts W_ts over the local queries of
+    each key, [B, past + T, Hkv] fp32, else None. do is [B, T, H, Dv]; delta, denominator and row_max are [B, T, H]
+    fp32, the last two from `block_forward`."""
     p = problem
-    dk = torch.empty(p.k.shape, dtype=p.of_gradient(p.k), device=p.k.device)
-    near = None if p.since is None else torch.empty(p.k.shape[:3], dtype=torch.float32, device=p.k.device)
+    dk = torch.empty(p.k.shape, dtype=p.gradient_type(p.k), device=p.k.device)
+    dgate_local = None if p.gate_cumsum is None else torch.empty(p.k.shape[:3], dtype=torch.float32, device=p.k.device)
     tiles = launch_configs.tiles("block_backward_dk", max(p.q.shape[3], p.v.shape[3]), p.type)
     pieces = triton.cdiv(p.blocks.size, tiles["BN"])
     block_backward_dk_kernel[(p.blocks.count * pieces, p.v.shape[2])](
@@ -34,14 +35,14 @@ def block_backward_dk(
         do=do,
         do_strides=do.stride()[:3],
         delta=delta,
-        z=z,
-        peak=peak,
+        denominator=denominator,
+        row_max=row_max,
         dk=dk,
-        near=near,
+        dgate_local=dgate_local,
         pieces=pieces,
         **tiles,
     )
-    return dk, near
+    return dk, dgate_local
 
 
 @triton.jit(do_not_specialize=["tokens", "past", "group", "block_size", "pieces"])
@@ -52,14 +53,14 @@ def block_backward_dk_kernel(
     k_strides,  # [B, past + T, Hkv, D]
     v,
     v_strides,  # [B, past + T, Hkv, DV]
-    since,  # [B, past + T, Hkv, 2]: g
+    gate_cumsum,  # [B, past + T, Hkv, 2]: g
     do,
     do_strides,  # [B, T, H, DV]
     delta,
-    z,
-    peak,  # [B, T, H]
+    denominator,
+    row_max,  # [B, T, H]
     dk,  # [B, past + T, Hkv, D]
-    near,  # [B, past + T, Hkv]
+    dgate_local,  # [B, past + T, Hkv]
     blocks,  # [N, 5]
     tokens,
     past,
@@ -74,6 +75,7 @@ def block_backward_dk_kernel(
     D_PAD: tl.constexpr,
     DV: tl.constexpr,
     DV_PAD: tl.constexpr,
+    WEIGHT: tl.constexpr,
     DEGREE: tl.constexpr,
     LOCAL_BLOCKS: tl.constexpr,
     GATED: tl.constexpr,
@@ -88,15 +90,17 @@ def block_backward_dk_kernel(
     lowest = first + tl.program_id(0) % pieces * BN
     s = lowest + tl.arange(0, BN)
     inside = s < stop
-    k_rows = load_rows(of_head(k, k_strides, batch, head), s, k_strides[1], inside, D, D_PAD)  # [BN, D]
-    v_rows = load_rows(of_head(v, v_strides, batch, head), s, v_strides[1], inside, DV, DV_PAD)  # [BN, DV]
+    k_rows = load_rows(head_rows(k, k_strides, batch, head), s, k_strides[1], inside, D, D_PAD)  # [BN, D]
+    v_rows = load_rows(head_rows(v, v_strides, batch, head), s, v_strides[1], inside, DV, DV_PAD)  # [BN, DV]
     dk_rows = tl.zeros((BN, D_PAD), tl.float32)
-    near_rows = tl.zeros((BN,), tl.float32)
+    dgate_local_rows = tl.zeros((BN,), tl.float32)
     last = tl.minimum(end, first + LOCAL_BLOCKS * block_size)
-    gates = batch * (tokens + past) * key_heads + head  # of the key head's first
-    g, g_rest = load_gates(since, gates, s, key_heads, inside, GATED)
-    g_block, block_rest = load_gates(since, gates, stop - 1, key_heads, first < stop, GATED and LOCAL_BLOCKS == 2)
-    q, do = of_head(q, q_strides, batch, head * group), of_head(do, do_strides, batch, head * group)
+    gates = batch * (tokens + past) * key_heads + head  # the place of the key head's first token
+    g, g_rest = load_gate_cumsum(gate_cumsum, gates, s, key_heads, inside, GATED)
+    g_block, block_rest = load_gate_cumsum(
+        gate_cumsum, gates, stop - 1, key_heads, first < stop, GATED and LOCAL_BLOCKS == 2
+    )
+    q, do = head_rows(q, q_strides, batch, head * group), head_rows(do, do_strides, batch, head * group)
     for h in range(0, group):
         for m in range(tl.maximum(lowest, past), last, BM):
             t = m + tl.arange(0, BM)
@@ -104,8 +108,8 @@ def block_backward_dk_kernel(
             query = (batch * tokens + t - past) * heads + head * group + h
             do_rows = load_rows(do, t - past, do_strides[1], t < last, DV, DV_PAD)  # [BM, DV]
             delta_rows = tl.load(delta + query, mask=t < last, other=0.0)  # [BM]
-            peaks = load_peaks(peak, query, t < last, DEGREE)
-            g_t, t_rest = load_gates(since, gates, t, key_heads, t < last, GATED)
+            m_i = load_row_max(row_max, query, t < last, WEIGHT)
+            g_t, t_rest = load_gate_cumsum(gate_cumsum, gates, t, key_heads, t < last, GATED)
             g_t += tl.where(t >= stop, g_block, 0.0)
             t_rest += tl.where(t >= stop, block_rest, 0.0)
             log_decay = (g_t[None, :] - g[:, None]) + (t_rest[None, :] - g_rest[:, None])
@@ -113,17 +117,18 @@ def block_backward_dk_kernel(
                 scores(k_rows, q_rows, scale),
                 s[:, None] <= t[None, :],
                 log_decay,
-                peaks[None, :],
+                m_i[None, :],
                 c0,
                 c1,
                 c2,
+                WEIGHT,
                 DEGREE,
                 GATED,
             )
             dw = tl.dot(v_rows, tl.trans(do_rows), input_precision="ieee") + delta_rows[None, :]
-            dw /= tl.load(z + query, mask=t < last, other=1.0)[None, :]
+            dw /= tl.load(denominator + query, mask=t < last, other=1.0)[None, :]
             if GATED:
-                near_rows += tl.sum(w * dw, axis=1)
+                dgate_local_rows += tl.sum(w * dw, axis=1)
             ds = (slope * dw).to(TYPE)
             dk_rows = tl.dot(ds, q_rows.to(TYPE), dk_rows, input_precision="ieee")  # [BN, BM] @ [BM, D]
         q += q_strides[2]
@@ -131,4 +136,4 @@ def block_backward_dk_kernel(
     row = (batch * (tokens + past) + s) * key_heads + head
     store_rows(dk, row, D, inside, scale * dk_rows, D, D_PAD)
     if GATED:
-        tl.store(near + row, near_rows, mask=inside)
+        tl.store(dgate_local + row, dgate_local_rows, mask=inside)

@@ -1,10 +1,10 @@
-"""The output: keys of the local blocks exactly, everything earlier through the state, one normaliser.
+"""The output: exact weights for the keys of the local blocks, the state for everything earlier, one denominator.
 
-    [N_t, Z_t] = [0, offset] + e^{g_t} φ(a_t)ᵀ S + Σ_{s local} e^{G_t − G_s} w(scale·q_t·k_s) [v_s, 1]      o = N / Z
+    [acc_t, l_t] = [0, offset] + e^{g_t} φ(a_t)ᵀ S + Σ_{s local} e^{G_t − G_s} w(scale·q_t·k_s) [v_s, 1]     o = acc / l
 
-A program holds BM rows of one block and one query head; g_t is the sum of the log gate from the block's start to t.
-With w = exp all of a row is over e^{M_t}, M_t the logarithm of its greatest term, of those not local at most 0: nothing
-overflows, and not all of a row underflows.
+A program holds BM rows of one block and one query head; g_t is gate_cumsum. Where w = exp, a row is over e^{m_i} as in
+FlashAttention-2 (arXiv 2307.08691), and m_i starts at the logarithm of the state's largest term, but at 0 at most:
+nothing overflows, and not all of a row underflows. Notation: `block_causal/__init__.py`.
 """
 
 from __future__ import annotations
@@ -16,9 +16,10 @@ from torch import Tensor
 
 from lcpt_kernels.triton.block_causal.local_weights import (
     EXPONENTIAL,
-    FAINTEST,
+    ROW_MAX_FLOOR,
+    LocalWeight,
     exponents,
-    load_gates,
+    load_gate_cumsum,
     scores,
     weights_and_slopes,
 )
@@ -26,30 +27,38 @@ from lcpt_kernels.triton.block_causal.problem import Problem
 from lcpt_kernels.triton.common import launch_configs
 from lcpt_kernels.triton.common.tile_io import (
     PAIR,
+    head_rows,
     load_block,
     load_columns,
     load_pair,
     load_rows,
     load_square,
-    of_head,
     products,
     store_rows,
 )
 
 
-def block_forward(problem: Problem, values: Tensor, norms: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-    """The states [N, Hkv, ·] that every block meets, scanned -> o [B, T, H, Dv], Z [B, T, H] fp32, ∞ for 0; and where
-    w = exp, when Z is over e^M, M likewise."""
+def block_forward(problem: Problem, value_state: Tensor, denom_state: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Return o [B, T, H, Dv], the denominator [B, T, H] fp32 (∞ where it is 0), and where w = exp row_max [B, T, H]
+    fp32, else None. The denominator is over e^{row_max}. value_state and denom_state are those at each block's
+    start."""
     p = problem
     o = torch.empty(*p.q.shape[:3], p.v.shape[3], dtype=p.q.dtype, device=p.q.device)
-    z = torch.empty(p.q.shape[:3], dtype=torch.float32, device=p.q.device)
-    peak = torch.empty_like(z) if p.degree == EXPONENTIAL.value else None
-    tiles = launch_configs.tiles("block_forward" if p.since is None else "block_forward_gated", p.width, p.type)
+    denominator = torch.empty(p.q.shape[:3], dtype=torch.float32, device=p.q.device)
+    row_max = torch.empty_like(denominator) if p.local_weight == LocalWeight.EXPONENTIAL else None
+    tiles = launch_configs.tiles("block_forward" if p.gate_cumsum is None else "block_forward_gated", p.width, p.type)
     pieces = triton.cdiv(p.blocks.size, tiles["BM"])
     block_forward_kernel[(p.blocks.count * pieces, p.q.shape[2])](
-        **p.arguments(block_forward_kernel), values=values, norms=norms, o=o, z=z, peak=peak, pieces=pieces, **tiles
+        **p.arguments(block_forward_kernel),
+        value_state=value_state,
+        denom_state=denom_state,
+        o=o,
+        denominator=denominator,
+        row_max=row_max,
+        pieces=pieces,
+        **tiles,
     )
-    return o, z, peak
+    return o, denominator, row_max
 
 
 @triton.jit(do_not_specialize=["tokens", "past", "group", "block_size", "pieces"])
@@ -62,12 +71,12 @@ def block_forward_kernel(
     v_strides,  # [B, past + T, Hkv, DV]
     a,
     a_strides,  # [B, T, H, R]
-    since,  # [B, past + T, Hkv, 2]: g
-    values,  # [N, Hkv, F, DV]
-    norms,  # [N, Hkv, M]
+    gate_cumsum,  # [B, past + T, Hkv, 2]: g
+    value_state,  # [N, Hkv, F, DV]
+    denom_state,  # [N, Hkv, M]
     o,  # [B, T, H, DV]
-    z,
-    peak,  # [B, T, H]
+    denominator,
+    row_max,  # [B, T, H]
     blocks,  # [N, 5]
     pair_table,  # [2, PAIRS]
     tokens,
@@ -92,6 +101,7 @@ def block_forward_kernel(
     PAIRS: tl.constexpr,
     LINEAR: tl.constexpr,
     CONSTANT: tl.constexpr,
+    WEIGHT: tl.constexpr,
     DEGREE: tl.constexpr,
     LOCAL_BLOCKS: tl.constexpr,
     GATED: tl.constexpr,
@@ -105,78 +115,82 @@ def block_forward_kernel(
     batch, first, stop, begin, end = load_block(blocks, block)
     t = first + tl.program_id(0) % pieces * BM + tl.arange(0, BM)
     inside = (t < stop) & (t >= past)
-    q, a = of_head(q, q_strides, batch, head), of_head(a, a_strides, batch, head)
-    k, v = of_head(k, k_strides, batch, key_head), of_head(v, v_strides, batch, key_head)
+    q, a = head_rows(q, q_strides, batch, head), head_rows(a, a_strides, batch, head)
+    k, v = head_rows(k, k_strides, batch, key_head), head_rows(v, v_strides, batch, key_head)
 
-    # Everything earlier. The first blocks of a document meet a state of zeros; to leave them out would make the number
-    # of steps one of run time, and ptxas serialise wgmma (C7515).
+    # The state. The first blocks of a document multiply a state of zeros: to skip them would make the number of steps
+    # known at run time only, and ptxas would serialise wgmma (C7515).
     slot = block.to(tl.int64) * key_heads + key_head
-    norms += slot * M
-    state = values + slot * (F * DV)
+    denom_state += slot * M
+    state = value_state + slot * (F * DV)
     feature, column, coordinate = tl.arange(0, PAIR), tl.arange(0, DV_PAD), tl.arange(0, FT)
-    sums = tl.zeros((BM, DV_PAD), tl.float32)
-    norm = tl.zeros((BM,), tl.float32)
+    acc = tl.zeros((BM, DV_PAD), tl.float32)
+    l_i = tl.zeros((BM,), tl.float32)
     if PAIRS > 0:
         # Unrolled, so that the next pair's loads are issued before this pair's product, without the pipelined loop in
         # which ptxas overwrites computed features (`launch_configs.py`).
         for pair in tl.static_range(PAIRS):
             a_i, a_j, i, j = load_pair(a, t - past, a_strides[1], inside, pair_table, pair, PAIRS)
             S = load_rows(state, feature + pair * PAIR, DV, feature < PAIR, DV, DV_PAD)
-            sums = tl.dot(products(a_i, a_j, TYPE), S, sums, input_precision="ieee")  # [BM, 64] @ [64, DV]
+            acc = tl.dot(products(a_i, a_j, TYPE), S, acc, input_precision="ieee")  # [BM, 64] @ [64, DV]
         a_rows = load_rows(a, t - past, a_strides[1], inside, R, R_PAD)  # [BM, R]
-        gram = load_square(norms, R, R_PAD).to(TYPE)
-        norm += tl.sum(tl.dot(a_rows.to(TYPE), gram, input_precision="ieee") * a_rows.to(tl.float32), axis=1)
+        gram = load_square(denom_state, R, R_PAD).to(TYPE)
+        l_i += tl.sum(tl.dot(a_rows.to(TYPE), gram, input_precision="ieee") * a_rows.to(tl.float32), axis=1)
     if LINEAR:
         for f in range(0, R, FT):
             a_tile = load_columns(a, t - past, a_strides[1], inside, f, R, FT)  # [BM, FT]
             S = load_rows(state, coordinate + PAIRS * PAIR + f, DV, f + coordinate < R, DV, DV_PAD)
-            sums = tl.dot(a_tile.to(TYPE), S.to(TYPE), sums, input_precision="ieee")  # [BM, FT] @ [FT, DV]
-            b_sum = tl.load(norms + (M - 1 - R) + f + coordinate, mask=f + coordinate < R, other=0.0)
-            norm += tl.sum(a_tile.to(tl.float32) * b_sum[None, :], axis=1)
+            acc = tl.dot(a_tile.to(TYPE), S.to(TYPE), acc, input_precision="ieee")  # [BM, FT] @ [FT, DV]
+            b_sum = tl.load(denom_state + (M - 1 - R) + f + coordinate, mask=f + coordinate < R, other=0.0)
+            l_i += tl.sum(a_tile.to(tl.float32) * b_sum[None, :], axis=1)
     if CONSTANT:
-        sums += tl.load(state + (F - 1) * DV + column, mask=column < DV, other=0.0).to(tl.float32)[None, :]
-        norm += tl.load(norms + M - 1)
-    gates = batch * (tokens + past) * key_heads + key_head  # of the key head's first
-    g, g_rest = load_gates(since, gates, t, key_heads, inside, GATED)
+        acc += tl.load(state + (F - 1) * DV + column, mask=column < DV, other=0.0).to(tl.float32)[None, :]
+        l_i += tl.load(denom_state + M - 1)
+    gates = batch * (tokens + past) * key_heads + key_head  # the place of the key head's first token
+    g, g_rest = load_gate_cumsum(gate_cumsum, gates, t, key_heads, inside, GATED)
     if GATED:
-        sums *= tl.exp(g + g_rest)[:, None]
-        norm *= tl.exp(g + g_rest)
-    norm += offset
-    peaks = tl.zeros((BM,), tl.float32)
-    if DEGREE == EXPONENTIAL:
-        others = tl.maximum(tl.max(tl.abs(sums), axis=1), tl.abs(norm))
-        damped = tl.minimum(tl.maximum(tl.log(tl.where(others == 0.0, 1.0, others)), FAINTEST), 0.0)
-        norm *= tl.exp(-damped)
-        sums *= tl.exp(-damped)[:, None]
-        peaks = tl.where(others == 0.0, float("-inf"), damped)
+        acc *= tl.exp(g + g_rest)[:, None]
+        l_i *= tl.exp(g + g_rest)
+    l_i += offset
+    m_i = tl.zeros((BM,), tl.float32)
+    if WEIGHT == EXPONENTIAL:
+        state_max = tl.maximum(tl.max(tl.abs(acc), axis=1), tl.abs(l_i))
+        m_state = tl.minimum(tl.maximum(tl.log(tl.where(state_max == 0.0, 1.0, state_max)), ROW_MAX_FLOOR), 0.0)
+        alpha = tl.exp(-m_state)
+        l_i *= alpha
+        acc *= alpha[:, None]
+        m_i = tl.where(state_max == 0.0, float("-inf"), m_state)
 
     # The local blocks, exactly.
     q_rows = load_rows(q, t - past, q_strides[1], inside, D, D_PAD)  # [BM, D]
     start = tl.maximum(begin, first - (LOCAL_BLOCKS - 1) * block_size)
     last = tl.minimum(stop, first + (tl.program_id(0) % pieces + 1) * BM)
-    g_before, before_rest = load_gates(since, gates, first - 1, key_heads, start < first, GATED and LOCAL_BLOCKS == 2)
+    g_before, before_rest = load_gate_cumsum(
+        gate_cumsum, gates, first - 1, key_heads, start < first, GATED and LOCAL_BLOCKS == 2
+    )
     for n in range(start, last, BN):
         s = n + tl.arange(0, BN)
         k_rows = load_rows(k, s, k_strides[1], s < stop, D, D_PAD)  # [BN, D]
         v_rows = load_rows(v, s, v_strides[1], s < stop, DV, DV_PAD)  # [BN, DV]
         score = scores(q_rows, k_rows, scale)  # [BM, BN]
-        g_s, s_rest = load_gates(since, gates, s, key_heads, s < stop, GATED)
+        g_s, s_rest = load_gate_cumsum(gate_cumsum, gates, s, key_heads, s < stop, GATED)
         g_s -= tl.where(s < first, g_before, 0.0)
         s_rest -= tl.where(s < first, before_rest, 0.0)
         seen = s[None, :] <= t[:, None]
         log_decay = (g[:, None] - g_s[None, :]) + (g_rest[:, None] - s_rest[None, :])
-        if DEGREE == EXPONENTIAL:
-            higher = tl.maximum(peaks, tl.max(exponents(score, seen, log_decay, GATED), axis=1))
-            norm *= tl.exp(peaks - higher)
-            sums *= tl.exp(peaks - higher)[:, None]
-            peaks = higher
-        w, slope = weights_and_slopes(score, seen, log_decay, peaks[:, None], c0, c1, c2, DEGREE, GATED)
-        norm += tl.sum(w, axis=1)
-        sums = tl.dot(w.to(TYPE), v_rows.to(TYPE), sums, input_precision="ieee")  # [BM, BN] @ [BN, DV]
+        if WEIGHT == EXPONENTIAL:
+            m_new = tl.maximum(m_i, tl.max(exponents(score, seen, log_decay, GATED), axis=1))
+            alpha = tl.exp(m_i - m_new)
+            l_i *= alpha
+            acc *= alpha[:, None]
+            m_i = m_new
+        w, slope = weights_and_slopes(score, seen, log_decay, m_i[:, None], c0, c1, c2, WEIGHT, DEGREE, GATED)
+        l_i += tl.sum(w, axis=1)
+        acc = tl.dot(w.to(TYPE), v_rows.to(TYPE), acc, input_precision="ieee")  # [BM, BN] @ [BN, DV]
 
-    norm = tl.where(norm == 0.0, float("inf"), norm)  # 0/0 is 0, and so are its gradients
+    l_i = tl.where(l_i == 0.0, float("inf"), l_i)  # 0/0 is 0, and so are its gradients
     row = batch * tokens + t - past
-    store_rows(o, row * heads + head, DV, inside, sums / norm[:, None], DV, DV_PAD)
-    tl.store(z + row * heads + head, norm, mask=inside)
-    if DEGREE == EXPONENTIAL:
-        tl.store(peak + row * heads + head, peaks, mask=inside)
+    store_rows(o, row * heads + head, DV, inside, acc / l_i[:, None], DV, DV_PAD)
+    tl.store(denominator + row * heads + head, l_i, mask=inside)
+    if WEIGHT == EXPONENTIAL:
+        tl.store(row_max + row * heads + head, m_i, mask=inside)

@@ -1,5 +1,5 @@
-"""Sums of a log gate, and its gradient, in PyTorch: a hundredth of the attention's traffic. In float64: differences of
-long sums."""
+"""Sums of the log gate and its gradient, in PyTorch, since they read a hundredth of what attention reads. They are
+float64, because their results are differences of long sums."""
 
 from __future__ import annotations
 
@@ -10,56 +10,67 @@ from torch.nn.functional import pad
 from lcpt_kernels.triton.block_causal.block_table import Blocks
 
 
-def sums_in_blocks(log_gate: Tensor, blocks: Blocks) -> tuple[Tensor, Tensor]:
-    """log_gate [B, T, H] -> fp32 its sums from the block's first token to t, [B, T, H, 2], each a whole number and the
-    rest, so that small differences of large sums are exact; and from t + 1 to the block's last, [B, T, H]."""
-    first, after, _, _ = blocks.of_tokens(log_gate.shape[1])
-    G = before(log_gate)
-    since = G[:, 1:] - G[:, first]
-    whole = since.round()
-    return torch.stack((whole, since - whole), dim=-1).float(), (G[:, after] - G[:, 1:]).float()
+def gate_sums_in_blocks(log_gate: Tensor, blocks: Blocks) -> tuple[Tensor, Tensor]:
+    """Return gate_cumsum [B, T, H, 2] and gate_rev_cumsum [B, T, H], fp32, of log_gate [B, T, H].
 
-
-def log_decay_of_blocks(since: Tensor, blocks: Blocks, past: int) -> Tensor:
-    """since [B, T, H, 2], sums from the block's first token -> [N, H] those of whole blocks. A block without queries
-    does not decay: a state that is handed over is that of the first block with some."""
-    batch, _, stop, _, _ = blocks.table.long().unbind(1)
-    return torch.where((stop > past)[:, None], since[batch, (stop - 1).clamp_(min=0)].sum(-1), 0.0)
-
-
-def gradient_of_gate(
-    near: Tensor, of_rows: Tensor, of_keys: Tensor | None, through: Tensor, blocks: Blocks, past: int
-) -> Tensor:
-    """With dW_ts W_ts of every weight, W_ts ∝ e^{G_t − G_s}: a gate counts all with s before it and t not before it.
-
-    near [B, T, H]: Σ_s − Σ_t of those of local keys, which a sum from t on leaves to be crossed; of the state's, summed
-    over keys for each query, of_rows [B, T, H], over queries for each key, of_keys [B, T, H] (None: of summaries, which
-    fade from the end of their block on), and the part that goes through a whole block, through [N, H], of a document's
-    last: that which leaves it. -> [B, T, H] fp32.
-
-    What crosses from one block into the next is seen from both, of_keys before it and of_rows behind it. Rows are the
-    more exact: with those of near they add up to almost 0. So keys make up for what is missing, each its share.
+    gate_cumsum is the sum from the block's first token to t, as a whole number and the rest: so small differences of
+    large sums are exact. gate_rev_cumsum is the sum from t + 1 to the block's last token.
     """
-    first, after, end, rows = blocks.of_tokens(near.shape[1])
-    near, of_rows = before(near), before(of_rows)
-    crossing = near[:, end] - near[:, :-1] + of_rows[:, after] - of_rows[:, :-1]
+    first, after, _, _ = blocks.token_blocks(log_gate.shape[1])
+    G = exclusive_cumsum(log_gate)
+    cumsum = G[:, 1:] - G[:, first]
+    whole = cumsum.round()
+    return torch.stack((whole, cumsum - whole), dim=-1).float(), (G[:, after] - G[:, 1:]).float()
+
+
+def block_log_decay(gate_cumsum: Tensor, blocks: Blocks, past: int) -> Tensor:
+    """Return the sums of the log gate over whole blocks, [N, H], of gate_cumsum [B, T, H, 2]. A block without queries
+    has 0, because an initial state is that of the first block with queries."""
+    batch, _, stop, _, _ = blocks.table.long().unbind(1)
+    return torch.where((stop > past)[:, None], gate_cumsum[batch, (stop - 1).clamp_(min=0)].sum(-1), 0.0)
+
+
+def gate_gradient(
+    local: Tensor, state_queries: Tensor, state_keys: Tensor | None, through: Tensor, blocks: Blocks, past: int
+) -> Tensor:
+    """Return the gradient of the log gate, [B, T, H] fp32: that of token u is Σ dW_ts W_ts over all s < u ≤ t.
+
+    Args:
+        local: [B, T, H], of local weights, the sum over keys of each query less the sum over queries of each key.
+            Summed from u on, only pairs with s < u ≤ t remain.
+        state_queries: [B, T, H], of weights through the state, the sum over keys of each query.
+        state_keys: [B, T, H], of the same weights, the sum over queries of each key; None: summaries, which fade from
+            the end of their block on.
+        through: [N, H], of each block, the sum over weights of earlier keys and later queries; of a document's last
+            block, that of the final state.
+
+    Weights through the state from one block to later ones are known from the keys and from the queries. The sums of the
+    queries are the more exact, because with `local` they add up to almost 0. The sums of the keys are corrected to
+    agree with them, each in proportion to its size.
+    """
+    first, after, end, rows = blocks.token_blocks(local.shape[1])
+    local, state_queries = exclusive_cumsum(local), exclusive_cumsum(state_queries)
+    crossing = local[:, end] - local[:, :-1] + state_queries[:, after] - state_queries[:, :-1]
     batch, start, stop, _, _ = blocks.table.long().unbind(1)
-    decayed = stop > past  # as in log_decay_of_blocks
-    decayed[blocks.documents[:, 1].long() - 1] = False  # nor does a document's last block
+    decayed = stop > past  # as in block_log_decay
+    decayed[blocks.documents[:, 1].long() - 1] = False  # nor is a document's last block
     crossing += torch.where(decayed[:, None], through, 0.0)[rows]
-    if of_keys is None:
+    if state_keys is None:
         return crossing.float()
 
-    of_keys, size = before(of_keys), before(of_keys.abs())
-    crossing += of_keys[:, :-1] - of_keys[:, first]
-    entering = of_rows[batch, stop] - of_rows[batch, start] + through
-    missing = entering.roll(-1, 0) - through - (of_keys[batch, stop] - of_keys[batch, start])
+    state_keys, size = exclusive_cumsum(state_keys), exclusive_cumsum(state_keys.abs())
+    crossing += state_keys[:, :-1] - state_keys[:, first]
+    entering = state_queries[batch, stop] - state_queries[batch, start] + through
+    missing = entering.roll(-1, 0) - through - (state_keys[batch, stop] - state_keys[batch, start])
     missing = torch.where(decayed[:, None], missing / (size[batch, stop] - size[batch, start]).clamp(min=1e-30), 0.0)
     return (crossing + missing[rows] * (size[:, :-1] - size[:, first])).float()
 
 
-def before(x: Tensor) -> Tensor:
-    """x [B, T, H] -> float64 [B, T + 1, H]: the sum of all before t. Heads first: over columns, a thread of a GPU would
-    sum a whole sequence. One row more than there are: over a single row, PyTorch's order on a GPU is not fixed."""
+def exclusive_cumsum(x: Tensor) -> Tensor:
+    """Return the sum of x [B, T, H] before each t, float64 [B, T + 1, H].
+
+    Heads come first, because a GPU sums a column with one thread. A second row of zeros is added, because over a single
+    row PyTorch's order on a GPU is not fixed.
+    """
     rows = pad(x.double().transpose(1, 2).flatten(0, 1), (1, 0, 0, 1))
     return rows.cumsum(1)[:-1].unflatten(0, (x.shape[0], x.shape[2])).transpose(1, 2).contiguous()

@@ -1,37 +1,55 @@
 """Local weights, a tile of queries and keys at a time: w(scale·q·k) e^{G_t − G_s} where the query sees the key.
 
-Gates count from the start of the program's own block; of a tile, queries or keys may be the rows.
+Gate sums count from the start of the program's own block. Queries or keys may be the rows of a tile.
 """
 
 from __future__ import annotations
+
+from enum import IntEnum
 
 import triton
 import triton.language as tl
 
 from lcpt_kernels import chunked
 
-EXPONENTIAL = tl.constexpr(-1)  # as a DEGREE
-FAINTEST = tl.constexpr(chunked.FAINTEST)
+
+class LocalWeight(IntEnum):
+    """The weight w(s) of a local key with the score s."""
+
+    EXPONENTIAL = -1  # e^s
+    QUADRATIC = 0  # c₀ + c₁ s + c₂ s², the weight of the state
+    LINEAR = 1  # s
+    POWER = 2  # s^degree, degree even
+
+
+EXPONENTIAL = tl.constexpr(LocalWeight.EXPONENTIAL.value)
+QUADRATIC = tl.constexpr(LocalWeight.QUADRATIC.value)
+LINEAR = tl.constexpr(LocalWeight.LINEAR.value)
+ROW_MAX_FLOOR = tl.constexpr(chunked.ROW_MAX_FLOOR)
 
 
 @triton.jit
 def scores(x, y, scale):
-    """scale · x·y of rows [n, D] and [m, D]: [n, m]."""
+    """Return scale · x·y of rows [n, D] and [m, D]: [n, m]."""
     return scale * tl.dot(x, tl.trans(y), input_precision="ieee")
 
 
 @triton.jit
-def weights_and_slopes(s, seen, log_decay, peak, c0, c1, c2, DEGREE: tl.constexpr, GATED: tl.constexpr):
-    """w(s) e^{log_decay} and its derivative by s where the query sees the key, else 0; all of them over e^peak. w(s) is
-    s^DEGREE, for DEGREE 0 the quadratic c0 + c1·s + c2·s²; peak is then 0. For EXPONENTIAL it is e^s."""
+def weights_and_slopes(
+    s, seen, log_decay, m_i, c0, c1, c2, WEIGHT: tl.constexpr, DEGREE: tl.constexpr, GATED: tl.constexpr
+):
+    """Return w(s) e^{log_decay − m_i} and its derivative by s, both 0 where the query does not see the key.
+
+    WEIGHT is a LocalWeight. m_i counts for EXPONENTIAL, DEGREE for POWER, and c0, c1, c2 for QUADRATIC.
+    """
     # Where the query does not see the key, log_decay may be above 0.
-    if DEGREE == EXPONENTIAL:
-        weight = tl.exp(exponents(s, seen, log_decay, GATED) - peak)
+    if WEIGHT == EXPONENTIAL:
+        weight = tl.exp(exponents(s, seen, log_decay, GATED) - m_i)
         return weight, weight
-    if DEGREE == 0:
+    if WEIGHT == QUADRATIC:
         weight = c0 + s * (c1 + c2 * s)
         slope = c1 + 2.0 * c2 * s
-    elif DEGREE == 1:
+    elif WEIGHT == LINEAR:
         weight = s
         slope = s * 0.0 + 1.0
     else:
@@ -50,28 +68,29 @@ def weights_and_slopes(s, seen, log_decay, peak, c0, c1, c2, DEGREE: tl.constexp
 
 @triton.jit
 def exponents(s, seen, log_decay, GATED: tl.constexpr):
-    """s + log_decay where the query sees the key, else −∞."""
+    """Return s + log_decay where the query sees the key, else −∞."""
     if GATED:
         s += tl.minimum(log_decay, 0.0)
     return tl.where(seen, s, float("-inf"))
 
 
 @triton.jit
-def load_gates(since, start, rows, stride, inside, GATED: tl.constexpr):
-    """since [T, heads, 2] of one head, which begins at `start`: the log gate from the start of a row's own block to it,
-    of one row or of several, as a whole number and the rest. 0 without a gate."""
+def load_gate_cumsum(gate_cumsum, start, rows, stride, inside, GATED: tl.constexpr):
+    """Load the gate sums of one or several rows, each as a whole number and the rest; 0 without a gate.
+
+    gate_cumsum is [T, heads, 2]; the values of the head begin at `start`.
+    """
     if GATED:
-        place = since + 2 * (start + rows.to(tl.int64) * stride)
+        place = gate_cumsum + 2 * (start + rows.to(tl.int64) * stride)
         return tl.load(place, mask=inside, other=0.0), tl.load(place + 1, mask=inside, other=0.0)
     else:
         return (rows * 0).to(tl.float32), (rows * 0).to(tl.float32)
 
 
 @triton.jit
-def load_peaks(peak, place, inside, DEGREE: tl.constexpr):
-    """The log of what a query's weights were divided by, [n]; 0 where nothing is exponential. Below FAINTEST there are
-    local keys alone."""
-    if DEGREE == EXPONENTIAL:
-        return tl.load(peak + place, mask=inside, other=0.0)
+def load_row_max(row_max, place, inside, WEIGHT: tl.constexpr):
+    """Load m_i [n] of queries; 0 unless WEIGHT is EXPONENTIAL. Below ROW_MAX_FLOOR a row has local keys alone."""
+    if WEIGHT == EXPONENTIAL:
+        return tl.load(row_max + place, mask=inside, other=0.0)
     else:
         return (place * 0).to(tl.float32)

@@ -1,54 +1,48 @@
-"""What every kernel of one call is given."""
+"""The record that every kernel of one call takes its arguments from."""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from lcpt_kernels.triton.block_causal.block_table import Blocks
-from lcpt_kernels.triton.block_causal.gate import log_decay_of_blocks, sums_in_blocks
+from lcpt_kernels.triton.block_causal.gate import block_log_decay, gate_sums_in_blocks
+from lcpt_kernels.triton.block_causal.local_weights import LocalWeight
 from lcpt_kernels.triton.block_causal.state_layout import Layout
 from lcpt_kernels.triton.common.tensors import padded
 
 
-class Problem(NamedTuple):
-    """q [B, T, H, D] and a [B, T, H, R] are of the last T of the keys' past + T tokens; k [B, past + T, Hkv, D] and
-    v [B, past + T, Hkv, Dv]. What goes over into the state, b [B, ·, Hkv, R], far_v [B, ·, Hkv, Dv] and
-    mass [B, ·, Hkv] fp32 or None, is of the same tokens, or of summaries. Last strides are 1."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Problem:
+    """Tensors, block tables and sizes of one call. The last stride of every tensor is 1.
 
-    q: Tensor
-    k: Tensor
-    v: Tensor
-    a: Tensor
-    b: Tensor
-    far_v: Tensor
-    mass: Tensor | None
-    since: Tensor | None  # [B, past + T, Hkv, 2] fp32: the log gate from the block's first token to t, as in `gates.py`
-    until: Tensor | None  # [B, past + T, Hkv] fp32: from t + 1 to the block's last; None too: of summaries
-    log_decay: Tensor | None  # [N, Hkv] fp32: over the block
+    q and a are those of the last T of the keys' past + T tokens. b, state_v and mass are added to the state: those of
+    the same tokens, or of S summaries.
+    """
+
+    q: Tensor  # [B, T, H, D]
+    k: Tensor  # [B, past + T, Hkv, D]
+    v: Tensor  # [B, past + T, Hkv, Dv]
+    a: Tensor  # [B, T, H, R]
+    b: Tensor  # [B, past + T, Hkv, R], of summaries [B, S, Hkv, R]
+    state_v: Tensor  # [B, past + T, Hkv, Dv], of summaries [B, S, Hkv, Dv]
+    mass: Tensor | None  # [B, past + T, Hkv] fp32, of summaries [B, S, Hkv]; None: 1
+    gate_cumsum: Tensor | None  # [B, past + T, Hkv, 2] fp32, as in `gate.py`; None: no gate
+    gate_rev_cumsum: Tensor | None  # [B, past + T, Hkv] fp32; None: no gate, or summaries
+    log_decay: Tensor | None  # [N, Hkv] fp32: sums of the log gate over whole blocks
     blocks: Blocks
-    far_blocks: Blocks  # of the rows of b
+    state_blocks: Blocks  # blocks of the rows of b
     layout: Layout
-    summaries: int  # of a block; 0: its tokens go over into the state
-    degree: int  # of the local weight, as in `local.py`
+    summaries: int  # summaries of a block; 0: tokens are added to the state
+    local_weight: LocalWeight
+    degree: int  # for LocalWeight.POWER
     scale: float
     offset: float
     local_blocks: int
-    continued: bool  # there is a state before the first token
-    ended: bool  # the state after the last token is asked for
-
-    @classmethod
-    def of(cls, q, k, v, a, b, far_v, mass, log_gate, blocks, layout, summaries, *numbers) -> Problem:
-        since = until = log_decay = None
-        if log_gate is not None:
-            since, until = sums_in_blocks(log_gate, blocks)
-            log_decay = log_decay_of_blocks(since, blocks, k.shape[1] - q.shape[1])
-        far_blocks = blocks
-        if summaries:
-            until, far_blocks = None, blocks._replace(table=blocks.of_summaries(v.shape[0], summaries))
-        return cls(q, k, v, a, b, far_v, mass, since, until, log_decay, blocks, far_blocks, layout, summaries, *numbers)
+    has_initial_state: bool
+    keep_final_state: bool
 
     @property
     def past(self) -> int:
@@ -56,27 +50,29 @@ class Problem(NamedTuple):
 
     @property
     def type(self) -> torch.dtype:
-        """Of features and weights where they meet in a product: fp16 does not hold their range."""
+        """Return the dtype of features and weights as operands of a product: fp16 does not hold their range."""
         return torch.float32 if self.v.dtype == torch.float32 else torch.bfloat16
 
     @property
-    def type_of_state(self) -> torch.dtype:
-        """States of features that are given are small, and gradients of such features, which have all one sign, small
-        differences of large sums: fp32, multiplied as TF32."""
+    def state_type(self) -> torch.dtype:
+        """Return the dtype of the states. States of given features are small, and gradients of such features, which
+        all have one sign, are small differences of large sums: they are fp32, multiplied as TF32."""
         return self.type if self.layout.pairs else torch.float32
 
-    def of_gradient(self, x: Tensor) -> torch.dtype:
-        """Of one of q, k, a, b: with q = a and k = b gradients are sums of two."""
+    def gradient_type(self, x: Tensor) -> torch.dtype:
+        """Return the dtype of the gradient of x, one of q, k, a, b: fp32 where q is a and k is b, since two gradients
+        are then added."""
         return torch.float32 if self.q is self.a else x.dtype
 
     @property
     def width(self) -> int:
-        """Of the widest rows that a program holds."""
+        """Return the width of the widest rows that a program holds."""
         return max(self.q.shape[3], self.v.shape[3], 2 * self.layout.size if self.layout.pairs else 0)
 
     def arguments(self, kernel) -> dict:
-        """Those that `kernel` has, by their names."""
-        c0, c1, c2 = (0.0, 0.0, 0.0) if self.degree else self.layout.coefficients
+        """Return the arguments that `kernel` has a parameter for, by name."""
+        quadratic = self.local_weight == LocalWeight.QUADRATIC
+        c0, c1, c2 = self.layout.coefficients if quadratic else (0.0, 0.0, 0.0)
         D, R, DV = self.q.shape[3], self.a.shape[3], self.v.shape[3]
         known = dict(
             q=self.q,
@@ -90,8 +86,8 @@ class Problem(NamedTuple):
             b=self.b,
             b_strides=self.b.stride()[:3],
             mass=self.mass,
-            since=self.since,
-            until=self.until,
+            gate_cumsum=self.gate_cumsum,
+            gate_rev_cumsum=self.gate_rev_cumsum,
             blocks=self.blocks.table,
             pair_table=self.layout.table(self.q.device),
             tokens=self.q.shape[1],
@@ -111,13 +107,69 @@ class Problem(NamedTuple):
             DV_PAD=padded(DV),
             FT=self.layout.tile,
             F=self.layout.features,
-            M=self.layout.norms,
+            M=self.layout.denom_elements,
             PAIRS=self.layout.pairs,
             LINEAR=self.layout.linear,
             CONSTANT=self.layout.constant,
             MASS=self.mass is not None,
+            WEIGHT=self.local_weight.value,
             DEGREE=self.degree,
             LOCAL_BLOCKS=self.local_blocks,
-            GATED=self.since is not None,
+            GATED=self.gate_cumsum is not None,
         )
         return {name: x for name, x in known.items() if name in kernel.arg_names}
+
+
+def build_problem(
+    *,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    a: Tensor,
+    b: Tensor,
+    state_v: Tensor,
+    mass: Tensor | None,
+    log_gate: Tensor | None,
+    blocks: Blocks,
+    layout: Layout,
+    summaries: int,
+    local_weight: LocalWeight,
+    degree: int,
+    scale: float,
+    offset: float,
+    local_blocks: int,
+    has_initial_state: bool,
+    keep_final_state: bool,
+) -> Problem:
+    """Return the problem with the gate sums of log_gate [B, past + T, Hkv] and the block table of the state's rows."""
+    gate_cumsum = gate_rev_cumsum = log_decay = None
+    if log_gate is not None:
+        gate_cumsum, gate_rev_cumsum = gate_sums_in_blocks(log_gate, blocks)
+        log_decay = block_log_decay(gate_cumsum, blocks, k.shape[1] - q.shape[1])
+    state_blocks = blocks
+    if summaries:  # they fade from the end of their block on
+        gate_rev_cumsum = None
+        state_blocks = replace(blocks, table=blocks.summary_table(v.shape[0], summaries))
+    return Problem(
+        q=q,
+        k=k,
+        v=v,
+        a=a,
+        b=b,
+        state_v=state_v,
+        mass=mass,
+        gate_cumsum=gate_cumsum,
+        gate_rev_cumsum=gate_rev_cumsum,
+        log_decay=log_decay,
+        blocks=blocks,
+        state_blocks=state_blocks,
+        layout=layout,
+        summaries=summaries,
+        local_weight=local_weight,
+        degree=degree,
+        scale=scale,
+        offset=offset,
+        local_blocks=local_blocks,
+        has_initial_state=has_initial_state,
+        keep_final_state=keep_final_state,
+    )

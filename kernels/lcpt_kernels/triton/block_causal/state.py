@@ -1,8 +1,8 @@
-"""What one block adds to the state: Σ φ(x_t) [y_t, z_t]ᵀ over its tokens.
+"""A block's addition to the state: Σ φ(x_t) [y_t, z_t]ᵀ over its tokens.
 
-Of keys it is S: x = b, y = v, z = 1. Of queries it is the gradient of S: x = a, and [y, z] = n̄ = [do, δ] / Z.
-Products of groups of coordinates, φ(x) y, are one tile of 64 rows a pair; those with z are all in x's Gram matrix:
-(a·b)² = aᵀ (b bᵀ) a.
+With keys it is added to S: x = b, y = v, z = 1. With queries it is added to the gradient of S: x = a and [y, z] = n̄ =
+[do, δ] / l. The numerator's part φ(x) yᵀ is one tile of 64 rows for each pair of groups of coordinates. The
+denominator's part is in x's Gram matrix, since (a·b)² = aᵀ (b bᵀ) a. Notation: `block_causal/__init__.py`.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from lcpt_kernels.triton.common import launch_configs
 from lcpt_kernels.triton.common.tile_io import (
     GROUP,
     PAIR,
+    head_rows,
     load_block,
     load_columns,
     load_rows,
     multiply,
-    of_head,
     store_rows,
 )
 
@@ -38,24 +38,28 @@ def block_state(
     heads: int,
     past: int = 0,
     delta: Tensor | None = None,
-    norm: Tensor | None = None,
+    denominator: Tensor | None = None,
     mass: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """x [B, T, H, R], y [B, T, H, Dv], of the tokens after the first `past`. Queries: delta and norm [B, T, H] fp32;
-    z = delta, and both y and z are divided by norm. log_factor [B, past + T, heads] fp32: of each token's y and z, or
-    None. mass [B, T, heads] fp32: z of keys, None: 1. Heads are summed in groups of H / heads.
-    -> values [N, heads, F, Dv] in `type`, norms [N, heads, M] fp32, both as `layout` says."""
+    """Return value_state [N, heads, F, Dv] in `type` and denom_state [N, heads, M] fp32, in the order of `layout`.
+
+    Args:
+        x: [B, T, H, R], y: [B, T, H, Dv], of the tokens after the first `past`. Groups of H / heads heads are summed.
+        log_factor: [B, past + T, heads] fp32, the log of a factor of each token's y and z; None: 1.
+        delta, denominator: [B, T, H] fp32, for queries: z is delta, and y and z are divided by the denominator.
+        mass: [B, T, heads] fp32, z of keys; None: 1.
+    """
     tokens, width = x.shape[1], y.shape[3]
-    values = torch.empty(blocks.count, heads, layout.features, width, dtype=type, device=x.device)
-    norms = torch.empty(blocks.count, heads, layout.norms, dtype=torch.float32, device=x.device)
+    value_state = torch.empty(blocks.count, heads, layout.features, width, dtype=type, device=x.device)
+    denom_state = torch.empty(blocks.count, heads, layout.denom_elements, dtype=torch.float32, device=x.device)
     shared = dict(
         x=x,
         x_strides=x.stride()[:3],
         y=y,
         y_strides=y.stride()[:3],
-        norm=norm,
+        denominator=denominator,
         log_factor=log_factor,
-        values=values,
+        value_state=value_state,
         blocks=blocks.table,
         tokens=tokens,
         past=past,
@@ -65,7 +69,7 @@ def block_state(
         DV=width,
         DV_PAD=max(16, triton.next_power_of_2(width)),
         GATED=log_factor is not None,
-        QUERIES=norm is not None,
+        QUERIES=denominator is not None,
     )
     if layout.pairs:
         tiles = launch_configs.tiles("block_state", width, y.dtype)
@@ -78,17 +82,17 @@ def block_state(
         **shared,
         delta=delta,
         mass=mass,
-        norms=norms,
+        denom_state=denom_state,
         pieces=pieces,
         FT=layout.tile,
-        M=layout.norms,
+        M=layout.denom_elements,
         SQUARED=layout.pairs > 0,
         LINEAR=layout.linear,
         CONSTANT=layout.constant,
         MASS=mass is not None,
         **launch_configs.tiles("block_state_rest", layout.tile, y.dtype),
     )
-    return values, norms
+    return value_state, denom_state
 
 
 @triton.jit(do_not_specialize=["tokens", "past", "group", "pieces"])
@@ -97,9 +101,9 @@ def block_state_kernel(
     x_strides,  # [B, T, H, R]
     y,
     y_strides,  # [B, T, H, DV]
-    norm,  # [B, T, H]
+    denominator,  # [B, T, H]
     log_factor,  # [B, past + T, heads]
-    values,  # [N, heads, F, DV]
+    value_state,  # [N, heads, F, DV]
     blocks,  # [N, 5]
     pair_table,  # [2, NUMBER]
     tokens,
@@ -124,8 +128,8 @@ def block_state_kernel(
     coordinate = tl.arange(0, GROUP)[None, :]
     i = tl.load(pair_table + pair, mask=pair < NUMBER, other=0)[:, None] * GROUP + coordinate  # [PAIRS, 8]
     j = tl.load(pair_table + NUMBER + pair, mask=pair < NUMBER, other=0)[:, None] * GROUP + coordinate
-    sums = tl.zeros((PAIRS * PAIR, DV_PAD), tl.float32)
-    x, y = of_head(x, x_strides, batch, head * group), of_head(y, y_strides, batch, head * group)
+    acc = tl.zeros((PAIRS * PAIR, DV_PAD), tl.float32)
+    x, y = head_rows(x, x_strides, batch, head * group), head_rows(y, y_strides, batch, head * group)
     for h in range(0, group):
         for t in range(first, stop, BT):
             rows = t + tl.arange(0, BT)
@@ -138,17 +142,17 @@ def block_state_kernel(
             y_rows = load_rows(y, rows - past, y_strides[1], inside, DV, DV_PAD)  # [BT, DV]
             if QUERIES:
                 at = (batch * tokens + rows - past) * (heads * group) + head * group + h
-                y_rows = y_rows.to(tl.float32) / tl.load(norm + at, mask=inside, other=1.0)[:, None]
+                y_rows = y_rows.to(tl.float32) / tl.load(denominator + at, mask=inside, other=1.0)[:, None]
             if GATED:
                 at = (batch * (tokens + past) + rows) * heads + head
                 factor = tl.exp(tl.load(log_factor + at, mask=inside, other=0.0))
                 y_rows = y_rows.to(tl.float32) * factor[:, None]
-            sums = tl.dot(phi, y_rows.to(TYPE), sums, input_precision="ieee")  # [64 PAIRS, BT] @ [BT, DV]
+            acc = tl.dot(phi, y_rows.to(TYPE), acc, input_precision="ieee")  # [64 PAIRS, BT] @ [BT, DV]
         x += x_strides[2]
         y += y_strides[2]
     features = tl.program_id(0) % pieces * (PAIRS * PAIR) + tl.arange(0, PAIRS * PAIR)
-    out = values + (block.to(tl.int64) * heads + head) * (F * DV)
-    store_rows(out, features, DV, features < NUMBER * PAIR, sums, DV, DV_PAD)
+    out = value_state + (block.to(tl.int64) * heads + head) * (F * DV)
+    store_rows(out, features, DV, features < NUMBER * PAIR, acc, DV, DV_PAD)
 
 
 @triton.jit(do_not_specialize=["tokens", "past", "group", "pieces"])
@@ -158,11 +162,11 @@ def block_state_rest_kernel(
     y,
     y_strides,  # [B, T, H, DV]
     delta,
-    norm,  # [B, T, H]
+    denominator,  # [B, T, H]
     log_factor,  # [B, past + T, heads]
     mass,  # [B, past + T, heads]
-    values,  # [N, heads, F, DV]: its last rows, Σ x yᵀ and Σ y
-    norms,  # [N, heads, M]: Σ x xᵀ z, Σ x z, Σ z
+    value_state,  # [N, heads, F, DV]: its last rows, Σ x yᵀ and Σ y
+    denom_state,  # [N, heads, M]: Σ x xᵀ z, Σ x z, Σ z
     blocks,  # [N, 5]
     tokens,
     past,
@@ -194,7 +198,7 @@ def block_state_rest_kernel(
         x_y = tl.zeros((FT, DV_PAD), tl.float32)
     if CONSTANT:
         y_sum = tl.zeros((DV_PAD,), tl.float32)
-    x, y = of_head(x, x_strides, batch, head * group), of_head(y, y_strides, batch, head * group)
+    x, y = head_rows(x, x_strides, batch, head * group), head_rows(y, y_strides, batch, head * group)
     for h in range(0, group):
         for t in range(first, stop, BT):
             rows = t + tl.arange(0, BT)
@@ -210,7 +214,7 @@ def block_state_rest_kernel(
                 z_rows = factor * tl.load(mass + at, mask=inside, other=0.0)
             if QUERIES:
                 at = (batch * tokens + rows - past) * (heads * group) + head * group + h
-                factor /= tl.load(norm + at, mask=inside, other=1.0)
+                factor /= tl.load(denominator + at, mask=inside, other=1.0)
                 z_rows = factor * tl.load(delta + at, mask=inside, other=0.0)
             x_z = x_rows.to(tl.float32) * z_rows[:, None]
             if SQUARED:
@@ -229,12 +233,14 @@ def block_state_rest_kernel(
     slot = block.to(tl.int64) * heads + head
     coordinates, columns = start + tl.arange(0, FT), tl.arange(0, DV_PAD)
     if SQUARED:
-        store_rows(norms + slot * M, coordinates, R, coordinates < R, gram, R, FT)
-    tl.store(norms + slot * M + (M - 1 - R) + coordinates, x_sum, mask=coordinates < R)
-    tl.store(norms + slot * M + (M - 1), tl.sum(z_sum, axis=0), mask=start == 0)
-    out = values + slot * (F * DV)
+        store_rows(denom_state + slot * M, coordinates, R, coordinates < R, gram, R, FT)
+    tl.store(denom_state + slot * M + (M - 1 - R) + coordinates, x_sum, mask=coordinates < R)
+    tl.store(denom_state + slot * M + (M - 1), tl.sum(z_sum, axis=0), mask=start == 0)
+    out = value_state + slot * (F * DV)
     if CONSTANT:
-        tl.store(out + (F - 1) * DV + columns, y_sum.to(values.dtype.element_ty), mask=(columns < DV) & (start == 0))
+        tl.store(
+            out + (F - 1) * DV + columns, y_sum.to(value_state.dtype.element_ty), mask=(columns < DV) & (start == 0)
+        )
     if LINEAR:
         out += (F - CONSTANT - R) * DV
         store_rows(out, coordinates, DV, coordinates < R, x_y, DV, DV_PAD)

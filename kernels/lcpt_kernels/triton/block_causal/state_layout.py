@@ -1,8 +1,8 @@
-"""Where the features of a state stand in memory, and how they become those of `features.py`, which other backends use.
+"""The order of a state's features in memory, and its conversion to that of `symmetric_features.py`.
 
-Here x⊗x is cut into pairs (I, J) of groups of 8 coordinates, I ≤ J, of 64 features each; behind them stand x itself and
-1, where their coefficients are not 0. Features are sums over keys as they are; what a query weighs them by (c₂, twice
-c₂ where I < J, c₁, c₀) is multiplied into the state while it is scanned.
+x⊗x is cut into pairs (I, J) of groups of 8 coordinates, I ≤ J, of 64 features each. x itself and 1 follow, where their
+coefficients are not 0. A state sums features without weights; the scan multiplies it by the weights of the queries'
+side: c₂, or 2 c₂ where I < J, c₁ and c₀.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from lcpt_kernels.symmetric_features import GROUP, PAIR
 
 
 class Layout(NamedTuple):
-    """size: R, a multiple of GROUP; coefficients (c₀, c₁, c₂)."""
+    """The features of c₀ + c₁ (a·b) + c₂ (a·b)² for a and b of `size` coordinates, a multiple of GROUP."""
 
     size: int
     coefficients: tuple[float, float, float]
@@ -37,7 +37,7 @@ class Layout(NamedTuple):
 
     @property
     def features(self) -> int:
-        """Rows of the values: 64 a pair, R, 1."""
+        """Rows of value_state, F: 64 for each pair, R, 1."""
         return PAIR * self.pairs + self.size * self.linear + self.constant
 
     @property
@@ -48,20 +48,20 @@ class Layout(NamedTuple):
 
     @property
     def gram(self) -> int:
-        """Numbers of the Gram matrix [R, R]."""
+        """Elements of the Gram matrix [R, R]."""
         return self.size * self.size if self.pairs else 0
 
     @property
-    def norms(self) -> int:
-        """Numbers of the normaliser: the Gram matrix, Σ x z [R], and Σ z."""
+    def denom_elements(self) -> int:
+        """Elements of denom_state, M: the Gram matrix, Σ x z [R], and Σ z."""
         return self.gram + self.size + 1
 
     def table(self, device: torch.device) -> Tensor:
-        """[2, pairs] int32: I and J of every pair."""
+        """Return I and J of every pair, [2, pairs] int32."""
         return _table(self, device)[0]
 
     def weights(self, device: torch.device) -> tuple[Tensor, Tensor]:
-        """fp32, what a query weighs the features by: [features], and of the norms [norms]."""
+        """Return the queries' weights, fp32: of value_state's rows [F], of denom_state's elements [M]."""
         return _table(self, device)[1:]
 
 
@@ -69,16 +69,20 @@ class Layout(NamedTuple):
 def _table(layout: Layout, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
     c0, c1, c2 = layout.coefficients
     i, j = torch.triu_indices(layout.size // GROUP, layout.size // GROUP)
-    of_pairs = torch.where(i == j, c2, 2 * c2).repeat_interleave(PAIR) if layout.pairs else torch.zeros(0)
-    of_values = [of_pairs, torch.full((layout.size * layout.linear,), c1), torch.full((int(layout.constant),), c0)]
-    of_norms = [torch.full((layout.gram,), c2), torch.full((layout.size,), c1), torch.full((1,), c0)]
-    tables = torch.stack((i, j)).int(), torch.cat(of_values).float(), torch.cat(of_norms).float()
-    return tuple(x.to(device) for x in tables)
+    pair_weights = torch.where(i == j, c2, 2 * c2).repeat_interleave(PAIR) if layout.pairs else torch.zeros(0)
+    value_weights = [
+        pair_weights,
+        torch.full((layout.size * layout.linear,), c1),
+        torch.full((int(layout.constant),), c0),
+    ]
+    denom_weights = [torch.full((layout.gram,), c2), torch.full((layout.size,), c1), torch.full((1,), c0)]
+    pairs = torch.stack((i, j)).int().to(device)
+    return pairs, torch.cat(value_weights).float().to(device), torch.cat(denom_weights).float().to(device)
 
 
 @lru_cache(maxsize=64)
 def _places(layout: Layout, size: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """For every feature of QuadraticFeatures(size): its row of the values, its place in the norms."""
+    """Return for every feature of QuadraticFeatures(size) its row of value_state and its place in denom_state."""
     rows, places, pair = [], [], {}
     if layout.pairs:
         for number, (i, j) in enumerate(torch.triu_indices(layout.size // GROUP, layout.size // GROUP).T.tolist()):
@@ -93,58 +97,59 @@ def _places(layout: Layout, size: int, device: torch.device) -> tuple[Tensor, Te
         places += range(layout.gram, layout.gram + size)
     if layout.constant:
         rows.append(layout.features - 1)
-        places.append(layout.norms - 1)
+        places.append(layout.denom_elements - 1)
     return torch.tensor(rows, device=device), torch.tensor(places, device=device)
 
 
 def from_common(S: Tensor, layout: Layout, size: int) -> tuple[Tensor, Tensor]:
-    """S [B, H, F, Dv + 1] of QuadraticFeatures(size) -> values [B, H, features, Dv], norms [B, H, norms]."""
-    values, norms = _spread(S, layout, size)
+    """Return value_state [B, H, F, Dv] and denom_state [B, H, M] of S [B, H, ·, Dv + 1], whose features are those of
+    QuadraticFeatures(size)."""
+    value_state, denom_state = _spread(S, layout, size)
     if not layout.pairs:
-        return values, norms
-    gram, rest = _gram(norms, layout)
-    mirrored = torch.where(_below(layout, S.device), gram.mT, gram)  # only I ≤ J are features
-    return values, torch.cat((mirrored.flatten(-2), rest), dim=-1)
+        return value_state, denom_state
+    gram, rest = _gram(denom_state, layout)
+    mirrored = torch.where(_is_below_diagonal(layout, S.device), gram.mT, gram)  # only I ≤ J are features
+    return value_state, torch.cat((mirrored.flatten(-2), rest), dim=-1)
 
 
-def from_common_backward(d_values: Tensor, d_norms: Tensor, layout: Layout, size: int) -> Tensor:
-    """The gradient of S, of what from_common made of it."""
+def from_common_backward(d_value_state: Tensor, d_denom_state: Tensor, layout: Layout, size: int) -> Tensor:
+    """Return the gradient of S from the gradients of what from_common returned."""
     if not layout.pairs:
-        return to_common(d_values, d_norms, layout, size)
-    gram, rest = _gram(d_norms, layout)
-    both = torch.where(_below(layout, d_norms.device).mT, gram + gram.mT, gram)
-    return to_common(d_values, torch.cat((both.flatten(-2), rest), dim=-1), layout, size)
+        return to_common(d_value_state, d_denom_state, layout, size)
+    gram, rest = _gram(d_denom_state, layout)
+    both = torch.where(_is_below_diagonal(layout, d_denom_state.device).mT, gram + gram.mT, gram)
+    return to_common(d_value_state, torch.cat((both.flatten(-2), rest), dim=-1), layout, size)
 
 
-def to_common(values: Tensor, norms: Tensor, layout: Layout, size: int) -> Tensor:
-    """The inverse of from_common."""
-    rows, places = _places(layout, size, values.device)
-    return torch.cat((values[:, :, rows], norms[:, :, places, None]), dim=-1)
+def to_common(value_state: Tensor, denom_state: Tensor, layout: Layout, size: int) -> Tensor:
+    """Return S [B, H, ·, Dv + 1] in the order of QuadraticFeatures(size): the inverse of from_common."""
+    rows, places = _places(layout, size, value_state.device)
+    return torch.cat((value_state[:, :, rows], denom_state[:, :, places, None]), dim=-1)
 
 
 def to_common_backward(dS: Tensor, layout: Layout, size: int) -> tuple[Tensor, Tensor]:
-    """The gradients of values and norms. That of a Gram matrix, which is symmetric, as a symmetric one: kernels take
-    2 dG b for (dG + dGᵀ) b."""
-    d_values, d_norms = _spread(dS, layout, size)
+    """Return the gradients of value_state and denom_state from that of S. The gradient of the Gram matrix is symmetric,
+    because kernels compute (dG + dGᵀ) b as 2 dG b."""
+    d_value_state, d_denom_state = _spread(dS, layout, size)
     if not layout.pairs:
-        return d_values, d_norms
-    gram, rest = _gram(d_norms, layout)
-    return d_values, torch.cat((((gram + gram.mT) / 2).flatten(-2), rest), dim=-1)
+        return d_value_state, d_denom_state
+    gram, rest = _gram(d_denom_state, layout)
+    return d_value_state, torch.cat((((gram + gram.mT) / 2).flatten(-2), rest), dim=-1)
 
 
 def _spread(S: Tensor, layout: Layout, size: int) -> tuple[Tensor, Tensor]:
-    """The features of S in their places; 0 elsewhere."""
+    """Return value_state and denom_state with the features of S in their places, 0 elsewhere."""
     rows, places = _places(layout, size, S.device)
-    values = S.new_zeros(*S.shape[:2], layout.features, S.shape[3] - 1).index_copy(2, rows, S[..., :-1])
-    return values, S.new_zeros(*S.shape[:2], layout.norms).index_copy(2, places, S[..., -1])
+    value_state = S.new_zeros(*S.shape[:2], layout.features, S.shape[3] - 1).index_copy(2, rows, S[..., :-1])
+    return value_state, S.new_zeros(*S.shape[:2], layout.denom_elements).index_copy(2, places, S[..., -1])
 
 
-def _gram(norms: Tensor, layout: Layout) -> tuple[Tensor, Tensor]:
-    """[.., norms] -> the matrix [.., R, R] and what stands behind it."""
-    return norms[..., : layout.gram].unflatten(-1, (layout.size, layout.size)), norms[..., layout.gram :]
+def _gram(denom_state: Tensor, layout: Layout) -> tuple[Tensor, Tensor]:
+    """Split denom_state [.., M] into the Gram matrix [.., R, R] and the rest."""
+    return denom_state[..., : layout.gram].unflatten(-1, (layout.size, layout.size)), denom_state[..., layout.gram :]
 
 
-def _below(layout: Layout, device: torch.device) -> Tensor:
-    """[R, R]: whether the row's group is after the column's."""
+def _is_below_diagonal(layout: Layout, device: torch.device) -> Tensor:
+    """Return a mask [R, R]: whether the row's group is after the column's."""
     group = torch.arange(layout.size, device=device) // GROUP
     return group[:, None] > group[None, :]

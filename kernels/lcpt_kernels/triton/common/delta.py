@@ -1,5 +1,5 @@
-"""δ = −do·o of every row. The gradient of numerator and normaliser is [do, δ] / Z, but 1 / Z is applied where it is
-fp32: do is exact as it comes, do / Z in bf16 would not be."""
+"""δ = −do·o of every row. The gradient of [numerator, denominator] is [do, δ] / l. Kernels divide by l in fp32, since
+do / l in bf16 would not be exact."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from lcpt_kernels.triton.common.tile_io import load_rows
 
 
 def backward_delta(do: Tensor, o: Tensor) -> Tensor:
-    """do [B, T, H, Dv], any strides but the last; o [B, T, H, Dv] contiguous -> δ [B, T, H] fp32."""
+    """Return δ [B, T, H] fp32 of do [B, T, H, Dv], whose last stride is 1, and o [B, T, H, Dv], contiguous."""
     delta = torch.empty(o.shape[:3], dtype=torch.float32, device=o.device)
     width, rows, BM = o.shape[3], o.shape[1] * o.shape[2], 64
     pieces = triton.cdiv(rows, BM)

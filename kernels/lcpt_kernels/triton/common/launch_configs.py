@@ -1,19 +1,29 @@
-"""Tile sizes, warps, stages and register caps of every kernel: a table, and no search at run time.
+"""Tile sizes, warps, stages and register caps of every kernel, from a table: there is no search at run time.
 
-BM are queries and BN keys: of the program, or of a step of its loop. BT are tokens, BR summaries of a block, PAIRS
-tiles of 64 features, B the elements of a state, DT coordinates of x; a program takes STEPS, or there are PROGRAMS in
-all, and it holds NETWORKS of a sketch. A column is for tensors up to so wide; FP32 says where fp32 differs from 16
-bits, DIFFERENT where another target does from sm_90. Nothing depends on how many tokens there are.
+Constants of the tiles:
 
-The sizes were chosen by compiling (`report/`), with Triton 3.6.0 (that of PyTorch 2.11) first, and 3.7.1:
-no spills, no serialised wgmma, no hazards, two blocks a multiprocessor where they fit. No GPU has yet said which are
-fastest. A loop that computes the left operand of a wgmma has one stage: in a pipelined loop, ptxas before 13.3 may
-overwrite that operand too early (`report/sass.py`). Two blocks of 8 warps fit if each thread has at most 128 registers;
-3.6.0 needs the cap.
+    BM, BN      queries and keys of a program, or of a step of its loop
+    BT          tokens
+    BR          summaries of a block
+    PAIRS       tiles of 64 features
+    B           elements of a state
+    DT          coordinates of x
+    STEPS       steps of a program
+    PROGRAMS    programs in all
+    NETWORKS    networks of a sketch that a program holds
 
-On sm_100 nothing is pipelined. Triton 3.6.0 and 3.7.1 pipeline products wrongly there where two of them share an
-accumulator (issue 10821: pooling, sketch and feature-map backward come close), or where one reads an accumulator that
-is scaled in each step (pull request 10993: none of these kernels). Both need two stages or more.
+A column of TABLE is for tensors up to its width. FP32 has the entries for fp32, DIFFERENT those of targets other than
+sm_90. Nothing depends on the number of tokens.
+
+The sizes were chosen by compiling (`report/`), with Triton 3.6.0 (that of PyTorch 2.11) first, and 3.7.1: no spills, no
+serialised wgmma, no hazards, two blocks per multiprocessor where they fit. They have not been timed on a GPU. A loop
+that computes the left operand of a wgmma has one stage: in a pipelined loop, ptxas before 13.3 may overwrite that
+operand too early (`report/sass.py`). Two blocks of 8 warps fit if each thread has at most 128 registers; 3.6.0 needs
+the cap.
+
+On sm_100 nothing is pipelined. Triton 3.6.0 and 3.7.1 pipeline products wrongly there if two of them share an
+accumulator (issue 10821; pooling, sketch and feature-map backward are similar), or if one reads an accumulator that is
+scaled in each step (pull request 10993; no kernel here does). Both need two stages or more.
 """
 
 from __future__ import annotations
@@ -46,8 +56,10 @@ NAMES = {
     "feature_map_forward": ("BT", "STEPS"),
     "feature_map_backward": ("BT", "STEPS", "DT"),
 }
-TABLE = {  # tiles, then warps, stages and, where registers are capped on sm_90, maxnreg
-    "scan": {2**18: (128, 1, 1), 2**62: (512, 4, 1)},  # by the numbers of all states of one block: programs for all
+Columns = dict[int, tuple[int, ...]]  # the width of tensors up to which an entry holds -> sizes, in the order of NAMES
+
+TABLE: dict[str, Columns] = {  # tiles, then warps, stages and, where registers are capped on sm_90, maxnreg
+    "scan": {2**18: (128, 1, 1), 2**62: (512, 4, 1)},  # by the elements of all states of one block
     "block_state": {64: (2, 64, 8, 1), 128: (2, 64, 8, 1), 256: (1, 32, 8, 1)},
     "block_state_rest": {16: (64, 4, 1, 128), 64: (64, 4, 1)},  # by the coordinates that a program holds
     "block_forward_gated": {64: (128, 32, 8, 2, 128), 128: (128, 64, 8, 2), 256: (64, 32, 8, 2)},
@@ -56,7 +68,7 @@ TABLE = {  # tiles, then warps, stages and, where registers are capped on sm_90,
     "block_backward_dv": {64: (32, 128, 8, 1, 128), 128: (32, 128, 8, 1), 256: (32, 64, 8, 1)},
     "block_backward_dv_summaries": {64: (32, 64, 8, 1), 128: (32, 128, 8, 1), 256: (32, 64, 8, 1)},
     "block_backward_dk": {64: (32, 128, 8, 1), 128: (32, 128, 8, 1), 256: (16, 128, 8, 1)},
-    # A stage more, for the rows' places, which are read before the rows.
+    # One stage more, because the positions of rows are loaded before the rows.
     "interval_forward": {64: (64, 64, 4, 3, 168), 128: (64, 64, 4, 3), 256: (64, 32, 8, 3)},
     "interval_backward_dq": {64: (64, 64, 4, 3), 128: (64, 64, 4, 3), 256: (64, 32, 8, 3)},
     "interval_backward_dkv": {64: (32, 64, 4, 3, 168), 128: (32, 64, 4, 3), 256: (32, 32, 8, 3)},
@@ -64,14 +76,14 @@ TABLE = {  # tiles, then warps, stages and, where registers are capped on sm_90,
     "norm_rotary_backward": {64: (32, 4, 1), 128: (16, 4, 1)},
     "pooling_forward": {64: (32, 32, 8, 2), 128: (32, 32, 8, 2)},
     "pooling_backward": {64: (32, 64, 4, 1), 128: (32, 32, 8, 2)},
-    # By the numbers of one network, padded. PROGRAMS are those that an H200 holds at once.
+    # By the elements of one network, padded. PROGRAMS are as many as an H200 runs at once.
     "learned_sketch_forward": {6144: (64, 660, 4, 2), 2**62: (128, 264, 8, 2)},
     "learned_sketch_backward": {6144: (64, 2, 264, 4, 1), 12288: (64, 1, 66, 8, 1), 2**62: (32, 1, 66, 8, 1)},
     # By x's columns or those of both matrices.
     "feature_map_forward": {128: (64, 8, 4, 2), 256: (64, 8, 8, 2)},
     "feature_map_backward": {128: (32, 32, 64, 4, 2), 256: (32, 32, 64, 8, 2)},
 }
-FP32 = {
+FP32: dict[str, Columns] = {
     "block_state": {256: (1, 32, 8, 1)},
     "block_state_rest": {256: (32, 4, 1)},
     "block_forward": {256: (32, 32, 4, 1)},
@@ -90,7 +102,7 @@ FP32 = {
     "feature_map_forward": {128: (16, 32, 8, 1), 256: (16, 32, 16, 1)},
     "feature_map_backward": {128: (16, 64, 64, 8, 1), 256: (16, 64, 128, 16, 1)},
 }
-DIFFERENT = {
+DIFFERENT: dict[str, dict[str, Columns]] = {
     "sm_80": {
         "block_state": {128: (2, 32, 8, 2)},
         "block_state_rest": {64: (64, 4, 2)},
@@ -129,7 +141,7 @@ DIFFERENT = {
 
 
 def tiles(kernel: str, width: int = 0, type: torch.dtype = torch.bfloat16) -> dict[str, int]:
-    """The constants and options of `kernel`, for tensors no wider than `width`."""
+    """Return the constants and options of `kernel` for tensors up to `width` wide."""
     columns = TABLE[kernel] | DIFFERENT.get(target(), {}).get(kernel, {})
     if type == torch.float32:
         columns = FP32.get(kernel, columns)
@@ -144,7 +156,7 @@ def tiles(kernel: str, width: int = 0, type: torch.dtype = torch.bfloat16) -> di
 
 @cache
 def target() -> str:
-    """The row of the table that is for the current device; without one sm_90."""
+    """Return the target of the current device; sm_90 without a GPU."""
     if not torch.cuda.is_available():
         return "sm_90"
     if torch.version.hip:

@@ -1,4 +1,4 @@
-"""What the operators do with tensors before and after the kernels."""
+"""Strides and padding of tensors before and after the kernels."""
 
 from __future__ import annotations
 
@@ -10,31 +10,31 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 
-def with_rows(x: Tensor) -> Tensor:
-    """x with numbers of one row side by side; other strides are free."""
+def with_contiguous_rows(x: Tensor) -> Tensor:
+    """Return x with a last stride of 1; other strides are free."""
     return x if x.stride(3) == 1 else x.contiguous()
 
 
-def with_rows_of(x: Tensor, size: int) -> Tensor:
-    """The same with zeros up to `size`: products of whole groups."""
-    return with_rows(x if x.shape[3] == size else pad(x, (0, size - x.shape[3])))
+def with_padded_rows(x: Tensor, size: int) -> Tensor:
+    """Return x with a last stride of 1, padded with zeros to rows of `size`: products need whole groups."""
+    return with_contiguous_rows(x if x.shape[3] == size else pad(x, (0, size - x.shape[3])))
 
 
-def of_size(x: Tensor, size: int) -> Tensor:
-    """Without the zeros behind `size`."""
+def trimmed_rows(x: Tensor, size: int) -> Tensor:
+    """Return x without the padding behind `size`."""
     return x if x.shape[3] == size else x[..., :size].contiguous()
 
 
 def flat(x: Tensor) -> Tensor:
-    """x [B, T, H, D] -> [B · T, H, D], numbers of a row side by side; a view where strides allow."""
-    return with_rows(x).flatten(0, 1)
+    """Return x [B, T, H, D] as [B · T, H, D] with a last stride of 1; a view where strides allow."""
+    return with_contiguous_rows(x).flatten(0, 1)
 
 
 def on_device_of(x: Tensor):
-    """Where kernels start."""
+    """Return a context in which kernels start on the device of x."""
     return torch.cuda.device(x.device) if x.is_cuda else nullcontext()
 
 
 def padded(width: int) -> int:
-    """Of a tile: a power of two, and as wide as a tensor core needs."""
+    """Return the width of a tile: the next power of two, at least the 16 that a tensor core needs."""
     return max(16, triton.next_power_of_2(width))

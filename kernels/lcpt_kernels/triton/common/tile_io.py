@@ -1,4 +1,4 @@
-"""What the kernels share: where a program is, tiles of rows, products of pairs of groups."""
+"""Helpers of the kernels: block tables, loads and stores of tiles, products of pairs of groups."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ PAIR = tl.constexpr(symmetric_features.PAIR)
 
 @triton.jit
 def load_block(blocks, block):
-    """A row of the table: batch; the block's first token, the one after its last; the same of its document."""
+    """Load a row of the block table: batch, start and end of the block's tokens, start and end of its document's."""
     row = blocks + block * 5
     return tl.load(row).to(tl.int64), tl.load(row + 1), tl.load(row + 2), tl.load(row + 3), tl.load(row + 4)
 
 
 @triton.jit
-def of_head(x, strides, batch, head):
-    """x [B, T, H, ·] -> its rows [T, ·] of one head."""
+def head_rows(x, strides, batch, head):
+    """Return the pointer to the rows [T, ·] of one head of x [B, T, H, ·]."""
     return x + batch * strides[0] + head.to(tl.int64) * strides[2]
 
 
 @triton.jit
 def load_rows(x, rows, stride, inside, WIDTH: tl.constexpr, PADDED: tl.constexpr):
-    """x[rows] as [n, PADDED]: 0 for rows that are not inside, and beyond WIDTH."""
+    """Load x[rows] as [n, PADDED]: 0 for rows that are not inside, and beyond WIDTH."""
     columns = tl.arange(0, PADDED)
     mask = inside[:, None]
     if PADDED != WIDTH:
@@ -46,7 +46,7 @@ def store_rows(x, rows, stride, inside, values, WIDTH: tl.constexpr, PADDED: tl.
 
 @triton.jit
 def load_columns(x, rows, stride, inside, start, WIDTH: tl.constexpr, SIZE: tl.constexpr):
-    """Columns start … start + SIZE of x[rows], [n, SIZE]: 0 beyond WIDTH."""
+    """Load columns start … start + SIZE of x[rows], [n, SIZE]: 0 beyond WIDTH."""
     columns = start + tl.arange(0, SIZE)
     mask = inside[:, None] & (columns < WIDTH)[None, :]
     return tl.load(x + rows.to(tl.int64)[:, None] * stride + columns[None, :], mask=mask, other=0.0)
@@ -62,21 +62,21 @@ def store_columns(x, rows, stride, inside, values, start, WIDTH: tl.constexpr, S
 
 @triton.jit
 def load_group(x, rows, stride, inside, group):
-    """Coordinates `group` of x[rows], [n, 8]."""
+    """Load the coordinates of one group of x[rows], [n, 8]."""
     columns = group * GROUP + tl.arange(0, GROUP)
     return tl.load(x + rows.to(tl.int64)[:, None] * stride + columns[None, :], mask=inside[:, None], other=0.0)
 
 
 @triton.jit
 def load_pair(x, rows, stride, inside, pair_table, pair, PAIRS: tl.constexpr):
-    """The groups I and J of a pair: their coordinates of x[rows], [n, 8] each, and their numbers."""
+    """Load the groups I and J of a pair: their coordinates of x[rows], [n, 8] each, and their indices."""
     i, j = tl.load(pair_table + pair), tl.load(pair_table + PAIRS + pair)
     return load_group(x, rows, stride, inside, i), load_group(x, rows, stride, inside, j), i, j
 
 
 @triton.jit
 def load_square(x, SIZE: tl.constexpr, PADDED: tl.constexpr):
-    """x [SIZE, SIZE], contiguous, as [PADDED, PADDED] with zeros around it."""
+    """Load x [SIZE, SIZE], contiguous, as [PADDED, PADDED] with zeros around it."""
     i = tl.arange(0, PADDED)
     mask = (i < SIZE)[:, None] & (i < SIZE)[None, :]
     return tl.load(x + i[:, None] * SIZE + i[None, :], mask=mask, other=0.0)
@@ -84,7 +84,7 @@ def load_square(x, SIZE: tl.constexpr, PADDED: tl.constexpr):
 
 @triton.jit
 def multiply(x, y, TYPE: tl.constexpr):
-    """x · y in TYPE, rounded once. fp16 does not hold the range of a product, TYPE does."""
+    """Return x · y in TYPE, rounded once. TYPE, unlike fp16, holds the range of a product."""
     if x.dtype == TYPE:
         return x * y
     else:
@@ -93,13 +93,13 @@ def multiply(x, y, TYPE: tl.constexpr):
 
 @triton.jit
 def products(x_i, x_j, TYPE: tl.constexpr):
-    """x_i ⊗ x_j of every row: [n, 8] twice -> [n, 64] features."""
+    """Return x_i ⊗ x_j of every row: [n, 64] features of [n, 8] twice."""
     return tl.reshape(multiply(x_i[:, :, None], x_j[:, None, :], TYPE), (x_i.shape[0], PAIR))
 
 
 @triton.jit
 def contract(d_features, x_i, x_j, i, j, dx):
-    """Adds the gradient d_features [n, 64] of x_i ⊗ x_j to the groups i and j of dx [n, groups, 8]."""
+    """Add the gradient d_features [n, 64] of x_i ⊗ x_j to the groups i and j of dx [n, groups, 8]."""
     d = tl.reshape(d_features, (x_i.shape[0], GROUP, GROUP))
     d_i = tl.sum(d * x_j.to(tl.float32)[:, None, :], axis=2)
     d_j = tl.sum(d * x_i.to(tl.float32)[:, :, None], axis=1)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from lcpt_kernels.derivatives import no_second_derivative, refuse_transforms
-from lcpt_kernels.triton.common.tensors import on_device_of, with_rows
+from lcpt_kernels.triton.common.tensors import on_device_of, with_contiguous_rows
 from lcpt_kernels.triton.fused.norm_rotary_backward import norm_rotary_backward
 from lcpt_kernels.triton.fused.norm_rotary_forward import norm_rotary_forward
 
@@ -34,7 +34,7 @@ def norm_rotary(
 def forward(x, weight, bias, cos, sin, eps, keep_plain):
     """-> turned; plain, empty if it is not kept."""
     with on_device_of(x):
-        turned, plain = norm_rotary_forward(with_rows(x), weight, bias, cos, sin, eps, keep_plain)
+        turned, plain = norm_rotary_forward(with_contiguous_rows(x), weight, bias, cos, sin, eps, keep_plain)
     return turned, x.new_empty(0) if plain is None else plain
 
 
@@ -51,9 +51,9 @@ def _(x, weight, bias, cos, sin, eps, keep_plain):
 )
 def backward(d_turned, d_plain, x, weight, cos, sin, eps):
     """-> dx; d_affine [2, D] fp32, the gradients of weight and bias."""
-    given = (None if dy is None else with_rows(dy) for dy in (d_turned, d_plain))
+    given = (None if dy is None else with_contiguous_rows(dy) for dy in (d_turned, d_plain))
     with on_device_of(x):
-        return norm_rotary_backward(*given, with_rows(x), weight, cos, sin, eps)
+        return norm_rotary_backward(*given, with_contiguous_rows(x), weight, cos, sin, eps)
 
 
 @backward.register_fake

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lcpt_kernels.derivatives import no_second_derivative, refuse_transforms
-from lcpt_kernels.triton.common.tensors import on_device_of, with_rows
+from lcpt_kernels.triton.common.tensors import on_device_of, with_contiguous_rows
 from lcpt_kernels.triton.fused.pooling_backward import pooling_backward
 from lcpt_kernels.triton.fused.pooling_forward import Blocks, Pooled, pooling_forward
 
@@ -57,7 +57,11 @@ def _(k, v, logits, segments, gamma):
 def backward(dk_pooled, dv_pooled, d_mass, lse, *arguments):
     """-> the gradients of k, v and logits, and that of gamma if it is there."""
     with on_device_of(lse):
-        d = Pooled(with_rows(dk_pooled), with_rows(dv_pooled), None if d_mass is None else d_mass.contiguous())
+        d = Pooled(
+            with_contiguous_rows(dk_pooled),
+            with_contiguous_rows(dv_pooled),
+            None if d_mass is None else d_mass.contiguous(),
+        )
         gradients = pooling_backward(Blocks.of(*arguments), lse, d)
     return [x for x in gradients if x is not None]
 

@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from lcpt_kernels.triton.common.tile_io import load_rows, of_head, store_columns, store_rows
+from lcpt_kernels.triton.common.tile_io import head_rows, load_rows, store_columns, store_rows
 from lcpt_kernels.triton.fused.pooling_forward import Blocks, Pooled, load_gamma, load_logits, of_block
 
 
@@ -85,8 +85,8 @@ def pooling_backward_kernel(
     k = of_block(k, k_strides, batch, n, head)
     v = of_block(v, v_strides, batch, n, head)
     logits = of_block(logits, logits_strides, batch, n, head)
-    dk_pooled = of_head(dk_pooled, dk_pooled_strides, batch.to(tl.int64), head)
-    dv_pooled = of_head(dv_pooled, dv_pooled_strides, batch.to(tl.int64), head)
+    dk_pooled = head_rows(dk_pooled, dk_pooled_strides, batch.to(tl.int64), head)
+    dv_pooled = head_rows(dv_pooled, dv_pooled_strides, batch.to(tl.int64), head)
     pieces = tl.arange(0, PIECES)[:, None]
 
     deltas = tl.zeros((PIECES, BR), tl.float32)

@@ -1,8 +1,8 @@
-"""The gradients of k and v through the queries that see them, which are an interval of the list of queries:
+"""The gradients of k and v. The queries that see a key are an interval of the list of queries:
 
     dv_j = Σ_i p_ij do_i        dk_j = scale Σ_i ds_ij q_i        ds_ij = p_ij (do_i·v_j + δ_i)
 
-A program holds BN keys for one query head; those of a group are summed afterwards, since each sees keys of its own.
+A program holds BN keys for one query head. The heads of a group are summed afterwards, since each has its own list.
 """
 
 from __future__ import annotations
@@ -13,18 +13,18 @@ import triton.language as tl
 from torch import Tensor
 
 from lcpt_kernels.triton.common import launch_configs
-from lcpt_kernels.triton.common.tile_io import load_rows, of_head, store_rows
+from lcpt_kernels.triton.common.tile_io import head_rows, load_rows, store_rows
 from lcpt_kernels.triton.interval.intervals import LOG2E, Part, load_ends, place_of_step, steps
 
 
 def interval_backward_dkv(part: Part, do: Tensor, lse: Tensor, delta: Tensor) -> tuple[Tensor, Tensor]:
-    """do [B, T, H, Dv], lse and delta [B, T, H] fp32; the part seen from its keys
-    -> dk [B, S, Hkv, D], dv [B, S, Hkv, Dv], 0 for a key that none sees."""
+    """Return dk [B, S, Hkv, D] and dv [B, S, Hkv, Dv], 0 for a key that no query sees. do is [B, T, H, Dv], lse and
+    delta are [B, T, H] fp32. The intervals of the part are transposed."""
     batch, span, key_heads, width = part.v.shape
     heads, size = part.q.shape[2:]
-    alone = heads == key_heads
+    ungrouped = heads == key_heads
     dk, dv = (
-        torch.empty(batch, span, heads, x.shape[3], dtype=x.dtype if alone else torch.float32, device=x.device)
+        torch.empty(batch, span, heads, x.shape[3], dtype=x.dtype if ungrouped else torch.float32, device=x.device)
         for x in (part.k, part.v)
     )
     tiles = launch_configs.tiles("interval_backward_dkv", max(size, width), part.type)
@@ -40,9 +40,10 @@ def interval_backward_dkv(part: Part, do: Tensor, lse: Tensor, delta: Tensor) ->
         pieces=pieces,
         **tiles,
     )
-    if alone:
+    if ungrouped:
         return dk, dv
-    return tuple(dx.unflatten(2, (key_heads, -1)).sum(3).to(part.k.dtype) for dx in (dk, dv))
+    dk, dv = (dx.unflatten(2, (key_heads, -1)).sum(3).to(part.k.dtype) for dx in (dk, dv))
+    return dk, dv
 
 
 @triton.jit(
@@ -89,10 +90,10 @@ def interval_backward_dkv_kernel(
     begin, end = load_ends(first + n * ends_stride, last + n * ends_stride, j, inside)
     start, stop, before, inner, edges = steps(begin, end, BM)
     seen = begin < end
-    k_rows = load_rows(of_head(k, k_strides, batch, head // group), s, k_strides[1], seen, D, D_PAD)
-    v_rows = load_rows(of_head(v, v_strides, batch, head // group), s, v_strides[1], seen, DV, DV_PAD)
-    q = of_head(q, q_strides, batch, head)
-    do = of_head(do, do_strides, batch, head)
+    k_rows = load_rows(head_rows(k, k_strides, batch, head // group), s, k_strides[1], seen, D, D_PAD)
+    v_rows = load_rows(head_rows(v, v_strides, batch, head // group), s, v_strides[1], seen, DV, DV_PAD)
+    q = head_rows(q, q_strides, batch, head)
+    do = head_rows(do, do_strides, batch, head)
     lse += batch * tokens * heads + head
     delta += batch * tokens * heads + head
     other += n * other_stride

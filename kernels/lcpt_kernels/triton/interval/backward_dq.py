@@ -1,8 +1,8 @@
-"""The gradient of q, whose weights are made again from the scores and lse:
+"""The gradient of q. The weights p are computed again from scores and lse:
 
     dq_i = scale Σ_j ds_ij k_j        ds_ij = p_ij (do_i·v_j + δ_i),  first_i ≤ j < last_i
 
-lse and δ = −do·o are those of the whole softmax, of which this interval may be a part.
+lse and δ = −do·o are those of the whole softmax; this interval may be a part of it.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ import triton.language as tl
 from torch import Tensor
 
 from lcpt_kernels.triton.common import launch_configs
-from lcpt_kernels.triton.common.tile_io import load_rows, of_head, store_rows
+from lcpt_kernels.triton.common.tile_io import head_rows, load_rows, store_rows
 from lcpt_kernels.triton.interval.intervals import LOG2E, Part, load_ends, place_of_step, steps
 
 
 def interval_backward_dq(part: Part, do: Tensor, lse: Tensor, delta: Tensor) -> Tensor:
-    """do [B, T, H, Dv], lse and delta [B, T, H] fp32 -> dq [B, T, H, D], 0 for a query that sees none."""
+    """Return dq [B, T, H, D], 0 for a query that sees no key. do is [B, T, H, Dv], lse and delta are [B, T, H] fp32."""
     batch, tokens, heads, width = part.q.shape
     dq = torch.empty(part.q.shape, dtype=part.q.dtype, device=part.q.device)
     tiles = launch_configs.tiles("interval_backward_dq", max(width, part.v.shape[3]), part.type)
@@ -75,14 +75,14 @@ def interval_backward_dq_kernel(
     t = tl.load(own + n * own_stride + i, mask=inside, other=0)
     begin, end = load_ends(first + n * ends_stride, last + n * ends_stride, i, inside)
     start, stop, before, inner, edges = steps(begin, end, BN)
-    sees = begin < end
-    q_rows = load_rows(of_head(q, q_strides, batch, head), t, q_strides[1], sees, D, D_PAD)
-    do_rows = load_rows(of_head(do, do_strides, batch, head), t, do_strides[1], sees, DV, DV_PAD)
+    has_keys = begin < end
+    q_rows = load_rows(head_rows(q, q_strides, batch, head), t, q_strides[1], has_keys, D, D_PAD)
+    do_rows = load_rows(head_rows(do, do_strides, batch, head), t, do_strides[1], has_keys, DV, DV_PAD)
     row = (batch * tokens + t) * heads + head
-    lse2 = tl.load(lse + row, mask=sees, other=0.0) * LOG2E
-    delta_rows = tl.load(delta + row, mask=sees, other=0.0)
-    k = of_head(k, k_strides, batch, head // group)
-    v = of_head(v, v_strides, batch, head // group)
+    lse2 = tl.load(lse + row, mask=has_keys, other=0.0) * LOG2E
+    delta_rows = tl.load(delta + row, mask=has_keys, other=0.0)
+    k = head_rows(k, k_strides, batch, head // group)
+    v = head_rows(v, v_strides, batch, head // group)
     other += n * other_stride
 
     base2 = scale * LOG2E

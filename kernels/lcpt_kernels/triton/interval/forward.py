@@ -1,9 +1,10 @@
-"""A softmax over an interval of a list of keys for every query, rows gathered by the lists: flash attention.
+"""The softmax of every query over an interval of a list of keys, whose rows are gathered: FlashAttention-2.
 
     o_i = Σ_j p_ij v_j        p_ij = e^{scale·q_i·k_j − lse_i},  first_i ≤ j < last_i
 
-A program holds BM queries of one head. Keys that all of them see come first, without a mask; then the two edges.
-Source: FlashAttention-2 (arXiv 2307.08691) for the running maximum and sum.
+A program holds BM queries of one head. It goes through the keys that all of them see without a mask, then through the
+two edges. Exponents are to the base 2 here, so m_i is too. Notation: `block_causal/__init__.py`.
+Source: FlashAttention-2 (arXiv 2307.08691) for the running maximum m_i, sum l_i and accumulator acc.
 """
 
 from __future__ import annotations
@@ -14,12 +15,12 @@ import triton.language as tl
 from torch import Tensor
 
 from lcpt_kernels.triton.common import launch_configs
-from lcpt_kernels.triton.common.tile_io import load_rows, of_head, store_rows
+from lcpt_kernels.triton.common.tile_io import head_rows, load_rows, store_rows
 from lcpt_kernels.triton.interval.intervals import LOG2E, Part, load_ends, place_of_step, steps
 
 
 def interval_forward(part: Part, type: torch.dtype) -> tuple[Tensor, Tensor]:
-    """-> o [B, T, H, Dv] of `type`, 0 for a query that sees none, and lse [B, T, H] fp32, −∞ for it."""
+    """Return o [B, T, H, Dv] of `type` and lse [B, T, H] fp32; 0 and −∞ for a query that sees no key."""
     batch, tokens, heads, width = part.q.shape
     o = torch.empty(batch, tokens, heads, part.v.shape[3], dtype=type, device=part.q.device)
     lse = torch.empty(batch, tokens, heads, dtype=torch.float32, device=part.q.device)
@@ -67,19 +68,19 @@ def interval_forward_kernel(
     t = tl.load(own + n * own_stride + i, mask=inside, other=0)
     begin, end = load_ends(first + n * ends_stride, last + n * ends_stride, i, inside)
     start, stop, before, inner, edges = steps(begin, end, BN)
-    q_rows = load_rows(of_head(q, q_strides, batch, head), t, q_strides[1], begin < end, D, D_PAD)
-    k = of_head(k, k_strides, batch, head // group)
-    v = of_head(v, v_strides, batch, head // group)
+    q_rows = load_rows(head_rows(q, q_strides, batch, head), t, q_strides[1], begin < end, D, D_PAD)
+    k = head_rows(k, k_strides, batch, head // group)
+    v = head_rows(v, v_strides, batch, head // group)
     other += n * other_stride
 
-    sums = tl.zeros((BM, DV_PAD), tl.float32)
-    norm = tl.zeros((BM,), tl.float32)
-    top = tl.full((BM,), float("-inf"), tl.float32)
+    acc = tl.zeros((BM, DV_PAD), tl.float32)
+    l_i = tl.zeros((BM,), tl.float32)
+    m_i = tl.full((BM,), float("-inf"), tl.float32)
     base2 = scale * LOG2E
-    sums, norm, top = over_keys(
-        sums,
-        norm,
-        top,
+    acc, l_i, m_i = over_keys(
+        acc,
+        l_i,
+        m_i,
         q_rows,
         begin,
         end,
@@ -101,10 +102,10 @@ def interval_forward_kernel(
         BN,
         EDGE=False,
     )
-    sums, norm, top = over_keys(
-        sums,
-        norm,
-        top,
+    acc, l_i, m_i = over_keys(
+        acc,
+        l_i,
+        m_i,
         q_rows,
         begin,
         end,
@@ -127,18 +128,18 @@ def interval_forward_kernel(
         EDGE=True,
     )
 
-    sees = begin < end
+    has_keys = begin < end
     row = (batch * tokens + t) * heads + head
-    norm = tl.where(sees, norm, 1.0)
-    store_rows(o, row, DV, inside, tl.where(sees[:, None], sums / norm[:, None], 0.0), DV, DV_PAD)
-    tl.store(lse + row, tl.where(sees, (top + tl.log2(norm)) / LOG2E, float("-inf")), mask=inside)
+    l_i = tl.where(has_keys, l_i, 1.0)
+    store_rows(o, row, DV, inside, tl.where(has_keys[:, None], acc / l_i[:, None], 0.0), DV, DV_PAD)
+    tl.store(lse + row, tl.where(has_keys, (m_i + tl.log2(l_i)) / LOG2E, float("-inf")), mask=inside)
 
 
 @triton.jit
 def over_keys(
-    sums,
-    norm,
-    top,
+    acc,
+    l_i,
+    m_i,
     q_rows,
     begin,
     end,
@@ -160,7 +161,7 @@ def over_keys(
     BN: tl.constexpr,
     EDGE: tl.constexpr,
 ):
-    """`count` steps: sums [BM, DV] and norm [BM], both times 2^−top, of the weights 2^(base2·q·k)."""
+    """Add the keys of `count` steps, with weights 2^(base2·q·k), to acc [BM, DV] and l_i [BM], both over 2^{m_i}."""
     for step in range(0, count):
         j = place_of_step(step, start, before, inner, BN, EDGE) + tl.arange(0, BN)
         s = tl.load(other + j, mask=j < stop, other=0)
@@ -170,14 +171,14 @@ def over_keys(
         if EDGE:
             seen = (begin[:, None] <= j[None, :]) & (j[None, :] < end[:, None])
             score = tl.where(seen, score, float("-inf"))
-        highest = tl.maximum(top, tl.max(score, axis=1))
+        m_new = tl.maximum(m_i, tl.max(score, axis=1))
         if EDGE:
-            below = tl.where(highest == float("-inf"), 0.0, highest)  # nothing seen so far: ∞ − ∞ would be NaN
+            m_safe = tl.where(m_new == float("-inf"), 0.0, m_new)  # no key so far: ∞ − ∞ would be NaN
         else:
-            below = highest
-        w = tl.exp2(score - below[:, None])
-        shrink = tl.exp2(top - below)
-        norm = norm * shrink + tl.sum(w, axis=1)
-        sums = tl.dot(w.to(v_rows.dtype), v_rows, sums * shrink[:, None], input_precision="ieee")  # [BM, BN] @ [BN, DV]
-        top = highest
-    return sums, norm, top
+            m_safe = m_new
+        p = tl.exp2(score - m_safe[:, None])
+        alpha = tl.exp2(m_i - m_safe)
+        l_i = l_i * alpha + tl.sum(p, axis=1)
+        acc = tl.dot(p.to(v_rows.dtype), v_rows, acc * alpha[:, None], input_precision="ieee")  # [BM, BN] @ [BN, DV]
+        m_i = m_new
+    return acc, l_i, m_i

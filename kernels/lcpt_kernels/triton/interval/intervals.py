@@ -1,13 +1,13 @@
-"""Who meets whom, as two sorted lists and an interval for every query, and what the kernels are given of it.
+"""Sorted intervals: a list of queries, a list of keys, and for each query the interval of keys that it sees.
 
-Where first and last never fall, the queries that see a key are an interval as well: the lists are read from both sides
-by the same rules, and what a tile meets is found by looking at its own rows' ends.
+Since first and last never decrease, the queries that see a key are an interval as well: the lists can be read from both
+sides by the same rules, and a tile finds its keys, or its queries, from the ends of its own rows' intervals.
 """
 
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import torch
 import triton
@@ -16,46 +16,51 @@ from torch import Tensor
 
 from lcpt_kernels.triton.common.tensors import padded
 
-LOG2E = tl.constexpr(math.log2(math.e))  # exp2 is what the hardware has
+LOG2E = tl.constexpr(math.log2(math.e))  # the hardware computes exp2
 
 
-class Intervals(NamedTuple):
-    """N = B·H heads, or 1: the same for all. Of every head all T queries and all S keys stand in a list, as int32
-    positions; query i sees the keys first[i] ≤ j < last[i] of the list, or none. Neither end ever falls."""
+@dataclass(frozen=True, slots=True)
+class SortedIntervals:
+    """The lists of N = B·H heads, or N = 1 list for all heads, int32. Query i of the list sees the keys
+    first[i] ≤ j < last[i] of the list. first and last never decrease."""
 
-    queries: Tensor  # [N, T]
-    keys: Tensor  # [N, S]
+    queries: Tensor  # [N, T] positions
+    keys: Tensor  # [N, S] positions
     first: Tensor  # [N, T]
     last: Tensor  # [N, T]
 
-    def seen_from_keys(self) -> Intervals:
-        """Key j is seen by the queries lower[j] ≤ i < upper[j]: (keys, queries, lower, upper)."""
+    def tensors(self) -> list[Tensor]:
+        """Return queries, keys, first and last, as the operator takes them."""
+        return [self.queries, self.keys, self.first, self.last]
+
+    def transposed(self) -> SortedIntervals:
+        """Return the intervals of queries that see each key: keys and queries change places."""
         j = torch.arange(self.keys.shape[1], dtype=torch.int32, device=self.keys.device).repeat(len(self.first), 1)
         lower, upper = (
             torch.searchsorted(x.contiguous(), j, right=True, out_int32=True) for x in (self.last, self.first)
         )
-        return Intervals(self.keys, self.queries, lower, upper)
+        return SortedIntervals(self.keys, self.queries, lower, upper)
 
 
-class Part(NamedTuple):
-    """Queries [B, T, H, D], keys [B, S, Hkv, D] and values [B, S, Hkv, Dv] that meet as `intervals` say, whose lists
-    are those of a program's rows and of what it goes through: queries and keys, or keys and queries. Last strides 1."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Part:
+    """One set of keys of a softmax. The last stride of every tensor is 1."""
 
-    q: Tensor
-    k: Tensor
-    v: Tensor
-    intervals: Intervals
+    q: Tensor  # [B, T, H, D]
+    k: Tensor  # [B, S, Hkv, D]
+    v: Tensor  # [B, S, Hkv, Dv]
+    intervals: SortedIntervals  # transposed for a kernel whose programs hold keys
     scale: float
 
     @property
     def type(self) -> torch.dtype:
-        """Of weights and their gradients where they meet in a product: fp16 does not hold the range of gradients."""
+        """Return the dtype of weights and their gradients as operands of a product: fp16 does not hold their range."""
         return torch.float32 if self.v.dtype == torch.float32 else torch.bfloat16
 
     def arguments(self, kernel) -> dict:
-        """Those that `kernel` has, by their names."""
+        """Return the arguments that `kernel` has a parameter for, by name."""
         D, DV = self.q.shape[3], self.v.shape[3]
-        own, other, first, last = self.intervals
+        own, other, first, last = self.intervals.tensors()
         known = dict(
             q=self.q,
             q_strides=self.q.stride()[:3],
@@ -64,12 +69,12 @@ class Part(NamedTuple):
             v=self.v,
             v_strides=self.v.stride()[:3],
             own=own,
-            own_stride=of_heads(own),
+            own_stride=head_stride(own),
             other=other,
-            other_stride=of_heads(other),
+            other_stride=head_stride(other),
             first=first,
             last=last,
-            ends_stride=of_heads(first),
+            ends_stride=head_stride(first),
             tokens=self.q.shape[1],
             span=self.k.shape[1],
             heads=self.q.shape[2],
@@ -83,33 +88,36 @@ class Part(NamedTuple):
         return {name: x for name, x in known.items() if name in kernel.arg_names}
 
 
-def of_heads(rows: Tensor) -> int:
-    """From one head's row of a list to the next's."""
+def head_stride(rows: Tensor) -> int:
+    """Return the stride from one head's list to the next; 0 where all heads have the same."""
     return rows.stride(0) if len(rows) > 1 else 0
 
 
 @triton.jit
 def load_ends(first, last, rows, inside):
-    """-> where each row's interval begins and ends; 0 and 0 for rows that are not inside."""
+    """Load the interval [begin, end) of each row; 0 and 0 for rows that are not inside."""
     return tl.load(first + rows, mask=inside, other=0), tl.load(last + rows, mask=inside, other=0)
 
 
 @triton.jit
 def steps(begin, end, SIZE: tl.constexpr):
-    """The steps of SIZE from the first place that any row sees to the last: where they start and stop, the number of
-    those before all rows see all of a step, of those where all do, and of the others. Rows that see nothing have no
-    say: they see what they should not in the inner steps, and the kernels give them zeros."""
-    sees = begin < end
-    stop = tl.max(tl.where(sees, end, 0))
-    start = tl.minimum(tl.min(tl.where(sees, begin, 2147483647)), stop)
-    before = tl.cdiv(tl.max(tl.where(sees, begin, start)) - start, SIZE)
-    inner = tl.maximum(tl.min(tl.where(sees, end, stop)) - start - before * SIZE, 0) // SIZE
+    """Divide the union of the rows' intervals into steps of SIZE.
+
+    Return its start and stop, the number of edge steps before the inner ones, the number of inner steps, which lie in
+    the interval of every row, and the number of all edge steps, which need a mask. Rows with an empty interval are left
+    out of this: inner steps compute weights for them too, and the kernels replace their results by 0.
+    """
+    nonempty = begin < end
+    stop = tl.max(tl.where(nonempty, end, 0))
+    start = tl.minimum(tl.min(tl.where(nonempty, begin, 2147483647)), stop)
+    before = tl.cdiv(tl.max(tl.where(nonempty, begin, start)) - start, SIZE)
+    inner = tl.maximum(tl.min(tl.where(nonempty, end, stop)) - start - before * SIZE, 0) // SIZE
     return start, stop, before, inner, tl.cdiv(stop - start, SIZE) - inner
 
 
 @triton.jit
 def place_of_step(step, start, before, inner, SIZE: tl.constexpr, EDGE: tl.constexpr):
-    """Where the inner or the edge step of this number begins."""
+    """Return the place where an inner step, or with EDGE an edge step, starts."""
     if EDGE:
         return start + (step + tl.where(step < before, 0, inner)) * SIZE
     else:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -13,10 +16,10 @@ from lcpt_kernels.triton.fused.learned_sketch import learned_sketch
 from lcpt_kernels.triton.fused.norm_rotary import norm_rotary
 from lcpt_kernels.triton.fused.pooling import pool_blocks
 from lcpt_kernels.triton.interval import sparse as in_intervals
-from lcpt_kernels.visibility import Sight
+from lcpt_kernels.visibility import VisibleRange
 
 BLOCK, SUMMARIES, TOKENS = 256, 32, 512
-SETTINGS = (  # what tells most first; features: of a sketch, or m
+SETTINGS: tuple[dict[str, Any], ...] = (  # the most telling first; features: the width of a sketch, or m
     {"of": "squared", "head_dim": 64, "features": 32},
     {"of": "squared", "head_dim": 128, "features": 32},
     {"of": "flurka", "head_dim": 64, "features": 64},
@@ -45,17 +48,17 @@ FEW = 10  # for targets other than sm_90
 
 
 def output_of(of: str, head_dim: int, dtype: torch.dtype = torch.bfloat16, tokens: int = TOKENS, **others) -> Tensor:
-    """The output of a call of SETTINGS, where kernels start or are written down; with a graph for the backward pass."""
+    """Return the output of one of SETTINGS, with a graph for the backward pass; its kernels start or are recorded."""
 
     def tensor(*size, rows=tokens):
         return torch.zeros(1, rows, 2, *size, dtype=dtype, requires_grad=True)
 
     if of in PLANS:
-        return of_blocks(tensor, of, head_dim, **others)
+        return block_causal_output(tensor, of, head_dim, **others)
     return OTHERS[of](tensor, head_dim, tokens, **others)
 
 
-def of_blocks(
+def block_causal_output(
     tensor, attention: str, head_dim: int, features: int, local_blocks: int = 1, gated: bool = False
 ) -> Tensor:
     plan, q, a, keys = PLANS[attention](tensor, head_dim, features, local_blocks)
@@ -64,21 +67,33 @@ def of_blocks(
     return compute(plan, q, a, keys, None, False)[0]
 
 
+def plan_of(local, features, scale: float, offset: float, local_blocks: int, summaries: int | None = None) -> Plan:
+    return Plan(
+        local=local,
+        features=features,
+        scale=scale,
+        offset=offset,
+        block_size=BLOCK,
+        local_blocks=local_blocks,
+        summaries=summaries,
+    )
+
+
 def squared(tensor, head_dim, size, local_blocks):
-    """plan, q, a and keys, as `compute` takes them."""
-    plan = Plan(Power(4), QuadraticFeatures(size, (0, 0, 1)), 1 / head_dim, head_dim**-4.0, BLOCK, local_blocks)
+    """Return plan, q, a and keys, as `compute` takes them."""
+    plan = plan_of(Power(4), QuadraticFeatures(size, (0, 0, 1)), 1 / head_dim, head_dim**-4.0, local_blocks)
     return plan, tensor(head_dim), tensor(size), {"k": tensor(head_dim), "v": tensor(head_dim), "b": tensor(size)}
 
 
 def fastmax(tensor, head_dim, size, local_blocks):
     coefficients, a = (1, 1, 0.5), tensor(size)
-    plan = Plan(Quadratic(*coefficients), QuadraticFeatures(size, coefficients), 1.0, 0.0, BLOCK, local_blocks)
+    plan = plan_of(Quadratic(*coefficients), QuadraticFeatures(size, coefficients), 1.0, 0.0, local_blocks)
     return plan, a, a, {"v": tensor(head_dim), "b": tensor(size)}
 
 
 def feature(tensor, head_dim, size, local_blocks):
     phi = tensor(size)
-    plan = Plan(Linear(), Explicit(size), 1.0, 0.0, BLOCK, local_blocks)
+    plan = plan_of(Linear(), Explicit(size), 1.0, 0.0, local_blocks)
     return plan, phi, phi, {"v": tensor(head_dim), "b": tensor(size)}
 
 
@@ -91,22 +106,29 @@ def flurka(tensor, head_dim, size, _):
         "far_v": tensor(head_dim, rows=rows),
         "mass": tensor(rows=rows),
     }
-    plan = Plan(Exponential(), Explicit(size), head_dim**-0.5, 0.0, BLOCK, 2, SUMMARIES)
+    plan = plan_of(Exponential(), Explicit(size), head_dim**-0.5, 0.0, 2, SUMMARIES)
     return plan, tensor(head_dim), tensor(size), keys
 
 
-PLANS = {"squared": squared, "fastmax": fastmax, "feature": feature, "flurka": flurka}
+PLANS: dict[str, Callable[..., tuple[Plan, Tensor, Tensor, dict[str, Tensor]]]] = {
+    "squared": squared,
+    "fastmax": fastmax,
+    "feature": feature,
+    "flurka": flurka,
+}
 
 
 def sparse(tensor, head_dim: int, tokens: int, kept: bool = True) -> Tensor:
     t = torch.arange(tokens)
     keep = torch.ones(1, tokens, 2, dtype=torch.bool) if kept else None
-    sight = Sight(keep, keep, None, None, torch.zeros_like(t), t)
-    return in_intervals.sparse_attention(tensor(head_dim), tensor(head_dim), tensor(head_dim), [sight], 1.0)
+    visible = VisibleRange(
+        q_keep=keep, k_keep=keep, q_bucket=None, k_bucket=None, window_start=torch.zeros_like(t), window_end=t
+    )
+    return in_intervals.sparse_attention(tensor(head_dim), tensor(head_dim), tensor(head_dim), [visible], 1.0)
 
 
 def heads(tensor, head_dim: int, tokens: int, keep_plain: bool = False) -> Tensor:
-    """As a projection gives them, in the midst of a wider tensor."""
+    """Return norm_rotary of heads that are part of a wider tensor, as a projection returns them."""
     weight, bias = tensor(head_dim)[0, 0]
     table = torch.zeros(tokens, 1, head_dim // 2)
     x = torch.cat((tensor(head_dim), tensor(head_dim)), dim=2)[:, :, :2]
@@ -120,15 +142,16 @@ def sketch(tensor, head_dim: int, tokens: int, size: int) -> Tensor:
 
 
 def mapped(tensor, head_dim: int, tokens: int, map: str) -> Tensor:
-    """Features twice as many as coordinates in favor's map, as many in the others'."""
+    """Return the features of a map: favor has twice as many as coordinates, the others as many."""
     count = {"elu1": 0, "oglu": 2}.get(map, 1)
     width = 2 * head_dim if map == "favor" else head_dim
-    W = [tensor(width, rows=head_dim)[0].transpose(0, 1).contiguous() for _ in range(count)]
-    return feature_map(map, tensor(head_dim), *W, b=tensor(width)[0, 0] if map == "relu" else None)
+    matrices = [tensor(width, rows=head_dim)[0].transpose(0, 1).contiguous() for _ in range(count)]
+    W, G = (*matrices, None, None)[:2]
+    return feature_map(map, tensor(head_dim), W, G, b=tensor(width)[0, 0] if map == "relu" else None)
 
 
 def summaries(tensor, head_dim: int, tokens: int, gated: bool = False) -> Tensor:
-    """All that is pooled, in one row."""
+    """Return all outputs of pool_blocks in one row."""
     rows = -(-tokens // BLOCK) * BLOCK
     k, v, logits = (tensor(size, rows=rows).unflatten(1, (-1, BLOCK)) for size in (head_dim, head_dim, SUMMARIES))
     gamma = tensor(rows=rows).float().unflatten(1, (-1, BLOCK)) if gated else None
@@ -136,4 +159,10 @@ def summaries(tensor, head_dim: int, tokens: int, gated: bool = False) -> Tensor
     return torch.cat([x.float().flatten() for x in pooled if x is not None])
 
 
-OTHERS = {"sparse": sparse, "heads": heads, "sketch": sketch, "map": mapped, "summaries": summaries}
+OTHERS: dict[str, Callable[..., Tensor]] = {
+    "sparse": sparse,
+    "heads": heads,
+    "sketch": sketch,
+    "map": mapped,
+    "summaries": summaries,
+}

@@ -1,7 +1,7 @@
 """Compile every kernel without a GPU and report registers, spills, shared memory, tensor-core instructions, hazards.
 
-The kernels are those that a forward and a backward pass launch, with their own arguments: a launch is replaced by a
-note of it. Needs a process in which Triton compiles (no TRITON_INTERPRET=1); it compiles for any target.
+The kernels are those that a forward and a backward pass launch, with the same arguments: a launch is recorded instead
+of run. This needs a process in which Triton compiles (no TRITON_INTERPRET=1); it compiles for any target.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import re
 import subprocess
 import tempfile
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from unittest import mock
 
 import torch
@@ -21,7 +21,7 @@ from triton.runtime.jit import JITFunction
 
 from lcpt_kernels.triton.common import launch_configs
 from lcpt_kernels.triton.report.compile_cases import FEW, SETTINGS, output_of
-from lcpt_kernels.triton.report.sass import loops, wgmma_hazards
+from lcpt_kernels.triton.report.sass import loops, required_match, wgmma_hazards
 
 TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32),
@@ -39,23 +39,23 @@ SIZES = (*TILES, "num_warps", "num_stages", "maxnreg")
 
 
 class Launch(NamedTuple):
-    """A kernel with what Triton compiles it for."""
+    """A kernel and the specialisation that Triton compiles."""
 
     kernel: JITFunction
-    signature: dict  # name -> "*bf16", "i32", "constexpr", or a tuple of these
+    signature: dict[str, str | tuple[str, ...]]  # name -> "*bf16", "i32", "constexpr", or a tuple of these
     constants: dict  # of the constexprs: name -> value
     divisible: tuple[tuple[int, ...], ...]  # places of arguments that are multiples of 16
     options: dict[str, int]  # num_warps, num_stages, and maxnreg where registers are capped
 
 
 def rows(target: str, first: int | None = None, part: int = 0, parts: int = 1, keep: Path | None = None) -> list[dict]:
-    """Compile for one of TARGETS what the `first` of SETTINGS launch (None: all for sm_90, for others a few).
+    """Compile the launches of the `first` of SETTINGS for one of TARGETS (None: all for sm_90, a few for others).
 
-    What several settings launch stands with the first of them. Of all rows, each of `parts` processes compiles every
-    `parts`-th, from `part` on. A kernel that does not compile is a row with "error". In the folder `keep` every row
-    leaves its PTX and machine code; "file" is the name of both.
+    A launch that several settings share is a row of the first of them. Each of `parts` processes compiles every
+    `parts`-th row, from `part` on. A kernel that does not compile is a row with "error". PTX and machine code of every
+    row are written to the folder `keep`, under the name in "file".
     """
-    found = {}
+    found: dict[str, tuple[Launch, dict[str, Any]]] = {}
     for settings in SETTINGS[: first or (len(SETTINGS) if target == "sm_90" else FEW)]:
         for launch in launches(target, **settings):
             found.setdefault(repr(launch), (launch, settings))
@@ -67,8 +67,8 @@ def rows(target: str, first: int | None = None, part: int = 0, parts: int = 1, k
 
 
 def launches(target: str, **settings) -> list[Launch]:
-    """Those of a call (`report_calls`) and of its backward pass, each once."""
-    found = {}
+    """Return the launches of a case in `compile_cases`, forward and backward, each once."""
+    found: dict[str, Launch] = {}
 
     def note(kernel, *args, grid, warmup, num_warps=4, num_stages=3, maxnreg=None, **kwargs):
         arguments = dict(zip(kernel.arg_names, args, strict=False)) | kwargs
@@ -82,8 +82,10 @@ def launches(target: str, **settings) -> list[Launch]:
 
 
 def specialise(kernel: JITFunction, arguments: dict, options: dict[str, int]) -> Launch:
-    """As Triton does when it starts a kernel: what each argument is compiled as."""
-    signature, constants, divisible = {}, {}, []
+    """Return the launch with the types and constants that Triton compiles each argument as when a kernel starts."""
+    signature: dict[str, str | tuple[str, ...]] = {}
+    constants: dict[tuple[int], Any] = {}
+    divisible: list[tuple[int, ...]] = []
     for place, parameter in enumerate(kernel.params):
         x = arguments[parameter.name]
         free = parameter.do_not_specialize
@@ -103,9 +105,9 @@ def specialise(kernel: JITFunction, arguments: dict, options: dict[str, int]) ->
 
 
 def row(launch: Launch, settings: dict, target: str, keep: Path | None = None) -> dict:
-    """One row of the report; `keep` is a path without an ending for PTX and machine code."""
-    constants = of_constants(launch)
-    of = ", backward" * constants.get("QUERIES", False) + ", of summaries" * (not constants.get("NEAR", True))
+    """Return one row of the report; `keep` is the path of PTX and machine code without an ending."""
+    constants = constexpr_values(launch)
+    of = ", backward" * constants.get("QUERIES", False) + ", of summaries" * (not constants.get("LOCAL", True))
     found = {
         "kernel": launch.kernel.__name__ + of,
         "settings": settings | tiles(launch),
@@ -123,7 +125,7 @@ def row(launch: Launch, settings: dict, target: str, keep: Path | None = None) -
         if keep is not None:
             found["file"] = write_code(compiled, target, keep)
         figures = nvidia(compiled, target, launch.options["num_warps"]) if target in SHARED else amd(compiled)
-    except Exception as error:  # whatever the compiler or the assembler says of one kernel, the others are reported
+    except Exception as error:  # an error of one kernel must not hide the others
         return found | {"error": last_line(error)}
     return found | figures
 
@@ -134,7 +136,7 @@ def last_line(error: Exception) -> str:
 
 
 def write_code(compiled, target: str, path: Path) -> str:
-    """Write PATH.ptx and PATH.sass, for AMD PATH.amdgcn -> the name without an ending."""
+    """Write PATH.ptx and PATH.sass, for AMD PATH.amdgcn. Return the name without an ending."""
     if target in SHARED:
         path.with_suffix(".ptx").write_text(compiled.asm["ptx"])
         path.with_suffix(".sass").write_text(disassembled(compiled))
@@ -144,12 +146,12 @@ def write_code(compiled, target: str, path: Path) -> str:
 
 
 def tiles(launch: Launch) -> dict[str, int]:
-    """Its sizes of tiles, warps and stages."""
-    named = of_constants(launch)
+    """Return the sizes of tiles, warps and stages of a launch."""
+    named = constexpr_values(launch)
     return {name: named[name] for name in TILES if name in named} | launch.options
 
 
-def of_constants(launch: Launch) -> dict:
+def constexpr_values(launch: Launch) -> dict:
     return {launch.kernel.params[place].name: x for (place,), x in launch.constants.items()}
 
 
@@ -160,16 +162,16 @@ def nvidia(compiled, target: str, warps: int) -> dict:
         ptx = Path(folder, "kernel.ptx")
         ptx.write_text(compiled.asm["ptx"])
         assembler = NVIDIA_TOOLS / ("ptxas-blackwell" if target == "sm_100" else "ptxas")
-        architecture = re.search(r"\.target (\w+)", compiled.asm["ptx"])[1]
+        architecture = required_match(r"\.target (\w+)", compiled.asm["ptx"])[1]
         log = call(assembler, "-v", f"--gpu-name={architecture}", ptx, "-o", Path(folder, "again.cubin"))
-    registers = int(re.search(r"Used (\d+) registers", log)[1])
+    registers = int(required_match(r"Used (\d+) registers", log)[1])
     shared = compiled.metadata.shared
     return {
         "registers": registers,
         "spill_bytes": sum(map(int, re.findall(r"(\d+) bytes spill", log))),
         "shared_bytes": shared,
         "tensor_core_ops": tensor_core_ops,
-        "wgmma_serialized": bool(re.search(r"C75\d\d.*serialized", log)),
+        "wgmma_serialized": bool(required_match(r"C75\d\d.*serialized", log)),
         "wgmma_hazards": wgmma_hazards(sass),
         "loops": [loop._asdict() for loop in loops(sass)],
         "occupancy": occupancy(registers, shared, warps, *SHARED[target]),
@@ -177,7 +179,7 @@ def nvidia(compiled, target: str, warps: int) -> dict:
 
 
 def disassembled(compiled) -> str:
-    """The machine code that Triton made, as text."""
+    """Return the machine code of a compiled kernel as text."""
     with tempfile.TemporaryDirectory() as folder:
         cubin = Path(folder, "kernel.cubin")
         cubin.write_bytes(compiled.asm["cubin"])
@@ -187,8 +189,8 @@ def disassembled(compiled) -> str:
 def amd(compiled) -> dict:
     text = compiled.asm["amdgcn"]
     return {
-        "registers": int(re.search(r"\.vgpr_count:\s*(\d+)", text)[1]),
-        "spill_bytes": 4 * int(re.search(r"\.vgpr_spill_count:\s*(\d+)", text)[1]),
+        "registers": int(required_match(r"\.vgpr_count:\s*(\d+)", text)[1]),
+        "spill_bytes": 4 * int(required_match(r"\.vgpr_spill_count:\s*(\d+)", text)[1]),
         "shared_bytes": compiled.metadata.shared,
         "tensor_core_ops": len(re.findall(r"\bv_mfma", text)),
         "wgmma_serialized": False,
@@ -199,11 +201,11 @@ def amd(compiled) -> dict:
 
 
 def occupancy(registers: int, shared: int, warps: int, shared_of_all: int, shared_of_one: int) -> int:
-    """Blocks of `warps` warps that a multiprocessor holds at a time; 0: it holds none."""
+    """Return how many blocks of `warps` warps a multiprocessor holds at a time."""
     if shared > shared_of_one * 1024:
         return 0
-    of_warp = -(-registers * 32 // 256) * 256  # registers are given out by 256
-    by_registers = REGISTERS // of_warp // 4 * 4 // warps  # and warps by four
+    registers_per_warp = -(-registers * 32 // 256) * 256  # registers are allocated in units of 256
+    by_registers = REGISTERS // registers_per_warp // 4 * 4 // warps  # and warps in units of 4
     return min(by_registers, shared_of_all * 1024 // (shared + 1024), WARPS // warps, 32)
 
 

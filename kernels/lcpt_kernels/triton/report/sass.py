@@ -32,9 +32,21 @@ class Loop(NamedTuple):
     tensor_clocks: int  # that the tensor core of a quarter multiprocessor needs for them, at its full rate
 
 
+# A place in the code, the groups of wgmma in flight, oldest first, and the group not yet committed; of registers.
+Path = tuple[int, tuple[frozenset[int], ...], frozenset[int]]
+
+
+def required_match(pattern: str | re.Pattern[str], text: str) -> re.Match[str]:
+    """Return the first match of `pattern`, which `text` must have."""
+    found = re.search(pattern, text)
+    assert found is not None, f"{text!r} has no match of {pattern!r}"
+    return found
+
+
 def parse(sass: str) -> tuple[list[Instruction], dict[str, int]]:
     """The text of nvdisasm or cuobjdump -> instructions, and for each label the place of the next one."""
-    instructions, labels = [], {}
+    instructions: list[Instruction] = []
+    labels: dict[str, int] = {}
     for line in sass.splitlines():
         if label := LABEL.match(line):
             labels[label[1]] = len(instructions)
@@ -50,7 +62,9 @@ def wgmma_hazards(sass: str) -> int:
     same place with the same groups is visited once. Accumulators that a later wgmma adds to are no hazard.
     """
     instructions, labels = parse(sass)
-    found, seen, paths = set(), set(), [(0, (), frozenset())]
+    found: set[int] = set()
+    seen: set[Path] = set()
+    paths: list[Path] = [(0, (), frozenset())]
     while paths:
         place, in_flight, open_group = paths.pop()
         while place < len(instructions) and (place, in_flight, open_group) not in seen:
@@ -61,12 +75,12 @@ def wgmma_hazards(sass: str) -> int:
                 if "gsb0" in operands:
                     in_flight, open_group = (*in_flight, open_group), frozenset()
             elif opcode.startswith("WARPGROUP.DEPBAR"):
-                unfinished = int(re.search(r"gsb0, 0x([0-9a-f]+)", operands)[1], 16)
+                unfinished = int(required_match(r"gsb0, 0x([0-9a-f]+)", operands)[1], 16)
                 in_flight = in_flight[len(in_flight) - unfinished :] if unfinished < len(in_flight) else in_flight
                 in_flight = in_flight if unfinished else ()
             elif written_registers(opcode, operands) & open_group.union(*in_flight):
                 found.add(place)
-            if opcode == "BRA" and (target := labels.get(TARGET.search(operands)[1])) is not None:
+            if opcode == "BRA" and (target := labels.get(required_match(TARGET, operands)[1])) is not None:
                 if not predicate and "P" not in operands.split("`")[0]:
                     place = target
                     continue
@@ -79,8 +93,8 @@ def wgmma_hazards(sass: str) -> int:
 
 def registers_of_wgmma(opcode: str, operands: str) -> frozenset[int]:
     """Its accumulator, and its A operand where that is not a descriptor of shared memory."""
-    accumulator, a = re.match(r"R(\d+), (?:R(\d+), )?gdesc", operands).groups()
-    columns = int(re.search(r"64x(\d+)x", opcode)[1])
+    accumulator, a = required_match(r"^R(\d+), (?:R(\d+), )?gdesc", operands).groups()
+    columns = int(required_match(r"64x(\d+)x", opcode)[1])
     registers = set(range(int(accumulator), int(accumulator) + columns // (2 if ".F32" in opcode else 4)))
     return frozenset(registers | (set(range(int(a), int(a) + A_REGISTERS)) if a else set()))
 
@@ -107,7 +121,7 @@ def loops(sass: str) -> list[Loop]:
     instructions, labels = parse(sass)
     ranges = []
     for end, (_, opcode, operands) in enumerate(instructions):
-        start = labels.get(TARGET.search(operands)[1]) if opcode == "BRA" else None
+        start = labels.get(required_match(TARGET, operands)[1]) if opcode == "BRA" else None
         if start is not None and start < end:  # an end that jumps to itself is no loop
             ranges.append((start, end))
     innermost = [(a, b) for a, b in ranges if not any(a <= c and d <= b for c, d in ranges if (c, d) != (a, b))]
