@@ -128,7 +128,8 @@ def _check_summaries(
 ) -> None:
     if cu_seqlens is not None:
         check_packed(cu_seqlens, batch, tokens)
-        return check_packed_summaries("k_summary", rows, summaries, block_size, cu_seqlens)
+        check_packed_summaries("k_summary", rows, summaries, block_size, cu_seqlens)
+        return
     whole = tokens // block_size * summaries
     if rows < whole or rows % summaries != 0:  # formatted only if it fails: `arguments.py`
         raise ValueError(

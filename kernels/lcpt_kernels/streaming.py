@@ -106,9 +106,7 @@ def _tail(plan: Plan, keys: dict[str, Tensor], first: int) -> dict[str, Tensor]:
     c = plan.block_size
     blocks_in_state = max(0, (first + keys["v"].shape[1]) // c - plan.local_blocks + 1)
     start = (
-        {name: (blocks_in_state - first // c) * plan.summaries for name in ("b", "far_v", "mass")}
-        if plan.summaries
-        else {}
+        dict.fromkeys(("b", "far_v", "mass"), (blocks_in_state - first // c) * plan.summaries) if plan.summaries else {}
     )
     # Copies: views would keep all of the sequence in memory.
     return {name: x[:, start.get(name, blocks_in_state * c - first) :].clone() for name, x in keys.items()}

@@ -24,7 +24,7 @@ def pytest_collection_modifyitems(items):
 def pytest_collection_finish(session):
     if session.config.option.collectonly or not any(map(of_interpreter, session.items)):
         return
-    folder, output = Path(__file__).parent / "triton", tempfile.TemporaryFile("w+")
+    folder, output = Path(__file__).parent / "triton", tempfile.TemporaryFile("w+")  # noqa: SIM115  closed in pytest_sessionfinish
     process = subprocess.Popen(
         [sys.executable, "-m", "pytest", "-q", "--no-header", "-p", "no:cacheprovider", str(folder)],
         cwd=folder.parents[2],

@@ -74,6 +74,6 @@ def test_missing_summaries_are_named():
     given["k_summary"] = given["k_summary"][:, :8]
     with pytest.raises(ValueError, match="8 rows"):
         lowrank_attention(**given, summaries=R, block_size=C)
+    given = {name: x[:1] for name, x in given.items()}
     with pytest.raises(ValueError, match="8 rows; 2 summaries of every whole block of 6 tokens are 10"):
-        given = {name: x[:1] for name, x in given.items()}
         lowrank_attention(**given, summaries=R, block_size=C, cu_seqlens=torch.tensor([0, 31]))

@@ -1,5 +1,6 @@
 """Gates, states and packed documents, the same for every family of linear cost."""
 
+import re
 from itertools import pairwise
 
 import pytest
@@ -246,9 +247,8 @@ def test_packed_documents_are_documents_alone(function, inputs, shape, backend, 
 @pytest.mark.parametrize("function, inputs, shape", FAMILIES)
 def test_what_does_not_fit_is_named(function, inputs, shape, change, parts):
     change = {name: torch.tensor(x) if name == "cu_seqlens" else x for name, x in change.items()}
-    with pytest.raises(ValueError) as caught:
+    with pytest.raises(ValueError, match=".*".join(map(re.escape, parts))):
         function(**({"block_size": C} | inputs(13, b=1, **shape) | change))
-    assert all(part in str(caught.value) for part in parts), caught.value
 
 
 @pytest.mark.parametrize("function, inputs, shape", FAMILIES)

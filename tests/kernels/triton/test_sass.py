@@ -3,7 +3,7 @@
 import pytest
 
 pytest.importorskip("triton")
-from lcpt_kernels.triton.report.sass import Loop, loops, wgmma_hazards  # noqa: E402
+from lcpt_kernels.triton.report.sass import Loop, loops, wgmma_hazards
 
 WGMMA = "HGMMA.64x64x16.F32.BF16 R24, R92, gdesc[UR8].tnspB, R24, gsb0"  # A in R92 … R95, the sum in R24 … R55
 OF_SHARED = "HGMMA.64x64x16.F32.BF16 R24, gdesc[UR8].tnspB, R24, gsb0"

@@ -76,7 +76,7 @@ def launches(target: str, **settings) -> list[Launch]:
         launch = specialise(kernel, arguments, options)
         found.setdefault(repr(launch), launch)
 
-    with mock.patch.object(JITFunction, "run", note), mock.patch.object(launch_configs, "target", lambda: target):
+    with mock.patch.object(JITFunction, "run", note), mock.patch.object(launch_configs, "target", return_value=target):
         output_of(**settings).sum().backward()
     return list(found.values())
 
