@@ -7,6 +7,7 @@ the path near orthogonal: without it some runs collapse.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 from lcpt.attention.base import LinearCost, Projected, in_fp32
 
 GATE_RANK = 4  # AOGLU's gate has rank d / 4
-POSITIVE = {"ffn": softplus, "oglu": oglu, "aoglu": aoglu}
+POSITIVE: dict[str, Callable[..., Tensor]] = {"ffn": softplus, "oglu": oglu, "aoglu": aoglu}
 
 
 @dataclass

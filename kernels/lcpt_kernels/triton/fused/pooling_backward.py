@@ -22,10 +22,10 @@ from lcpt_kernels.triton.fused.pooling_forward import Blocks, Pooled, load_gamma
 def pooling_backward(given: Blocks, lse: Tensor, d: Pooled) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     """lse [B, N·r, H] fp32; the gradients of what is pooled, of k and v with last stride 1, of the mass contiguous
     -> those of k, v, logits and gamma, None without it; contiguous."""
-    dk, dv, d_logits, d_gamma = (
-        None if x is None else torch.empty(x.shape, dtype=x.dtype, device=x.device)
-        for x in (given.k, given.v, given.logits, given.gamma)
-    )
+    dk, dv, d_logits = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (given.k, given.v, given.logits))
+    d_gamma = None
+    if given.gamma is not None:
+        d_gamma = torch.empty(given.gamma.shape, dtype=given.gamma.dtype, device=given.gamma.device)
     batch, count, _, heads, summaries = given.logits.shape
     tiles = given.tiles("pooling_backward")
     pooling_backward_kernel[(batch * count, heads)](
