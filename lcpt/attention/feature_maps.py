@@ -16,7 +16,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from lcpt_kernels.feature_maps import FEATURE_MAPS as FORMULAS
+from lcpt_kernels.feature_maps import FEATURE_MAPS as REGISTRY
 from lcpt_kernels.feature_maps import elu1, favor, feature_map, hedgehog, matrix_shapes, relu
 from torch import Tensor, nn
 
@@ -32,7 +32,7 @@ class MatrixMap(nn.Module):
 
     def __init__(self, name: str, n_kv_heads: int, head_dim: int, size: int | None):
         super().__init__()
-        self.name, self.entry = name, FORMULAS[name]
+        self.name, self.entry = name, REGISTRY[name]
         m = size or self.entry.expansion * head_dim
         self.size, self.flops = self.entry.width(head_dim, m), 0.0
         shapes = matrix_shapes(self.entry.matrices, n_kv_heads, head_dim, m, max(1, head_dim // 4))
@@ -136,7 +136,7 @@ FEATURE_MAPS: dict[str, Callable[[int, int, int | None], nn.Module]] = {
     "sketch": Sketched,
 }
 FEATURE_MAPS |= {
-    name: partial(MatrixMap, name) for name in FORMULAS if name not in FEATURE_MAPS and name not in OF_FEEDFORWARD
+    name: partial(MatrixMap, name) for name in REGISTRY if name not in FEATURE_MAPS and name not in OF_FEEDFORWARD
 }
 
 
