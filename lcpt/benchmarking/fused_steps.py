@@ -1,4 +1,4 @@
-"""What stands around the attention kernels and has kernels of its own, at the size of a layer."""
+"""The steps around attention that have fused kernels, at the size of a layer."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Step(NamedTuple):
 
 
 def steps(layer: Layer, tokens: int, block_size: int = 256, summaries: int = 32, sketch: int = 32) -> dict[str, Step]:
-    """By name, of random numbers; on the device "meta" of none. Matrices are those of a key-value head each."""
+    """Return the steps by name, with random inputs on the layer's device, which may be "meta"."""
     B, T, H, D, c, r = layer.batch, tokens, layer.heads, layer.head_dim, block_size, summaries
 
     def random(*shape: int, size: float = 1.0) -> Tensor:
@@ -75,13 +75,13 @@ def map_steps(x: Tensor) -> dict[str, Step]:
 
 
 def one(function: Callable[..., Tensor]) -> Callable[..., tuple[Tensor]]:
-    """The same with its output in a tuple."""
+    """Return `function` with its output in a tuple."""
     return lambda *inputs, **options: (function(*inputs, **options),)
 
 
 def check(step: Step) -> None:
-    """WrongResult if an output or a gradient in Triton is farther from the float64 definition than rounding explains,
-    or if its bits differ the second time."""
+    """Raise WrongResult if an output or a gradient in Triton is farther from the float64 definition than rounding
+    explains, or if its bits differ the second time."""
     found, again = (outputs_and_gradients(step.function, step.inputs, backend="triton") for _ in range(2))
     wide = [x.detach().double().requires_grad_(x.requires_grad) for x in step.inputs]
     exact = outputs_and_gradients(step.function, wide, backend="torch")

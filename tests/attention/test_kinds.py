@@ -164,6 +164,18 @@ def test_packed_documents_are_documents_alone(variant, gate, lengths, monkeypatc
         torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.parametrize("pieces", [[7, 11], [4, 1, 1, 12]], ids=str)
+def test_a_state_continues_a_sequence(variant, pieces):
+    """A sequence in pieces, each with the state that the one before it left, equals the whole sequence."""
+    module, x = build(variant, kv_heads=2).double().eval(), torch.randn(2, 18, D_MODEL, dtype=torch.float64)
+    state, found, start = None, [], 0
+    for length in pieces:
+        piece = slice(start, start + length)
+        o, state = module.extend(x[:, piece], tuple(table[piece] for table in rotary(18)), state)
+        found, start = [*found, o], start + length
+    torch.testing.assert_close(torch.cat(found, dim=1), module(x, rotary(18)), rtol=1e-9, atol=1e-9)
+
+
 def test_output_norm(variant):
     """Every head's output has mean square 1 before the heads are mixed."""
     config = attention_config(variant)
