@@ -1,4 +1,4 @@
-"""The learned sketch: products of two small networks' outputs, shared by all heads."""
+"""The learned sketch: the product of the outputs of two small networks, which all heads share."""
 
 from __future__ import annotations
 
@@ -12,17 +12,31 @@ from lcpt_kernels import dispatch
 from lcpt_kernels.arguments import check_backend, check_sizes, require
 from lcpt_kernels.autocast import under_autocast
 
-WIDEST_FP32 = 64  # of rows, hidden layer and sketch
+WIDEST_FP32 = 64  # columns of x, of the hidden layer and of the sketch
 
 
 def learned_sketch(x: Tensor, up: Sequence[Tensor], down: Sequence[Tensor], *, backend: str = "auto") -> Tensor:
-    """S(x) = tanh(f₁(x) ∘ f₂(x) / √r), each f the levels W₂ GELU(W₁ ·) one after the other, with the exact GELU.
+    """Compute S(x) = tanh(f₁(x) ∘ f₂(x) / √r), the learned sketch of PolySketchFormer (arXiv 2310.01655, section 3).
 
-    x [B, T, H, d], strides free, or with fewer dimensions before d; of level l up[l] [2, ·, h] holds the W₁ of both
-    networks, the first level's [2, d, h], and down[l] [2, h, r] the W₂; all of one dtype, floating point.
-    backend: "torch", "triton" (for a GPU, one level) or "auto". Returns [B, T, H, r] in that dtype. ValueError names
-    what does not fit.
-    Source: PolySketchFormer (arXiv 2310.01655, section 3).
+    Each f applies the levels W₂ GELU(W₁ ·) one after the other, with the exact GELU. up and down hold the matrices of
+    f₁ and f₂ side by side.
+
+    Args:
+        x: [B, T, H, d], any strides; fewer dimensions before d are allowed. Floating point.
+        up: for each level the two W₁ [2, d, h]; after the first level d is the r of the level before.
+        down: for each level the two W₂ [2, h, r].
+        backend: "torch", "triton" (for a GPU, one level) or "auto".
+
+    Returns:
+        [B, T, H, r] in x's dtype, which up and down share.
+
+    Raises:
+        ValueError: names a shape or a dtype that does not fit.
+
+    Example:
+        >>> x, up, down = torch.zeros(1, 5, 2, 8), [torch.randn(2, 8, 6)], [torch.randn(2, 6, 4)]
+        >>> learned_sketch(x, up, down).shape, learned_sketch(x, up, down).norm()
+        (torch.Size([1, 5, 2, 4]), tensor(0.))
     """
     check_backend(backend, ("auto", "torch", "triton"))
     require(len(up) == len(down) > 0, f"{len(up)} levels up and {len(down)} down; they must be as many, and at least 1")
@@ -45,7 +59,7 @@ def _sketch(x: Tensor, *matrices: Tensor, backend: str) -> Tensor:
 
 
 def _on_gpu(backend: str, rows: Tensor, up: tuple[Tensor, ...], down: tuple[Tensor, ...]) -> bool:
-    """Kernels hold the matrices of one level, and their gradients, where they work: no more than fit there."""
+    """Tell whether the kernels run: they hold the matrices of one level and their gradients on the chip."""
     widest = max(rows.shape[3], *down[0].shape[1:])
     if len(up) > 1:
         reason = f"the sketch has {len(up)} levels, 1 is the most"

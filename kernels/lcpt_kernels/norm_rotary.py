@@ -1,4 +1,4 @@
-"""LayerNorm of every head, then rotary positions: what queries and keys pass before they meet."""
+"""LayerNorm of every head and rotary positions, for queries and keys."""
 
 from __future__ import annotations
 
@@ -21,14 +21,32 @@ def norm_rotary(
     keep_plain: bool = False,
     backend: str = "auto",
 ) -> tuple[Tensor, Tensor | None]:
-    """plain = LayerNorm(x) over the last dimension; turned: its pairs (i, i + D/2) by their position's angle.
+    """Apply LayerNorm to every head, then rotary positions.
 
-    x [B, T, H, D], D even, floating point, strides free; weight, bias [D]; cos, sin [T, 1, D/2], tables without a
-    gradient. backend: "torch", "triton" (for a GPU) or "auto".
-    Returns (turned [B, T, H, D], with keep_plain plain [B, T, H, D], else None), in x's dtype; statistics are in fp32,
-    in float64 for float64 inputs. ValueError names a shape that does not fit.
-    Under autocast x alone decides on the dtype: angles and weights in 16 bits would be others.
-    Source: RoFormer (arXiv 2104.09864), in the order of halves of GPT-NeoX; LayerNorm (arXiv 1607.06450).
+    plain = LayerNorm(x) over the last dimension. rotated: the pairs (i, i + D/2) of plain, rotated by the angle of
+    their position. This is RoFormer (arXiv 2104.09864), with the pairs of GPT-NeoX, after LayerNorm
+    (arXiv 1607.06450). Under autocast the dtype is that of x; tables and weights stay as they are.
+
+    Args:
+        x: [B, T, H, D], D even, floating point, any strides.
+        weight, bias: [D].
+        cos, sin: [T, 1, D/2], tables without a gradient.
+        eps: of LayerNorm.
+        keep_plain: return plain too.
+        backend: "torch", "triton" (for a GPU) or "auto".
+
+    Returns:
+        (rotated [B, T, H, D], plain [B, T, H, D] or None), both in x's dtype. Statistics are fp32, float64 for
+        float64 inputs.
+
+    Raises:
+        ValueError: names a shape that does not fit.
+
+    Example:
+        >>> x, angle = torch.tensor([[[[1.0, 3.0]]]]), torch.zeros(1, 1, 1)
+        >>> rotated, _ = norm_rotary(x, torch.ones(2), torch.zeros(2), angle.cos(), angle.sin())
+        >>> rotated.flatten()
+        tensor([-1.0000,  1.0000])
     """
     check_backend(backend, ("auto", "torch", "triton"))
     _check(x, weight, bias, cos, sin)
@@ -37,18 +55,31 @@ def norm_rotary(
 
         return in_triton(x, weight, bias, cos, sin, eps, keep_plain)
     plain = F.layer_norm(x, weight.shape, weight, bias, eps)
-    turned = rotate(plain, cos, sin)
-    return turned.to(x.dtype), plain.to(x.dtype) if keep_plain else None
+    rotated = apply_rotary(plain, cos, sin)
+    return rotated.to(x.dtype), plain.to(x.dtype) if keep_plain else None
 
 
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn the pairs (x_i, x_{i + D/2}) of [B, T, H, D] by their position's angle, in x's dtype."""
+def apply_rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotate the pairs (x_i, x_(i + D/2)) by the angle of their position (RoFormer, arXiv 2104.09864).
+
+    Args:
+        x: [B, T, H, D], D even.
+        cos, sin: [T, 1, D/2].
+
+    Returns:
+        [B, T, H, D] in x's dtype.
+
+    Example:
+        >>> quarter = torch.tensor([0.0]).view(1, 1, 1), torch.tensor([1.0]).view(1, 1, 1)
+        >>> apply_rotary(torch.tensor([1.0, 2.0]).view(1, 1, 1, 2), *quarter).flatten()
+        tensor([-2.,  1.])
+    """
     first, second = x.chunk(2, dim=-1)
     return torch.cat((first * cos - second * sin, first * sin + second * cos), dim=-1).to(x.dtype)
 
 
 def _check(x: Tensor, weight: Tensor, bias: Tensor, cos: Tensor, sin: Tensor) -> None:
-    """No number goes into a message that nobody needs, which would make a graph for each."""
+    """Format the number of tokens only in an error: torch.compile would compile a graph for each number."""
     require(x.ndim == 4, f"x has {x.ndim} dimensions; [B, T, H, D] needs 4")
     check_sizes("x", x)
     tokens, width = x.shape[1], x.shape[3]

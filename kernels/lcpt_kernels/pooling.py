@@ -1,4 +1,4 @@
-"""Pooling: the c tokens of a whole block become r summaries, each a weighted mean of them."""
+"""Pooling: r summaries of every whole block of c tokens, each a weighted mean of these tokens."""
 
 from __future__ import annotations
 
@@ -14,17 +14,31 @@ from lcpt_kernels.autocast import under_autocast
 def pool_blocks(
     k: Tensor, v: Tensor, *, logits: Tensor, segments: Tensor, gamma: Tensor | None = None, backend: str = "auto"
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """K̃ = P K, Ṽ = P (γ ∘ V) and, under a gate, the mass P γ, with P = softmax of logits + segments over a block's c
-    tokens.
+    """Pool the tokens of each block: K̃ = P K, Ṽ = P (γ ∘ V) and, under a gate, mass = P γ.
 
-    k [B, N, c, Hkv, D] and v [B, N, c, Hkv, Dv] of the same dtype, N whole blocks; logits [B, N, c, Hkv, r], or
-    [c, Hkv, r], the same for every block; segments [c, 1, r], constants that are added to them; gamma [B, N, c, Hkv],
-    what a token has faded to by the end of its block, None: 1. Strides are free. Logits, segments and gamma meet in
-    fp32, also under autocast. backend: "torch", "triton" (for a GPU) or "auto".
-    -> (K̃ [B, N·r, Hkv, D] and Ṽ [B, N·r, Hkv, Dv] in k's dtype, mass [B, N·r, Hkv] fp32 or None: without gamma).
-    ValueError names what does not fit.
-    Source: Transformer-LS (arXiv 2107.02192), where every block has a projection of its own; γ as in gated linear
-    attention (arXiv 2312.06635).
+    P is the softmax of logits + segments over the c tokens of a block. Transformer-LS (arXiv 2107.02192) gives every
+    block a projection of its own in this way; γ is from gated linear attention (arXiv 2312.06635). Logits, segments
+    and gamma are added and multiplied in fp32, under autocast too.
+
+    Args:
+        k: [B, N, c, Hkv, D], N whole blocks, any strides.
+        v: [B, N, c, Hkv, Dv], the dtype of k.
+        logits: [B, N, c, Hkv, r], or [c, Hkv, r], the same for every block.
+        segments: [c, 1, r], constants added to the logits.
+        gamma: [B, N, c, Hkv], the factor by which a token has decayed at the end of its block; None means 1.
+        backend: "torch", "triton" (for a GPU) or "auto".
+
+    Returns:
+        (K̃ [B, N·r, Hkv, D], Ṽ [B, N·r, Hkv, Dv], both in k's dtype, mass [B, N·r, Hkv] fp32 or None without gamma).
+
+    Raises:
+        ValueError: names a shape or a dtype that does not fit.
+
+    Example:
+        >>> k, v = torch.ones(1, 3, 4, 2, 8), torch.arange(96.0).view(1, 3, 4, 2, 4)
+        >>> mean_k, mean_v, mass = pool_blocks(k, v, logits=torch.zeros(4, 2, 1), segments=torch.zeros(4, 1, 1))
+        >>> mean_k.shape, mean_v[0, 0, 0], mass
+        (torch.Size([1, 3, 2, 8]), tensor([12., 13., 14., 15.]), None)
     """
     check_backend(backend, ("auto", "torch", "triton"))
     _check(k, v, logits, segments, gamma)
@@ -54,7 +68,7 @@ def _check(k: Tensor, v: Tensor, logits: Tensor, segments: Tensor, gamma: Tensor
     require(tuple(v.shape[:4]) == blocks, f"k and v disagree on [B, N, c, Hkv]: {list(blocks)}, {list(v.shape[:4])}")
     require(k.dtype == v.dtype, f"k and v differ in dtype: {k.dtype}, {v.dtype}")
     r = logits.shape[-1]
-    require(r > 0, "logits are of 0 summaries")
+    require(r > 0, "logits have 0 summaries")
     require(
         tuple(logits.shape) in ((*blocks, r), (*blocks[2:], r)),
         f"logits are {list(logits.shape)}; they must be {[*blocks, r]} or {[*blocks[2:], r]}",

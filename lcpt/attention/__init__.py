@@ -54,7 +54,9 @@ class AttentionConfig:
         if self.gate not in ("none", *GATES):
             raise ValueError(f"model.attention.gate is {self.gate!r}; it is none, {' or '.join(GATES)}")
         kinds = self.pattern or [self.kind]
-        if self.gate != "none" and not any(issubclass(ATTENTION[kind].form(self), LinearCost) for kind in kinds):
+        if self.gate != "none" and not any(
+            issubclass(ATTENTION[kind].resolve_class(self), LinearCost) for kind in kinds
+        ):
             raise ValueError(
                 f"model.attention.gate is {self.gate}, and {', '.join(kinds)} have no state to gate; "
                 "take none, or a kind of linear cost"
@@ -63,7 +65,7 @@ class AttentionConfig:
             raise ValueError(f"model.attention.block_size is {self.block_size}; it must be ≥ 1")
 
     def attention_of_layer(self, layer: int) -> type[Attention]:
-        return ATTENTION[self.kind_of_layer(layer)].form(self)
+        return ATTENTION[self.kind_of_layer(layer)].resolve_class(self)
 
     def kind_of_layer(self, layer: int) -> str:
         return self.pattern[layer % len(self.pattern)] if self.pattern else self.kind

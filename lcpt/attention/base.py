@@ -45,7 +45,7 @@ class Attention(nn.Module, ABC):
         self.out = nn.Linear(d_model, d_model, bias=False)
 
     @classmethod
-    def form(cls, config: AttentionConfig) -> type[Attention]:
+    def resolve_class(cls, config: AttentionConfig) -> type[Attention]:
         """The class that is built under this config, where a kind has forms of different cost."""
         return cls
 
@@ -73,7 +73,7 @@ class Attention(nn.Module, ABC):
     def attend(self, p: Projected, state=None, keep: bool = False, cu_seqlens: Tensor | None = None):
         """-> (o [B, T, H, D], the state after these tokens if `keep`): the continuation of what left `state`."""
 
-    def penalty(self) -> Tensor | None:
+    def aux_loss(self) -> Tensor | None:
         """What the last forward pass adds to the mean loss in training, a scalar; None in kinds that add nothing."""
         return None
 
@@ -146,8 +146,8 @@ class LinearCost(Attention):
         """FLOPs that make features of one query or key of one head, before attention begins."""
         return 0.0
 
-    def tail_numbers(self) -> int:
-        """Numbers that a key-value head keeps of a token which has not yet gone over into the state."""
+    def floats_per_token(self) -> int:
+        """Count the floats that a key-value head keeps of a token which has not yet gone over into the state."""
         return self.score_size() + self.head_dim
 
     def attend_flops(self, context: int) -> tuple[float, float]:
@@ -160,14 +160,14 @@ class LinearCost(Attention):
         return forward, 2 * maps + 3 * scores + 2 * values + 5 * state  # backward makes scores and state anew
 
     def state_bytes(self, context: int) -> int:
-        tail = self.block_size * self.local_blocks * self.tail_numbers()
+        tail = self.block_size * self.local_blocks * self.floats_per_token()
         return 4 * self.n_kv_heads * (self.features() * (self.head_dim + 1) + tail)
 
 
 class NormRotary(nn.LayerNorm):
     """LayerNorm of every head, then its position: [B, T, H, D] -> (that, and if asked for without the position)."""
 
-    def forward(
+    def forward(  # type: ignore[override]  # a LayerNorm that takes positions too
         self, x: Tensor, rotary: tuple[Tensor, Tensor], keep_plain: bool = False
     ) -> tuple[Tensor, Tensor | None]:
         return norm_rotary(x, self.weight, self.bias, *rotary, eps=self.eps, keep_plain=keep_plain)

@@ -1,19 +1,55 @@
-"""Feature maps φ: R^d -> R^m with φ ≥ 0, so that φ(q)·φ(k) is a weight; matrices are those of a key-value head.
+"""Modules of feature maps φ: R^d -> R^m with φ ≥ 0, so that φ(q)·φ(k) is a weight.
 
-The formulas are in lcpt_kernels.feature_maps; here is what of them is learned, or drawn once.
+lcpt_kernels.feature_maps has the formulas; a module here holds the matrices, those of each key-value head, learned or
+drawn once. `MatrixMap` serves every map of the registry; a map has a class of its own where its matrices start
+otherwise, or where a checkpoint names them otherwise.
 
-Arguments are [B, T, H, d] with H query or key heads, results [B, T, H, m]. `size` is m, `flops` those of one vector.
+Modules take x [B, T, H, d] with H query or key heads and return [B, T, H, m]. `size` is m, `flops` the FLOPs of one
+vector.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import torch
-from lcpt_kernels.feature_maps import elu1, favor, hedgehog, relu
+from lcpt_kernels.feature_maps import FEATURE_MAPS as REGISTRY
+from lcpt_kernels.feature_maps import elu1, favor, feature_map, hedgehog, matrix_shapes, relu
 from torch import Tensor, nn
 
 from lcpt.attention.sketch import LearnedSketch
+
+
+class MatrixMap(nn.Module):
+    """The map `name` of lcpt_kernels with its matrices as parameters W, G, b, A, B, those of them that it takes.
+
+    Matrices start Gaussian with variance 1 / rows, b starts at 0, a fixed W is drawn Gaussian with variance 1.
+    m = `size`, else the registry's expansion · d; without W m = d. A low-rank gate has rank d / 4.
+    """
+
+    def __init__(self, name: str, n_kv_heads: int, head_dim: int, size: int | None):
+        super().__init__()
+        self.name, self.entry = name, REGISTRY[name]
+        m = size or self.entry.expansion * head_dim
+        self.size, self.flops = self.entry.width(head_dim, m), 0.0
+        shapes = matrix_shapes(self.entry.matrices, n_kv_heads, head_dim, m, max(1, head_dim // 4))
+        for letter, shape in shapes.items():
+            if letter == "b":
+                self.b = nn.Parameter(torch.zeros(shape))
+                continue
+            self.flops += 2.0 * shape[1] * shape[2]
+            if self.entry.fixed:
+                self.register_buffer(letter, torch.randn(shape))
+            else:
+                self.register_parameter(letter, nn.Parameter(torch.randn(shape) * shape[1] ** -0.5))
+
+    def forward(self, x: Tensor, is_query: bool) -> Tensor:
+        matrices = [getattr(self, letter) for letter in self.entry.matrices]
+        options: dict[str, Any] = dict.fromkeys(self.entry.options, is_query)
+        return feature_map(self.name, x, *matrices, **options)
 
 
 class Elu1(nn.Module):
@@ -45,10 +81,12 @@ class Favor(nn.Module):
     """φ(x) = exp(ω·x' − |x'|²/2) / √m with x' = x / d^¼: FAVOR+ (arXiv 2009.14794), E[φ(q)·φ(k)] = exp(q·k/√d).
 
     The rows ω are orthogonal within blocks of d, with the norms of Gaussian vectors; drawn once, they travel with the
-    weights. Exponents are taken in fp32. A query's greatest is subtracted, which cancels against the normaliser; that
-    of the keys must not be, since it would look into the future, but the LayerNorm before this map bounds them.
+    weights. Exponents are fp32. A query's largest exponent is subtracted, which cancels against the normaliser. A key's
+    largest must not be: it would look into the future, and the LayerNorm before this map bounds the exponents of keys.
     m = `size`, else 2 d.
     """
+
+    omega: Tensor
 
     def __init__(self, n_kv_heads: int, head_dim: int, size: int | None):
         super().__init__()
@@ -89,11 +127,21 @@ class Sketched(nn.Module):
         return (y[..., :, None] * y[..., None, :]).flatten(-2)
 
 
-FEATURE_MAPS = {"elu1": Elu1, "relu": Relu, "favor": Favor, "hedgehog": Hedgehog, "sketch": Sketched}
+OF_FEEDFORWARD = ("softplus", "oglu", "aoglu")  # maps of the kind feedforward, which penalises W off orthogonal
+FEATURE_MAPS: dict[str, Callable[[int, int, int | None], nn.Module]] = {
+    "elu1": Elu1,
+    "relu": Relu,
+    "favor": Favor,
+    "hedgehog": Hedgehog,
+    "sketch": Sketched,
+}
+FEATURE_MAPS |= {
+    name: partial(MatrixMap, name) for name in REGISTRY if name not in FEATURE_MAPS and name not in OF_FEEDFORWARD
+}
 
 
 def check_feature_map(kind: str, name: str, size: int | None) -> None:
-    """ValueError for what model.attention.`kind` cannot be."""
+    """Raise ValueError where model.attention.`kind` has no such feature map, or the map no such size."""
     if name not in FEATURE_MAPS:
         raise ValueError(f"model.attention.{kind}.feature_map is {name!r}; it is one of {', '.join(FEATURE_MAPS)}")
     if size is not None and size < 1:
@@ -103,7 +151,7 @@ def check_feature_map(kind: str, name: str, size: int | None) -> None:
 
 
 def orthogonal_rows(rows: int, dimension: int) -> Tensor:
-    """[rows, dimension]: Gaussian in every row, orthogonal within each `dimension` rows."""
+    """Draw [rows, dimension], Gaussian in every row and orthogonal within each `dimension` rows."""
     blocks = []
     for _ in range(-(-rows // dimension)):
         Q, R = torch.linalg.qr(torch.randn(dimension, dimension))

@@ -7,6 +7,7 @@ the path near orthogonal: without it some runs collapse.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 from lcpt.attention.base import LinearCost, Projected, in_fp32
 
 GATE_RANK = 4  # AOGLU's gate has rank d / 4
-POSITIVE = {"ffn": softplus, "oglu": oglu, "aoglu": aoglu}
+POSITIVE: dict[str, Callable[..., Tensor]] = {"ffn": softplus, "oglu": oglu, "aoglu": aoglu}
 
 
 @dataclass
@@ -44,7 +45,9 @@ class FeedforwardLayer(nn.Module):
     def __init__(self, n_kv_heads: int, head_dim: int, kind: str, last: bool):
         super().__init__()
         self.positive = POSITIVE[kind] if last else None
-        self.strain: Tensor | None = None  # mean (W Wᵀ − I)², a scalar, of the last forward pass that has a backward
+        self.orthogonality_loss: Tensor | None = (
+            None  # mean (W Wᵀ − I)², a scalar, of the last forward pass that has a backward
+        )
         self.W = nn.Parameter(torch.empty(n_kv_heads, head_dim, head_dim))
         for matrix in self.W:
             nn.init.orthogonal_(matrix)
@@ -54,7 +57,7 @@ class FeedforwardLayer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         if torch.is_grad_enabled():
-            self.strain = _Strain.apply(self.W)
+            self.orthogonality_loss = _OrthogonalityLoss.apply(self.W)
         if self.positive is not None:
             return self.positive(x, self.W, *self.gate)
         y = per_head(x, self.W)
@@ -66,7 +69,7 @@ class FeedforwardLayer(nn.Module):
         return y
 
 
-class _Strain(torch.autograd.Function):
+class _OrthogonalityLoss(torch.autograd.Function):
     """mean (W Wᵀ − I)² of W [Hkv, d, d], in fp32.
 
     Its gradient is made in forward and kept outside autograd's saved tensors: when backward begins with the loss, W may
@@ -101,8 +104,8 @@ class Feedforward(LinearCost):
     def attend_blocks(self, p: Projected, **stream):
         return feature_attention(self.phi(p.q), self.phi(p.k), p.v, **stream)
 
-    def penalty(self) -> Tensor | None:
-        return self.lam * sum(layer.strain for layer in self.phi) if self.lam else None
+    def aux_loss(self) -> Tensor | None:
+        return self.lam * sum(layer.orthogonality_loss for layer in self.phi) if self.lam else None
 
     def features(self) -> int:
         return self.head_dim

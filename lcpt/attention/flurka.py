@@ -2,7 +2,7 @@
 
 FLuRKA (arXiv 2306.15799) puts a low-rank projection inside the feature map of linear attention: φ(q)·φ(P K) over P V.
 Block-causal here, with one normaliser; e^γ, learned per head, balances the far part. Far away there are no positions:
-pooling turned keys would cancel them.
+a mean of rotated keys would cancel them.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from lcpt.attention.summaries import Summaries, SummariesConfig
 
 @dataclass
 class FlurkaConfig:
-    feature_map: str = "elu1"  # elu1 | relu | favor | hedgehog | sketch
-    size: Optional[int] = None  # noqa: UP045  features of relu, favor and sketch; None: their own default
+    feature_map: str = "elu1"  # a name in attention.feature_maps.FEATURE_MAPS
+    size: Optional[int] = None  # noqa: UP045  features; None: the default of the map. elu1 and hedgehog ignore it
     local: str = "softmax"  # softmax: exp(q·k/√d) in the last two blocks; linear: the feature map's φ(q)·φ(k)
     summaries: SummariesConfig = field(default_factory=SummariesConfig)
 
@@ -44,7 +44,7 @@ class Flurka(LinearCost):
         self.summaries = Summaries(d_model, n_kv_heads, self.head_dim, config.block_size, own.summaries)
         self.gamma = nn.Parameter(torch.zeros(n_heads))
 
-    def attend_blocks(self, p: Projected, initial_state, **stream):
+    def attend_blocks(self, p: Projected, *, initial_state=None, **stream):
         near, pending = initial_state or (None, None)
         pooled = self.summaries(p, pending, stream["cu_seqlens"])
         # Both sides as keys: a factor taken out of a query's features would shift the balance of near and far.
@@ -86,6 +86,6 @@ class Flurka(LinearCost):
         return forward - fewer + pooling, backward - 3 * fewer + 2 * pooling
 
     def state_bytes(self, context: int) -> int:
-        pending = self.block_size * self.summaries.pending_numbers()
+        pending = self.block_size * self.summaries.pending_floats_per_token()
         pooled = 2 * self.summaries.number * (self.features() + self.head_dim)
         return super().state_bytes(context) + 4 * self.n_kv_heads * (pending + pooled)

@@ -13,8 +13,8 @@ from lcpt.attention.feature_maps import FEATURE_MAPS, check_feature_map
 
 @dataclass
 class KernelConfig:
-    feature_map: str = "hedgehog"  # elu1 | relu | favor | hedgehog | sketch
-    size: Optional[int] = None  # noqa: UP045  features of relu, favor and sketch; None: their own default
+    feature_map: str = "hedgehog"  # a name in attention.feature_maps.FEATURE_MAPS
+    size: Optional[int] = None  # noqa: UP045  features; None: the default of the map. elu1 and hedgehog ignore it
 
     def __post_init__(self):
         check_feature_map("kernel", self.feature_map, self.size)

@@ -63,6 +63,6 @@ class Lowrank(Attention):
 
     def state_bytes(self, context: int) -> int:
         c = self.block_size
-        near = LOCAL_BLOCKS * c * 2 * self.head_dim + c * self.summaries.pending_numbers()
+        near = LOCAL_BLOCKS * c * 2 * self.head_dim + c * self.summaries.pending_floats_per_token()
         far = context // c * self.summaries.number * 2 * self.head_dim
         return 4 * self.n_kv_heads * (near + far)

@@ -34,7 +34,7 @@ class Polynomial(KeyValueCache):
         self.degree = config.polynomial.degree
 
     @classmethod
-    def form(cls, config) -> type[Attention]:
+    def resolve_class(cls, config) -> type[Attention]:
         return SquaredPolynomial if config.polynomial.degree == 2 else cls
 
     def attend_to(self, q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor | None) -> Tensor:

@@ -59,5 +59,5 @@ class Polysketch(LinearCost):
     def map_flops(self) -> float:
         return self.sketch.flops()
 
-    def tail_numbers(self) -> int:
+    def floats_per_token(self) -> int:
         return 2 * self.head_dim + self.size

@@ -30,6 +30,8 @@ class RandomSketch(nn.Module):
     The matrices are drawn once and travel with the weights. Shared by queries, keys and heads.
     """
 
+    G: Tensor  # [2, D, r]
+
     def __init__(self, head_dim: int, size: int, kind: str):
         super().__init__()
         self.register_buffer("G", torch.stack([DRAW[kind](head_dim, size) for _ in range(2)]))

@@ -25,7 +25,7 @@ class SoftmaxConfig:
 
 class Softmax(KeyValueCache):
     @classmethod
-    def form(cls, config) -> type[Attention]:
+    def resolve_class(cls, config) -> type[Attention]:
         return cls if config.softmax.window is None else WindowSoftmax
 
     def attend_to(self, q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor | None) -> Tensor:
@@ -81,7 +81,8 @@ def _in_window(q: Tensor, k: Tensor, v: Tensor, window: int) -> Tensor:
     padding = torch.arange(window + rows, device=q.device) < missing  # only the first block meets it
     outputs = [_sdpa(q[:, 0], k[:, 0], v[:, 0], band & ~padding)]
     if blocks > 1:
-        others = _sdpa(*(x[:, 1:].flatten(0, 1) for x in (q, k, v)), band)
+        q, k, v = (x[:, 1:].flatten(0, 1) for x in (q, k, v))
+        others = _sdpa(q, k, v, band)
         outputs.append(others.unflatten(0, (-1, blocks - 1)).flatten(1, 2))
     return torch.cat(outputs, dim=1)[:, :tokens]
 

@@ -23,7 +23,9 @@ from torch import Tensor, nn
 
 from lcpt.attention.base import Attention, Projected, in_fp32
 
-PULL = 20.0  # where a loss pushes all scores one way, their share comes to rest 1 / PULL off its target
+AUX_LOSS_WEIGHT = (
+    20.0  # where a loss pushes all scores one way, their share comes to rest 1 / AUX_LOSS_WEIGHT off its target
+)
 SEEDS = 2**24  # checkpoints hold fp32, which is exact up to here
 
 
@@ -91,13 +93,13 @@ class Sparse(Attention):
         if cu_seqlens is not None:
             positions = positions - cu_seqlens[:-1].repeat_interleave(cu_seqlens.diff(), output_size=len(positions))
         marks = self.marks(p, positions)
-        held = p.k, _gated(p.v, marks.k_gate), marks.k
+        kept: tuple[Tensor, ...] = p.k, _gated(p.v, marks.k_gate), marks.k
         if state is not None:
-            held = tuple(torch.cat((before, x), dim=1) for before, x in zip(state, held, strict=True))
-        k, v, of_keys = held
-        of_keys = of_keys.repeat_interleave(self.n_heads // self.n_kv_heads, dim=2)
-        o = _gated(self.attend_to(p.q, k, v, marks.q, of_keys, cu_seqlens), marks.q_gate)
-        return o, held if keep else None
+            kept = tuple(torch.cat((before, x), dim=1) for before, x in zip(state, kept, strict=True))
+        k, v, k_marks = kept
+        k_marks = k_marks.repeat_interleave(self.n_heads // self.n_kv_heads, dim=2)
+        o = _gated(self.attend_to(p.q, k, v, marks.q, k_marks, cu_seqlens), marks.q_gate)
+        return o, kept if keep else None
 
     def pair_flops(self, queries: float, keys: float) -> tuple[float, float]:
         """queries: the share of tokens that ask; keys: what one of them could see at the end of the sequence. A tile
@@ -138,7 +140,10 @@ class SparseQK(Sparse):
 
 
 class RandomKeep(nn.Module):
-    """A token is kept where its position and the head's seed, mixed, fall into the upper part of 2³² numbers."""
+    """A token is kept where its position and the head's seed, mixed, fall into the upper part of 2³² integers."""
+
+    q_seeds: Tensor  # [H]
+    k_seeds: Tensor  # [Hkv]
 
     def __init__(self, d_model: int, n_heads: int, n_kv_heads: int, drop: float):
         super().__init__()
@@ -164,10 +169,11 @@ class LearnedKeep(nn.Module):
         nn.init.constant_(self.projection.bias, NormalDist().inv_cdf(self.kept))
 
     def forward(self, p: Projected, positions: Tensor) -> Marks:
+        assert p.x is not None
         scores = in_fp32(self.projection(p.x.detach()))  # [B, T, H + Hkv]
         keep = scores > 0
         share = keep.float().mean((0, 1))
-        gate = straight_through(Pull.apply(scores, PULL * (share - self.kept)).sigmoid())
+        gate = straight_through(AuxLossGradient.apply(scores, AUX_LOSS_WEIGHT * (share - self.kept)).sigmoid())
         heads = self.n_heads, self.n_kv_heads
         return Marks(*keep.split(heads, dim=2), *gate.split(heads, dim=2))
 
@@ -207,6 +213,7 @@ class RandomHash(nn.Module):
     """
 
     learns = False
+    R: Tensor  # [Hkv, d, buckets / 2]
 
     def __init__(self, n_kv_heads: int, head_dim: int, buckets: int):
         super().__init__()
@@ -237,12 +244,12 @@ class LearnedHash(nn.Module):
         logits = per_head(in_fp32(x.detach()), self.W) + b  # [B, T, H, buckets]
         bucket = logits.argmax(-1)
         share = nn.functional.one_hot(bucket, logits.shape[-1]).float().mean((0, 1))  # [H, buckets]
-        pulled = Pull.apply(logits, PULL * (logits.shape[-1] * share - 1))
+        pulled = AuxLossGradient.apply(logits, AUX_LOSS_WEIGHT * (logits.shape[-1] * share - 1))
         return bucket.int(), straight_through(pulled.softmax(-1).gather(-1, bucket[..., None])[..., 0])
 
 
-class Pull(torch.autograd.Function):
-    """x [B, T, H, ...] as it is; its gradient, plus `direction` in units of the head's mean absolute gradient.
+class AuxLossGradient(torch.autograd.Function):
+    """Return x [B, T, H, ...] as it is; add `direction` to its gradient, in units of the head's mean absolute gradient.
 
     In proportion to the gradient, so that it means the same at any scale of the loss, and adds up over micro-batches
     and ranks as gradients do.

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import NamedTuple, Optional
 
 import torch
+from lcpt_kernels.arguments import LEAST_GATE
 from lcpt_kernels.pooling import pool_blocks
 from torch import Tensor, nn
 
@@ -58,10 +59,12 @@ class Summaries(nn.Module):
 
     def forward(self, p: Projected, pending: dict[str, Tensor] | None, cu_seqlens: Tensor | None) -> Pooled:
         """Under a gate, Ṽ = P (γ ∘ V) with γ_s = exp(G_end − G_s): what a token has faded to by the block's end."""
-        rows = {"k": p.k_plain, "v": p.v, "log_gate": p.log_gate}
+        assert p.k_plain is not None
+        rows = {"k": p.k_plain, "v": p.v}
+        if p.log_gate is not None:
+            rows["log_gate"] = p.log_gate
         if self.W_P is not None:
             rows["logits"] = self.W_P(p.x).unflatten(-1, (-1, self.number))  # [B, T, Hkv, r]
-        rows = {name: x for name, x in rows.items() if x is not None}
         if pending is not None:
             rows = {name: torch.cat((pending[name], x), dim=1) for name, x in rows.items()}
         whole, rest = self._split(rows["k"].shape[1], cu_seqlens)
@@ -69,8 +72,9 @@ class Summaries(nn.Module):
 
         gamma = None
         if "log_gate" in blocks:
-            G = blocks["log_gate"].double().cumsum(2)  # differences of sums that may be large
-            gamma = (G[:, :, -1:] - G).exp().to(p.log_gate.dtype)  # [B, N, c, Hkv]
+            log_gate = blocks["log_gate"].clamp(min=LEAST_GATE)  # a difference of infinite sums would be NaN
+            G = log_gate.double().cumsum(2)  # differences of sums that may be large
+            gamma = (G[:, :, -1:] - G).exp().to(log_gate.dtype)  # [B, N, c, Hkv]
         k, v, mass = pool_blocks(
             blocks["k"],
             blocks["v"],
@@ -102,6 +106,6 @@ class Summaries(nn.Module):
         """A token, for one key-value head, without W_P, which is a matrix of the layer: P K and P V."""
         return 4.0 * self.number * self.k_norm.normalized_shape[0]
 
-    def pending_numbers(self) -> int:
-        """Numbers that a key-value head keeps of a token of the unfinished block."""
+    def pending_floats_per_token(self) -> int:
+        """Count the floats that a key-value head keeps of a token of the unfinished block."""
         return 2 * self.k_norm.normalized_shape[0] + (self.number if self.table is None else 0)

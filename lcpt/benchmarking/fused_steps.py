@@ -1,4 +1,4 @@
-"""Define the steps around the attention kernels that have kernels of their own, at the size of a layer."""
+"""The steps around attention that have fused kernels, at the size of a layer."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from functools import partial
 from typing import NamedTuple
 
 import torch
-from lcpt_kernels import feature_maps
+from lcpt_kernels.feature_maps import FEATURE_MAPS, feature_map, matrix_shapes
 from lcpt_kernels.learned_sketch import learned_sketch
 from lcpt_kernels.norm_rotary import norm_rotary
 from lcpt_kernels.pooling import pool_blocks
@@ -28,15 +28,12 @@ class Step(NamedTuple):
 
 
 def steps(layer: Layer, tokens: int, block_size: int = 256, summaries: int = 32, sketch: int = 32) -> dict[str, Step]:
-    """Build the steps by name, on random tensors, or on meta tensors. Each key-value head has matrices of its own."""
+    """Return the steps by name, with random inputs on the layer's device, which may be "meta"."""
     B, T, H, D, c, r = layer.batch, tokens, layer.heads, layer.head_dim, block_size, summaries
 
     def random(*shape: int, size: float = 1.0) -> Tensor:
         x = size * torch.randn(*shape, device=layer.device)
         return x.to(layer.dtype).requires_grad_()
-
-    def matrices(columns: int) -> Tensor:
-        return random(H, D, columns, size=D**-0.5)
 
     qkv = random(B, T, 3 * H, D)  # as a layer has them: a slice of each token's row
     x, v = qkv[:, :, :H].detach().requires_grad_(), qkv[:, :, 2 * H :].detach().requires_grad_()
@@ -44,7 +41,6 @@ def steps(layer: Layer, tokens: int, block_size: int = 256, summaries: int = 32,
     norm = [random(D), random(D), cos, sin]
     hidden = 2 * sketch
     up, down = random(2, D, hidden, size=D**-0.5), random(2, hidden, sketch, size=hidden**-0.5)
-    omega = torch.randn(H, D, 2 * D, device=layer.device)
     blocks = [y[:, : T // c * c].unflatten(1, (-1, c)) for y in (x, v, random(B, T, H, r))]
     segments = torch.zeros(c, 1, r, device=layer.device)
     return {
@@ -53,13 +49,7 @@ def steps(layer: Layer, tokens: int, block_size: int = 256, summaries: int = 32,
         "learned_sketch": Step(
             as_tuple(lambda x, up, down, **options: learned_sketch(x, [up], [down], **options)), [x, up, down]
         ),
-        "elu1": Step(as_tuple(feature_maps.elu1), [x]),
-        "relu": Step(as_tuple(feature_maps.relu), [x, matrices(D), random(H, D)]),
-        "favor, keys": Step(as_tuple(feature_maps.favor), [x, omega]),
-        "favor, queries": Step(as_tuple(partial(feature_maps.favor, subtract_peak=True)), [x, omega]),
-        "hedgehog": Step(as_tuple(feature_maps.hedgehog), [x, matrices(D)]),
-        "softplus": Step(as_tuple(feature_maps.softplus), [x, matrices(D)]),
-        "oglu": Step(as_tuple(feature_maps.oglu), [x, matrices(D), matrices(D)]),
+        **map_steps(x),
         "pool_blocks": Step(
             lambda k, v, logits, **options: pool_blocks(k, v, logits=logits, segments=segments, **options),
             [y.detach().requires_grad_() for y in blocks],
@@ -67,8 +57,25 @@ def steps(layer: Layer, tokens: int, block_size: int = 256, summaries: int = 32,
     }
 
 
+def map_steps(x: Tensor) -> dict[str, Step]:
+    """Return a step for every feature map of the registry on x [B, T, H, D]; two for a map with an option: keys are
+    mapped without it, queries with it."""
+    found, (H, D) = {}, x.shape[2:]
+    for name, entry in FEATURE_MAPS.items():
+        matrices = []
+        for shape in matrix_shapes(entry.matrices, H, D, entry.expansion * D, D // 4).values():
+            w = torch.randn(shape, device=x.device)
+            matrices.append(w if entry.fixed else (w * shape[1] ** -0.5).to(x.dtype).requires_grad_())
+        function = partial(feature_map, name)
+        if entry.options:
+            found[f"{name}, keys"] = Step(as_tuple(function), [x, *matrices])
+            function = partial(function, **dict.fromkeys(entry.options, True))
+        found[f"{name}, queries" if entry.options else name] = Step(as_tuple(function), [x, *matrices])
+    return found
+
+
 def as_tuple(function: Callable[..., Tensor]) -> Callable[..., tuple[Tensor]]:
-    """Wrap a function so that it returns its output in a tuple."""
+    """Return `function` with its output in a tuple."""
     return lambda *inputs, **options: (function(*inputs, **options),)
 
 

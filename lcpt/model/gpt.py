@@ -136,7 +136,7 @@ class GPT(nn.Module):
 
     def _aux_loss(self) -> Tensor | float:
         """Return 0 with the gradient of the layers' auxiliary losses: the reported loss stays the cross-entropy."""
-        losses = [loss for block in self.blocks if (loss := block.attention.penalty()) is not None]
+        losses = [loss for block in self.blocks if (loss := block.attention.aux_loss()) is not None]
         return sum(loss - loss.detach() for loss in losses)
 
     def _rotary(self, positions: Tensor) -> tuple[Tensor, Tensor]:

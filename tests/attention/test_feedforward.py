@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from lcpt.attention import AttentionConfig
-from lcpt.attention.feedforward import FeedforwardLayer, _Strain
+from lcpt.attention.feedforward import FeedforwardLayer, _OrthogonalityLoss
 from lcpt.model import GPT, ModelConfig
 
 
@@ -23,14 +23,16 @@ def build(penalty, recompute=False):
 def test_it_begins_orthogonal(map):
     layer = FeedforwardLayer(2, 6, map, last=True)
     layer(torch.randn(1, 3, 2, 6))
-    assert layer.strain < 1e-10
+    assert layer.orthogonality_loss < 1e-10
 
 
 def test_strain_and_its_gradient():
     W = torch.randn(2, 5, 5, dtype=torch.float64, requires_grad=True)
     eye = torch.eye(5, dtype=torch.float64)
-    torch.testing.assert_close(_Strain.apply(W), torch.stack([(w @ w.T - eye).square().mean() for w in W]).mean())
-    assert torch.autograd.gradcheck(_Strain.apply, [W])
+    torch.testing.assert_close(
+        _OrthogonalityLoss.apply(W), torch.stack([(w @ w.T - eye).square().mean() for w in W]).mean()
+    )
+    assert torch.autograd.gradcheck(_OrthogonalityLoss.apply, [W])
 
 
 @pytest.mark.parametrize("recompute", [False, True])
@@ -61,4 +63,4 @@ def test_evaluation_computes_none():
     model = build(0.3)
     with torch.no_grad():
         model(torch.randint(50, (1, 9)), labels=torch.randint(50, (1, 9)))
-    assert all(layer.strain is None for block in model.blocks for layer in block.attention.phi)
+    assert all(layer.orthogonality_loss is None for block in model.blocks for layer in block.attention.phi)

@@ -26,7 +26,7 @@ def test_bytes_are_counted_without_a_gpu(fused, tmp_path, monkeypatch):
         assert row["bytes"] >= 1.4 * tensor, (name, mode, backend)
         if backend == "triton":
             assert row["bytes"] < rows[name, mode, "torch"]["bytes"], (name, mode)
-            assert row["operators"] <= 4, (name, mode)
+            assert row["operators"] <= 5, (name, mode)
     assert rows["elu1", "forward", "triton"]["bytes"] == 2 * tensor
     assert rows["elu1", "forward", "torch"]["bytes"] == 4 * tensor
 

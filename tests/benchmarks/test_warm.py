@@ -80,6 +80,22 @@ print(json.dumps([len(seen.kernels) - before, before]))
     assert more == 0 and every > 100
 
 
+def test_the_stage_fused_starts_the_kernels_of_every_feature_map(run):
+    """Every pair of formulas, and favor with and without its option; none is compiled here."""
+    forward, backward, wanted = run("""
+from lcpt_kernels.feature_maps import FEATURE_MAPS
+from lcpt_kernels.triton.fused.feature_map_formulas import FORMULAS
+seen = compile_only("sm_90", -1, 2**40)
+warm.of_fused()
+assert not seen.errors
+names = [name for name, _ in seen.kernels]
+count = lambda part: sum(f"feature_map_{part}_kernel" in name for name in names)
+wanted = len({FORMULAS[name] for name in FEATURE_MAPS}) + sum(len(entry.options) for entry in FEATURE_MAPS.values())
+print(json.dumps([count("forward"), count("backward"), wanted]))
+""")
+    assert forward == backward == wanted
+
+
 def test_what_gpu_sh_warms_is_known():
     text = (ROOT / "benchmarks/gpu.sh").read_text()
     named = [line.split('"$target" ')[1].split() for line in text.splitlines() if "benchmarks/warm.py" in line]

@@ -1,19 +1,102 @@
-"""Feature maps in PyTorch: their formulas by hand, and what they refuse."""
+"""Feature maps in PyTorch: every map of the registry, formulas by hand, and errors."""
 
 import math
 
 import pytest
 import torch
-from lcpt_kernels.feature_maps import aoglu, elu1, favor, hedgehog, oglu, relu, softplus
+from lcpt_kernels.feature_maps import (
+    FEATURE_MAPS,
+    aoglu,
+    elu1,
+    favor,
+    feature_map,
+    hedgehog,
+    matrix_shapes,
+    oglu,
+    relu,
+    softplus,
+)
+
+from tests.kernels.conftest import relative_error
 
 B, T, H, HW, D, M = 2, 5, 6, 2, 4, 3
-SHAPES = {"x": (B, T, H, D), "W": (HW, D, M), "G": (HW, D, M), "b": (HW, M), "A": (HW, D, 2), "B": (HW, 2, M)}
-ARGUMENTS = {elu1: "x", relu: "xWb", favor: "xW", hedgehog: "xW", softplus: "xW", oglu: "xWG", aoglu: "xWAB"}
+VARIANTS = [(name, ()) for name in FEATURE_MAPS]
+VARIANTS += [(name, (option,)) for name, entry in FEATURE_MAPS.items() for option in entry.options]
 
 
-def given(function, dtype=torch.float64):
+def arguments_of(name, dtype=torch.float64):
+    """x and the matrices of a map, by their letters."""
     torch.manual_seed(0)
-    return {name: torch.randn(SHAPES[name], dtype=dtype) for name in ARGUMENTS[function]}
+    shapes = {"x": (B, T, H, D)} | matrix_shapes(FEATURE_MAPS[name].matrices, HW, D, M, r=2)
+    return {letter: torch.randn(shape, dtype=dtype) for letter, shape in shapes.items()}
+
+
+@pytest.fixture(params=VARIANTS, ids=lambda variant: "-".join((variant[0], *variant[1])))
+def variant(request):
+    """The name of a map, and the map as a function of x and its matrices."""
+    name, options = request.param
+    return name, lambda *tensors, **others: feature_map(name, *tensors, **dict.fromkeys(options, True), **others)
+
+
+def test_entries_are_consistent():
+    for name, entry in FEATURE_MAPS.items():
+        letters = set(entry.matrices)
+        assert letters <= set("WGbAB") and len(letters) == len(entry.matrices), name
+        assert not letters or "W" in letters, f"{name}: without W there is nothing for b, G, A and B to join"
+        assert ("A" in letters) == ("B" in letters) and not {"A", "G"} <= letters, f"{name}: the gate is G, or A B"
+        assert not entry.fixed or letters == {"W"}, f"{name}: only a W alone can be fixed"
+        assert set(entry.options) <= {"subtract_peak"}, f"{name}: the kernels know subtract_peak alone"
+        assert entry.halves in (1, 2), name
+
+
+def test_rows_are_mapped_alone(variant):
+    """Each token and head has the features that it has alone, with the matrices of its key-value head: a sequence in
+    pieces has the features of the whole."""
+    name, phi = variant
+    x, *matrices = arguments_of(name).values()
+    found = phi(x, *matrices)
+    assert found.shape == (B, T, H, FEATURE_MAPS[name].width(D, M)) and (found > 0).all()
+    for t in range(T):
+        for h in range(H):
+            alone = phi(x[:, t : t + 1, h : h + 1], *(w[h // (H // HW)][None] for w in matrices))
+            torch.testing.assert_close(found[:, t : t + 1, h : h + 1], alone)
+
+
+def test_fp32_is_near_float64(variant):
+    name, phi = variant
+    given = arguments_of(name)
+    found, exact = phi(*(x.float() for x in given.values())), phi(*given.values())
+    assert found.dtype == torch.float32 and relative_error(found, exact) < 1e-5
+
+
+@pytest.mark.parametrize("name", FEATURE_MAPS)
+def test_gradients_are_those_of_differences(name):
+    given = [x.requires_grad_() for x in arguments_of(name).values()]
+    if FEATURE_MAPS[name].fixed:
+        given[1].requires_grad_(False)
+    assert torch.autograd.gradcheck(lambda *tensors: feature_map(name, *tensors), given)
+
+
+def test_result_and_gradients_have_the_dtype_of_their_input(variant):
+    name, phi = variant
+    for dtype in (torch.float32, torch.bfloat16):
+        given = {letter: x.requires_grad_() for letter, x in arguments_of(name, torch.float32).items()}
+        given["x"] = given["x"].detach().to(dtype).requires_grad_()
+        found = phi(*given.values())
+        assert found.dtype == dtype and (found > 0).all()
+        found.sum().backward()
+        for letter, x in given.items():
+            fixed = letter == "W" and FEATURE_MAPS[name].fixed
+            assert x.grad is None if fixed else x.grad.dtype == x.dtype
+
+
+def test_under_autocast(variant):
+    name, phi = variant
+    given = arguments_of(name, torch.float32).values()
+    with torch.autocast("cpu", torch.bfloat16):
+        found = phi(*given)
+    expected = phi(*(x.bfloat16() for x in given))
+    assert found.dtype == torch.bfloat16 and torch.equal(found, expected)
 
 
 def exponents(x, W):
@@ -25,7 +108,7 @@ def sigmoid(z):
     return 1 / (1 + (-z).exp())
 
 
-BY_HAND = {  # of one row, with the matrices of its head
+BY_HAND = {  # one row, with the matrices of its head
     elu1: lambda x: torch.where(x > 0, x + 1, x.exp()),
     relu: lambda x, W, b: (x @ W + b).clamp(min=0) + 1e-6,
     favor: lambda x, W: torch.stack([(e.exp() + 1e-6) / math.sqrt(M) for e in exponents(x, W)]),
@@ -36,17 +119,18 @@ BY_HAND = {  # of one row, with the matrices of its head
 }
 
 
-@pytest.mark.parametrize("function", ARGUMENTS, ids=lambda f: f.__name__)
+@pytest.mark.parametrize("function", BY_HAND, ids=lambda f: f.__name__)
 def test_by_hand(function):
-    x, *matrices = given(function).values()
+    x, *matrices = arguments_of(function.__name__).values()
     found = function(x, *matrices, backend="torch")
+    assert torch.equal(found, feature_map(function.__name__, x, *matrices))
     for b, t, h in ((0, 0, 0), (1, 4, 2), (0, 3, 3), (1, 2, 5)):
         own = [w[h // (H // HW)] for w in matrices]
         torch.testing.assert_close(found[b, t, h], BY_HAND[function](x[b, t, h], *own))
 
 
 def test_favors_peak_is_subtracted_and_constant():
-    x, W = (1.0 * one for one in given(favor).values())
+    x, W = (1.0 * one for one in arguments_of("favor").values())
     x.requires_grad_()
     found = favor(x, W, subtract_peak=True)
     peak = torch.stack(exponents(x[0, 0, 0], W[0])).max()
@@ -58,29 +142,8 @@ def test_favors_peak_is_subtracted_and_constant():
 
 
 def test_favors_exponents_are_fp32():
-    x, W = given(favor, torch.bfloat16)["x"], given(favor, torch.float32)["W"]
+    x, W = arguments_of("favor", torch.bfloat16)["x"], arguments_of("favor", torch.float32)["W"]
     assert torch.equal(favor(x, W), favor(x.float(), W).bfloat16())
-
-
-@pytest.mark.parametrize("function", ARGUMENTS, ids=lambda f: f.__name__)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_result_and_gradients_have_the_dtype_of_what_they_are_of(function, dtype):
-    arguments = {name: x.requires_grad_() for name, x in given(function, torch.float32).items()}
-    arguments["x"] = arguments["x"].detach().to(dtype).requires_grad_()
-    phi = function(**arguments)
-    assert phi.dtype == dtype and (phi > 0).all()
-    phi.sum().backward()
-    for name, x in arguments.items():
-        assert x.grad is None if function is favor and name == "W" else x.grad.dtype == x.dtype
-
-
-@pytest.mark.parametrize("function", ARGUMENTS, ids=lambda f: f.__name__)
-def test_under_autocast(function):
-    arguments = given(function, torch.float32)
-    with torch.autocast("cpu", torch.bfloat16):
-        found = function(**arguments)
-    expected = function(**{name: x.bfloat16() for name, x in arguments.items()})
-    assert found.dtype == torch.bfloat16 and torch.equal(found, expected)
 
 
 @pytest.mark.parametrize(
@@ -93,11 +156,21 @@ def test_under_autocast(function):
         (hedgehog, {"W": torch.randn(D, M)}, r"W is \[4, 3\]"),
         (softplus, {"W": torch.randn(4, D, M)}, "6 heads are no multiple of 4"),
         (relu, {"b": torch.randn(HW, 1, M)}, r"b is \[2, 1, 3\]; it must be \[2, 3\]"),
-        (oglu, {"G": torch.randn(HW, D, M + 1)}, r"G is \[2, 4, 4\]"),
-        (aoglu, {"B": torch.randn(HW, 2, M + 1)}, r"B must be \[2, 2, 3\]"),
+        (oglu, {"G": torch.randn(HW, D, M + 1)}, r"G is \[2, 4, 4\]; it must be \[2, 4, 3\]"),
+        (aoglu, {"B": torch.randn(HW, 2, M + 1)}, r"B is \[2, 2, 4\]; it must be \[2, 2, 3\]"),
         (aoglu, {"A": torch.randn(3, D, 2)}, r"A is \[3, 4, 2\]"),
     ],
 )
-def test_what_does_not_fit_is_named(function, changes, part):
+def test_errors_name_what_does_not_fit(function, changes, part):
     with pytest.raises(ValueError, match=part):
-        function(**given(function) | changes)
+        function(**arguments_of(function.__name__) | changes)
+
+
+def test_errors_of_calls_by_name():
+    x, W = arguments_of("softplus").values()
+    with pytest.raises(ValueError, match="'cosine' is none of elu1, "):
+        feature_map("cosine", x)
+    with pytest.raises(ValueError, match=r"relu takes 2 matrices \(W, b\), not 1"):
+        feature_map("relu", x, W)
+    with pytest.raises(ValueError, match="softplus has no option subtract_peak"):
+        feature_map("softplus", x, W, subtract_peak=True)

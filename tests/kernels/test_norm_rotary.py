@@ -21,23 +21,23 @@ def inputs(t=5, d=D, dtype=torch.float64):
 def test_by_hand():
     """The pair (1, 4) of one head of one token as a complex number."""
     given = inputs()
-    turned, plain = norm_rotary(**given, eps=0.1, keep_plain=True)
+    rotated, plain = norm_rotary(**given, eps=0.1, keep_plain=True)
     x, angle = given["x"][1, 3, 2], torch.complex(given["cos"], given["sin"])[3, 0, 1]
     y = (x - x.mean()) / (x.square().mean() - x.mean() ** 2 + 0.1).sqrt() * given["weight"] + given["bias"]
     torch.testing.assert_close(plain[1, 3, 2], y)
-    torch.testing.assert_close(torch.complex(*turned[1, 3, 2, [1, 4]]), torch.complex(*y[[1, 4]]) * angle)
+    torch.testing.assert_close(torch.complex(*rotated[1, 3, 2, [1, 4]]), torch.complex(*y[[1, 4]]) * angle)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_is_the_module_of_pytorch_and_then_the_turn(dtype):
+def test_is_the_module_of_pytorch_and_then_the_rotation(dtype):
     given = inputs(dtype=dtype)
     norm = nn.LayerNorm(D).to(dtype)
     norm.load_state_dict({name: given[name] for name in ("weight", "bias")})
-    turned, plain = norm_rotary(**given, keep_plain=True)
+    rotated, plain = norm_rotary(**given, keep_plain=True)
     first, second = norm(given["x"]).chunk(2, dim=-1)
     cos, sin = given["cos"], given["sin"]
     expected = torch.cat((first * cos - second * sin, first * sin + second * cos), dim=-1)
-    assert torch.equal(plain, norm(given["x"])) and torch.equal(turned, expected.to(dtype))
+    assert torch.equal(plain, norm(given["x"])) and torch.equal(rotated, expected.to(dtype))
     assert norm_rotary(**given)[1] is None
 
 

@@ -3,14 +3,19 @@
 import pytest
 import torch
 from lcpt_kernels import feature_maps
+from lcpt_kernels.feature_maps import FEATURE_MAPS, matrix_shapes
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from tests.kernels.conftest import relative_error, results
 from tests.kernels.triton.conftest import DEVICE
 
 KERNELS = ["feature_map_forward_kernel", "feature_map_backward_kernel"]
-OPTIONS = {"favor_of_queries": {"subtract_peak": True}}
-MAPS = ["elu1", "relu", "favor", "favor_of_queries", "hedgehog", "softplus", "oglu", "aoglu"]
+VARIANTS = {name: (name, {}) for name in FEATURE_MAPS}
+VARIANTS |= {
+    f"{name}-{option}": (name, {option: True}) for name, entry in FEATURE_MAPS.items() for option in entry.options
+}
+PEAK = "favor-subtract_peak"
+MAPS = list(VARIANTS)
 
 
 @pytest.fixture
@@ -24,27 +29,24 @@ def small_tiles(monkeypatch):
     monkeypatch.setitem(launch_configs.TABLE, "feature_map_backward", {64: (16, 2, 16, 4, 1)})
 
 
-def map_of(name, **others):
-    """The function and, of favor, whose W is a constant, with this W."""
-    function, options = getattr(feature_maps, name.split("_")[0]), OPTIONS.get(name, {}) | others
-    return lambda **given: function(**given, **options)
+def map_of(variant, **others):
+    """The function of x and, by their letters, matrices."""
+    name, options = VARIANTS[variant]
+    return lambda x, backend, **given: feature_maps.feature_map(
+        name, x, *(given[letter] for letter in FEATURE_MAPS[name].matrices), backend=backend, **options, **others
+    )
 
 
-def inputs(name, t=17, *, b=2, h=4, hw=2, d=24, m=20, dtype=torch.float32, scale=1.0):
-    """x is what stands between NaN, as q and k stand beside each other; W lies as its transpose would, b with gaps."""
+def inputs(variant, t=17, *, b=2, h=4, hw=2, d=24, m=20, dtype=torch.float32, scale=1.0):
+    """x lies between NaN, as q and k lie beside each other in memory; W has the strides of a transpose, b has gaps."""
+    entry = FEATURE_MAPS[VARIANTS[variant][0]]
     torch.manual_seed(0)
     x = torch.full((b, t, h + 3, d), torch.nan, dtype=torch.float64)
     x[:, :, 2 : h + 2] = scale * torch.randn(b, t, h, d, dtype=torch.float64)
-    square = {"W": (hw, d, m)}
-    shapes = {
-        "elu1": {},
-        "relu": square | {"b": (hw, m)},
-        "oglu": square | {"G": (hw, d, m)},
-        "aoglu": square | {"A": (hw, d, 3), "B": (hw, 3, m)},
-    }.get(name, square)
-    matrices = {one: torch.randn(shape, dtype=torch.float64) * d**-0.5 for one, shape in shapes.items()}
-    given = {one: w.to(DEVICE).to(dtype) for one, w in ({"x": x} | matrices).items()}
-    if "favor" in name:
+    shapes = matrix_shapes(entry.matrices, hw, d, m, r=3)
+    matrices = {letter: torch.randn(shape, dtype=torch.float64) * d**-0.5 for letter, shape in shapes.items()}
+    given = {letter: w.to(DEVICE).to(dtype) for letter, w in ({"x": x} | matrices).items()}
+    if entry.fixed:
         given["W"] = (d**0.5 * matrices["W"]).to(DEVICE).float()
     if "W" in given:
         given["W"] = given["W"].mT.contiguous().mT
@@ -57,7 +59,7 @@ def agree(name, tolerance=1e-5, backend="triton", **shape):
     given, phi = inputs(name, **shape), map_of(name)
     whole, constant = given.pop("x"), {}
     given["x"] = whole[:, :, 2:-1]
-    if "favor" in name:
+    if FEATURE_MAPS[VARIANTS[name][0]].fixed:
         constant = {"W": given.pop("W")}
     size = phi(**given, **constant, backend="torch").shape[3]
     b, t, h, _ = given["x"].shape
@@ -75,6 +77,7 @@ def agree(name, tolerance=1e-5, backend="triton", **shape):
 
 @pytest.mark.parametrize("name", MAPS)
 def test_every_map(name, small_tiles, started):
+    """Forward and backward in the kernels, and every gradient."""
     agree(name)
     assert started == KERNELS
 
@@ -85,7 +88,7 @@ def test_every_map(name, small_tiles, started):
         ("elu1", {"d": 5}),
         ("relu", {"d": 80, "m": 7, "h": 6, "hw": 2}),
         ("favor", {"d": 7, "m": 33}),
-        ("favor_of_queries", {"m": 16}),
+        (PEAK, {"m": 16}),
         ("hedgehog", {"d": 64, "m": 64, "t": 3}),
         ("softplus", {"d": 128, "m": 5}),
         ("oglu", {"d": 33, "m": 128, "t": 2}),
@@ -132,7 +135,7 @@ def test_no_rows():
     ],
 )
 def test_far_from_zero(name, z):
-    """What is small is not 0, what is large no infinity: each number alone within rounding."""
+    """What is small is not 0, what is large no infinity: each element within rounding."""
     x = torch.tensor([z, z / 2], dtype=torch.float64, device=DEVICE).expand(1, 1, 1, 2)
     eye = torch.eye(2, dtype=torch.float64, device=DEVICE)[None]
     given = {"x": x} | dict.fromkeys({"softplus": "W", "oglu": "WG", "elu1": ""}[name], eye)
@@ -144,8 +147,8 @@ def test_far_from_zero(name, z):
 
 
 def test_favor_of_queries_with_large_exponents():
-    """Without its peak every one of them would be 0, or infinite."""
-    agree("favor_of_queries", 1e-4, scale=12.0)
+    """Unless the largest is subtracted, all of a row become 0 or infinite."""
+    agree(PEAK, 1e-4, scale=12.0)
 
 
 def test_the_peak_is_one_of_the_features():
@@ -154,7 +157,7 @@ def test_the_peak_is_one_of_the_features():
     torch.testing.assert_close(phi, torch.full_like(phi, 3**-0.5))
 
 
-@pytest.mark.parametrize("name", ["favor", "favor_of_queries"])
+@pytest.mark.parametrize("name", ["favor", PEAK])
 def test_favors_exponents_are_fp32(name):
     agree(name, 5e-3, dtype=torch.bfloat16, scale=3.0, h=2, hw=1)
 
@@ -217,7 +220,7 @@ def test_what_the_operators_say_of_themselves(name):
 
 
 def test_under_autocast():
-    """fp32 arguments are taken in bf16, favor's W too; gradients come in fp32."""
+    """fp32 arguments are cast to bf16, favor's W too; gradients are fp32."""
     given = inputs("relu")
     given["x"] = given["x"][:, :, 2:-1].contiguous()
     do = torch.ones(2, 17, 4, 20, device=DEVICE)

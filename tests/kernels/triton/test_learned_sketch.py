@@ -144,9 +144,9 @@ def test_nothing_around_is_read(agree):
 
 @pytest.mark.parametrize("rows", [0, 1, 16, 47, 48, 49, 1000])
 def test_programs_share_all_rows(rows):
-    from lcpt_kernels.triton.fused.learned_sketch_forward import shares
+    from lcpt_kernels.triton.fused.learned_sketch_forward import program_grid
 
-    programs, steps = shares(rows, {"BT": 16, "PROGRAMS": 3})
+    programs, steps = program_grid(rows, {"BT": 16, "PROGRAMS": 3})
     assert programs <= 3 and programs * steps * 16 >= rows and (programs == 0 or (programs - 1) * steps * 16 < rows)
 
 

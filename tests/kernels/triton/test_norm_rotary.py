@@ -9,7 +9,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from tests.kernels.conftest import relative_error
 from tests.kernels.triton.conftest import DEVICE, INTERPRETED
 
-LEARNED, BOTH = ("x", "weight", "bias"), ("turned", "plain")
+LEARNED, BOTH = ("x", "weight", "bias"), ("rotated", "plain")
 
 
 @pytest.fixture(autouse=True)
@@ -22,7 +22,7 @@ def small_pieces(monkeypatch):
 
 
 def inputs(t, *, b=1, h=2, d=16, others=3, level=5.0):
-    """x as a model has it: heads in the midst of a wider tensor, whose other numbers are NaN."""
+    """x as a model has it: heads in the midst of a wider tensor, whose other elements are NaN."""
     torch.manual_seed(0)
     wide = torch.full((b, t, h + others, d), torch.nan, dtype=torch.float64)
     heads = slice(1, 1 + h) if others else slice(None)
@@ -96,8 +96,8 @@ def test_shapes(agree, shape):
     "used, keep_plain",
     [
         (BOTH, True),
-        (["turned"], False),
-        (["turned"], True),
+        (["rotated"], False),
+        (["rotated"], True),
         (["plain"], True),
     ],
     ids=str,
@@ -116,7 +116,7 @@ def test_rows_far_from_zero(agree):
     agree(on_device(inputs(21, d=64, level=300.0)), 3e-5)
 
 
-def test_equal_numbers():
+def test_equal_elements():
     """Nothing is divided by zero."""
     given = on_device(inputs(4)) | {"x": torch.full((1, 4, 2, 16), 3.0, device=DEVICE)}
     found = results(given, random_gradients(given["x"], BOTH), keep_plain=True, backend="triton")
@@ -141,16 +141,16 @@ STRIDED = {
 
 
 @pytest.mark.parametrize(
-    "of_x, of_turned, of_plain",
+    "of_x, of_rotated, of_plain",
     [
         ("heads first", "of a sum", "columns first"),
         ("columns first", "expanded", "heads first"),
         ("expanded", "heads first", "expanded"),
     ],
 )
-def test_strides(agree, of_x, of_turned, of_plain):
-    x, d_turned, d_plain = (STRIDED[name]().to(DEVICE) for name in (of_x, of_turned, of_plain))
-    agree(on_device(inputs(9)) | {"x": x}, gradients={"turned": d_turned, "plain": d_plain})
+def test_strides(agree, of_x, of_rotated, of_plain):
+    x, d_rotated, d_plain = (STRIDED[name]().to(DEVICE) for name in (of_x, of_rotated, of_plain))
+    agree(on_device(inputs(9)) | {"x": x}, gradients={"rotated": d_rotated, "plain": d_plain})
 
 
 @pytest.mark.parametrize("backend", ["triton", "torch"])
@@ -167,7 +167,7 @@ def test_the_dtype_is_that_of_x_under_autocast(backend):
 def test_no_tokens():
     given = on_device(inputs(0))
     found = results(given, random_gradients(given["x"], BOTH), keep_plain=True, backend="triton")
-    assert found["turned"].shape == found["x"].shape == (1, 0, 2, 16)
+    assert found["rotated"].shape == found["x"].shape == (1, 0, 2, 16)
     assert not found["weight"].any() and not found["bias"].any()
 
 
@@ -193,11 +193,11 @@ def test_no_zeros_are_made_for_what_nobody_used(monkeypatch):
     monkeypatch.setattr(torch.ops.lcpt_kernels, "norm_rotary_backward", lambda *x: seen.append(x[:2]) or operator(*x))
     for name in BOTH:
         results(given, random_gradients(given["x"], [name]), keep_plain=True, backend="triton")
-    (_, no_plain), (no_turned, _) = seen
-    assert no_plain is None and no_turned is None
+    (_, no_plain), (no_rotated, _) = seen
+    assert no_plain is None and no_rotated is None
 
 
-@pytest.mark.parametrize("used, keep_plain", [(["turned"], False), (["plain"], True)], ids=str)
+@pytest.mark.parametrize("used, keep_plain", [(["rotated"], False), (["plain"], True)], ids=str)
 def test_lengths_share_one_graph(used, keep_plain):
     torch._dynamo.reset()
     count = CompileCounterWithBackend("aot_eager")
@@ -213,7 +213,7 @@ def test_lengths_share_one_graph(used, keep_plain):
     assert count.frame_count == 2  # for the first length, and for any
 
 
-@pytest.mark.parametrize("used, keep_plain", [(BOTH, True), (["turned"], False)], ids=str)
+@pytest.mark.parametrize("used, keep_plain", [(BOTH, True), (["rotated"], False)], ids=str)
 def test_what_the_operators_say_of_themselves(used, keep_plain):
     """Shapes, strides and dtypes without computing, derivatives, no change of what is given: PyTorch's own checks."""
     import lcpt_kernels.triton.fused.norm_rotary  # noqa: F401, which defines them
@@ -229,7 +229,7 @@ def test_what_the_operators_say_of_themselves(used, keep_plain):
 
 @pytest.mark.parametrize("shape", [(17, 1, 1), (1, 17, 1), (1, 1, 17)], ids=["batch", "tokens", "heads"])
 def test_offsets_of_64_bits(shape, monkeypatch):
-    """A tensor of more than 2³¹ numbers, of which few are touched."""
+    """A tensor of more than 2³¹ elements, of which few are touched."""
     rows, d, stride = 17, 16, 2**27  # the last row stands at 2³¹
     if INTERPRETED:  # it would copy all of the memory onto itself
         from triton.runtime.interpreter import GridExecutor

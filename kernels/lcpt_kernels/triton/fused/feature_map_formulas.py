@@ -1,76 +1,110 @@
-"""The formula of every feature map and, below it, of its derivative: of rows in registers, fp32.
+"""The registry of the Triton formulas: every feature map and its derivative, of rows in registers, fp32.
 
-z = x W and g = x G are [n, M], d = dφ like φ. Beyond M, where a tile is wider, z and d are 0.
+FORMULAS has the same names as FEATURE_MAPS of `feature_map_definitions.py`. All forward formulas take the same
+arguments, and so do all backward formulas; each uses those that it needs.
+
+    forward(z, g, x, PEAK, D, M) -> φ; with two halves -> first, second
+    backward(d, d_second, z, g, x, PEAK, D, M) -> dz; with G -> dz, dg; with `reads_x` -> dz, x_factor
+
+    z         [n, M] x W + b; x itself for a map without W
+    g         [n, M] x G; None for a map without G
+    x         [n, D] the rows
+    d         [n, M] dφ; with two halves that of the first, and d_second that of the second, else None
+    PEAK      the option subtract_peak
+    D, M      the widths of x and z without padding
+    x_factor  [n, 1]: what φ has from x directly adds x_factor · x to dx
+
+Tiles may be wider than M; beyond M, z, g and d are 0, and what a formula returns there is not stored.
 """
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import triton
 import triton.language as tl
+from triton.runtime.jit import KernelInterface
 
 from lcpt_kernels import constants
 
 TINY = tl.constexpr(constants.TINY)
 
 
-@triton.jit
-def elu1(x):
-    return tl.where(x > 0.0, x + 1.0, tl.exp(x))
+class Formulas(NamedTuple):
+    """The two functions of a map, which the kernels take as constants."""
+
+    forward: KernelInterface
+    backward: KernelInterface
+    reads_x: bool = False  # φ uses x beside z, and backward returns x_factor
+
+
+FORMULAS: dict[str, Formulas] = {}  # by name
 
 
 @triton.jit
-def elu1_backward(x, d):
-    return tl.where(x > 0.0, d, d * tl.exp(x))
+def elu1(z, g, x, PEAK: tl.constexpr, D: tl.constexpr, M: tl.constexpr):
+    return tl.where(z > 0.0, z + 1.0, tl.exp(z))
 
 
 @triton.jit
-def relu(z, bias):
-    return tl.maximum(z + bias, 0.0, propagate_nan=tl.PropagateNan.ALL) + TINY
+def elu1_backward(d, d_second, z, g, x, PEAK: tl.constexpr, D: tl.constexpr, M: tl.constexpr):
+    return tl.where(z > 0.0, d, d * tl.exp(z))
+
+
+FORMULAS["elu1"] = Formulas(elu1, elu1_backward)
 
 
 @triton.jit
-def relu_backward(z, bias, d):
-    """-> dz, and so that of the bias in every row."""
-    return tl.where(z + bias > 0.0, d, 0.0)
+def relu(z, g, x, PEAK: tl.constexpr, D: tl.constexpr, M: tl.constexpr):
+    return tl.maximum(z, 0.0, propagate_nan=tl.PropagateNan.ALL) + TINY
 
 
 @triton.jit
-def favor(z, x, PEAK: tl.constexpr, D: tl.constexpr, M: tl.constexpr):
+def relu_backward(d, d_second, z, g, x, PEAK: tl.constexpr, D: tl.constexpr, M: tl.constexpr):
+    return tl.where(z > 0.0, d, 0.0)
+
+
+FORMULAS["relu"] = Formulas(relu, relu_backward)
+
+
+@triton.jit
+def favor(z, g, x, PEAK: tl.constexpr, D: tl.constexpr, M: tl.constexpr):
     return (favor_exponential(z, x, PEAK, D, M) + TINY) * M**-0.5
 
 
 @triton.jit
-def favor_backward(z, x, d, PEAK: tl.constexpr, D: tl.constexpr, M: tl.constexpr):
-    """-> dz, and the factor [n, 1] of x in the dx that does not come through z."""
+def favor_backward(d, d_second, z, g, x, PEAK: tl.constexpr, D: tl.constexpr, M: tl.constexpr):
     d_exponents = d * favor_exponential(z, x, PEAK, D, M) * M**-0.5
     return d_exponents * D**-0.25, -(D**-0.5) * tl.sum(d_exponents, axis=1)[:, None]
 
 
 @triton.jit
 def favor_exponential(z, x, PEAK: tl.constexpr, D: tl.constexpr, M: tl.constexpr):
-    """exp(x' W − |x'|²/2) with x' = x / D^¼, PEAK: over its greatest in each row; 0 beyond M."""
+    """Compute exp(x' W − |x'|²/2) with x' = x / D^¼, 0 beyond M; with PEAK, divided by the largest of each row."""
     exponents = z * D**-0.25 - (tl.sum(x * x, axis=1) * (0.5 * D**-0.5))[:, None]
-    exponents = below(exponents, M)
+    exponents = mask_columns(exponents, M)
     if PEAK:
         exponents -= tl.max(exponents, axis=1)[:, None]
     return tl.exp(exponents)
 
 
+FORMULAS["favor"] = Formulas(favor, favor_backward, reads_x=True)
+
+
 @triton.jit
-def hedgehog(z, M: tl.constexpr):
-    """-> both halves of φ."""
+def hedgehog(z, g, x, PEAK: tl.constexpr, D: tl.constexpr, M: tl.constexpr):
     return softmax(z, M), softmax(-z, M)
 
 
 @triton.jit
-def hedgehog_backward(z, d_first, d_second, M: tl.constexpr):
-    first, second = hedgehog(z, M)
-    return softmax_backward(first, d_first) - softmax_backward(second, d_second)
+def hedgehog_backward(d, d_second, z, g, x, PEAK: tl.constexpr, D: tl.constexpr, M: tl.constexpr):
+    first, second = softmax(z, M), softmax(-z, M)
+    return softmax_backward(first, d) - softmax_backward(second, d_second)
 
 
 @triton.jit
 def softmax(z, M: tl.constexpr):
-    z = below(z, M)
+    z = mask_columns(z, M)
     e = tl.exp(z - tl.max(z, axis=1)[:, None])
     return e / tl.sum(e, axis=1)[:, None]
 
@@ -80,33 +114,47 @@ def softmax_backward(p, d):
     return p * (d - tl.sum(p * d, axis=1)[:, None])
 
 
-@triton.jit
-def softplus(z):
-    u = tl.exp(-tl.abs(z))
-    log = tl.where(u < 2**-8, u - 0.5 * u * u, tl.log(1.0 + u))  # a small u would be lost in 1 + u
-    return tl.maximum(z, 0.0) + log
+FORMULAS["hedgehog"] = Formulas(hedgehog, hedgehog_backward)
 
 
 @triton.jit
-def softplus_backward(z, d):
+def softplus(z, g, x, PEAK: tl.constexpr, D: tl.constexpr, M: tl.constexpr):
+    return log1p_exp(z)
+
+
+@triton.jit
+def softplus_backward(d, d_second, z, g, x, PEAK: tl.constexpr, D: tl.constexpr, M: tl.constexpr):
     return d * tl.sigmoid(z)
 
 
 @triton.jit
-def oglu(z, g):
-    return softplus(z) * tl.sigmoid(g)
+def log1p_exp(z):
+    u = tl.exp(-tl.abs(z))
+    log = tl.where(u < 2**-8, u - 0.5 * u * u, tl.log(1.0 + u))  # 1 + u would lose a small u
+    return tl.maximum(z, 0.0) + log
+
+
+FORMULAS["softplus"] = Formulas(softplus, softplus_backward)
 
 
 @triton.jit
-def oglu_backward(z, g, d):
-    """-> dz, dg."""
+def oglu(z, g, x, PEAK: tl.constexpr, D: tl.constexpr, M: tl.constexpr):
+    return log1p_exp(z) * tl.sigmoid(g)
+
+
+@triton.jit
+def oglu_backward(d, d_second, z, g, x, PEAK: tl.constexpr, D: tl.constexpr, M: tl.constexpr):
     gate = tl.sigmoid(g)
-    return softplus_backward(z, d * gate), d * softplus(z) * gate * (1.0 - gate)
+    return d * gate * tl.sigmoid(z), d * log1p_exp(z) * gate * (1.0 - gate)
+
+
+FORMULAS["oglu"] = Formulas(oglu, oglu_backward)
+FORMULAS["aoglu"] = FORMULAS["oglu"]  # with G = A B
 
 
 @triton.jit
-def below(z, M: tl.constexpr):
-    """z with −∞ beyond M."""
+def mask_columns(z, M: tl.constexpr):
+    """Return z with −∞ in the columns beyond M."""
     if z.shape[1] == M:
         return z
     else:

@@ -1,4 +1,4 @@
-"""φ(x) of rows of one head: z = x W, and g = x G, in registers; φ written once."""
+"""Feature maps, forward: a program computes φ(x) of rows of one head, with z = x W + b and g = x G in registers."""
 
 from __future__ import annotations
 
@@ -9,47 +9,50 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from lcpt_kernels.feature_map_definitions import FEATURE_MAPS
 from lcpt_kernels.triton.common import launch_configs
 from lcpt_kernels.triton.common.tensors import flat, padded
 from lcpt_kernels.triton.common.tile_io import load_rows, store_rows
-from lcpt_kernels.triton.fused.feature_map_formulas import elu1, favor, hedgehog, oglu, relu, softplus
+from lcpt_kernels.triton.fused.feature_map_formulas import FORMULAS
 
 
-class FeatureMap(NamedTuple):
-    """One of the maps of `feature_map_formulas.py` and what it is of."""
+class MapInputs(NamedTuple):
+    """The inputs of one call: a map of the registry by name, x, and the matrices in the form that kernels take."""
 
     x: Tensor  # [B, T, H, D]
-    W: Tensor | None  # [Hw, D, M], any strides; all but elu1
-    G: Tensor | None  # like W; oglu
-    b: Tensor | None  # [Hw, M], contiguous; relu
-    name: str
-    subtract_peak: bool  # favor
+    W: Tensor | None  # [Hw, D, M], any strides
+    G: Tensor | None  # [Hw, D, M], the strides of W
+    b: Tensor | None  # [Hw, M], contiguous
+    name: str  # in FEATURE_MAPS and FORMULAS
+    subtract_peak: bool
 
     @property
-    def width(self) -> int:
-        """M, of x W."""
+    def matrix_width(self) -> int:
+        """M, the number of columns of x W; without W that of x."""
         return self.x.shape[3] if self.W is None else self.W.shape[2]
 
     @property
     def learned(self) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        """W, G and b, where they have gradients."""
-        return None if self.name == "favor" else self.W, self.G, self.b
+        """W, G and b, None where there is no gradient."""
+        return None if FEATURE_MAPS[self.name].fixed else self.W, self.G, self.b
 
     @property
-    def size(self) -> int:
-        """Of φ(x)."""
-        return 2 * self.width if self.name == "hedgehog" else self.width
+    def output_width(self) -> int:
+        """The number of columns of φ(x)."""
+        return FEATURE_MAPS[self.name].halves * self.matrix_width
 
     def tiles(self, kernel: str) -> dict[str, int]:
-        """By the columns of both matrices."""
-        columns = self.width if self.G is None else 2 * self.width
+        """Return the tile sizes of `kernel`, chosen by the columns of W and G together."""
+        columns = self.matrix_width if self.G is None else 2 * self.matrix_width
         return launch_configs.tiles(kernel, max(self.x.shape[3], columns), self.x.dtype)
 
     def arguments(self) -> dict:
-        """Of both kernels."""
+        """Return the arguments that the forward and the backward kernel share."""
         x = flat(self.x)
         W_strides = (0, 0, 0) if self.W is None else self.W.stride()
-        D, M = x.shape[2], self.width
+        D, M = x.shape[2], self.matrix_width
+        # A fixed W is fp32 also where x has 16 bits: TF32 represents 16-bit values exactly.
+        same_dtype = self.W is None or self.W.dtype == x.dtype
         return dict(
             x=x,
             x_strides=x.stride()[:2],
@@ -61,22 +64,23 @@ class FeatureMap(NamedTuple):
             W_stride=W_strides[0],
             W_ROW=W_strides[1],
             W_COLUMN=W_strides[2],
-            MAP=self.name,
+            PRECISION="ieee" if same_dtype else "tf32",
             PEAK=self.subtract_peak,
             D=D,
             D_PAD=padded(D),
             M=M,
             M_PAD=padded(M),
-            SIZE=self.size,
+            SIZE=self.output_width,
         )
 
 
-def feature_map_forward(map: FeatureMap) -> Tensor:
-    """-> φ(x) [B, T, H, SIZE] in x's dtype."""
-    phi = torch.empty(*map.x.shape[:3], map.size, dtype=map.x.dtype, device=map.x.device)
-    arguments, tiles = map.arguments(), map.tiles("feature_map_forward")
-    grid = triton.cdiv(arguments["rows"], tiles["BT"] * tiles["STEPS"]), map.x.shape[2]
-    feature_map_forward_kernel[grid](**arguments, phi=phi, **tiles)
+def feature_map_forward(inputs: MapInputs) -> Tensor:
+    """Launch the forward kernel -> φ(x) [B, T, H, SIZE] in x's dtype."""
+    x = inputs.x
+    phi = torch.empty(*x.shape[:3], inputs.output_width, dtype=x.dtype, device=x.device)
+    arguments, tiles = inputs.arguments(), inputs.tiles("feature_map_forward")
+    grid = triton.cdiv(arguments["rows"], tiles["BT"] * tiles["STEPS"]), x.shape[2]
+    feature_map_forward_kernel[grid](**arguments, FORMULA=FORMULAS[inputs.name].forward, phi=phi, **tiles)
     return phi
 
 
@@ -93,7 +97,8 @@ def feature_map_forward_kernel(
     W_stride,
     W_ROW: tl.constexpr,
     W_COLUMN: tl.constexpr,
-    MAP: tl.constexpr,
+    FORMULA: tl.constexpr,  # of FORMULAS
+    PRECISION: tl.constexpr,
     PEAK: tl.constexpr,
     D: tl.constexpr,
     D_PAD: tl.constexpr,
@@ -104,15 +109,13 @@ def feature_map_forward_kernel(
     STEPS: tl.constexpr,
 ):
     piece, head, heads = tl.program_id(0), tl.program_id(1).to(tl.int64), tl.num_programs(1)
-    # Favor's W is fp32 also where x is of 16 bits, which are exact in TF32.
-    PRECISION: tl.constexpr = "tf32" if MAP == "favor" and x.dtype.element_ty != tl.float32 else "ieee"
     x += head * x_strides[1]
     matrix = head // group * W_stride
-    if MAP != "elu1":
+    if W is not None:
         w = load_matrix(W + matrix, 0, W_ROW, W_COLUMN, D, D_PAD, M, M_PAD)
-    if MAP == "oglu":
+    if G is not None:
         g_matrix = load_matrix(G + matrix, 0, W_ROW, W_COLUMN, D, D_PAD, M, M_PAD)
-    if MAP == "relu":
+    if b is not None:
         bias = load_bias(b + head // group * M, M, M_PAD)
     first = piece * STEPS * BT
     for start in range(first, tl.minimum(first + STEPS * BT, rows), BT):
@@ -120,22 +123,20 @@ def feature_map_forward_kernel(
         inside = t < rows
         at = t.to(tl.int64) * heads + head
         x_rows = load_rows(x, t, x_strides[0], inside, D, D_PAD)  # [BT, D]
-        if MAP == "elu1":
-            values = elu1(x_rows.to(tl.float32))
-        else:
+        x_wide = x_rows.to(tl.float32)
+        z, g = x_wide, None
+        if W is not None:
             z = product(x_rows, w, PRECISION)  # [BT, M]
-            if MAP == "relu":
-                values = relu(z, bias)
-            elif MAP == "favor":
-                values = favor(z, x_rows.to(tl.float32), PEAK, D, M)
-            elif MAP == "hedgehog":
-                values, second = hedgehog(z, M)
-                store_rows(phi + M, at, SIZE, inside, second, M, M_PAD)
-            elif MAP == "softplus":
-                values = softplus(z)
-            else:
-                values = oglu(z, product(x_rows, g_matrix, PRECISION))
-        store_rows(phi, at, SIZE, inside, values, M, M_PAD)
+        if b is not None:
+            z += bias
+        if G is not None:
+            g = product(x_rows, g_matrix, PRECISION)
+        if SIZE == 2 * M:
+            features, second = FORMULA(z, g, x_wide, PEAK, D, M)
+            store_rows(phi + M, at, SIZE, inside, second, M, M_PAD)
+        else:
+            features = FORMULA(z, g, x_wide, PEAK, D, M)
+        store_rows(phi, at, SIZE, inside, features, M, M_PAD)
 
 
 @triton.jit
@@ -149,14 +150,14 @@ def load_matrix(
     WIDTH: tl.constexpr,
     PADDED: tl.constexpr,
 ):
-    """Rows start … start + SIZE of w [HEIGHT, WIDTH], of any strides, as [SIZE, PADDED] with zeros around them."""
+    """Load rows start … start + SIZE of w [HEIGHT, WIDTH], any strides, as [SIZE, PADDED] with zeros around them."""
     i, j = start + tl.arange(0, SIZE)[:, None], tl.arange(0, PADDED)[None, :]
     return tl.load(w + i * ROW + j * COLUMN, mask=(i < HEIGHT) & (j < WIDTH), other=0.0)
 
 
 @triton.jit
 def load_bias(b, M: tl.constexpr, M_PAD: tl.constexpr):
-    """[1, M] fp32."""
+    """Load b [M] as [1, M_PAD] fp32."""
     j = tl.arange(0, M_PAD)[None, :]
     return tl.load(b + j, mask=j < M, other=0.0).to(tl.float32)
 

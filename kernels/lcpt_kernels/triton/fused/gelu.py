@@ -1,8 +1,9 @@
-"""GELU(y) = y Φ(y) and its derivative, Φ the normal distribution function: the exact one, within 7e-7 everywhere.
+"""The exact GELU(y) = y Φ(y) and its derivative, with Φ the normal distribution function, to within 7e-7 everywhere.
 
-    Φ(−|y|) = 2^P(|y|) / 2        P of degree five with P(0) = 0: the least largest error of Φ and of y Φ
+    Φ(−|y|) = 2^P(|y|) / 2        P of degree five with P(0) = 0 that minimises the largest error of Φ and of y Φ
 
-With erf, right in every digit, a kernel would have more to do than to read: some 30 instructions a number, not 8.
+erf, which is exact in every digit, takes some 30 instructions an element instead of 8: the kernel would be bound by
+arithmetic instead of memory.
 """
 
 from __future__ import annotations
@@ -23,14 +24,14 @@ TOP = tl.constexpr(-0.5 * math.log2(2 * math.pi))
 
 @triton.jit
 def gelu(y):
-    """y fp32."""
+    """Compute GELU(y) of fp32 y."""
     x = tl.abs(y)
     return tl.maximum(y, 0.0) - x * lower_tail(x)
 
 
 @triton.jit
 def gelu_and_slope(y):
-    """-> GELU(y) and its derivative, Φ(y) + y φ(y)."""
+    """Compute GELU(y) and its derivative Φ(y) + y φ(y)."""
     x = tl.abs(y)
     density = tl.exp2(x * x * FALL + TOP)
     slope = lower_tail(x) - x * density  # of −x
@@ -40,5 +41,5 @@ def gelu_and_slope(y):
 
 @triton.jit
 def lower_tail(x):
-    """Φ(−x), x ≥ 0."""
+    """Compute Φ(−x) for x ≥ 0."""
     return tl.exp2(((((x * P5 + P4) * x + P3) * x + P2) * x + P1) * x - 1.0)

@@ -1,7 +1,7 @@
-"""The learned sketch of one level: an operator of PyTorch, which torch.compile takes as it is, and so is its backward.
+"""The learned sketch of one level as a PyTorch operator, which torch.compile calls as it is.
 
-forward   learned_sketch_forward: rows pass both networks in registers
-backward  learned_sketch_backward: both networks once more; all gradients from one reading of x and da
+forward   learned_sketch_forward: both networks in registers
+backward  learned_sketch_backward: recomputes both networks; reads x and da once for all gradients
 """
 
 from __future__ import annotations
@@ -18,7 +18,10 @@ NAME = "the kernel of learned_sketch"  # in errors
 
 
 def learned_sketch(x: Tensor, up: Tensor, down: Tensor) -> Tensor:
-    """x [B, T, H, d], up [2, d, h], down [2, h, r]; fp32, bf16 or fp16 -> [B, T, H, r]."""
+    """Compute the sketch in Triton.
+
+    x [B, T, H, d], up [2, d, h], down [2, h, r], all fp32, bf16 or fp16 -> [B, T, H, r] in the same dtype.
+    """
     refuse_transforms(NAME, "torch")
     return torch.ops.lcpt_kernels.learned_sketch(x, up, down)
 

@@ -1,11 +1,11 @@
-"""The gradients of S(x) = tanh(u), u = z₁ ∘ z₂ / √r, z = g D, g = GELU(y), y = x U, in x, U and D of both networks:
+"""learned_sketch, backward: S(x) = tanh(u), u = z₁ ∘ z₂ / √r, z = g D, g = GELU(y), y = x U for each network:
 
     du = da (1 − S²)        dz₁ = du ∘ z₂ / √r        dyᵀ = (D dzᵀ) ∘ GELU'(yᵀ)
     dxᵀ = Σ U dyᵀ           dUᵀ = dyᵀ x               dD = gᵀ dz
 
-z is made again in rows, as forwards; then each network's hidden layer a second time, as columns: sums over rows need
-its transpose, which no product may take from another's registers. A program walks its share of the rows and holds the
-gradients of U and D in registers: of both networks, or where that is too much of one, with a share of dx.
+z is recomputed as in the forward pass. Each hidden layer is then recomputed once more, transposed: the sums over rows
+need its transpose, and a product cannot transpose an operand in registers. A program processes its share of the rows
+and keeps the gradients of U and D in registers, of both networks where they fit, else of one with its part of dx.
 """
 
 from __future__ import annotations
@@ -18,25 +18,28 @@ from torch import Tensor
 from lcpt_kernels.triton.common.tile_io import load_rows, store_rows
 from lcpt_kernels.triton.fused.gelu import gelu_and_slope
 from lcpt_kernels.triton.fused.learned_sketch_forward import (
+    apply_network,
     load_network,
-    of_rows,
-    place_of,
-    shares,
-    sigmoid_of_twice,
+    program_grid,
+    row_arguments,
+    row_offsets,
+    sigmoid_2x,
     sizes_and_tiles,
-    through,
 )
 
 
 def learned_sketch_backward(da: Tensor, x: Tensor, up: Tensor, down: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """da [N, H, R], x [N, H, D], up [2, D, E], down [2, E, R], last strides 1 -> the gradients of x, up and down."""
+    """Launch the backward kernel.
+
+    da [N, H, R], x [N, H, D], up [2, D, E], down [2, E, R], last strides 1 -> the gradients of x, up and down.
+    """
     sizes, tiles = sizes_and_tiles("learned_sketch_backward", up, down)
     splits = 2 // tiles["NETWORKS"]
-    programs, steps = shares(x.shape[0] * x.shape[1], tiles)
+    programs, steps = program_grid(x.shape[0] * x.shape[1], tiles)
     dx = torch.empty(splits, *x.shape, dtype=x.dtype, device=x.device)
     d_up, d_down = (torch.empty(programs, *y.shape, dtype=torch.float32, device=x.device) for y in (up, down))
     learned_sketch_backward_kernel[(programs, splits)](
-        **of_rows(da=da, x=x), up=up, down=down, dx=dx, d_up=d_up, d_down=d_down, steps=steps, **sizes, **tiles
+        **row_arguments(da=da, x=x), up=up, down=down, dx=dx, d_up=d_up, d_down=d_down, steps=steps, **sizes, **tiles
     )
     return dx[0] if splits == 1 else dx[0] + dx[1], d_up.sum(0).to(up.dtype), d_down.sum(0).to(down.dtype)
 
@@ -76,16 +79,16 @@ def learned_sketch_backward_kernel(
         d_down_other = tl.zeros((E_PAD, R_PAD), tl.float32)
     for step in range(0, steps):
         row = (tl.program_id(0) * steps + step) * BT + tl.arange(0, BT)
-        x_rows = load_rows(x, place_of(row, heads, x_strides), 1, row < rows, D, D_PAD)  # [BT, D]
-        da_rows = load_rows(da, place_of(row, heads, da_strides), 1, row < rows, R, R_PAD)  # [BT, R]
-        z_own, z_other = through(x_rows, up_own, down_own), through(x_rows, up_other, down_other)
-        half = sigmoid_of_twice(scale * z_own * z_other)
+        x_rows = load_rows(x, row_offsets(row, heads, x_strides), 1, row < rows, D, D_PAD)  # [BT, D]
+        da_rows = load_rows(da, row_offsets(row, heads, da_strides), 1, row < rows, R, R_PAD)  # [BT, R]
+        z_own, z_other = apply_network(x_rows, up_own, down_own), apply_network(x_rows, up_other, down_other)
+        half = sigmoid_2x(scale * z_own * z_other)
         du = 4.0 * scale * da_rows.to(tl.float32) * (half - half * half)
-        # Both before either goes on, and dx at the end: fewer numbers wait in registers.
+        # Both dz first and dx last: in this order fewer values are live in registers.
         dz_own, dz_other = (du * z_other).to(x_rows.dtype), (du * z_own).to(x_rows.dtype)
-        d_up_own, d_down_own, dy_own = through_backward(d_up_own, d_down_own, x_rows, dz_own, up_own, down_own)
+        d_up_own, d_down_own, dy_own = network_backward(d_up_own, d_down_own, x_rows, dz_own, up_own, down_own)
         if NETWORKS == 2:
-            d_up_other, d_down_other, dy_other = through_backward(
+            d_up_other, d_down_other, dy_other = network_backward(
                 d_up_other, d_down_other, x_rows, dz_other, up_other, down_other
             )
         dx_columns = tl.dot(up_own, dy_own, input_precision="ieee")  # [D, BT]
@@ -98,9 +101,11 @@ def learned_sketch_backward_kernel(
 
 
 @triton.jit
-def through_backward(d_up, d_down, x_rows, dz, up, down):
-    """-> the sums d_up [E, D] and d_down [E, R] with these rows, whose dz is [BT, R], and their dy [E, BT]. Operands in
-    x's dtype, also fp16: none of them is of another order than da."""
+def network_backward(d_up, d_down, x_rows, dz, up, down):
+    """Add the share of these rows, whose dz is [BT, R], to d_up [E, D] and d_down [E, R]; also return dy [E, BT].
+
+    Operands have x's dtype, also fp16: all of them have the magnitude of da.
+    """
     g, slope = gelu_and_slope(tl.dot(tl.trans(up), tl.trans(x_rows), input_precision="ieee"))  # [E, BT]
     d_down = tl.dot(g.to(dz.dtype), dz, d_down, input_precision="ieee")  # [E, BT] @ [BT, R]
     dy = (tl.dot(down, tl.trans(dz), input_precision="ieee") * slope).to(dz.dtype)  # [E, R] @ [R, BT]
@@ -122,7 +127,7 @@ def store_network(
     R: tl.constexpr,
     R_PAD: tl.constexpr,
 ):
-    """up_columns [E, D] and down_rows [E, R] as this program's share."""
+    """Store up_columns [E, D] and down_rows [E, R] as the share of this program."""
     share = tl.program_id(0).to(tl.int64) * 2 + network
     i, j = tl.arange(0, D_PAD), tl.arange(0, E_PAD)
     store_rows(d_up + share * (D * E), i, E, i < D, tl.trans(up_columns), E, E_PAD)

@@ -1,5 +1,6 @@
-"""LayerNorm of every head and rotary positions in one step. An operator of PyTorch, which torch.compile takes as it is,
-and so is its backward. Kept for it are x, which the projection leaves anyway, and the small tables.
+"""LayerNorm of every head and rotary positions as a PyTorch operator, which torch.compile calls as it is.
+
+The backward pass needs x, which the projection keeps in memory anyway, and the small tables.
 """
 
 from __future__ import annotations
@@ -18,24 +19,27 @@ NAME = "the kernel of norm_rotary"  # in errors
 def norm_rotary(
     x: Tensor, weight: Tensor, bias: Tensor, cos: Tensor, sin: Tensor, eps: float, keep_plain: bool
 ) -> tuple[Tensor, Tensor | None]:
-    """x [B, T, H, D], fp32, bf16 or fp16; weight and bias [D]; cos and sin [T, 1, D/2]
-    -> turned and, with keep_plain, plain [B, T, H, D] in x's dtype."""
+    """Apply `lcpt_kernels.norm_rotary` in Triton.
+
+    x [B, T, H, D], fp32, bf16 or fp16; weight and bias [D]; cos and sin [T, 1, D/2]
+    -> rotated and, with keep_plain, plain, each [B, T, H, D] in x's dtype.
+    """
     refuse_transforms(NAME, "torch")
-    turned, plain = torch.ops.lcpt_kernels.norm_rotary(x, weight, bias, cos, sin, eps, keep_plain)
-    return turned, plain if keep_plain else None
+    rotated, plain = torch.ops.lcpt_kernels.norm_rotary(x, weight, bias, cos, sin, eps, keep_plain)
+    return rotated, plain if keep_plain else None
 
 
 @torch.library.custom_op(
     "lcpt_kernels::norm_rotary",
     mutates_args=(),
     schema="(Tensor x, Tensor weight, Tensor bias, Tensor cos, Tensor sin, float eps, bool keep_plain) -> "
-    "(Tensor turned, Tensor plain)",
+    "(Tensor rotated, Tensor plain)",
 )
 def forward(x, weight, bias, cos, sin, eps, keep_plain):
-    """-> turned; plain, empty if it is not kept."""
+    """Return rotated and plain, an empty tensor without keep_plain."""
     with on_device_of(x):
-        turned, plain = norm_rotary_forward(with_contiguous_rows(x), weight, bias, cos, sin, eps, keep_plain)
-    return turned, x.new_empty(0) if plain is None else plain
+        rotated, plain = norm_rotary_forward(with_contiguous_rows(x), weight, bias, cos, sin, eps, keep_plain)
+    return rotated, x.new_empty(0) if plain is None else plain
 
 
 @forward.register_fake
@@ -46,34 +50,34 @@ def _(x, weight, bias, cos, sin, eps, keep_plain):
 @torch.library.custom_op(
     "lcpt_kernels::norm_rotary_backward",
     mutates_args=(),
-    schema="(Tensor? d_turned, Tensor? d_plain, Tensor x, Tensor weight, Tensor cos, Tensor sin, float eps) -> "
+    schema="(Tensor? d_rotated, Tensor? d_plain, Tensor x, Tensor weight, Tensor cos, Tensor sin, float eps) -> "
     "(Tensor dx, Tensor d_affine)",
 )
-def backward(d_turned, d_plain, x, weight, cos, sin, eps):
-    """-> dx; d_affine [2, D] fp32, the gradients of weight and bias."""
-    given = (None if dy is None else with_contiguous_rows(dy) for dy in (d_turned, d_plain))
+def backward(d_rotated, d_plain, x, weight, cos, sin, eps):
+    """Return dx and d_affine [2, D] fp32, the gradients of weight and bias."""
+    given = (None if dy is None else with_contiguous_rows(dy) for dy in (d_rotated, d_plain))
     with on_device_of(x):
         return norm_rotary_backward(*given, with_contiguous_rows(x), weight, cos, sin, eps)
 
 
 @backward.register_fake
-def _(d_turned, d_plain, x, weight, cos, sin, eps):
+def _(d_rotated, d_plain, x, weight, cos, sin, eps):
     return x.new_empty(x.shape), x.new_empty(2, x.shape[3], dtype=torch.float32)
 
 
 def save(ctx, inputs, output):
     x, weight, _, cos, sin, ctx.eps, ctx.keep_plain = inputs
     ctx.save_for_backward(x, weight, cos, sin)
-    ctx.set_materialize_grads(False)  # zeros for what nobody used would be read like anything else
+    ctx.set_materialize_grads(False)  # else the kernel would read tensors of zeros
 
 
-def differentiate(ctx, d_turned, d_plain):
+def differentiate(ctx, d_rotated, d_plain):
     x, weight, cos, sin = ctx.saved_tensors
     if not ctx.keep_plain:
         d_plain = None
-    if d_turned is None and d_plain is None:
+    if d_rotated is None and d_plain is None:
         return (None,) * 7
-    dx, d_affine = torch.ops.lcpt_kernels.norm_rotary_backward(d_turned, d_plain, x, weight, cos, sin, ctx.eps)
+    dx, d_affine = torch.ops.lcpt_kernels.norm_rotary_backward(d_rotated, d_plain, x, weight, cos, sin, ctx.eps)
     return dx, *d_affine.to(weight.dtype), None, None, None, None
 
 

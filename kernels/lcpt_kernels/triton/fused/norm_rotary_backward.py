@@ -1,9 +1,9 @@
-"""The gradient of LayerNorm and of the turn after it, from what was normed, made again:
+"""norm_rotary, backward: the gradient of LayerNorm and rotary positions, with the normalised n recomputed:
 
     n = (x − mean) / √(var + ε)        dy = [dt₁ cos + dt₂ sin, dt₂ cos − dt₁ sin] + dplain        g = w dy
     dx = (g − mean(g) − n mean(n g)) / √(var + ε)        dw = Σ n dy        db = Σ dy
 
-A program holds BT tokens, goes through their heads and adds up its share of dw and db: sums in a fixed order.
+A program loops over the heads of BT tokens and sums its share of dw and db, in a fixed order.
 """
 
 from __future__ import annotations
@@ -16,30 +16,33 @@ from torch import Tensor
 from lcpt_kernels.triton.common import launch_configs
 from lcpt_kernels.triton.fused.norm_rotary_forward import (
     load_affine,
+    load_angles,
     load_halves,
-    load_turn,
     row_mean,
-    standardised,
+    standardize,
     store_halves,
 )
 
 
 def norm_rotary_backward(
-    d_turned: Tensor | None, d_plain: Tensor | None, x: Tensor, weight: Tensor, cos: Tensor, sin: Tensor, eps: float
+    d_rotated: Tensor | None, d_plain: Tensor | None, x: Tensor, weight: Tensor, cos: Tensor, sin: Tensor, eps: float
 ) -> tuple[Tensor, Tensor]:
-    """d_turned, d_plain (one of them at least), x [B, T, H, D], any strides but the last -> dx [B, T, H, D] in x's
-    dtype; the gradients of weight and bias, fp32 [2, D]."""
+    """Launch the backward kernel.
+
+    d_rotated and d_plain, at least one of them, and x: [B, T, H, D], last stride 1
+    -> dx [B, T, H, D] in x's dtype; the gradients of weight and bias, fp32 [2, D].
+    """
     dx = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     batch, tokens, heads, width = x.shape
     tiles = launch_configs.tiles("norm_rotary_backward", width, x.dtype)
     pieces = triton.cdiv(batch * tokens, tiles["BT"])
     shares = torch.empty(pieces, 2, width, dtype=torch.float32, device=x.device)
-    of_turned, of_plain = (None if dy is None else dy.stride()[:3] for dy in (d_turned, d_plain))
+    rotated_strides, plain_strides = (None if dy is None else dy.stride()[:3] for dy in (d_rotated, d_plain))
     norm_rotary_backward_kernel[(pieces,)](
-        d_turned,
-        of_turned,
+        d_rotated,
+        rotated_strides,
         d_plain,
-        of_plain,
+        plain_strides,
         x,
         x.stride()[:3],
         weight.contiguous(),
@@ -60,8 +63,8 @@ def norm_rotary_backward(
 
 @triton.jit(do_not_specialize=["batch", "tokens", "heads"])
 def norm_rotary_backward_kernel(
-    d_turned,
-    d_turned_strides,  # [B, T, H, D]
+    d_rotated,
+    d_rotated_strides,  # [B, T, H, D]
     d_plain,
     d_plain_strides,  # [B, T, H, D]
     x,
@@ -81,7 +84,7 @@ def norm_rotary_backward_kernel(
 ):
     token = tl.program_id(0) * BT + tl.arange(0, BT)
     inside = token < batch * tokens
-    c, s = load_turn(cos, sin, token % tokens, inside, HALF, HALF_PAD)  # [BT, D/2]
+    c, s = load_angles(cos, sin, token % tokens, inside, HALF, HALF_PAD)  # [BT, D/2]
     w1, w2 = load_affine(weight, HALF, HALF_PAD)
     dw1 = tl.zeros((BT, HALF_PAD), tl.float32)
     dw2 = tl.zeros((BT, HALF_PAD), tl.float32)
@@ -91,13 +94,13 @@ def norm_rotary_backward_kernel(
         x1, x2 = load_halves(x, x_strides, token, head, tokens, inside, HALF, HALF_PAD)  # [BT, D/2]
         dy1 = tl.zeros((BT, HALF_PAD), tl.float32)
         dy2 = tl.zeros((BT, HALF_PAD), tl.float32)
-        if d_turned is not None:
-            dt1, dt2 = load_halves(d_turned, d_turned_strides, token, head, tokens, inside, HALF, HALF_PAD)
+        if d_rotated is not None:
+            dt1, dt2 = load_halves(d_rotated, d_rotated_strides, token, head, tokens, inside, HALF, HALF_PAD)
             dy1, dy2 = dt1 * c + dt2 * s, dt2 * c - dt1 * s
         if d_plain is not None:
             dp1, dp2 = load_halves(d_plain, d_plain_strides, token, head, tokens, inside, HALF, HALF_PAD)
             dy1, dy2 = dy1 + dp1, dy2 + dp2
-        n1, n2, scale = standardised(x1, x2, eps, HALF, HALF_PAD)
+        n1, n2, scale = standardize(x1, x2, eps, HALF, HALF_PAD)
         dw1 += n1 * dy1
         dw2 += n2 * dy2
         db1 += dy1
@@ -113,7 +116,7 @@ def norm_rotary_backward_kernel(
 
 @triton.jit
 def store_share(x, first, second, HALF: tl.constexpr, HALF_PAD: tl.constexpr):
-    """The sums over rows of both halves into x [D]."""
+    """Store the sums over rows of both halves into x [D]."""
     i = tl.arange(0, HALF_PAD)
     tl.store(x + i, tl.sum(first, axis=0), mask=i < HALF)
     tl.store(x + HALF + i, tl.sum(second, axis=0), mask=i < HALF)

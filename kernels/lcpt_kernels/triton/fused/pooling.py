@@ -1,7 +1,7 @@
-"""Pooling of blocks in Triton: an operator of PyTorch, which torch.compile takes as it is, and so is its backward.
+"""Pooling of blocks as a PyTorch operator, which torch.compile calls as it is.
 
-forward   pooling_forward    K̃, Ṽ and the mass, every summary a softmax over its block's tokens
-backward  pooling_backward   P once more from the logits; the gradients of all that is given, at once
+forward   pooling_forward    K̃, Ṽ and the mass, each summary weighted by a softmax over the tokens of its block
+backward  pooling_backward   recomputes P from the logits; one kernel for all gradients
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ NAME = "the kernel of pool_blocks"  # in errors
 def pool_blocks(
     k: Tensor, v: Tensor, logits: Tensor, segments: Tensor, gamma: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """As in `lcpt_kernels.pooling`, logits [B, N, c, Hkv, r]; fp32, bf16 or fp16. Products accumulate in fp32."""
+    """Pool as `lcpt_kernels.pooling` does: logits [B, N, c, Hkv, r], all fp32, bf16 or fp16; sums are fp32."""
     refuse_transforms(NAME, "torch")
     *pooled, mass, _ = torch.ops.lcpt_kernels.pool_blocks(k, v, logits, segments, gamma)
     return *pooled, None if gamma is None else mass
@@ -35,9 +35,9 @@ ARGUMENTS = "Tensor k, Tensor v, Tensor logits, Tensor segments, Tensor? gamma"
     schema=f"({ARGUMENTS}) -> (Tensor k_pooled, Tensor v_pooled, Tensor mass, Tensor lse)",
 )
 def forward(*arguments):
-    """-> K̃; Ṽ; the mass, empty without gamma; lse [B, N·r, Hkv] fp32 of logits + segments over a block."""
+    """Return K̃, Ṽ, the mass (empty without gamma), and lse [B, N·r, Hkv] fp32 of logits + segments over a block."""
     with on_device_of(arguments[0]):
-        pooled, lse = pooling_forward(Blocks.of(*arguments))
+        pooled, lse = pooling_forward(Blocks.from_operator(*arguments))
     return pooled.k, pooled.v, lse.new_empty(0) if pooled.mass is None else pooled.mass, lse
 
 
@@ -55,14 +55,14 @@ def _(k, v, logits, segments, gamma):
     schema=f"(Tensor dk_pooled, Tensor dv_pooled, Tensor? d_mass, Tensor lse, {ARGUMENTS}) -> Tensor[]",
 )
 def backward(dk_pooled, dv_pooled, d_mass, lse, *arguments):
-    """-> the gradients of k, v and logits, and that of gamma if it is there."""
+    """Return the gradients of k, v and logits, and with gamma that of gamma."""
     with on_device_of(lse):
         d = Pooled(
             with_contiguous_rows(dk_pooled),
             with_contiguous_rows(dv_pooled),
             None if d_mass is None else d_mass.contiguous(),
         )
-        gradients = pooling_backward(Blocks.of(*arguments), lse, d)
+        gradients = pooling_backward(Blocks.from_operator(*arguments), lse, d)
     return [x for x in gradients if x is not None]
 
 

@@ -1,11 +1,11 @@
-"""Gradients of what is pooled, whose weights P are made again from the logits and lse:
+"""pool_blocks, backward: the weights P are recomputed from the logits and lse:
 
     dk_t = Σ_j P_tj dK̃_j        dv_t = γ_t Σ_j P_tj dṼ_j        dγ_t = Σ_j P_tj (v_t·dṼ_j + dmass_j)
     dlogit_tj = P_tj (dP_tj − δ_j)        dP_tj = k_t·dK̃_j + γ_t (v_t·dṼ_j + dmass_j)        δ_j = Σ_t P_tj dP_tj
 
-A program is one block and head, and goes through its tokens twice: for δ, and for all else. δ is also
-K̃_j·dK̃_j + Ṽ_j·dṼ_j + mass_j dmass_j, but K̃ and Ṽ are rounded: what all tokens of a block have in common, which a
-weighted mean leaves as it is, would not cancel.
+A program processes one block and head, and loops over its tokens twice: for δ, then for the rest. δ also equals
+K̃_j·dK̃_j + Ṽ_j·dṼ_j + mass_j dmass_j, but K̃ and Ṽ are rounded: what all tokens of a block have in common would then not
+cancel in dP − δ.
 """
 
 from __future__ import annotations
@@ -16,16 +16,19 @@ import triton.language as tl
 from torch import Tensor
 
 from lcpt_kernels.triton.common.tile_io import head_rows, load_rows, store_columns, store_rows
-from lcpt_kernels.triton.fused.pooling_forward import Blocks, Pooled, load_gamma, load_logits, of_block
+from lcpt_kernels.triton.fused.pooling_forward import Blocks, Pooled, block_rows, load_gamma, load_logits
 
 
 def pooling_backward(given: Blocks, lse: Tensor, d: Pooled) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-    """lse [B, N·r, H] fp32; the gradients of what is pooled, of k and v with last stride 1, of the mass contiguous
-    -> those of k, v, logits and gamma, None without it; contiguous."""
-    dk, dv, d_logits, d_gamma = (
-        None if x is None else torch.empty(x.shape, dtype=x.dtype, device=x.device)
-        for x in (given.k, given.v, given.logits, given.gamma)
-    )
+    """Launch the backward kernel.
+
+    lse [B, N·r, H] fp32; d: the gradients of the outputs, last strides 1, that of the mass contiguous
+    -> the gradients of k, v, logits and gamma (None without gamma), contiguous.
+    """
+    dk, dv, d_logits = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (given.k, given.v, given.logits))
+    d_gamma = None
+    if given.gamma is not None:
+        d_gamma = torch.empty(given.gamma.shape, dtype=given.gamma.dtype, device=given.gamma.device)
     batch, count, _, heads, summaries = given.logits.shape
     tiles = given.tiles("pooling_backward")
     pooling_backward_kernel[(batch * count, heads)](
@@ -82,9 +85,9 @@ def pooling_backward_kernel(
     block, head = tl.program_id(0), tl.program_id(1)
     batch, n = block // count, block % count
     heads = tl.num_programs(1)
-    k = of_block(k, k_strides, batch, n, head)
-    v = of_block(v, v_strides, batch, n, head)
-    logits = of_block(logits, logits_strides, batch, n, head)
+    k = block_rows(k, k_strides, batch, n, head)
+    v = block_rows(v, v_strides, batch, n, head)
+    logits = block_rows(logits, logits_strides, batch, n, head)
     dk_pooled = head_rows(dk_pooled, dk_pooled_strides, batch.to(tl.int64), head)
     dv_pooled = head_rows(dv_pooled, dv_pooled_strides, batch.to(tl.int64), head)
     pieces = tl.arange(0, PIECES)[:, None]
@@ -143,15 +146,17 @@ def pooling_backward_kernel(
 
 @triton.jit
 def weights(logits, stride, segments, t, j, block_size, lse, summary, R: tl.constexpr):
-    """P of the tokens t for the summaries j, [BT, BR]; where there is no summary it is anything finite, and meets
-    gradients that are 0."""
+    """Compute P of the tokens t for the summaries j, [BT, BR].
+
+    Where there is no summary P is any finite value; the gradients there are 0.
+    """
     x = load_logits(logits, stride, segments, t[:, None], j[None, :], block_size, R)
     return tl.exp(x - tl.load(lse + summary, mask=j < R, other=0.0)[None, :])
 
 
 @triton.jit
 def weight_gradients(k_rows, v_rows, gamma_rows, dk_rows, dv_rows, dm, GATED: tl.constexpr):
-    """dP, and that of it which γ multiplies, before it does; [BT, BR] both."""
+    """Compute dP and its part that γ multiplies, before the product with γ; both [BT, BR]."""
     faded = tl.dot(v_rows, tl.trans(dv_rows), input_precision="ieee")
     dp = faded
     if GATED:
@@ -162,7 +167,7 @@ def weight_gradients(k_rows, v_rows, gamma_rows, dk_rows, dv_rows, dm, GATED: tl
 
 @triton.jit
 def load_mass(d_mass, summary, here, GATED: tl.constexpr):
-    """The gradient of the mass, 0 without a gate."""
+    """Load the gradient of the mass, 0 without a gate."""
     if GATED:
         return tl.load(d_mass + summary, mask=here, other=0.0)
     else:

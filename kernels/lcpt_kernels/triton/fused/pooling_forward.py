@@ -1,9 +1,9 @@
-"""Summaries of blocks, weighted means of their tokens under a softmax of given logits:
+"""pool_blocks, forward: summaries of blocks, means of their tokens weighted by a softmax of given logits:
 
     K̃_j = Σ_t P_tj k_t        Ṽ_j = Σ_t P_tj γ_t v_t        mass_j = Σ_t P_tj γ_t        P_tj = e^{logit_tj − lse_j}
 
-t goes over the c tokens of a block, and logit is with its segment's share. A program holds BR summaries of one block
-and head. It reads the logits twice, first for their maximum: a running one would make every step wait for a reduction.
+t runs over the c tokens of a block; logit includes segments. A program computes BR summaries of one block and head. It
+reads the logits twice, first for their maximum: with a running maximum every step would wait for a reduction.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from lcpt_kernels.triton.common.tile_io import load_rows, store_rows
 
 
 class Blocks(NamedTuple):
-    """What is given; last strides of the first three are 1, and segments is contiguous."""
+    """The inputs of both kernels; the last strides of k, v and logits are 1, and segments is contiguous."""
 
     k: Tensor  # [B, N, c, H, D]
     v: Tensor  # [B, N, c, H, Dv]
@@ -30,17 +30,17 @@ class Blocks(NamedTuple):
     gamma: Tensor | None  # [B, N, c, H]
 
     @classmethod
-    def of(cls, k: Tensor, v: Tensor, logits: Tensor, segments: Tensor, gamma: Tensor | None) -> Blocks:
+    def from_operator(cls, k: Tensor, v: Tensor, logits: Tensor, segments: Tensor, gamma: Tensor | None) -> Blocks:
         k, v, logits = (x if x.stride(4) == 1 else x.contiguous() for x in (k, v, logits))
         return cls(k, v, logits, segments.contiguous(), gamma)
 
     def tiles(self, kernel: str) -> dict[str, int]:
-        """No more than as many summaries as there are."""
+        """Return the tile sizes of `kernel`, with a tile of summaries no larger than needed."""
         tiles = launch_configs.tiles(kernel, max(self.k.shape[4], self.v.shape[4]), self.k.dtype)
         return tiles | {"BR": min(tiles["BR"], padded(self.logits.shape[4]))}
 
     def arguments(self) -> dict:
-        """Of both kernels, by their names."""
+        """Return the arguments that the forward and the backward kernel share."""
         D, DV = self.k.shape[4], self.v.shape[4]
         return dict(
             k=self.k,
@@ -64,7 +64,7 @@ class Blocks(NamedTuple):
 
 
 class Pooled(NamedTuple):
-    """What is pooled, or the gradients of it."""
+    """The outputs of the forward pass, or their gradients."""
 
     k: Tensor  # [B, N·r, H, D]
     v: Tensor  # [B, N·r, H, Dv]
@@ -72,7 +72,7 @@ class Pooled(NamedTuple):
 
 
 def pooling_forward(given: Blocks) -> tuple[Pooled, Tensor]:
-    """-> what is pooled, and lse [B, N·r, H] fp32 of logits + segments; contiguous."""
+    """Launch the forward kernel -> its outputs, and lse [B, N·r, H] fp32 of logits + segments; contiguous."""
     batch, count, _, heads, summaries = given.logits.shape
     lse = torch.empty(batch, count * summaries, heads, dtype=torch.float32, device=given.k.device)
     mass = None if given.gamma is None else torch.empty_like(lse)
@@ -115,16 +115,16 @@ def pooling_forward_kernel(
     block, head = tl.program_id(0) // pieces, tl.program_id(1)
     batch, n = block // count, block % count
     j = tl.program_id(0) % pieces * BR + tl.arange(0, BR)
-    k = of_block(k, k_strides, batch, n, head)
-    v = of_block(v, v_strides, batch, n, head)
-    logits = of_block(logits, logits_strides, batch, n, head)
+    k = block_rows(k, k_strides, batch, n, head)
+    v = block_rows(v, v_strides, batch, n, head)
+    logits = block_rows(logits, logits_strides, batch, n, head)
 
-    highest = tl.full((BR, BT), float("-inf"), tl.float32)
+    row_max_parts = tl.full((BR, BT), float("-inf"), tl.float32)
     for first in range(0, block_size, BT):
         t = first + tl.arange(0, BT)
         x = load_logits(logits, logits_strides[2], segments, t[None, :], j[:, None], block_size, R)
-        highest = tl.maximum(highest, x)
-    top = tl.max(highest, axis=1)
+        row_max_parts = tl.maximum(row_max_parts, x)
+    row_max = tl.max(row_max_parts, axis=1)
 
     k_sums = tl.zeros((BR, D_PAD), tl.float32)
     v_sums = tl.zeros((BR, DV_PAD), tl.float32)
@@ -137,7 +137,7 @@ def pooling_forward_kernel(
         v_rows = load_rows(v, t, v_strides[2], inside, DV, DV_PAD)  # [BT, DV]
         # Summaries as rows: the products need no transposed operand.
         x = load_logits(logits, logits_strides[2], segments, t[None, :], j[:, None], block_size, R)  # [BR, BT]
-        w = tl.exp(x - top[:, None])
+        w = tl.exp(x - row_max[:, None])
         norms += w
         k_sums = tl.dot(w.to(k_rows.dtype), k_rows, k_sums, input_precision="ieee")  # [BR, BT] @ [BT, D]
         if GATED:
@@ -150,21 +150,23 @@ def pooling_forward_kernel(
     row = (block.to(tl.int64) * R + j) * tl.num_programs(1) + head
     store_rows(k_pooled, row, D, here, k_sums / norm[:, None], D, D_PAD)
     store_rows(v_pooled, row, DV, here, v_sums / norm[:, None], DV, DV_PAD)
-    tl.store(lse + row, top + tl.log(norm), mask=here)
+    tl.store(lse + row, row_max + tl.log(norm), mask=here)
     if GATED:
         tl.store(mass + row, tl.sum(masses, axis=1) / norm, mask=here)
 
 
 @triton.jit
-def of_block(x, strides, batch, n, head):
-    """x [B, N, c, H, ·] -> its rows [c, ·] of one block and head."""
+def block_rows(x, strides, batch, n, head):
+    """Return the pointer to the rows [c, ·] of one block and head of x [B, N, c, H, ·]."""
     return x + batch.to(tl.int64) * strides[0] + n.to(tl.int64) * strides[1] + head.to(tl.int64) * strides[3]
 
 
 @triton.jit
 def load_logits(logits, stride, segments, t, j, block_size, R: tl.constexpr):
-    """Of tokens t for summaries j, which lie along two axes, with their segments' share: fp32, −∞ where there is no
-    token, so that nothing of it remains, and 0 where there is no summary."""
+    """Load logits + segments of tokens t for summaries j, which lie along two axes, in fp32.
+
+    They are −∞ where there is no token, so that its weight is 0, and 0 where there is no summary.
+    """
     token = t < block_size
     there = token & (j < R)
     x = tl.load(logits + t.to(tl.int64) * stride + j, mask=there, other=0.0).to(tl.float32)
@@ -174,9 +176,9 @@ def load_logits(logits, stride, segments, t, j, block_size, R: tl.constexpr):
 
 @triton.jit
 def load_gamma(gamma, strides, batch, n, head, t, inside, GATED: tl.constexpr):
-    """γ of tokens t, 1 without a gate."""
+    """Load γ of tokens t, 1 without a gate."""
     if GATED:
-        at = of_block(gamma, strides, batch, n, head) + t.to(tl.int64) * strides[2]
+        at = block_rows(gamma, strides, batch, n, head) + t.to(tl.int64) * strides[2]
         return tl.load(at, mask=inside, other=0.0).to(tl.float32)
     else:
         return (t * 0 + 1).to(tl.float32)

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor
 
+from lcpt_kernels import dispatch
 from lcpt_kernels.chunked import Exponential, Linear, Plan, Power, Quadratic
+from lcpt_kernels.feature_maps import FEATURE_MAPS, feature_map, matrix_shapes
 from lcpt_kernels.symmetric_features import Explicit, QuadraticFeatures
 from lcpt_kernels.triton.block_causal.autograd import compute
-from lcpt_kernels.triton.fused.feature_maps import feature_map
 from lcpt_kernels.triton.fused.learned_sketch import learned_sketch
 from lcpt_kernels.triton.fused.norm_rotary import norm_rotary
 from lcpt_kernels.triton.fused.pooling import pool_blocks
@@ -41,7 +43,7 @@ SETTINGS: tuple[dict[str, Any], ...] = (  # the most telling first; features: th
     {"of": "heads", "head_dim": 128, "keep_plain": True},
     {"of": "summaries", "head_dim": 128, "gated": True},
     *({"of": "sketch", "head_dim": width, "size": size} for width, size in ((64, 8), (128, 32), (64, 64))),
-    *({"of": "map", "head_dim": 64, "map": map} for map in ("relu", "favor", "softplus", "oglu")),
+    *({"of": "map", "head_dim": 64, "map": map} for map in FEATURE_MAPS if map not in ("elu1", "hedgehog")),
     {"of": "map", "head_dim": 128, "map": "oglu"},
 )
 FEW = 10  # for targets other than sm_90
@@ -128,12 +130,12 @@ def sparse(tensor, head_dim: int, tokens: int, kept: bool = True) -> Tensor:
 
 
 def heads(tensor, head_dim: int, tokens: int, keep_plain: bool = False) -> Tensor:
-    """Return norm_rotary of heads that are part of a wider tensor, as a projection returns them."""
+    """Norm and rotate heads that are a slice of a wider tensor, as the projection of a layer gives them."""
     weight, bias = tensor(head_dim)[0, 0]
     table = torch.zeros(tokens, 1, head_dim // 2)
     x = torch.cat((tensor(head_dim), tensor(head_dim)), dim=2)[:, :, :2]
-    turned, plain = norm_rotary(x, weight, bias, table, table, 1e-5, keep_plain)
-    return turned if plain is None else turned + plain
+    rotated, plain = norm_rotary(x, weight, bias, table, table, 1e-5, keep_plain)
+    return rotated if plain is None else rotated + plain
 
 
 def sketch(tensor, head_dim: int, tokens: int, size: int) -> Tensor:
@@ -142,16 +144,16 @@ def sketch(tensor, head_dim: int, tokens: int, size: int) -> Tensor:
 
 
 def mapped(tensor, head_dim: int, tokens: int, map: str) -> Tensor:
-    """Return the features of a map: favor has twice as many as coordinates, the others as many."""
-    count = {"elu1": 0, "oglu": 2}.get(map, 1)
-    width = 2 * head_dim if map == "favor" else head_dim
-    matrices = [tensor(width, rows=head_dim)[0].transpose(0, 1).contiguous() for _ in range(count)]
-    W, G = (*matrices, None, None)[:2]
-    return feature_map(map, tensor(head_dim), W, G, b=tensor(width)[0, 0] if map == "relu" else None)
+    """Apply a feature map of the registry, with as many features as it has by default."""
+    entry = FEATURE_MAPS[map]
+    shapes = matrix_shapes(entry.matrices, 2, head_dim, entry.expansion * head_dim, head_dim // 4)
+    matrices = [torch.zeros(shape, dtype=torch.bfloat16, requires_grad=not entry.fixed) for shape in shapes.values()]
+    with mock.patch.object(dispatch, "INTERPRETED", True):  # CPU tensors go to the kernels too
+        return feature_map(map, tensor(head_dim), *matrices, backend="triton")
 
 
 def summaries(tensor, head_dim: int, tokens: int, gated: bool = False) -> Tensor:
-    """Return all outputs of pool_blocks in one row."""
+    """Pool blocks; return K̃, Ṽ and the mass in one row."""
     rows = -(-tokens // BLOCK) * BLOCK
     k, v, logits = (tensor(size, rows=rows).unflatten(1, (-1, BLOCK)) for size in (head_dim, head_dim, SUMMARIES))
     gamma = tensor(rows=rows).float().unflatten(1, (-1, BLOCK)) if gated else None
