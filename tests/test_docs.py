@@ -19,7 +19,11 @@ def test_every_relative_link_leads_somewhere(document):
     assert [link for link in links if not (document.parent / link).exists()] == []
 
 
-@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+@pytest.mark.parametrize(
+    "document",
+    [path for path in DOCUMENTS if not path.name.startswith("adding")],  # recipes name files that the reader makes
+    ids=lambda path: str(path.relative_to(ROOT)),
+)
 def test_every_file_of_the_repository_that_is_named_exists(document):
     """Paths in code spans and command lines that begin with one of our folders."""
     named = re.findall(

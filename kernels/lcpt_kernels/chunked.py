@@ -306,17 +306,14 @@ class _BlockCausal(torch.autograd.Function):
         d_state = _state(plan, v, d_final)
         if final is not None:
             decay.add_gradient(blocks[-1].before, lambda: (final * d_final).sum((-2, -1))[..., None])
-        for number, block in reversed(
-            list(enumerate(blocks))
-        ):  # backwards, with the state's gradient: gradients of the state's input
+        # Backwards, with the state's gradient: the gradients of the state's input.
+        for number, block in reversed(list(enumerate(blocks))):
             rows = _shift_slice(block.rows, past)
             if block.leaving or initial is not None:
                 d_state += features.query(_columns(a, rows)) @ state_output_gradient(block, output_gradient(rows))
             if block.leaving:
-                b_leaving, v_leaving = (
-                    _columns(b, block.leaving),
-                    decay.scale_by_rev_cumsum(block, state_input.values(block.leaving)),
-                )
+                b_leaving = _columns(b, block.leaving)
+                v_leaving = decay.scale_by_rev_cumsum(block, state_input.values(block.leaving))
                 d_leaving = features.key(b_leaving).mT @ d_state
                 db[:, :, block.leaving] = features.key_backward(b_leaving, d_state @ v_leaving.mT).mT
                 decay.add_gradient(block.fading, lambda f=block.fading, d=d_leaving, v=v_leaving: -_per_token(f, d * v))

@@ -86,7 +86,7 @@ def test_the_stage_fused_starts_the_kernels_of_every_feature_map(run):
 from lcpt_kernels.feature_maps import FEATURE_MAPS
 from lcpt_kernels.triton.fused.feature_map_formulas import FORMULAS
 seen = compile_only("sm_90", -1, 2**40)
-warm.of_fused()
+warm.run_fused()
 assert not seen.errors
 names = [name for name, _ in seen.kernels]
 count = lambda part: sum(f"feature_map_{part}_kernel" in name for name in names)

@@ -33,8 +33,8 @@ def test_all_exported_functions_are_found():
 def test_the_example_runs(name):
     function = PUBLIC[name]
     assert has_example(function), f"{name} has no example"
-    failures = []
+    failures, names = [], dict(vars(inspect.getmodule(inspect.unwrap(function))))
     runner = doctest.DocTestRunner(verbose=False)
-    for example in doctest.DocTestFinder().find(inspect.unwrap(function), name, globs={}):
+    for example in doctest.DocTestFinder().find(inspect.unwrap(function), name, globs=names):
         runner.run(example, out=failures.append)
     assert not failures, "".join(failures)

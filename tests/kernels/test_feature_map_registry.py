@@ -30,13 +30,13 @@ def test_every_map_is_in_the_kernel_report():
 @pytest.mark.parametrize("name", FEATURE_MAPS)
 def test_the_report_compiles_the_formulas_of_the_map(name):
     launches = compile_report.launches("sm_90", of="map", head_dim=64, map=name)
-    formulas = [compile_report.of_constants(launch)["FORMULA"] for launch in launches]
+    formulas = [compile_report.constexpr_values(launch)["FORMULA"] for launch in launches]
     assert formulas == list(FORMULAS[name][:2])
 
 
 def test_every_map_is_in_the_fused_benchmark():
     """And so in the stage `fused` of benchmarks/warm.py, which goes through the same steps."""
-    layer = Layer(1, 2, 16, torch.float32, torch.device("meta"))
+    layer = Layer(batch=1, heads=2, head_dim=16, dtype=torch.float32, device=torch.device("meta"))
     timed = steps(layer, 32, block_size=16, summaries=4, sketch=8)
     for name, entry in FEATURE_MAPS.items():
         wanted = {f"{name}, keys", f"{name}, queries"} if entry.options else {name}

@@ -68,7 +68,7 @@ def test_loss_and_gradients_are_those_in_pytorch(kind, changes, options, started
     around = ["norm_rotary_forward", "norm_rotary_backward", *AROUND.get(own, "").split()]
     assert {f"{name}_kernel" for name in around} <= set(started)
     started.clear()
-    monkeypatch.setattr(dispatch, "wanted", lambda *_: False)
+    monkeypatch.setattr(dispatch, "use_triton", lambda *_: False)
     expected = outcome(model, **options)
     assert not started
     errors = [relative_error(x, y) for x, y in zip(found, expected, strict=True)]

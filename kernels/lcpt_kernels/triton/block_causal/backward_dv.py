@@ -114,7 +114,7 @@ def block_backward_dv_kernel(
     gate_cumsum,  # [B, past + T, Hkv, 2]: g
     gate_rev_cumsum,  # [B, past + T, Hkv]: u
     value_state,  # [N, Hkv, F, DV]: dS
-    denom_state,  # [N, Hkv, M]: dS of the normaliser
+    denom_state,  # [N, Hkv, M]: dS of the denominator
     mass,  # [B, past + T, Hkv]
     do,
     do_strides,  # [B, T, H, DV]

@@ -171,7 +171,7 @@ def nvidia(compiled, target: str, warps: int) -> dict:
         "spill_bytes": sum(map(int, re.findall(r"(\d+) bytes spill", log))),
         "shared_bytes": shared,
         "tensor_core_ops": tensor_core_ops,
-        "wgmma_serialized": bool(required_match(r"C75\d\d.*serialized", log)),
+        "wgmma_serialized": bool(re.search(r"C75\d\d.*serialized", log)),
         "wgmma_hazards": wgmma_hazards(sass),
         "loops": [loop._asdict() for loop in loops(sass)],
         "occupancy": occupancy(registers, shared, warps, *SHARED[target]),
