@@ -105,7 +105,7 @@ def favor(x: Tensor, W: Tensor, *, subtract_peak: bool = False, backend: str = "
         x: [B, T, H, d], floating point.
         W: [Hw, d, m], fp32; a constant without a gradient.
         subtract_peak: subtract each row's largest exponent from the row, as a constant to the gradient. This is for
-            queries, whose factors cancel against the normaliser.
+            queries, whose factors cancel against the denominator.
         backend: "torch", "triton" or "auto".
 
     Returns:

@@ -85,7 +85,7 @@ def errors_of_layer(layer: Polysketch, p: Projected) -> list[dict | None]:
     (q·k/d)⁴, over the pairs of earlier blocks. None where all of T tokens are local.
 
     relative_error: of the weights, in the Frobenius norm; best_scale_error: the least that any common factor, such as
-    γ, could make it. row_mass_error: of the weights' sums a query, their part of the normaliser, in the Euclidean norm;
+    γ, could make it. row_mass_error: of each query's sum of weights, the denominator, in the Euclidean norm;
     row_mass_ratio: the median of those sums over the exact ones.
     """
     T, group = p.q.shape[1], p.q.shape[2] // p.k.shape[2]

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 class Projected(NamedTuple):
     """What a layer makes of T tokens before they meet each other."""
 
-    q: Tensor  # [B, T, H, D], normed and turned by position
+    q: Tensor  # [B, T, H, D], after LayerNorm and rotary positions
     k: Tensor  # [B, T, Hkv, D], the same
     v: Tensor  # [B, T, Hkv, D]
     log_gate: Tensor | None = None  # fp32 [B, T, Hkv], ≤ 0

@@ -81,7 +81,7 @@ class Favor(nn.Module):
     """φ(x) = exp(ω·x' − |x'|²/2) / √m with x' = x / d^¼: FAVOR+ (arXiv 2009.14794), E[φ(q)·φ(k)] = exp(q·k/√d).
 
     The rows ω are orthogonal within blocks of d, with the norms of Gaussian vectors; drawn once, they travel with the
-    weights. Exponents are fp32. A query's largest exponent is subtracted, which cancels against the normaliser. A key's
+    weights. Exponents are fp32. A query's largest exponent is subtracted: the denominator cancels it. A key's
     largest must not be: it would look into the future, and the LayerNorm before this map bounds the exponents of keys.
     m = `size`, else 2 d.
     """

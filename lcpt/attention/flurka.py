@@ -1,7 +1,7 @@
 """flurka: exact in the last two blocks, before them feature attention to a few summaries of every block.
 
 FLuRKA (arXiv 2306.15799) puts a low-rank projection inside the feature map of linear attention: φ(q)·φ(P K) over P V.
-Block-causal here, with one normaliser; e^γ, learned per head, balances the far part. Far away there are no positions:
+Block-causal here, with one denominator; e^γ, learned per head, balances the state part, which has no positions:
 a mean of rotated keys would cancel them.
 """
 
@@ -45,14 +45,14 @@ class Flurka(LinearCost):
         self.gamma = nn.Parameter(torch.zeros(n_heads))
 
     def attend_blocks(self, p: Projected, *, initial_state=None, **stream):
-        near, pending = initial_state or (None, None)
+        state, pending = initial_state or (None, None)
         pooled = self.summaries(p, pending, stream["cu_seqlens"])
-        # Both sides as keys: a factor taken out of a query's features would shift the balance of near and far.
+        # Both sides as keys: a factor taken out of a query's features would shift the balance of local and state part.
         phi_q, phi_summary = (self.feature_map(x, is_query=False) for x in (p.q_plain, pooled.k))
         q, k = p.q, p.k
         if self.local == "linear":
             q, k = (self.feature_map(x, is_query=False) for x in (q, k))
-        o, near = flurka_attention(
+        o, state = flurka_attention(
             q,
             k,
             p.v,
@@ -63,10 +63,10 @@ class Flurka(LinearCost):
             local=self.local,
             gain=self.gamma.exp(),
             summaries=self.summaries.number,
-            initial_state=near,
+            initial_state=state,
             **stream,
         )
-        return o, None if near is None else (near, pooled.pending)
+        return o, None if state is None else (state, pooled.pending)
 
     def features(self) -> int:
         return self.feature_map.size

@@ -1,4 +1,4 @@
-"""kernel: φ(q)·φ(k) of one feature map, near and far, at linear cost: linear attention, FLuRKA's kernel constituent."""
+"""kernel: φ(q)·φ(k) of one feature map for all keys, at linear cost: linear attention, FLuRKA's kernel constituent."""
 
 from __future__ import annotations
 

@@ -33,16 +33,16 @@ class Lowrank(Attention):
 
     def attend(self, p: Projected, state=None, keep: bool = False, cu_seqlens: Tensor | None = None):
         pooled = self.summaries(p, None if state is None else state["pending"], cu_seqlens)
-        held = {"k": p.k, "v": p.v, "k_summary": pooled.k, "v_summary": pooled.v}
+        kept = {"k": p.k, "v": p.v, "k_summary": pooled.k, "v_summary": pooled.v}
         if state is not None:
-            held = {name: torch.cat((state[name], x), dim=1) for name, x in held.items()}
+            kept = {name: torch.cat((state[name], x), dim=1) for name, x in kept.items()}
         o = lowrank_attention(
             p.q,
-            held["k"],
-            held["v"],
+            kept["k"],
+            kept["v"],
             p.q_plain,
-            held["k_summary"],
-            held["v_summary"],
+            kept["k_summary"],
+            kept["v_summary"],
             summaries=self.summaries.number,
             block_size=self.block_size,
             local_blocks=LOCAL_BLOCKS,
@@ -50,19 +50,19 @@ class Lowrank(Attention):
         )
         if not keep:
             return o, None
-        first = max(0, held["k"].shape[1] // self.block_size - LOCAL_BLOCKS + 1) * self.block_size
-        near = {name: held[name][:, first:].clone() for name in ("k", "v")}  # copies: views would keep everything
-        return o, held | near | {"pending": pooled.pending}
+        first = max(0, kept["k"].shape[1] // self.block_size - LOCAL_BLOCKS + 1) * self.block_size
+        tail = {name: kept[name][:, first:].clone() for name in ("k", "v")}  # copies: views would keep everything
+        return o, kept | tail | {"pending": pooled.pending}
 
     def attend_flops(self, context: int) -> tuple[float, float]:
-        near = min(context, LOCAL_BLOCKS * self.block_size)
-        far = context / 2 * self.summaries.number / self.block_size * (context > LOCAL_BLOCKS * self.block_size)
-        product = 2.0 * self.n_heads * self.head_dim * (near + far)
+        tokens = min(context, LOCAL_BLOCKS * self.block_size)
+        summaries = context / 2 * self.summaries.number / self.block_size * (context > LOCAL_BLOCKS * self.block_size)
+        product = 2.0 * self.n_heads * self.head_dim * (tokens + summaries)
         pooling = self.n_kv_heads * self.summaries.flops()
         return 2 * product + pooling, 5 * product + 2 * pooling  # backward makes the scores again
 
     def state_bytes(self, context: int) -> int:
         c = self.block_size
-        near = LOCAL_BLOCKS * c * 2 * self.head_dim + c * self.summaries.pending_floats_per_token()
-        far = context // c * self.summaries.number * 2 * self.head_dim
-        return 4 * self.n_kv_heads * (near + far)
+        tail = LOCAL_BLOCKS * c * 2 * self.head_dim + c * self.summaries.pending_floats_per_token()
+        summaries = context // c * self.summaries.number * 2 * self.head_dim
+        return 4 * self.n_kv_heads * (tail + summaries)

@@ -1,6 +1,6 @@
 """polysketch: exact (q·k/d)^4 in the local blocks, a sketch of it in a running state before them, at linear cost.
 
-PolySketchFormer (arXiv 2310.01655): w_ts = (q·k/d)^4 locally, e^γ (S(q)·S(k))² earlier, one normaliser for both.
+PolySketchFormer (arXiv 2310.01655): w_ts = (q·k/d)^4 locally, e^γ (S(q)·S(k))² earlier, one denominator for both.
 γ, learned per head, balances the two parts.
 """
 

@@ -181,7 +181,7 @@ class LearnedKeep(nn.Module):
 class SparseHash(Sparse):
     """Sees the keys in its own bucket: of a fixed random hash, or a learned one.
 
-    Queries and keys are hashed alike, as they meet, turned by position: what shares a bucket has a high product.
+    Queries and keys are hashed alike, after rotary positions: what shares a bucket has a high product.
     """
 
     mark_bytes = 4

@@ -117,3 +117,18 @@ def test_kinds_weigh_as_defined(kind, local, gated):
         expected = w_near @ p.v[0, :, head] + w_far @ pooled.v[0, :, head]
         expected = expected / (w_near.sum(1) + w_far @ mass)[:, None]
         torch.testing.assert_close(o[0, :, head], expected, rtol=1e-6, atol=1e-8)
+
+
+def test_a_gate_of_minus_infinity_forgets_the_tokens_before_it():
+    module, p = build("dynamic"), projected(2 * C, gated=True)
+    forgotten = p.log_gate.clone()
+    forgotten[0, C + 2] = -torch.inf  # in the second block
+    v = p.v.clone()
+    v[0, C : C + 2] = 1e6  # what is forgotten has no weight
+    pooled = module(p._replace(log_gate=forgotten), None, None)
+    changed = module(p._replace(log_gate=forgotten, v=v), None, None)
+    assert pooled.v.isfinite().all() and pooled.mass.isfinite().all()
+    torch.testing.assert_close(changed.v, pooled.v, rtol=0, atol=0)
+    expected = module(p, None, None)
+    torch.testing.assert_close(pooled.v[:, :R], expected.v[:, :R], rtol=0, atol=0)  # the first block is as it was
+    assert (pooled.mass[:, R:] < expected.mass[:, R:]).all()

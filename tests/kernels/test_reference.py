@@ -1,4 +1,4 @@
-"""The definition itself, against DESIGN.md section 1 written out in plain Python: loops over tokens, no tensors."""
+"""The definition itself, against docs/mathematics.md written out in plain Python: loops over tokens, no tensors."""
 
 import pytest
 import torch
