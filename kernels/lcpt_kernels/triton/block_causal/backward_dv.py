@@ -10,7 +10,7 @@ state, LOCAL for tokens and STATE for summaries. Notation: `block_causal/__init_
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import torch
 import triton
@@ -36,7 +36,8 @@ from lcpt_kernels.triton.common.tile_io import (
 )
 
 
-class Gradients(NamedTuple):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Gradients:
     """Gradients of K = past + T tokens, or of S summaries."""
 
     v: Tensor  # [B, K, Hkv, Dv]
@@ -98,7 +99,7 @@ def block_backward_dv(
         )
     else:
         launch(dv, p.blocks.size, LOCAL=True, STATE=True)
-    return Gradients(dv, db, state_dv, d_mass, dgate_state)
+    return Gradients(v=dv, b=db, state_v=state_dv, mass=d_mass, dgate_state=dgate_state)
 
 
 @triton.jit(do_not_specialize=["tokens", "past", "group", "block_size", "pieces"])

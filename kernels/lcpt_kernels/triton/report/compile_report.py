@@ -9,8 +9,9 @@ from __future__ import annotations
 import re
 import subprocess
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 from unittest import mock
 
 import torch
@@ -38,7 +39,8 @@ TILES = ("B", "BT", "BR", "DT", "BM", "BN", "STEPS", "NETWORKS", "PROGRAMS")
 SIZES = (*TILES, "num_warps", "num_stages", "maxnreg")
 
 
-class Launch(NamedTuple):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Launch:
     """A kernel and the specialisation that Triton compiles."""
 
     kernel: JITFunction
@@ -101,7 +103,7 @@ def specialise(kernel: JITFunction, arguments: dict, options: dict[str, int]) ->
             signature[parameter.name] = "fp32" if isinstance(x, float) else "i32"
             if isinstance(x, int) and x % 16 == 0 and not free:
                 divisible.append((place,))
-    return Launch(kernel, signature, constants, tuple(divisible), options)
+    return Launch(kernel=kernel, signature=signature, constants=constants, divisible=tuple(divisible), options=options)
 
 
 def row(launch: Launch, settings: dict, target: str, keep: Path | None = None) -> dict:
