@@ -76,7 +76,7 @@ sed -n 's/^say //p' <<<"$found" | tee -a "$folder/stages.txt"
 
 failed=()
 stage() { # seconds, name, command: within that time, while the archive is refreshed
-    local limit=$1 stage=$2 began=$SECONDS lacks code ended tick
+    local limit=$1 stage=$2 began=$SECONDS lacks code
     shift 2
     [[ " $stages " = *" $stage "* ]] || return 0
     rm -f "$folder/$stage".*
@@ -88,11 +88,13 @@ stage() { # seconds, name, command: within that time, while the archive is refre
     echo "== $stage (at most $limit s)"
     within "$limit" "$python" "$@" >"$folder/$stage.log" 2>&1 &
     child=$!
-    while sleep 1 & tick=$!; wait -n -p ended "$child" "$tick"; code=$?; [ "$ended" = "$tick" ]; do
+    while kill -0 "$child" 2>/dev/null; do
+        sleep 0.5
         archive
     done
+    wait "$child"
+    code=$?
     child=
-    kill "$tick" 2>/dev/null
     cat "$folder/$stage.log"
     case $code in
         0) say "$stage: done in $((SECONDS - began)) s" ;;
