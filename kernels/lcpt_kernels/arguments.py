@@ -6,6 +6,8 @@ Sizes that differ from call to call, such as T, are therefore formatted only aft
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -43,8 +45,10 @@ def check_pair(x: Tensor, y: Tensor, v: Tensor, names: tuple[str, str]) -> None:
     require(x.shape[1] > 0, f"{first} has no tokens")
 
 
-def check_degree(degree: int) -> None:
+def check_power(degree: int, shift: float) -> None:
+    """Raise ValueError where (s + shift)^degree is no weight of a key."""
     require(degree > 0 and degree % 2 == 0, f"degree {degree} is not positive and even: weights could be negative")
+    require(0 <= shift < math.inf, f"shift is {shift}; it must be ≥ 0 and finite")
 
 
 def check_packed(cu_seqlens: Tensor, batch: int, tokens: int) -> None:

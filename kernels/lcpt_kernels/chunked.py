@@ -30,18 +30,24 @@ ROW_MAX_FLOOR = -60.0  # the least m_i of a row with more than local keys: e^{60
 
 @dataclass(frozen=True, slots=True)
 class Power:
-    """The local weight w(s) = s^degree. `Plan` describes the methods."""
+    """The local weight w(s) = (s + shift)^degree. `Plan` describes the methods."""
 
     degree: int
+    shift: float = 0.0
 
     def weights(self, s: Tensor, diagonal: int, decay: Tensor | None) -> tuple[Tensor, None]:
-        return _decayed(_power(s.tril_(diagonal), self.degree), decay), None
+        return _decayed(_power(self._base(s, diagonal), self.degree), decay), None
 
     def weights_and_slopes(
         self, s: Tensor, diagonal: int, decay: Tensor | None, m_i: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        lower = _decayed(_power(s.tril_(diagonal), self.degree - 1), decay)
+        s = self._base(s, diagonal)
+        lower = _decayed(_power(s, self.degree - 1), decay)
         return lower * s, lower.mul_(self.degree)  # in this order: the second may overwrite s
+
+    def _base(self, s: Tensor, diagonal: int) -> Tensor:
+        """Return s + shift, 0 for future keys, in the memory of s."""
+        return (s.add_(self.shift) if self.shift else s).tril_(diagonal)
 
 
 @dataclass(frozen=True, slots=True)

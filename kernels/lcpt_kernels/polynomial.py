@@ -7,7 +7,7 @@ import math
 from torch import Tensor
 
 from lcpt_kernels import reference
-from lcpt_kernels.arguments import check_backend, check_degree, check_pair, require
+from lcpt_kernels.arguments import check_backend, check_pair, check_power, require
 from lcpt_kernels.autocast import under_autocast
 from lcpt_kernels.chunked import Plan, Power, StateInput, block_causal_attention
 from lcpt_kernels.streaming import each_document
@@ -23,17 +23,19 @@ def polynomial_attention(
     *,
     degree: int = 4,
     scale: float = 1.0,
+    shift: float = 0.0,
     offset: float | None = None,
     cu_seqlens: Tensor | None = None,
     backend: str = "auto",
 ) -> Tensor:
-    """Compute o_t = Σ_{s ≤ t} w_ts v_s / (offset + Σ_{s ≤ t} w_ts) with w_ts = (scale · q_t·k_s)^degree.
+    """Compute o_t = Σ_{s ≤ t} w_ts v_s / (offset + Σ_{s ≤ t} w_ts) with w_ts = (scale · q_t·k_s + shift)^degree.
 
     Args:
         q: [B, T, H, D], k: [B, T, Hkv, D], v: [B, T, Hkv, Dv]. Floating point, any strides, one dtype; H is a multiple
             of Hkv. k and v may start with keys of earlier tokens, [B, P + T, Hkv, ·].
         degree: positive and even.
         scale: a factor of q·k.
+        shift: a term inside the power. With it, weights grow with q·k from its sign on.
         offset: a term of the denominator; None: scale^degree, so that the result does not depend on how q and k share
             the scale. 0/0 is 0.
         cu_seqlens: [N + 1], int32 or int64, or None: the borders of packed documents; B = 1.
@@ -57,16 +59,16 @@ def polynomial_attention(
     check_backend(backend)
     check_pair(q, k[:, -q.shape[1] :], v[:, -q.shape[1] :], ("q", "k"))
     require(k.shape[1] == v.shape[1], f"k has {k.shape[1]} tokens, v has {v.shape[1]}")
-    check_degree(degree)
+    check_power(degree, shift)
     offset = scale**degree if offset is None else offset
 
     def one(q, k, v):
         k, v = reference.per_query_head(q.shape[2], k, v)
         if backend == "reference":
-            return reference.polynomial_attention(q, k, v, degree, scale, offset)
+            return reference.polynomial_attention(q, k, v, degree, scale, shift, offset)
         every_block = math.ceil(k.shape[1] / ROWS)  # all blocks are local: there is no state
         plan = Plan(
-            local=Power(degree),
+            local=Power(degree, shift),
             features=None,
             scale=scale,
             offset=offset,

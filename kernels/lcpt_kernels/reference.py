@@ -51,7 +51,7 @@ def per_query_head(heads: int, *tensors: T) -> list[T]:
     return [x if x is None else x.repeat_interleave(heads // x.shape[2], dim=2) for x in tensors]
 
 
-def squared_attention(a, b, v, *, q, k, log_gate, degree, scale, offset, coefficients, block_size, local_blocks):
+def squared_attention(a, b, v, *, q, k, log_gate, degree, scale, shift, offset, coefficients, block_size, local_blocks):
     """Squared attention: exact weights in the last `local_blocks` blocks, c₀ + c₁ s + c₂ s² before them."""
     c0, c1, c2 = coefficients
     s = scores(a, b)
@@ -59,7 +59,7 @@ def squared_attention(a, b, v, *, q, k, log_gate, degree, scale, offset, coeffic
     if q is not None:
         block = torch.arange(a.shape[1], device=a.device) // block_size
         local = block[None, :] > block[:, None] - local_blocks  # [T, T]: does t see s exactly?
-        weights = torch.where(local, (scale * scores(q, k)) ** degree, weights)
+        weights = torch.where(local, (scale * scores(q, k) + shift) ** degree, weights)
     return weighted_average(weights, v, offset, log_gate)
 
 
@@ -152,6 +152,6 @@ def sparse_attention(q, k, v, *, q_keep, k_keep, q_bucket, k_bucket, scale, wind
     return torch.einsum("bhts,bshe->bthe", s.softmax(-1) * seen, v)
 
 
-def polynomial_attention(q, k, v, degree, scale, offset):
-    """PolySketchFormer (arXiv 2310.01655), section 1.1 of its algorithm: w_ts = (scale · q_t·k_s)^degree."""
-    return weighted_average((scale * scores(q, k)) ** degree, v, offset)
+def polynomial_attention(q, k, v, degree, scale, shift, offset):
+    """PolySketchFormer (arXiv 2310.01655), section 1.1 of its algorithm: w_ts = (scale · q_t·k_s + shift)^degree."""
+    return weighted_average((scale * scores(q, k) + shift) ** degree, v, offset)

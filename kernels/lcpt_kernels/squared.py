@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from lcpt_kernels import dispatch, reference
-from lcpt_kernels.arguments import BACKENDS, check_backend, check_degree, check_pair, check_stream, finite_gate, require
+from lcpt_kernels.arguments import BACKENDS, check_backend, check_pair, check_power, check_stream, finite_gate, require
 from lcpt_kernels.autocast import under_autocast
 from lcpt_kernels.chunked import Plan, Power, Quadratic
 from lcpt_kernels.streaming import Exchange, State, attend, each_document
@@ -22,6 +22,7 @@ def squared_attention(
     k: Tensor | None = None,
     degree: int = 4,
     scale: float = 1.0,
+    shift: float = 0.0,
     offset: float | None = None,
     coefficients: tuple[float, float, float] = (0, 0, 1),
     block_size: int = 256,
@@ -40,9 +41,10 @@ def squared_attention(
         a: [B, T, H, r], b: [B, T, Hkv, r], v: [B, T, Hkv, Dv]: sketches of queries and keys, and values. Floating
             point, any strides, one dtype; H is a multiple of Hkv.
         q: [B, T, H, D], k: [B, T, Hkv, D], both or neither. With them, weights inside the last `local_blocks` blocks of
-            `block_size` tokens are (scale · q·k)^degree. Without them, all weights are those of a and b.
+            `block_size` tokens are (scale · q·k + shift)^degree. Without them, all weights are those of a and b.
         degree: positive and even.
         scale: a factor of q·k.
+        shift: a term inside the power. With it, weights grow with q·k from its sign on.
         offset: a term of the denominator; None: scale^degree with q and k, else 0. 0/0 is 0.
         coefficients: (c₀, c₁, c₂).
         block_size: tokens of a block.
@@ -94,11 +96,11 @@ def squared_attention(
     log_gate = finite_gate(log_gate, backend)
     if q is not None and k is not None:
         check_pair(q, k, v, ("q", "k"))
-        check_degree(degree)
+        check_power(degree, shift)
         require(q.shape[2] == a.shape[2], f"q has {q.shape[2]} heads, a has {a.shape[2]}")
     if offset is None:
         offset = 0.0 if q is None else scale**degree
-    local, local_scale = (Quadratic(*coefficients), 1.0) if q is None else (Power(degree), scale)
+    local, local_scale = (Quadratic(*coefficients), 1.0) if q is None else (Power(degree, shift), scale)
     plan = Plan(
         local=local,
         features=QuadraticFeatures(a.shape[-1], coefficients),
@@ -126,6 +128,7 @@ def squared_attention(
                 log_gate=log_gate,
                 degree=degree,
                 scale=scale,
+                shift=shift,
                 offset=offset,
                 coefficients=coefficients,
                 block_size=block_size,

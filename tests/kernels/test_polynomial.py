@@ -30,6 +30,11 @@ def test_scale_and_offset(agree, scale, offset):
     agree(polynomial_attention, inputs(2 * ROWS + 1), 1e-10, scale=scale, offset=offset)
 
 
+@pytest.mark.parametrize("degree, shift", [(2, 1.0), (4, 1.0), (8, 0.3)])
+def test_shift(agree, degree, shift):
+    agree(polynomial_attention, inputs(2 * ROWS + 3), 1e-10, degree=degree, scale=0.25, shift=shift)
+
+
 @pytest.mark.parametrize("shape", [{"h": 4, "hkv": 2}, {"h": 3, "hkv": 1}, {"d": 7, "dv": 2}, {"dv": 9}], ids=str)
 def test_shapes(agree, shape):
     agree(polynomial_attention, inputs(2 * ROWS + 1, **shape), 1e-10)
@@ -109,6 +114,7 @@ def test_memory_is_linear(monkeypatch, largest_tensor):
     "change, named",
     [
         ({"degree": 3}, "degree 3"),
+        ({"shift": -1.0}, "shift is -1.0"),
         ({"degree": -2}, "degree -2"),
         ({"backend": "x"}, "'x'"),
         ({"k": torch.ones(2, 4, 2, 5)}, "q has head dimension 4, k has 5"),

@@ -44,6 +44,22 @@ def test_degree_and_scale(agree, degree, scale):
     agree(squared_attention, inputs(3 * C + 2), 1e-10, block_size=C, degree=degree, scale=scale)
 
 
+@pytest.mark.parametrize("local_blocks", [1, 2])
+@pytest.mark.parametrize("degree, shift", [(2, 1.0), (4, 1.0), (4, 0.3), (8, 2.0)])
+def test_shift(agree, degree, shift, local_blocks):
+    """A score of 0 has the weight shift^degree, so keys after the query must be masked after the shift."""
+    agree(
+        squared_attention,
+        inputs(3 * C + 2),
+        1e-10,
+        block_size=C,
+        local_blocks=local_blocks,
+        degree=degree,
+        scale=0.25,
+        shift=shift,
+    )
+
+
 @pytest.mark.parametrize(
     "shape",
     [
@@ -222,6 +238,7 @@ def test_no_final_state_yet():
         ({"local_blocks": 3}, "local_blocks 3"),
         ({"local_blocks": 0}, "local_blocks 0"),
         ({"degree": 3}, "degree 3"),
+        ({"shift": -1.0}, "shift is -1.0"),
         ({"degree": 0}, "degree 0"),
         ({"backend": "cuda"}, "'cuda'"),
         ({"q": None}, "q and k are given together"),

@@ -76,6 +76,14 @@ def test_degree_and_scale(agree, degree, scale):
     agree(inputs(C + 9), block_size=C, degree=degree, scale=scale, **OFFSET)
 
 
+@pytest.mark.parametrize(
+    "degree, shift, gated, local_blocks", [(4, 1.0, False, 1), (4, 1.0, True, 2), (2, 0.3, False, 2)]
+)
+def test_shift(agree, degree, shift, gated, local_blocks):
+    arguments = inputs(2 * C + 9, gated=gated)
+    agree(arguments, block_size=C, local_blocks=local_blocks, degree=degree, scale=1 / 16, shift=shift, **OFFSET)
+
+
 @pytest.mark.parametrize("block_size", [1, 3, 1000])
 def test_block_sizes(agree, block_size):
     agree(inputs(9, gated=True), block_size=block_size, local_blocks=2, scale=1 / 16, **OFFSET)

@@ -73,6 +73,7 @@ class Call:
     degree: int  # of LocalWeight.POWER
     coefficients: list[float]
     scale: float
+    shift: float  # of LocalWeight.POWER
     offset: float
     block_size: int
     local_blocks: int
@@ -111,6 +112,7 @@ class Call:
             local_weight=LocalWeight(self.local_weight),
             degree=self.degree,
             scale=self.scale,
+            shift=self.shift,
             offset=self.offset,
             local_blocks=self.local_blocks,
             has_initial_state=self.initial is not None,
@@ -171,7 +173,7 @@ def compute(
     refuse_transforms(NAME, "reference")
     k, features = keys.get("k"), plan.features
     assert features is not None
-    local_weight, degree = local_weight_of(plan, k)
+    local_weight, degree, shift = local_weight_of(plan, k)
     call = Call(
         q=None if k is None else q,
         k=k,
@@ -188,6 +190,7 @@ def compute(
         degree=degree,
         coefficients=[features.c0, features.c1, features.c2],
         scale=plan.scale,
+        shift=shift,
         offset=plan.offset,
         block_size=plan.block_size,
         local_blocks=plan.local_blocks,
@@ -197,16 +200,16 @@ def compute(
     return o, end if final else None
 
 
-def local_weight_of(plan: Plan, k: Tensor | None) -> tuple[LocalWeight, int]:
-    """Return the local weight and its degree, which is 0 for all but POWER."""
+def local_weight_of(plan: Plan, k: Tensor | None) -> tuple[LocalWeight, int, float]:
+    """Return the local weight, its degree and its shift, which are 0 for all but POWER."""
     if k is None:  # q is a and k is b: the local weight is that of the state
-        return LocalWeight.QUADRATIC, 0
+        return LocalWeight.QUADRATIC, 0, 0.0
     if isinstance(plan.local, Exponential):
-        return LocalWeight.EXPONENTIAL, 0
+        return LocalWeight.EXPONENTIAL, 0, 0.0
     if isinstance(plan.local, Linear):
-        return LocalWeight.LINEAR, 0
+        return LocalWeight.LINEAR, 0, 0.0
     assert isinstance(plan.local, Power)
-    return LocalWeight.POWER, plan.local.degree
+    return LocalWeight.POWER, plan.local.degree, plan.local.shift
 
 
 @torch.library.custom_op(

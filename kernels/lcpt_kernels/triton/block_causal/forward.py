@@ -86,6 +86,7 @@ def block_forward_kernel(
     pieces,
     scale,
     offset,
+    shift,
     c0,
     c1,
     c2,
@@ -184,7 +185,7 @@ def block_forward_kernel(
             l_i *= alpha
             acc *= alpha[:, None]
             m_i = m_new
-        w, slope = weights_and_slopes(score, seen, log_decay, m_i[:, None], c0, c1, c2, WEIGHT, DEGREE, GATED)
+        w, slope = weights_and_slopes(score, seen, log_decay, m_i[:, None], shift, c0, c1, c2, WEIGHT, DEGREE, GATED)
         l_i += tl.sum(w, axis=1)
         acc = tl.dot(w.to(TYPE), v_rows.to(TYPE), acc, input_precision="ieee")  # [BM, BN] @ [BN, DV]
 

@@ -19,7 +19,7 @@ class LocalWeight(IntEnum):
     EXPONENTIAL = -1  # e^s
     QUADRATIC = 0  # c₀ + c₁ s + c₂ s², the weight of the state
     LINEAR = 1  # s
-    POWER = 2  # s^degree, degree even
+    POWER = 2  # (s + shift)^degree, degree even
 
 
 EXPONENTIAL = tl.constexpr(LocalWeight.EXPONENTIAL.value)
@@ -36,11 +36,11 @@ def scores(x, y, scale):
 
 @triton.jit
 def weights_and_slopes(
-    s, seen, log_decay, m_i, c0, c1, c2, WEIGHT: tl.constexpr, DEGREE: tl.constexpr, GATED: tl.constexpr
+    s, seen, log_decay, m_i, shift, c0, c1, c2, WEIGHT: tl.constexpr, DEGREE: tl.constexpr, GATED: tl.constexpr
 ):
     """Return w(s) e^{log_decay − m_i} and its derivative by s, both 0 where the query does not see the key.
 
-    WEIGHT is a LocalWeight. m_i counts for EXPONENTIAL, DEGREE for POWER, and c0, c1, c2 for QUADRATIC.
+    WEIGHT is a LocalWeight. m_i counts for EXPONENTIAL, shift and DEGREE for POWER, and c0, c1, c2 for QUADRATIC.
     """
     # Where the query does not see the key, log_decay may be above 0.
     if WEIGHT == EXPONENTIAL:
@@ -53,6 +53,7 @@ def weights_and_slopes(
         weight = s
         slope = s * 0.0 + 1.0
     else:
+        s += shift
         square = s * s
         lower = s
         for _ in tl.static_range(DEGREE // 2 - 1):

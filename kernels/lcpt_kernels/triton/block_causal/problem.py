@@ -39,6 +39,7 @@ class Problem:
     local_weight: LocalWeight
     degree: int  # for LocalWeight.POWER
     scale: float
+    shift: float  # for LocalWeight.POWER
     offset: float
     local_blocks: int
     has_initial_state: bool
@@ -95,6 +96,7 @@ class Problem:
             group=self.q.shape[2] // self.v.shape[2],
             block_size=self.blocks.size,
             scale=float(self.scale),
+            shift=float(self.shift),
             offset=float(self.offset),
             c0=float(c0),
             c1=float(c1),
@@ -136,6 +138,7 @@ def build_problem(
     local_weight: LocalWeight,
     degree: int,
     scale: float,
+    shift: float,
     offset: float,
     local_blocks: int,
     has_initial_state: bool,
@@ -168,6 +171,7 @@ def build_problem(
         local_weight=local_weight,
         degree=degree,
         scale=scale,
+        shift=shift,
         offset=offset,
         local_blocks=local_blocks,
         has_initial_state=has_initial_state,

@@ -83,7 +83,7 @@ def plan_of(local, features, scale: float, offset: float, local_blocks: int, sum
 
 def squared(tensor, head_dim, size, local_blocks):
     """Return plan, q, a and keys, as `compute` takes them."""
-    plan = plan_of(Power(4), QuadraticFeatures(size, (0, 0, 1)), 1 / head_dim, head_dim**-4.0, local_blocks)
+    plan = plan_of(Power(4, 1.0), QuadraticFeatures(size, (0, 0, 1)), head_dim**-0.5 / 4, 1e-6, local_blocks)
     return plan, tensor(head_dim), tensor(size), {"k": tensor(head_dim), "v": tensor(head_dim), "b": tensor(size)}
 
 
