@@ -88,12 +88,12 @@ def print_costs(rows: list[dict]) -> None:
 
 
 def print_sketch_error(rows: list[dict]) -> None:
-    print("\nS(q)·S(k) against (q·k/d)²: relative RMSE, measured (theory); and how much too heavy its square is")
+    print("\nS(q)·S(k) against (scale·q·k + shift)²: relative RMSE, measured (theory); by what its square is too heavy")
     sizes = sorted({row["size"] for row in rows})
-    print(f"{'sketch':10}{'cosine':>8}" + "".join(f"{f'r = {size}':>22}" for size in sizes))
-    for kind, cosine in sorted({(row["sketch"], row["cosine"]) for row in rows}):
-        cells = [row for row in rows if (row["sketch"], row["cosine"]) == (kind, cosine)]
-        line = f"{kind:10}{cosine:>8}"
+    print(f"{'sketch':10}{'shift':>6}{'cosine':>8}" + "".join(f"{f'r = {size}':>22}" for size in sizes))
+    for kind, shift, cosine in sorted({(row["sketch"], row["shift"], row["cosine"]) for row in rows}):
+        cells = [row for row in rows if (row["sketch"], row["shift"], row["cosine"]) == (kind, shift, cosine)]
+        line = f"{kind:10}{shift:>6}{cosine:>8}"
         for row in cells:
             error = f"{row['relative_rmse']:.2f} ({row['theory']:.2f})"
             line += f"{error:>15}{row['weight_ratio']:>6.1f}x"
@@ -120,8 +120,8 @@ def print_heads(report: dict) -> None:
     sketched = [row for row in rows if row["sketch_error"]]
     if sketched:
         print(
-            "\nfar weights of the sketch against (q·k/d)⁴: relative error, at the best scale; error of their sums a "
-            "query, median ratio"
+            "\nfar weights of the sketch against (scale·q·k + shift)⁴: relative error, at the best scale; error of their "
+            "sums a query, median ratio"
         )
     for row in sketched:
         error = row["sketch_error"]

@@ -10,9 +10,10 @@ import torch
 from lcpt_kernels.symmetric_features import QuadraticFeatures
 
 from lcpt.attention import ATTENTION, Attention, AttentionConfig
-from lcpt.attention.polynomial import SQUARE, PolynomialConfig
+from lcpt.attention.polynomial import PolynomialConfig
 from lcpt.attention.polysketch import DEGREE, PolysketchConfig
 
+SQUARE = (0.0, 0.0, 1.0)
 CONTEXTS = (8192, 16384, 32768)
 FARTHEST = 2**26  # tokens up to which a crossover is looked for
 

@@ -35,6 +35,7 @@ class AttentionConfig:
     pattern: list[str] = field(default_factory=list)  # kinds repeated over the layers; overrides kind
     block_size: int = 256  # tokens a block, for the kinds that have blocks
     gate: str = "none"  # none | scalar | data: how much a token weighs less for each later one, in kinds with a state
+    key_shift: bool = True  # a key is its own and, learned per channel, a share of the token before it
     output_norm: bool = False  # RMSNorm of each head's output, before the heads are mixed
     softmax: SoftmaxConfig = field(default_factory=SoftmaxConfig)
     polynomial: PolynomialConfig = field(default_factory=PolynomialConfig)

@@ -24,13 +24,15 @@ class Projected(NamedTuple):
     q_plain: Tensor | None = None  # q and k without their positions, in kinds that have use for them
     k_plain: Tensor | None = None
     x: Tensor | None = None  # the layer's input, [B, T, d_model]
+    last_key: Tensor | None = None  # [B, 1, Hkv, D], what the key shift of the next token needs; None without one
 
 
 class Attention(nn.Module, ABC):
     """Multi-head causal self-attention, [B, T, d_model] -> [B, T, d_model]; a kind adds `attend`.
 
     Queries and keys pass a LayerNorm over the head dimension before RoPE: softmax gains most from it at a high
-    learning rate, and the polynomial kinds need bounded scores.
+    learning rate, and the polynomial kinds need bounded scores. With a key shift m, a key is k_t + m ∘ k_{t−1}: it
+    knows the token before its own, which saves associative recall a layer.
     """
 
     keep_plain = False  # whether `attend` takes q and k without their positions too
@@ -39,6 +41,10 @@ class Attention(nn.Module, ABC):
         super().__init__()
         self.n_heads, self.n_kv_heads, self.head_dim = n_heads, n_kv_heads, d_model // n_heads
         self.qkv = nn.Linear(d_model, (n_heads + 2 * n_kv_heads) * self.head_dim, bias=False)
+        # A vector, [Hkv · D]: what has one dimension is not decayed.
+        self.key_shift = (
+            nn.Parameter(torch.full((n_kv_heads * self.head_dim,), KEY_SHIFT)) if config.key_shift else None
+        )
         self.q_norm = NormRotary(self.head_dim)
         self.k_norm = NormRotary(self.head_dim)
         self.out_norm = nn.RMSNorm(self.head_dim, eps=1e-6) if config.output_norm else nn.Identity()
@@ -51,19 +57,34 @@ class Attention(nn.Module, ABC):
 
     def forward(self, x: Tensor, rotary: tuple[Tensor, Tensor], cu_seqlens: Tensor | None = None) -> Tensor:
         """cu_seqlens int [N + 1]: documents packed in one sequence, B = 1, each as if alone."""
-        return self._merge(self.attend(self.project(x, rotary), cu_seqlens=cu_seqlens)[0])
+        p = self.project(x, rotary, cu_seqlens=cu_seqlens)
+        return self._merge(self.attend(p, cu_seqlens=cu_seqlens)[0])
 
     def extend(self, x: Tensor, rotary: tuple[Tensor, Tensor], state) -> tuple[Tensor, object]:
         """The same for the continuation of a sequence that left `state`, None at its start; and the state after it."""
-        o, state = self.attend(self.project(x, rotary), state, keep=True)
-        return self._merge(o), state
+        attended, last_key = state or (None, None)
+        p = self.project(x, rotary, last_key)
+        o, attended = self.attend(p, attended, keep=True)
+        return self._merge(o), (attended, None if p.last_key is None else p.last_key.clone())  # a view would keep all
 
-    def project(self, x: Tensor, rotary: tuple[Tensor, Tensor]) -> Projected:
+    def project(
+        self,
+        x: Tensor,
+        rotary: tuple[Tensor, Tensor],
+        last_key: Tensor | None = None,
+        cu_seqlens: Tensor | None = None,
+    ) -> Projected:
+        """last_key: that of the tokens before x, where x continues a sequence."""
         heads = self.qkv(x).unflatten(-1, (-1, self.head_dim))  # [B, T, H + 2 Hkv, D]
         q, k, v = heads.split((self.n_heads, self.n_kv_heads, self.n_kv_heads), dim=2)
         q, q_plain = self.q_norm(q, rotary, self.keep_plain)
-        k, k_plain = self.k_norm(k, rotary, self.keep_plain)
-        return Projected(q, k, v, self.gate(x), q_plain, k_plain, x)
+        if self.key_shift is None:
+            k, k_plain = self.k_norm(k, rotary, self.keep_plain)
+            return Projected(q, k, v, self.gate(x), q_plain, k_plain, x)
+        key_shift = self.key_shift.view(self.n_kv_heads, -1)
+        starts = None if cu_seqlens is None else starts_of(cu_seqlens, x.shape[1])
+        shifted, k_plain = self.k_norm(k, rotary, self.keep_plain, key_shift=key_shift, before=last_key, starts=starts)
+        return Projected(q, shifted, v, self.gate(x), q_plain, k_plain, x, k[:, -1:])
 
     def gate(self, x: Tensor) -> Tensor | None:
         """x [B, T, d_model] -> log gate, fp32 [B, T, Hkv], ≤ 0; None in kinds that have none."""
@@ -84,6 +105,10 @@ class Attention(nn.Module, ABC):
     @abstractmethod
     def state_bytes(self, context: int) -> int:
         """Bytes that a sequence of `context` tokens leaves behind for decoding the next one, fp32."""
+
+    def key_shift_bytes(self) -> int:
+        """Bytes of the last key, which a sequence leaves behind for the shift of the next one, fp32."""
+        return 0 if self.key_shift is None else 4 * self.key_shift.numel()
 
     def _merge(self, o: Tensor) -> Tensor:
         return self.out(self.out_norm(o).flatten(2))
@@ -168,9 +193,16 @@ class NormRotary(nn.LayerNorm):
     """LayerNorm of every head, then its position: [B, T, H, D] -> (that, and if asked for without the position)."""
 
     def forward(  # type: ignore[override]  # a LayerNorm that takes positions too
-        self, x: Tensor, rotary: tuple[Tensor, Tensor], keep_plain: bool = False
+        self, x: Tensor, rotary: tuple[Tensor, Tensor], keep_plain: bool = False, **shift: Tensor | None
     ) -> tuple[Tensor, Tensor | None]:
-        return norm_rotary(x, self.weight, self.bias, *rotary, eps=self.eps, keep_plain=keep_plain)
+        """shift: key_shift, before and starts of norm_rotary."""
+        return norm_rotary(x, self.weight, self.bias, *rotary, eps=self.eps, keep_plain=keep_plain, **shift)
+
+
+def starts_of(cu_seqlens: Tensor, tokens: int) -> Tensor:
+    """Mark the first token of each packed document: bool [T]. The host does not wait for the device."""
+    marks = torch.zeros(tokens + 1, dtype=torch.bool, device=cu_seqlens.device)  # an empty last one begins at T
+    return marks.index_fill(0, cu_seqlens.long(), True)[:tokens]
 
 
 def in_fp32(x: Tensor) -> Tensor:
@@ -202,6 +234,7 @@ class DataGate(nn.Module):
         return F.logsigmoid(self.projection(x).float())
 
 
+KEY_SHIFT = 0.5  # at first: a model that starts at 0 needs up to twice the steps to learn to recall
 GATE_BIAS = 6.906768  # σ of it is 0.999: a memory of a thousand tokens
 GATES = {"scalar": ScalarGate, "data": DataGate}
 

@@ -2,7 +2,7 @@
 
 FLuRKA (arXiv 2306.15799) puts a low-rank projection inside the feature map of linear attention: φ(q)·φ(P K) over P V.
 Block-causal here, with one denominator; e^γ, learned per head, balances the state part, which has no positions:
-a mean of rotated keys would cancel them.
+a mean of rotated keys would cancel them. γ starts where a token weighs as much on average in both parts.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import torch
 from lcpt_kernels import flurka_attention
 from torch import nn
 
+from lcpt.attention.balance import MEAN_EXPONENTIAL, balance, mean_product
 from lcpt.attention.base import LinearCost, Projected
 from lcpt.attention.feature_maps import FEATURE_MAPS, check_feature_map
 from lcpt.attention.summaries import Summaries, SummariesConfig
@@ -43,6 +44,9 @@ class Flurka(LinearCost):
         self.feature_map = FEATURE_MAPS[own.feature_map](n_kv_heads, self.head_dim, own.size)
         self.summaries = Summaries(d_model, n_kv_heads, self.head_dim, config.block_size, own.summaries)
         self.gamma = nn.Parameter(torch.zeros(n_heads))
+        if own.local == "softmax":  # linear: both parts are of the same map, and balanced as they are
+            far = mean_product(self.feature_map, n_kv_heads, self.head_dim)
+            self.gamma.data += balance(MEAN_EXPONENTIAL, far, n_heads)
 
     def attend_blocks(self, p: Projected, *, initial_state=None, **stream):
         state, pending = initial_state or (None, None)

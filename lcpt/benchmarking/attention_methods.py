@@ -13,6 +13,7 @@ from torch import Tensor
 
 from lcpt.attention import ATTENTION, Attention, AttentionConfig
 from lcpt.attention.base import LinearCost, Projected, rotary_table
+from lcpt.attention.polynomial import power_scale
 from lcpt.attention.polysketch import DEGREE, Polysketch
 from lcpt.attention.sketch import RandomSketch
 from lcpt.benchmarking.attention_baselines import BASELINES, Unavailable
@@ -142,10 +143,12 @@ def _size(config: AttentionConfig, layer: Layer, context: int) -> Size:
 
 def _squared(config: AttentionConfig, layer: Layer) -> Method:
     """Build the kernel of polysketch alone, on given sketches."""
-    sketch = RandomSketch(layer.head_dim, config.polysketch.size, "gaussian").to(layer.device)
+    scale, shift = power_scale(DEGREE, config.polysketch.shift, layer.head_dim), config.polysketch.shift
+    sketch = RandomSketch(layer.head_dim, config.polysketch.size, "gaussian", scale, shift).to(layer.device)
     options = {
         "degree": DEGREE,
-        "scale": 1 / layer.head_dim,
+        "scale": scale,
+        "shift": shift,
         "block_size": config.block_size,
         "local_blocks": config.polysketch.local_blocks,
     }

@@ -39,7 +39,7 @@ def model_cost(config: ModelConfig, context: int) -> Cost:
         backward += attend_backward
     if config.activation_checkpointing:
         recomputed = forward - head
-    state = sum(block.attention.state_bytes(context) for block in model.blocks)
+    state = sum(block.attention.state_bytes(context) + block.attention.key_shift_bytes() for block in model.blocks)
     return Cost(
         parameters=parameters,
         flops_forward=forward,

@@ -64,12 +64,12 @@ def test_crossover_is_where_the_flops_cross():
 
 @pytest.mark.parametrize("cosine", [0.0, 0.6, 1.0])
 @pytest.mark.parametrize("kind", DRAW)
-@pytest.mark.parametrize("head_dim", [16, 12])
-def test_the_sketch_error_equals_its_theory(kind, cosine, head_dim):
-    """The mean of many draws is within 4 standard errors of the theory, and these are at most 2 %."""
+@pytest.mark.parametrize("head_dim, shift", [(16, 0.0), (12, 0.0), (16, 1.0), (12, 0.5)])
+def test_the_sketch_error_equals_its_theory(kind, cosine, head_dim, shift):
+    """The mean of many draws is within 4 standard errors of the theory, and these are at most 3 %."""
     q, k = pairs(head_dim, cosine, 64)
-    found = experiment(q, k, 8, kind, draws=1_500)
-    assert found["standard_error"] < 0.02 * found["theory"]
+    found = experiment(q, k, 8, kind, draws=1_500, shift=shift)
+    assert found["standard_error"] < 0.03 * found["theory"]
     assert abs(found["relative_rmse"] - found["theory"]) < 4 * found["standard_error"]
     assert found["weight_ratio"] == pytest.approx(found["weight_ratio_theory"], rel=0.16)
 
@@ -107,7 +107,7 @@ class Square(torch.nn.Module):
 
 def layer_and_heads(gamma):
     """A layer of two heads whose sketch is exact, of one number each, and its q, k, v of 9 tokens."""
-    config = AttentionConfig(block_size=4, polysketch=PolysketchConfig(size=1))
+    config = AttentionConfig(block_size=4, polysketch=PolysketchConfig(size=1, sketch="gaussian", shift=0.0))
     layer = Polysketch(2, 2, 1, config)
     layer.sketch = Square()
     layer.gamma.data[:] = torch.tensor(gamma)
