@@ -13,7 +13,7 @@ from pathlib import Path
 from lcpt.checkpoint import CheckpointError
 from lcpt.data import DataError
 from lcpt.evaluation import plots
-from lcpt.evaluation.comparison import Run, compare, group_by_setting, loss_over, read_run
+from lcpt.evaluation.comparison import Run, compare, group_by_setting, loss_over, read_run, repeated_bigrams
 from lcpt.utils.atomic_files import replace_text
 
 EXAMPLE = """example:
@@ -26,6 +26,9 @@ COLUMNS = {  # of the table: figure -> (heading, factor, format)
     "valid_loss": ("valid", 1, ".3f"),
     "evaluation_bits_per_byte": ("bits/byte", 1, ".3f"),
     "loss_last_quarter": ("last quarter", 1, ".3f"),
+    "loss_repeated_bigrams": ("repeated bigrams", 1, ".3f"),
+    "loss_rare_bigrams": ("rare bigrams", 1, ".3f"),
+    "loss_other_tokens": ("other tokens", 1, ".3f"),
     "recall": ("recall %", 100, ".1f"),
     "step_milliseconds": ("ms/step", 1, ",.0f"),
     "tokens_per_second": ("tokens/s", 1, ",.0f"),
@@ -70,6 +73,16 @@ def draw(runs: list[Run], folder: Path) -> None:
             "loss (nats a token)",
             folder / "loss_by_position.png",
         )
+    for n, which in enumerate(("repeated", "rare")):
+        parts = [(name, repeated_bigrams(run)[n].get("by_distance")) for name, run in named]
+        if lines := [(name, bins) for name, bins in parts if bins]:
+            plots.steps(
+                lines,
+                "loss",
+                "tokens since the bigram was last seen",
+                f"loss on {which} bigrams (nats a token)",
+                folder / f"loss_on_{which}_bigrams.png",
+            )
     if lines := [(name, run.recall["recall_by_distance"]) for name, run in named if run.recall]:
         plots.steps(
             lines,

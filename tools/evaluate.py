@@ -1,4 +1,5 @@
-"""Measure perplexity, bits per byte and loss by position of a checkpoint on whole documents, or its recall on a task.
+"""Measure perplexity, bits per byte, loss by position and loss on repeated bigrams of a checkpoint on whole documents,
+or its recall on a task.
 
 Every token of a document is scored once. With --stride N below the context, each sees at least context - N tokens; with
 --carry-state each sees all of its document before it. Tasks are those of data.path, such as synthetic:mqar, in samples
@@ -22,6 +23,7 @@ from lcpt.data.documents import documents
 from lcpt.evaluation import recall
 from lcpt.evaluation.carried_state import score_with_carried_state
 from lcpt.evaluation.perplexity import Tally, score
+from lcpt.evaluation.repeated_bigrams import RepeatedBigrams
 from lcpt.evaluation.windows import windows
 from lcpt.model.pretrained import Pretrained, open_pretrained
 from lcpt.parallel import groups
@@ -98,7 +100,8 @@ def evaluate_text(trained: Pretrained, device: torch.device, args: argparse.Name
     if not 0 < stride <= context:
         raise DataError(f"stride {stride} must lie in 1 … {context} (the context)")
     tokenizer = trained.open_tokenizer()
-    tally, text_bytes, digest = Tally(tokenizer.token_bytes(), context), 0, hashlib.sha256()
+    tally, bigrams = Tally(tokenizer.token_bytes(), context), RepeatedBigrams(context)
+    text_bytes, digest = 0, hashlib.sha256()
 
     def cut_documents():
         nonlocal text_bytes
@@ -116,6 +119,7 @@ def evaluate_text(trained: Pretrained, device: torch.device, args: argparse.Name
     with tqdm(unit="tok", unit_scale=True, desc="scoring", disable=None) as bar:
         for window, losses in scored:
             tally.add(window, losses)
+            bigrams.add(window, losses)
             bar.update(len(losses))
     if not tally.tokens:
         raise DataError(f"{args.data} holds no text to score")
@@ -123,6 +127,7 @@ def evaluate_text(trained: Pretrained, device: torch.device, args: argparse.Name
     return figures["tokens_scored"], {
         "fingerprint": digest.hexdigest(),
         **figures,
+        "repeated_bigrams": bigrams.report(),
         "window": context,
         "stride": stride,
         "carry_state": args.carry_state,
@@ -155,13 +160,21 @@ def print_table(report: dict, output: str) -> None:
 
 def text_rows(report: dict) -> dict[str, str]:
     low, high = report["bits_per_byte_interval"]
+    repeated = report["repeated_bigrams"]
+    rare = repeated["rare"] or {"loss": None, "tokens": 0}
     return {
         "scored": f"{report['tokens_scored']:,} tokens, {report['bytes_scored']:,} bytes",
         "window, stride": f"{report['window']:,}, {report['stride']:,}" + ", state carried" * report["carry_state"],
         "loss": f"{report['loss']:.4f} nats a token",
         "perplexity": f"{report['perplexity']:.2f} a token",
         "bits per byte": f"{report['bits_per_byte']:.4f} (95 % of resampled windows: {low:.3f} to {high:.3f})",
+        "repeated bigrams": f"{mean_of(repeated)}; the rare ones: {mean_of(rare)}",
+        "other tokens": mean_of({"loss": repeated["other_loss"], "tokens": repeated["other_tokens"]}),
     }
+
+
+def mean_of(part: dict) -> str:
+    return f"{part['loss']:.4f} nats ({part['tokens']:,} tokens)" if part["tokens"] else "none"
 
 
 def task_rows(report: dict) -> dict[str, str]:

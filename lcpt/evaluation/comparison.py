@@ -90,6 +90,7 @@ def figures(run: Run) -> dict[str, float | None]:
     step_seconds = statistics.median(row["step_seconds"] for row in run.rows)
     last = [row["loss"] for row in run.rows[-max(1, len(run.rows) // LAST) :] if row["loss"] is not None]
     validated = [row for row in run.rows if "valid_loss" in row][-1:] or [{}]
+    repeated, rare = repeated_bigrams(run)
     return {
         "parameters": cost.parameters,
         "tokens": run.rows[-1]["tokens"],
@@ -99,6 +100,9 @@ def figures(run: Run) -> dict[str, float | None]:
         "evaluation_loss": run.evaluation and run.evaluation["loss"],
         "evaluation_bits_per_byte": run.evaluation and run.evaluation["bits_per_byte"],
         "loss_last_quarter": run.evaluation and _loss_last_quarter(run.evaluation),
+        "loss_repeated_bigrams": repeated.get("loss"),
+        "loss_rare_bigrams": rare.get("loss"),
+        "loss_other_tokens": repeated.get("other_loss"),
         "recall": run.recall and run.recall["accuracy"],
         "step_milliseconds": 1e3 * step_seconds,
         "tokens_per_second": run.config["training"]["global_batch_tokens"] / step_seconds,
@@ -111,6 +115,12 @@ def _loss_last_quarter(evaluation: dict) -> float | None:
     late = [part for part in evaluation["loss_by_position"] if part["start"] >= 0.75 * evaluation["window"]]
     tokens = sum(part["tokens"] for part in late)
     return sum(part["loss"] * part["tokens"] for part in late) / tokens if tokens else None
+
+
+def repeated_bigrams(run: Run) -> tuple[dict, dict]:
+    """Return what the evaluation says of (repeated bigrams, the rare ones among them); {} where it does not."""
+    repeated = (run.evaluation or {}).get("repeated_bigrams", {})
+    return repeated, repeated.get("rare") or {}
 
 
 def kinds(run: Run) -> str:

@@ -88,6 +88,20 @@ def test_figures_by_hand(make_run):
     assert row["loss"] == {"mean": run["loss"], "spread": None}
 
 
+@pytest.mark.parametrize("rare, loss", [({"tokens": 2, "loss": 1.0, "by_distance": []}, 1.0), (None, None)])
+def test_loss_on_repeated_bigrams(make_run, rare, loss):
+    """None where an evaluation of old, or of one document, does not have it."""
+    parts = {"tokens": 4, "loss": 2.0, "by_distance": [], "rare": rare, "other_tokens": 10, "other_loss": 3.0}
+    runs = [
+        make_run("new", evaluation=EVALUATION | {"repeated_bigrams": parts}),
+        make_run("old", evaluation=EVALUATION),
+        make_run("none"),
+    ]
+    names = ("loss_repeated_bigrams", "loss_rare_bigrams", "loss_other_tokens")
+    found = [tuple(run[name] for name in names) for run in compare([read_run(run) for run in runs])["runs"]]
+    assert found == [(2.0, loss, 3.0), (None,) * 3, (None,) * 3]
+
+
 def test_seeds_are_one_row(make_run):
     runs = [make_run(f"poly-{seed}", loss=loss, run__seed=seed) for seed, loss in ((0, 2.0), (1, 3.0), (2, 4.0))]
     other = make_run("other", training__lr=1.0)

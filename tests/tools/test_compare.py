@@ -72,6 +72,28 @@ def test_table_json_and_pictures_are_written(call_tool, runs, tmp_path):
         assert (tmp_path / f"out/{picture}.png").read_bytes().startswith(PNG)
 
 
+def test_repeated_bigrams_are_columns_and_pictures(call_tool, runs, tmp_path):
+    """Where one run has them; an evaluation.json of old does not."""
+    code, said, _ = call_tool("compare", *runs, "--output", tmp_path / "old")
+    assert code == 0 and "bigrams" not in said.splitlines()[0] and not list((tmp_path / "old").glob("*bigrams*"))
+    file, bins = runs[0] / "evaluation.json", [{"start": 0, "end": 16, "tokens": 3, "loss": 1.625}]
+    parts = {"tokens": 3, "loss": 1.625, "by_distance": bins, "other_tokens": 7, "other_loss": 4.125}
+    for rare, pictures in (
+        (None, ["repeated"]),
+        ({"tokens": 1, "loss": 0.875, "by_distance": bins}, ["rare", "repeated"]),
+    ):
+        report = json.loads(file.read_text()) | {"repeated_bigrams": parts | {"rare": rare}}
+        file.write_text(json.dumps(report))
+        code, said, _ = call_tool("compare", *runs, "--output", tmp_path / "new")
+        head, first, second = said.splitlines()[:3]
+        assert code == 0 and "repeated bigrams" in head and "other tokens" in head
+        assert ("rare bigrams" in head) == ("0.875" in first) == bool(rare)
+        assert {"1.625", "4.125"} <= set(first.split()) and second.split().count("-") == len(pictures) + 1
+        found = sorted((tmp_path / "new").glob("loss_on_*_bigrams.png"))
+        assert [path.name for path in found] == [f"loss_on_{name}_bigrams.png" for name in pictures]
+        assert all(path.read_bytes().startswith(PNG) for path in found)
+
+
 def test_only_a_table_without_output(call_tool, runs):
     code, said, _ = call_tool("compare", runs[0])
     assert code == 0 and "written" not in said

@@ -1,9 +1,11 @@
 """tools/evaluate.py on a checkpoint that was never trained."""
 
+import itertools
 import json
 import lzma
 import math
 import shutil
+from collections import Counter
 
 import pytest
 
@@ -148,6 +150,29 @@ def test_damaged_weights_are_named(evaluate, run_folder, tmp_path):
     assert code == 2 and report is None and weights.name in said and "sha256" in said
 
 
+def test_repeated_bigrams_are_counted(evaluate, valid_folder):
+    """In windows that hold a document each, all but the first of equal pairs repeat a bigram."""
+    _, report, _ = evaluate("--context", 4096)
+    found, corpus = report["repeated_bigrams"], Corpus(valid_folder)
+    counts = [Counter(itertools.pairwise(corpus.document(n)[1].tolist())) for n in range(len(corpus))]
+    held_by = Counter(pair for document in counts for pair in document)
+    assert found["tokens"] == sum(n - 1 for document in counts for n in document.values()) > 0
+    rare = sum(n - 1 for document in counts for pair, n in document.items() if held_by[pair] == 1)
+    assert found["rare"]["tokens"] == rare
+    assert found["tokens"] + found["other_tokens"] == report["tokens_scored"]
+    nats = found["tokens"] * found["loss"] + found["other_tokens"] * found["other_loss"]
+    assert nats == pytest.approx(report["loss"] * report["tokens_scored"], rel=1e-6)
+    assert found["loss"] == pytest.approx(math.log(330), rel=0.1)  # an untrained model knows nothing
+
+
+def test_the_table_names_repeated_bigrams_and_other_tokens(call_tool, run_folder, valid_folder, tmp_path):
+    output = tmp_path / "out.json"
+    _, said, _ = call_tool("evaluate", "--checkpoint", run_folder, "--data", valid_folder, "--output", output)
+    found = json.loads(output.read_text())["repeated_bigrams"]
+    assert f"repeated bigrams  {found['loss']:.4f} nats ({found['tokens']:,} tokens); the rare ones: " in said
+    assert f"other tokens      {found['other_loss']:.4f} nats ({found['other_tokens']:,} tokens)\n" in said
+
+
 def test_carried_state_is_one_window(evaluate):
     """Compare pieces with a window as long as the longest document."""
     _, whole, _ = evaluate("--context", 4096)
@@ -156,6 +181,10 @@ def test_carried_state_is_one_window(evaluate):
     assert carried["loss"] == pytest.approx(whole["loss"], rel=1e-5)
     assert carried["tokens_scored"] == whole["tokens_scored"] and carried["fingerprint"] == whole["fingerprint"]
     assert carried["loss_by_position"][-1]["end"] > 50
+    for key in ("tokens", "other_tokens", "loss", "other_loss"):
+        assert carried["repeated_bigrams"][key] == pytest.approx(whole["repeated_bigrams"][key], rel=1e-5)
+    _, disjoint, _ = evaluate("--context", 50)
+    assert disjoint["repeated_bigrams"]["tokens"] < carried["repeated_bigrams"]["tokens"]
 
 
 def test_a_task_is_asked(evaluate):
