@@ -14,6 +14,7 @@ from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 from lcpt.checkpoint import CheckpointConfig
 from lcpt.data import DataConfig, Task, is_task
 from lcpt.model import ModelConfig
+from lcpt.model.config_version import upgrade
 from lcpt.training.config import TrainingConfig
 from lcpt.training.engine import ParallelConfig
 from lcpt.training.run_folder import RunConfig
@@ -72,6 +73,9 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     schema = OmegaConf.structured(Config)
     try:
         _check_sections(schema, given)
+        version = OmegaConf.select(given, "model.version")
+        if isinstance(version, int):
+            given.model = upgrade(given.model, version)
         merged = OmegaConf.merge(schema, given)
         if missing := OmegaConf.missing_keys(merged):
             raise ConfigError(f"{path} does not set {', '.join(sorted(missing))}, which has no default")

@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 from lcpt.attention import AttentionConfig
 from lcpt.attention.base import rotary_table
+from lcpt.model.config_version import VERSION, check_version
 from lcpt.model.loss import cross_entropy, token_losses
 
 
@@ -28,8 +29,10 @@ class ModelConfig:
     rope_base: float = 10000.0
     activation_checkpointing: bool = False  # keep a block's input only, compute the block again in backward
     attention: AttentionConfig = field(default_factory=AttentionConfig)
+    version: int = VERSION  # whose defaults a missing key has; saved with weights, so that they stay what they are
 
     def __post_init__(self):
+        check_version(self.version)
         for name in ("n_layers", "d_model", "n_heads", "n_kv_heads", "vocab_size", "d_ff"):
             if (value := getattr(self, name)) is not None and value < 1:
                 raise ValueError(f"model.{name} is {value}; it must be ≥ 1")

@@ -27,6 +27,7 @@ from torch import Tensor
 from lcpt.checkpoint import CheckpointError, find_checkpoint, read_manifest, read_state, read_tensors
 from lcpt.data import Tokenizer
 from lcpt.data.atomic_folder import new_folder
+from lcpt.model.config_version import upgrade_saved
 from lcpt.model.gpt import GPT, ModelConfig
 from lcpt.model.weights import load_tensors
 from lcpt.utils.errors import first_line
@@ -179,9 +180,10 @@ def _read_config(path: Path) -> dict:
 
 
 def model_config(section: Mapping, path: Path) -> ModelConfig:
-    """Build the checked ModelConfig of a section `model`; a key that it does not set has its default."""
+    """Build the checked ModelConfig of a section `model` that was saved with weights."""
     try:
-        return cast(ModelConfig, OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(ModelConfig), section)))
+        upgraded = upgrade_saved(section)
+        return cast(ModelConfig, OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(ModelConfig), upgraded)))
     except (OmegaConfBaseException, TypeError, ValueError) as error:
         key = f"model.{error.full_key}: " if isinstance(error, OmegaConfBaseException) else ""
         raise CheckpointError(

@@ -11,6 +11,7 @@ from omegaconf import OmegaConf
 
 from lcpt.checkpoint import TensorReader, newest_checkpoint, read_manifest, read_state
 from lcpt.data import SampleSource
+from lcpt.model.config_version import VERSION, upgrade_saved
 from lcpt.parallel import groups
 from lcpt.training.telemetry import log_rank0
 from lcpt.training.zero_shards import local_shards
@@ -40,12 +41,15 @@ def find_start(run: Path) -> Path | None:
 
 def check_same_run(step: Path, config: Config, source: SampleSource) -> None:
     """Raise ValueError if the run was begun with another model, data, batches or seed."""
-    model = OmegaConf.merge(OmegaConf.structured(type(config.model)), OmegaConf.load(step / "config.yaml").model)
+    saved = OmegaConf.load(step / "config.yaml").model
+    model = OmegaConf.merge(OmegaConf.structured(type(config.model)), upgrade_saved(saved))
     then = read_state(step) | flatten(cast(dict, OmegaConf.to_container(model)), "model")
     for name, now in (data_position(config, source) | flatten(asdict(config.model), "model")).items():
         if then.get(name) != now and name not in CHANGEABLE:
+            version = saved.get("version", 1)
+            remedy = f"model.version={version} gives the defaults of that day; else " if version < VERSION else ""
             raise ValueError(
-                f"{step.parents[1]} was begun with {name} {then.get(name)}, this is {now}; name another run.dir"
+                f"{step.parents[1]} was begun with {name} {then.get(name)}, this is {now}; {remedy}name another run.dir"
             )
 
 

@@ -13,6 +13,7 @@ from lcpt.attention.feature_maps import FEATURE_MAPS
 from lcpt.attention.feedforward import FeedforwardConfig
 from lcpt.attention.flurka import FlurkaConfig
 from lcpt.attention.kernel import KernelConfig
+from lcpt.attention.polynomial import PolynomialConfig
 from lcpt.attention.polysketch import PolysketchConfig
 from lcpt.attention.summaries import SummariesConfig
 
@@ -21,11 +22,15 @@ VARIANTS = {
     "softmax": ("softmax", {}),
     "softmax-window": ("softmax", {"window": 3}),
     "polynomial-2": ("polynomial", {"degree": 2}),
+    "polynomial-2-no-shift": ("polynomial", {"degree": 2, "shift": 0.0}),
     "polynomial": ("polynomial", {}),
+    "polynomial-no-shift": ("polynomial", {"shift": 0.0}),
     "polynomial-8": ("polynomial", {"degree": 8}),
     "polysketch": ("polysketch", {"size": 8}),
     "polysketch-2-blocks": ("polysketch", {"size": 8, "local_blocks": 2}),
-    "polysketch-levels": ("polysketch", {"size": 8, "levels": 2, "expansion": 3}),
+    "polysketch-learned": ("polysketch", {"size": 8, "sketch": "learned", "levels": 2, "expansion": 3}),
+    "polysketch-products": ("polysketch", {"size": 8, "sketch": "linear_products"}),
+    "polysketch-no-shift": ("polysketch", {"size": 8, "sketch": "learned", "shift": 0.0}),
     "polysketch-gaussian": ("polysketch", {"size": 8, "sketch": "gaussian"}),
     "polysketch-srht": ("polysketch", {"size": 8, "sketch": "srht"}),
     "kernel-elu1": ("kernel", {"feature_map": "elu1"}),
@@ -85,9 +90,10 @@ def variant(request):
     return request.param
 
 
-def build(variant, kv_heads=HEADS, gate="none") -> Attention:
+def build(variant, kv_heads=HEADS, gate="none", key_shift=True) -> Attention:
     torch.manual_seed(0)
     config = attention_config(variant, gate)
+    config.key_shift = key_shift
     return config.attention_of_layer(0)(D_MODEL, HEADS, kv_heads, config)
 
 
@@ -206,18 +212,22 @@ def test_bf16_is_near_fp32(variant):
     assert (o.float() - exact).norm() / exact.norm() < 0.05
 
 
-def test_polynomial_weighs_by_the_fourth_power_of_the_mean_product():
-    """One head, by hand: w = (q·k/d)⁴, offset (1/d)⁴."""
+@pytest.mark.parametrize("variant, scale, shift", [("polynomial", 1 / 8, 1.0), ("polynomial-no-shift", 1 / 4, 0.0)])
+def test_polynomial_weighs_by_the_fourth_power(variant, scale, shift):
+    """One head of 4 coordinates, by hand: w = (q·k/(4 √4) + 1)⁴, or (q·k/4)⁴; the offset is scale⁴."""
     q, k, v = torch.randn(3, 1, 5, HEADS, HEAD_DIM, dtype=torch.float64)
-    o = build("polynomial").attend(Projected(q, k, v))[0]
-    weights = ((q[0, :, 1] @ k[0, :, 1].T) / HEAD_DIM).pow(4).tril()
-    expected = weights @ v[0, :, 1] / (weights.sum(1, keepdim=True) + HEAD_DIM**-4)
+    o = build(variant).attend(Projected(q, k, v))[0]
+    weights = (scale * (q[0, :, 1] @ k[0, :, 1].T) + shift).pow(4).tril()
+    expected = weights @ v[0, :, 1] / (weights.sum(1, keepdim=True) + scale**4)
     torch.testing.assert_close(o[0, :, 1], expected, rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("variant", ["polysketch", "polysketch-2-blocks", "polysketch-gaussian"])
+POLYSKETCH = [name for name in VARIANTS if name.startswith("polysketch")]
+
+
+@pytest.mark.parametrize("variant", POLYSKETCH)
 def test_polysketch_weighs_as_defined(variant):
-    """Near: (q·k/d)⁴. Far: e^γ (S(q)·S(k))², with the γ of each head and one sketch for both."""
+    """Near: (q·k/(4 √d) + 1)⁴, without a shift (q·k/d)⁴. Far: e^γ (S(q)·S(k))², with the γ of each head and one sketch for both."""
     module = build(variant).double()
     torch.nn.init.uniform_(module.gamma, -1, 1)
     q, k, v = torch.randn(3, 1, 11, HEADS, HEAD_DIM, dtype=torch.float64)
@@ -225,10 +235,11 @@ def test_polysketch_weighs_as_defined(variant):
     block = torch.arange(11) // BLOCK
     near = block[None, :] > block[:, None] - VARIANTS[variant][1].get("local_blocks", 1)
     for head in range(HEADS):
-        a, b = module.sketch(q[0, :, head]), module.sketch(k[0, :, head])
-        exact = (q[0, :, head] @ k[0, :, head].T / HEAD_DIM).pow(4)
+        a, b = module.sketch(q)[0, :, head], module.sketch(k)[0, :, head]
+        scale, shift = (1 / HEAD_DIM, 0) if variant == "polysketch-no-shift" else (1 / (4 * HEAD_DIM**0.5), 1)
+        exact = (scale * (q[0, :, head] @ k[0, :, head].T) + shift).pow(4)
         weights = torch.where(near, exact, module.gamma[head].exp() * (a @ b.T).square()).tril()
-        expected = weights @ v[0, :, head] / (weights.sum(1, keepdim=True) + HEAD_DIM**-4)
+        expected = weights @ v[0, :, head] / (weights.sum(1, keepdim=True) + scale**4)
         torch.testing.assert_close(o[0, :, head], expected, rtol=1e-10, atol=1e-10)
 
 
@@ -251,13 +262,16 @@ def test_rope_keeps_norms_and_the_first_token():
 
 
 @pytest.mark.parametrize("variant", ["softmax", "lowrank", "flurka-elu1"])
-def test_queries_and_keys_are_normed_and_rotated(variant):
+def test_queries_and_keys_are_shifted_normed_and_rotated(variant):
     module, x = build(variant, kv_heads=2), torch.randn(2, 9, D_MODEL)
     for norm in (module.q_norm, module.k_norm):
         for parameter in norm.parameters():
             torch.nn.init.normal_(parameter)
+    torch.nn.init.normal_(module.key_shift)
     p = module.project(x, rotary(9))
     q, k, _ = module.qkv(x).unflatten(-1, (-1, HEAD_DIM)).split((HEADS, 2, 2), dim=2)
+    assert torch.equal(p.last_key, k[:, -1:])
+    k = k + module.key_shift.view(2, HEAD_DIM) * torch.nn.functional.pad(k, (0, 0, 0, 0, 1, -1))
     for rows, norm, rotated, plain in ((q, module.q_norm, p.q, p.q_plain), (k, module.k_norm, p.k, p.k_plain)):
         normed = torch.nn.functional.layer_norm(rows, (HEAD_DIM,), norm.weight, norm.bias)
         assert torch.equal(rotated, apply_rotary(normed, *rotary(9)))
@@ -336,6 +350,8 @@ def test_wrong_settings_are_named(wrong, named):
         (KernelConfig, {"feature_map": "cosine"}, "'cosine'"),
         (KernelConfig, {"size": 0}, "size is 0"),
         (FastmaxConfig, {"order": 3}, "order is 3"),
+        (PolynomialConfig, {"shift": -0.5}, "polynomial.shift is -0.5"),
+        (PolynomialConfig, {"degree": 3}, "degree is 3"),
         (FeedforwardConfig, {"map": "mlp"}, "'mlp'"),
         (FeedforwardConfig, {"layers": 0}, "layers is 0"),
         (FlurkaConfig, {"local": "none"}, "'none'"),
@@ -353,6 +369,11 @@ def test_wrong_settings_of_kernels_are_named(config, wrong, named):
     "wrong, named",
     [
         ({"sketch": "count"}, "'count'"),
+        ({"shift": -1.0}, "polysketch.shift is -1.0"),
+        ({"shift": float("nan")}, "polysketch.shift is nan"),
+        ({"shift": 0.0}, "sketch linear needs a constant"),
+        ({"size": 1}, "size is 1, too small"),
+        ({"sketch": "learned", "size": 1}, "size is 1, too small"),
         ({"size": 0}, "size is 0"),
         ({"expansion": 0}, "expansion is 0"),
         ({"levels": 0}, "levels is 0"),
@@ -369,8 +390,8 @@ def test_wrong_settings_of_polysketch_are_named(wrong, named):
 @pytest.mark.parametrize("kv_heads", [4, 2])
 def test_gates(variant, gate, kv_heads):
     """Causal, of the length of the input, nearly open at first; shut, a token sees itself alone; it learns."""
-    module, x = build(variant, kv_heads, gate), torch.randn(2, 18, D_MODEL)
-    ungated = build(variant, kv_heads)
+    module, x = build(variant, kv_heads, gate, key_shift=False), torch.randn(2, 18, D_MODEL)
+    ungated = build(variant, kv_heads, key_shift=False)
     ungated.load_state_dict({n: w for n, w in module.state_dict().items() if not n.startswith("gate")})
     nearly, without = module(x, rotary(18)), ungated(x, rotary(18))
     assert (nearly - without).norm() / without.norm() < 0.02 and not torch.equal(nearly, without)
@@ -396,7 +417,9 @@ def test_a_gate_without_a_state_is_refused():
 
 
 def polynomial_weights(module, q, k):  # degree 2 alone has a linear cost
-    return (q @ k.mT / HEAD_DIM).square()
+    shift = module.coefficients[1] / 2
+    scale = 1 / (2 * HEAD_DIM**0.5) if shift else 1 / HEAD_DIM
+    return (scale * (q @ k.mT) + shift).square()
 
 
 def fastmax_weights(module, q, k):
@@ -430,7 +453,7 @@ def test_kernels_weigh_as_defined(variant):
     o = module.attend(Projected(q, k, v))[0]
     weights = WEIGHTS[VARIANTS[variant][0]](module, q.transpose(1, 2), k.transpose(1, 2)).tril()
     assert (weights >= 0).all()
-    offset = HEAD_DIM**-2 if variant.startswith("polynomial") else 0.0
+    offset = {"polynomial-2": 1 / (4 * HEAD_DIM), "polynomial-2-no-shift": HEAD_DIM**-2}.get(variant, 0.0)
     expected = weights @ v.transpose(1, 2) / (offset + weights.sum(-1, keepdim=True))
     torch.testing.assert_close(o, expected.transpose(1, 2), rtol=1e-6, atol=1e-6)
 
