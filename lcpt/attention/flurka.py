@@ -22,7 +22,7 @@ from lcpt.attention.summaries import Summaries, SummariesConfig
 
 @dataclass
 class FlurkaConfig:
-    feature_map: str = "elu1"  # a name in attention.feature_maps.FEATURE_MAPS
+    feature_map: str = "hedgehog"  # a name in attention.feature_maps.FEATURE_MAPS
     size: Optional[int] = None  # noqa: UP045  features; None: the default of the map. elu1 and hedgehog ignore it
     local: str = "softmax"  # softmax: exp(q·k/√d) in the last two blocks; linear: the feature map's φ(q)·φ(k)
     summaries: SummariesConfig = field(default_factory=SummariesConfig)

@@ -18,6 +18,7 @@ BEFORE = {  # version -> keys of the section `model` that it added or gave anoth
         "attention.polynomial.shift": 0.0,
         "attention.polysketch.shift": 0.0,
         "attention.polysketch.sketch": "learned",
+        "attention.flurka.feature_map": "elu1",
     },
 }
 
