@@ -120,8 +120,8 @@ def print_heads(report: dict) -> None:
     sketched = [row for row in rows if row["sketch_error"]]
     if sketched:
         print(
-            "\nfar weights of the sketch against (scale·q·k + shift)⁴: relative error, at the best scale; error of their "
-            "sums a query, median ratio"
+            "\nfar weights of the sketch against (scale·q·k + shift)⁴: relative error, at the best scale; error of "
+            "their sums a query, median ratio"
         )
     for row in sketched:
         error = row["sketch_error"]

@@ -51,7 +51,8 @@ def variance(q: Tensor, k: Tensor, size: int, kind: str, shift: float = 0.0) -> 
     """Compute Var S(q)·S(k) over the draw of the sketch, exactly: q, k [..., d] -> [...].
 
     With the vectors x' that are sketched, S(q)·S(k) is the mean of r products X_i Y_i, X_i = (g_i·q')(g_i·k') and Y_i
-    alike of the second matrix, each of mean q'·k'. They are uncorrelated, so that Var = (E[X²]² − (q'·k')⁴) / r, where by fourth moments
+    alike of the second matrix, each of mean q'·k'. They are uncorrelated, so that Var = (E[X²]² − (q'·k')⁴) / r, where
+    by fourth moments
 
         E[X²] = |q'|²|k'|² + 2 (q'·k')²                        of Gaussian g (Isserlis)
         E[X²] = |q'|²|k'|² + 2 (q'·k')² − 2 Σ_i q'_i² k'_i²    of g with random signs, an SRHT's columns

@@ -227,7 +227,7 @@ POLYSKETCH = [name for name in VARIANTS if name.startswith("polysketch")]
 
 @pytest.mark.parametrize("variant", POLYSKETCH)
 def test_polysketch_weighs_as_defined(variant):
-    """Near: (q·k/(4 √d) + 1)⁴, without a shift (q·k/d)⁴. Far: e^γ (S(q)·S(k))², with the γ of each head and one sketch for both."""
+    """Near: (q·k/(4 √d) + 1)⁴, without a shift (q·k/d)⁴. Far: e^γ (S(q)·S(k))², one sketch for both."""
     module = build(variant).double()
     torch.nn.init.uniform_(module.gamma, -1, 1)
     q, k, v = torch.randn(3, 1, 11, HEADS, HEAD_DIM, dtype=torch.float64)
