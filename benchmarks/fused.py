@@ -142,7 +142,7 @@ def times(functions: dict, step: Step, mode: str, layer: Layer, args: argparse.N
 def table(rows: list[dict]) -> str:
     """Format a line for each step and mode."""
     lines = [
-        f"{'step':20}{'mode':18}{'MB, PyTorch':>13}{'Triton':>9}{'operators':>11}{'':>4}{'ms, PyTorch':>13}"
+        f"{'step':24}{'mode':18}{'MB, PyTorch':>13}{'Triton':>9}{'operators':>11}{'':>4}{'ms, PyTorch':>13}"
         f"{'compiled':>10}{'Triton':>9}"
     ]
     by_line = {}
@@ -152,7 +152,7 @@ def table(rows: list[dict]) -> str:
         taken = [of.get(backend, {}).get("milliseconds") for backend in ("torch", "compiled", "triton")]
         taken = [number(x["p50"]) if x else "-" for x in taken]
         lines.append(
-            f"{name:20}{mode:18}{of['torch']['bytes'] / 1e6:13.0f}{of['triton']['bytes'] / 1e6:9.0f}"
+            f"{name:24}{mode:18}{of['torch']['bytes'] / 1e6:13.0f}{of['triton']['bytes'] / 1e6:9.0f}"
             f"{of['torch']['operators']:11}{of['triton']['operators']:4}{taken[0]:>13}{taken[1]:>10}{taken[2]:>9}"
         )
     return "\n".join(lines)

@@ -26,9 +26,9 @@ def norm_rotary(
 ) -> tuple[Tensor, Tensor | None]:
     """Add a share of the token before, apply LayerNorm to every head, then rotary positions.
 
-    x'_t = x_t + key_shift ∘ x_{t−1}. plain = LayerNorm(x') over the last dimension. rotated: the pairs (i, i + D/2) of plain, rotated by the angle of
-    their position. This is RoFormer (arXiv 2104.09864), with the pairs of GPT-NeoX, after LayerNorm
-    (arXiv 1607.06450). Under autocast the dtype is that of x; tables and weights stay as they are.
+    x'_t = x_t + key_shift ∘ x_{t−1}. plain = LayerNorm(x') over the last dimension. rotated: the pairs (i, i + D/2)
+    of plain, rotated by the angle of their position. This is RoFormer (arXiv 2104.09864), with the pairs of GPT-NeoX,
+    after LayerNorm (arXiv 1607.06450). Under autocast the dtype is that of x; tables and weights stay as they are.
 
     Args:
         x: [B, T, H, D], D even, floating point, any strides.
@@ -60,9 +60,7 @@ def norm_rotary(
     if dispatch.rows("norm_rotary", backend, x):
         from lcpt_kernels.triton.fused.norm_rotary import norm_rotary as in_triton
 
-        if key_shift is not None:  # until the kernel takes it
-            x = shift_keys(x, key_shift, before, starts)
-        return in_triton(x, weight, bias, cos, sin, eps, keep_plain)
+        return in_triton(x, weight, bias, cos, sin, key_shift, before, starts, eps, keep_plain)
     shifted = x if key_shift is None else shift_keys(x, key_shift, before, starts)
     plain = F.layer_norm(shifted, weight.shape, weight, bias, eps)
     rotated = apply_rotary(plain, cos, sin)

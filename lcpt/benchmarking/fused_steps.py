@@ -46,6 +46,10 @@ def steps(layer: Layer, tokens: int, block_size: int = 256, summaries: int = 32,
     return {
         "norm_rotary": Step(norm_rotary, [x, *norm]),
         "norm_rotary, both": Step(partial(norm_rotary, keep_plain=True), [x, *norm]),
+        "norm_rotary, key shift": Step(
+            lambda *inputs, **options: norm_rotary(*inputs[:-1], key_shift=inputs[-1], **options),
+            [x, *norm, random(H, D)],
+        ),
         "learned_sketch": Step(
             as_tuple(lambda x, up, down, **options: learned_sketch(x, [up], [down], **options)), [x, up, down]
         ),

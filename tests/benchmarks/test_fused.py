@@ -29,6 +29,8 @@ def test_bytes_are_counted_without_a_gpu(fused, tmp_path, monkeypatch):
             assert row["operators"] <= 5, (name, mode)
     assert rows["elu1", "forward", "triton"]["bytes"] == 2 * tensor
     assert rows["elu1", "forward", "torch"]["bytes"] == 4 * tensor
+    plain, shifted = (rows[name, "forward", "triton"]["bytes"] for name in ("norm_rotary", "norm_rotary, key shift"))
+    assert shifted == plain + 2 * 2 * 64  # of the key shift itself
 
 
 def test_bad_input_is_one_line(fused, tmp_path):

@@ -30,6 +30,10 @@ def lowrank(q, **options):
     return lowrank_attention(q, q, q, q, summaries, summaries, summaries=1, block_size=2, **options)
 
 
+def rotated(x, **options):
+    return norm_rotary(x, rand(4), rand(4), rand(x.shape[1], 1, 2), rand(x.shape[1], 1, 2), **options)[0]
+
+
 ATTENTIONS = {
     "squared": lambda q, **o: squared_attention(q, q, q, q=q, k=q, block_size=2, **o)[0],
     "feature": lambda q, **o: feature_attention(q, q, q, block_size=2, **o)[0],
@@ -45,9 +49,8 @@ MAPS = {
     "hedgehog": lambda x, **o: feature_maps.hedgehog(x, rand(2, 4, 6), **o),
     "oglu": lambda x, **o: feature_maps.oglu(x, rand(2, 4, 6), rand(2, 4, 6), **o),
     "learned_sketch": lambda x, **o: learned_sketch(x, [rand(2, 4, 8)], [rand(2, 8, 4)], **o),
-    "norm_rotary": lambda x, **o: norm_rotary(x, rand(4), rand(4), rand(x.shape[1], 1, 2), rand(x.shape[1], 1, 2), **o)[
-        0
-    ],
+    "norm_rotary": rotated,
+    "norm_rotary, key shift": lambda x, **o: rotated(x, key_shift=rand(2, 4), **o),
 }
 
 

@@ -131,6 +131,7 @@ def test_one_kernel_is_compiled_as_it_is_launched(tmp_path):
         {"of": "sparse"},
         {"of": "sparse", "kept": False},
         {"of": "heads", "keep_plain": True},
+        {"of": "heads", "key_shift": True, "streamed": True},
         {"of": "sketch", "size": 32},
         {"of": "map", "map": "relu"},
         {"of": "summaries", "gated": True},
@@ -194,7 +195,7 @@ def test_blackwell_is_said_once(monkeypatch, caplog):
 
 def test_nothing_for_sm_90_spills_or_waits():
     """The first settings; the tool compiles all of them."""
-    rows = report.rows("sm_90", first=11)
+    rows = report.rows("sm_90", first=12)
     faults = [(row["kernel"], row["settings"], fault) for row in rows if (fault := report.fault(row))]
     assert not faults
     assert all(row["tensor_core_ops"] for row in rows if row["kernel"].startswith(("block", "interval")))

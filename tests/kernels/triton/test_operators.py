@@ -113,7 +113,10 @@ def test_under_autocast():
     same(found, [expected[0], *(x.float() for x in expected[1:])])
 
 
-@pytest.mark.parametrize("name", ["squared", "sparse", "elu1", "learned_sketch", "norm_rotary", "pool_blocks"])
+@pytest.mark.parametrize(
+    "name",
+    ["squared", "sparse", "elu1", "learned_sketch", "norm_rotary", "norm_rotary, key shift", "pool_blocks"],
+)
 def test_one_derivative_and_no_transforms(name):
     """One of each operator's."""
     function = (ATTENTIONS | MAPS | {"pool_blocks": pooled})[name]

@@ -4,6 +4,7 @@ Constants of the tiles:
 
     BM, BN      queries and keys of a program, or of a step of its loop
     BT          tokens
+    BH          heads
     BR          summaries of a block
     PAIRS       tiles of 64 features
     B           elements of a state
@@ -49,6 +50,7 @@ NAMES = {
     "interval_backward_dkv": ("BM", "BN"),
     "norm_rotary_forward": ("BT",),
     "norm_rotary_backward": ("BT",),
+    "shifted_norm_rotary_backward": ("BH", "PROGRAMS"),
     "pooling_forward": ("BR", "BT"),
     "pooling_backward": ("BR", "BT"),
     "learned_sketch_forward": ("BT", "PROGRAMS"),
@@ -74,6 +76,8 @@ TABLE: dict[str, Columns] = {  # tiles, then warps, stages and, where registers 
     "interval_backward_dkv": {64: (32, 64, 4, 3, 168), 128: (32, 64, 4, 3), 256: (32, 32, 8, 3)},
     "norm_rotary_forward": {64: (32, 4, 1), 128: (16, 4, 1)},
     "norm_rotary_backward": {64: (32, 4, 1), 128: (16, 4, 1)},
+    # A program is one warp, and PROGRAMS are as many as an H200 runs at once.
+    "shifted_norm_rotary_backward": {64: (4, 2112, 1, 1), 128: (2, 2112, 1, 1)},
     "pooling_forward": {64: (32, 32, 8, 2), 128: (32, 32, 8, 2)},
     "pooling_backward": {64: (32, 64, 4, 1), 128: (32, 32, 8, 2)},
     # By the elements of one network, padded. PROGRAMS are as many as an H200 runs at once.

@@ -84,34 +84,62 @@ def norm_rotary_backward_kernel(
 ):
     token = tl.program_id(0) * BT + tl.arange(0, BT)
     inside = token < batch * tokens
-    c, s = load_angles(cos, sin, token % tokens, inside, HALF, HALF_PAD)  # [BT, D/2]
+    sequence, t = token // tokens, token % tokens
+    c, s = load_angles(cos, sin, t, inside, HALF, HALF_PAD)  # [BT, D/2]
     w1, w2 = load_affine(weight, HALF, HALF_PAD)
     dw1 = tl.zeros((BT, HALF_PAD), tl.float32)
     dw2 = tl.zeros((BT, HALF_PAD), tl.float32)
     db1 = tl.zeros((BT, HALF_PAD), tl.float32)
     db2 = tl.zeros((BT, HALF_PAD), tl.float32)
     for head in range(0, heads):
-        x1, x2 = load_halves(x, x_strides, token, head, tokens, inside, HALF, HALF_PAD)  # [BT, D/2]
-        dy1 = tl.zeros((BT, HALF_PAD), tl.float32)
-        dy2 = tl.zeros((BT, HALF_PAD), tl.float32)
-        if d_rotated is not None:
-            dt1, dt2 = load_halves(d_rotated, d_rotated_strides, token, head, tokens, inside, HALF, HALF_PAD)
-            dy1, dy2 = dt1 * c + dt2 * s, dt2 * c - dt1 * s
-        if d_plain is not None:
-            dp1, dp2 = load_halves(d_plain, d_plain_strides, token, head, tokens, inside, HALF, HALF_PAD)
-            dy1, dy2 = dy1 + dp1, dy2 + dp2
+        x1, x2 = load_halves(x, x_strides, sequence, t, head, inside, HALF, HALF_PAD)  # [BT, D/2]
+        dy1, dy2 = load_dy(
+            d_rotated, d_rotated_strides, d_plain, d_plain_strides, sequence, t, head, inside, c, s, HALF, HALF_PAD
+        )
         n1, n2, scale = standardize(x1, x2, eps, HALF, HALF_PAD)
         dw1 += n1 * dy1
         dw2 += n2 * dy2
         db1 += dy1
         db2 += dy2
-        g1, g2 = w1 * dy1, w2 * dy2
-        along, level = scale * row_mean(n1 * g1 + n2 * g2, HALF), scale * row_mean(g1 + g2, HALF)
-        dx1, dx2 = scale * g1 - level - along * n1, scale * g2 - level - along * n2
+        dx1, dx2 = through_norm(w1 * dy1, w2 * dy2, n1, n2, scale, HALF)
         store_halves(dx, token.to(tl.int64) * heads + head, inside, dx1, dx2, HALF, HALF_PAD)
     share = shares + tl.program_id(0).to(tl.int64) * 4 * HALF
     store_share(share, dw1, dw2, HALF, HALF_PAD)
     store_share(share + 2 * HALF, db1, db2, HALF, HALF_PAD)
+
+
+@triton.jit
+def load_dy(
+    d_rotated,
+    d_rotated_strides,
+    d_plain,
+    d_plain_strides,
+    sequence,
+    t,
+    head,
+    inside,
+    c,
+    s,
+    HALF: tl.constexpr,
+    HALF_PAD: tl.constexpr,
+):
+    """Load the gradient of plain that comes through both outputs, fp32 [rows, HALF_PAD] each half."""
+    dy1 = tl.zeros((inside.shape[0], HALF_PAD), tl.float32)
+    dy2 = tl.zeros((inside.shape[0], HALF_PAD), tl.float32)
+    if d_rotated is not None:
+        dt1, dt2 = load_halves(d_rotated, d_rotated_strides, sequence, t, head, inside, HALF, HALF_PAD)
+        dy1, dy2 = dt1 * c + dt2 * s, dt2 * c - dt1 * s
+    if d_plain is not None:
+        dp1, dp2 = load_halves(d_plain, d_plain_strides, sequence, t, head, inside, HALF, HALF_PAD)
+        dy1, dy2 = dy1 + dp1, dy2 + dp2
+    return dy1, dy2
+
+
+@triton.jit
+def through_norm(g1, g2, n1, n2, scale, HALF: tl.constexpr):
+    """Return the gradient of rows from g, that of their n = scale · (row − mean)."""
+    along, level = scale * row_mean(n1 * g1 + n2 * g2, HALF), scale * row_mean(g1 + g2, HALF)
+    return scale * g1 - level - along * n1, scale * g2 - level - along * n2
 
 
 @triton.jit

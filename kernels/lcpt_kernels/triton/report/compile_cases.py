@@ -28,6 +28,7 @@ SETTINGS: tuple[dict[str, Any], ...] = (  # the most telling first; features: th
     {"of": "sparse", "head_dim": 64},
     {"of": "sparse", "head_dim": 128},
     {"of": "heads", "head_dim": 64},
+    {"of": "heads", "head_dim": 64, "key_shift": True},
     {"of": "sketch", "head_dim": 64, "size": 32},
     {"of": "map", "head_dim": 64, "map": "elu1"},
     {"of": "map", "head_dim": 64, "map": "hedgehog"},
@@ -41,12 +42,13 @@ SETTINGS: tuple[dict[str, Any], ...] = (  # the most telling first; features: th
     {"of": "flurka", "head_dim": 128, "features": 128},
     {"of": "flurka", "head_dim": 64, "features": 256, "gated": True},
     {"of": "heads", "head_dim": 128, "keep_plain": True},
+    {"of": "heads", "head_dim": 128, "keep_plain": True, "key_shift": True, "streamed": True},
     {"of": "summaries", "head_dim": 128, "gated": True},
     *({"of": "sketch", "head_dim": width, "size": size} for width, size in ((64, 8), (128, 32), (64, 64))),
     *({"of": "map", "head_dim": 64, "map": map} for map in FEATURE_MAPS if map not in ("elu1", "hedgehog")),
     {"of": "map", "head_dim": 128, "map": "oglu"},
 )
-FEW = 10  # for targets other than sm_90
+FEW = 11  # for targets other than sm_90
 
 
 def output_of(of: str, head_dim: int, dtype: torch.dtype = torch.bfloat16, tokens: int = TOKENS, **others) -> Tensor:
@@ -129,12 +131,17 @@ def sparse(tensor, head_dim: int, tokens: int, kept: bool = True) -> Tensor:
     return in_intervals.sparse_attention(tensor(head_dim), tensor(head_dim), tensor(head_dim), [visible], 1.0)
 
 
-def heads(tensor, head_dim: int, tokens: int, keep_plain: bool = False) -> Tensor:
-    """Norm and rotate heads that are a slice of a wider tensor, as the projection of a layer gives them."""
+def heads(
+    tensor, head_dim: int, tokens: int, keep_plain: bool = False, key_shift: bool = False, streamed: bool = False
+) -> Tensor:
+    """Norm and rotate heads that are a slice of a wider tensor, as the projection of a layer gives them; `streamed`: a
+    piece of packed documents, whose key shift sees the row before the piece."""
     weight, bias = tensor(head_dim)[0, 0]
     table = torch.zeros(tokens, 1, head_dim // 2)
     x = torch.cat((tensor(head_dim), tensor(head_dim)), dim=2)[:, :, :2]
-    rotated, plain = norm_rotary(x, weight, bias, table, table, 1e-5, keep_plain)
+    shift = tensor(head_dim, rows=1)[0, 0] if key_shift else None
+    before, starts = (tensor(head_dim, rows=1), torch.zeros(tokens, dtype=torch.bool)) if streamed else (None, None)
+    rotated, plain = norm_rotary(x, weight, bias, table, table, shift, before, starts, 1e-5, keep_plain)
     return rotated if plain is None else rotated + plain
 
 

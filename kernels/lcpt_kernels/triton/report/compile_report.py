@@ -34,8 +34,15 @@ TARGETS = {
 SHARED = {"sm_80": (164, 163), "sm_90": (228, 227), "sm_100": (228, 227)}
 REGISTERS, WARPS = 65536, 64  # of a multiprocessor, the same for these
 NVIDIA_TOOLS = Path(triton.__file__).parent / "backends/nvidia/bin"
-TYPES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32", torch.int32: "i32", torch.int64: "i64"}
-TILES = ("B", "BT", "BR", "DT", "BM", "BN", "STEPS", "NETWORKS", "PROGRAMS")
+TYPES = {
+    torch.bfloat16: "bf16",
+    torch.float16: "fp16",
+    torch.float32: "fp32",
+    torch.int32: "i32",
+    torch.int64: "i64",
+    torch.bool: "i1",
+}
+TILES = ("B", "BT", "BH", "BR", "DT", "BM", "BN", "STEPS", "NETWORKS", "PROGRAMS")
 SIZES = (*TILES, "num_warps", "num_stages", "maxnreg")
 
 
