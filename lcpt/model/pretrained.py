@@ -184,7 +184,7 @@ def model_config(section: Mapping, path: Path) -> ModelConfig:
     try:
         upgraded = upgrade_saved(section)
         return cast(ModelConfig, OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(ModelConfig), upgraded)))
-    except (OmegaConfBaseException, TypeError, ValueError) as error:
+    except (OmegaConfBaseException, AttributeError, TypeError, ValueError) as error:
         key = f"model.{error.full_key}: " if isinstance(error, OmegaConfBaseException) else ""
         raise CheckpointError(
             f"{path} describes no model of this lcpt: {key}{first_line(error)}; use the lcpt that wrote it"

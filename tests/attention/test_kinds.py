@@ -198,6 +198,8 @@ def test_output_norm(variant):
 
 def test_gradients_reach_every_parameter(variant):
     module = build(variant, kv_heads=2)
+    if variant == "polysketch-products":  # whose gain of 0 lets nothing through at first
+        torch.nn.init.ones_(module.sketch.gain)
     module(torch.randn(2, 18, D_MODEL), rotary(18)).square().sum().backward()
     for name, parameter in module.named_parameters():
         assert parameter.grad is not None and parameter.grad.norm() > 1e-6, name

@@ -62,7 +62,7 @@ def test_pieces_complete_the_same_blocks(projection, cut):
     module, p = build(projection), projected(3 * C + 1, gated=True)
     whole, pending, pieces = module(p, None, None), None, []
     for rows in (slice(0, cut), slice(cut, 3 * C + 1)):
-        piece = module(Projected(*(x[:, rows] for x in p)), pending, None)
+        piece = module(Projected(*(None if x is None else x[:, rows] for x in p)), pending, None)
         pending, pieces = piece.pending, [*pieces, piece]
     for name in ("k", "v", "mass"):
         joined = torch.cat([getattr(piece, name) for piece in pieces], dim=1)

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -62,8 +64,12 @@ def test_recomputation_costs_a_forward_pass_without_the_head():
 
 def test_state_adds_up_over_the_layers():
     config = CONFIGS["hybrid"]
-    expected = sum(block.attention.state_bytes(64) for block in GPT(config).blocks)
-    assert model_cost(config, 64).state_bytes == expected > 0
+    layers = [block.attention for block in GPT(config).blocks]
+    last_keys = 4 * config.d_model * config.kv_heads // config.n_heads * len(layers)
+    expected = sum(attention.state_bytes(64) for attention in layers)
+    assert model_cost(config, 64).state_bytes == expected + last_keys > last_keys
+    attention = replace(config.attention, key_shift=False)
+    assert model_cost(replace(config, attention=attention), 64).state_bytes == expected
 
 
 def test_cost_needs_no_memory():

@@ -7,6 +7,7 @@ import torch
 
 from lcpt.attention import ATTENTION, AttentionConfig
 from lcpt.model import GPT, ModelConfig
+from lcpt.model.cost import model_cost
 from lcpt.model.generation import choose, generate
 
 T = 23
@@ -73,7 +74,7 @@ def test_the_cache_grows_only_in_kinds_that_keep_keys(kind):
     """In linear kinds the cache does not grow, and is never more than the cost model states."""
     model = build([kind]).float()
     sizes = {t: bytes_of(model.prefill(torch.randint(50, (1, t)))[1].states) for t in (8, 23, 40, 120)}
-    stated = {t: sum(block.attention.state_bytes(t) for block in model.blocks) for t in sizes}
+    stated = {t: model_cost(model.config, t).state_bytes for t in sizes}
     assert all(sizes[t] <= stated[t] for t in sizes)
     assert (sizes[120] == sizes[40] == sizes[8]) == (kind not in GROWING)
 
