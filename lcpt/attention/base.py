@@ -83,7 +83,7 @@ class Attention(nn.Module, ABC):
             return Projected(q, k, v, self.gate(x), q_plain, k_plain, x)
         key_shift = self.key_shift.view(self.n_kv_heads, -1)
         starts = None if cu_seqlens is None else starts_of(cu_seqlens, x.shape[1])
-        shifted, k_plain = self.k_norm(k, rotary, self.keep_plain, key_shift=key_shift, before=last_key, starts=starts)
+        shifted, k_plain = self.k_norm(k, rotary, self.keep_plain, key_shift, last_key, starts)
         return Projected(q, shifted, v, self.gate(x), q_plain, k_plain, x, k[:, -1:])
 
     def gate(self, x: Tensor) -> Tensor | None:
@@ -190,13 +190,31 @@ class LinearCost(Attention):
 
 
 class NormRotary(nn.LayerNorm):
-    """LayerNorm of every head, then its position: [B, T, H, D] -> (that, and if asked for without the position)."""
+    """A key shift if there is one, LayerNorm of every head, then its position.
+
+    [B, T, H, D] -> (that, and if asked for without the position); the arguments are those of lcpt_kernels.norm_rotary.
+    """
 
     def forward(  # type: ignore[override]  # a LayerNorm that takes positions too
-        self, x: Tensor, rotary: tuple[Tensor, Tensor], keep_plain: bool = False, **shift: Tensor | None
+        self,
+        x: Tensor,
+        rotary: tuple[Tensor, Tensor],
+        keep_plain: bool = False,
+        key_shift: Tensor | None = None,
+        before: Tensor | None = None,
+        starts: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None]:
-        """shift: key_shift, before and starts of norm_rotary."""
-        return norm_rotary(x, self.weight, self.bias, *rotary, eps=self.eps, keep_plain=keep_plain, **shift)
+        return norm_rotary(
+            x,
+            self.weight,
+            self.bias,
+            *rotary,
+            key_shift=key_shift,
+            before=before,
+            starts=starts,
+            eps=self.eps,
+            keep_plain=keep_plain,
+        )
 
 
 def starts_of(cu_seqlens: Tensor, tokens: int) -> Tensor:
