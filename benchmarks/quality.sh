@@ -1,71 +1,26 @@
 #!/usr/bin/env bash
-# Trains, evaluates and compares kinds of attention: every line of configs/compare/variants.txt from one base config.
+# Trains, evaluates and compares kinds of attention: the lines of configs/compare/variants.txt, over seeds 0, 1 and 2.
 #
-#     benchmarks/quality.sh books                 minutes a variant on one core, on the demo's books (make data)
-#     benchmarks/quality.sh recall softmax elu1   associative recall, of these variants only
-#     benchmarks/quality.sh books-gpu             overnight on a GPU, three seeds
+#     benchmarks/quality.sh recall                          steps to learn to recall, on the tasks of tasks.txt, one core
+#     benchmarks/quality.sh capacity                        how many pairs a state holds, over its size, one core
+#     benchmarks/quality.sh books                           2 M tokens of books, four minutes a run on one core
+#     benchmarks/quality.sh books-gpu                       GPT-2 small, 131 M tokens, overnight on a GPU
+#     benchmarks/quality.sh books --variants softmax flurka --seeds 0 --data FOLDER
 #
-# The first word names the base, configs/compare/WORD.yaml. What is finished is not done again, what was interrupted goes
-# on: the same command continues. A variant that fails is named, the others run, and the exit code is 1.
-#
-#     DATA=FOLDER     books in FOLDER/train and FOLDER/valid, prepared by tools/prepare_data.py, in place of the base's
-#     SEEDS="0 1 2"   run.seed of the runs of a variant (0; in bases named -gpu 0 1 2)
-#     RUNS=FOLDER     where the run folders go (runs/compare)
-set -uo pipefail
+# Words after the first go to benchmarks/WORD.py, which --help describes. Every finished run is at once a row in
+# benchmarks/results/; a run that has a row is not made again, and what was interrupted goes on.
+set -euo pipefail
 
-base=${1:?"name a base: books, recall or books-gpu; see the head of this file"}
+base=${1:?"name one of recall, capacity, books, books-gpu; see the head of this file"}
 shift
 cd "$(dirname "$0")/.."
-python=${PYTHON:-.venv/bin/python}
-config=configs/compare/$base.yaml
-variants=configs/compare/variants.txt
-runs=${RUNS:-runs/compare}/$base
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
+python=${PYTHON:-.venv/bin/python}
 case $base in
-    *-gpu) seeds=${SEEDS:-0 1 2} ;;
-    *) seeds=${SEEDS:-0} ;;
+    recall | capacity) exec "$python" "benchmarks/$base.py" --output "benchmarks/results/$base-cpu.jsonl" "$@" ;;
+    books | books-gpu)
+        exec "$python" benchmarks/books.py --config "configs/compare/$base.yaml" \
+            --output "benchmarks/results/${base/%books/books-cpu}.jsonl" "$@"
+        ;;
+    *) echo "error: there is no $base; name one of recall, capacity, books, books-gpu" >&2; exit 2 ;;
 esac
-
-fail() { echo "error: $*" >&2; exit 2; }
-[ -f "$config" ] || fail "there is no $config"
-names=() failed=() finished=() data=()
-while read -ra words; do
-    [[ ${#words[@]} = 0 || ${words[0]} = \#* ]] || names+=("${words[0]}")
-done <"$variants"
-for name in "$@"; do
-    [[ " ${names[*]} " = *" $name "* ]] || fail "there is no variant $name in $variants; there are ${names[*]}"
-done
-
-valid=$("$python" -c 'import sys, yaml; print(yaml.safe_load(open(sys.argv[1]))["data"]["valid_path"])' "$config")
-if [[ $valid = synthetic:* ]]; then
-    result=recall.json
-else
-    result=evaluation.json
-    if [ -n "${DATA:-}" ]; then
-        valid=$DATA/valid
-        vocabulary=$("$python" -c 'import json, sys; print(json.load(open(sys.argv[1]))["vocab_size"])' \
-            "$valid/manifest.json") || fail "$valid is no prepared folder"
-        data=(data.path="$DATA/train" data.valid_path="$valid" model.vocab_size="$vocabulary")
-    fi
-    [ -f "$valid/manifest.json" ] || fail "$valid is no prepared folder; make data makes the demo's"
-fi
-
-while read -ra words <&3; do
-    [[ ${#words[@]} = 0 || ${words[0]} = \#* ]] && continue
-    name=${words[0]}
-    [[ $# = 0 || " $* " = *" $name "* ]] || continue
-    for seed in $seeds; do
-        run=$runs/$name-$seed
-        echo "== $run"
-        [ -f "$run/summary.json" ] ||
-            "$python" launch/pretrain.py --config "$config" "${data[@]}" "${words[@]:1}" run.dir="$run" run.seed="$seed" ||
-            { failed+=("$name-$seed"); continue; }
-        [ -f "$run/$result" ] ||
-            "$python" tools/evaluate.py --checkpoint "$run" --data "$valid" --batch 8 --output "$run/$result" ||
-            failed+=("$name-$seed")
-        finished+=("$run")
-    done
-done 3<"$variants"
-
-[ ${#finished[@]} = 0 ] || { echo; "$python" tools/compare.py "${finished[@]}" --output "$runs/comparison"; }
-[ ${#failed[@]} = 0 ] || { echo "error: failed: ${failed[*]}" >&2; exit 1; }

@@ -3,7 +3,7 @@ or its recall on a task.
 
 Every token of a document is scored once. With --stride N below the context, each sees at least context - N tokens; with
 --carry-state each sees all of its document before it. Tasks are those of data.path, such as synthetic:mqar, in samples
-that no training draws."""
+that no training draws. Beside OUT.json it writes OUT.documents.jsonl: id, tokens, bytes and nats of each document."""
 
 from __future__ import annotations
 
@@ -101,11 +101,13 @@ def evaluate_text(trained: Pretrained, device: torch.device, args: argparse.Name
         raise DataError(f"stride {stride} must lie in 1 … {context} (the context)")
     tokenizer = trained.open_tokenizer()
     tally, bigrams = Tally(tokenizer.token_bytes(), context), RepeatedBigrams(context)
+    identifiers: list[str] = []
     text_bytes, digest = 0, hashlib.sha256()
 
     def cut_documents():
         nonlocal text_bytes
-        for number, (tokens, n_bytes) in enumerate(documents(args.data, tokenizer)):
+        for number, (identifier, tokens, n_bytes) in enumerate(documents(args.data, tokenizer)):
+            identifiers.append(identifier)
             text_bytes += n_bytes
             digest.update(tokens.tobytes())
             yield from windows(number, tokens, context, stride)
@@ -124,6 +126,8 @@ def evaluate_text(trained: Pretrained, device: torch.device, args: argparse.Name
     if not tally.tokens:
         raise DataError(f"{args.data} holds no text to score")
     figures = tally.report(text_bytes)
+    rows = tally.by_document(identifiers)
+    replace_text(Path(args.output).with_suffix(".documents.jsonl"), "".join(json.dumps(row) + "\n" for row in rows))
     return figures["tokens_scored"], {
         "fingerprint": digest.hexdigest(),
         **figures,

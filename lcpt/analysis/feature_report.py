@@ -49,7 +49,7 @@ def checkpoint_report(trained: Pretrained, data: str, device: torch.device) -> d
 def passage(data: str, tokenizer: Tokenizer, length: int) -> Tensor:
     """Read int64 [1, ≤ length]: the beginning of the first document that has as many tokens, else the longest one."""
     longest = None
-    for tokens, _ in documents(data, tokenizer):
+    for _, tokens, _ in documents(data, tokenizer):
         if longest is None or len(tokens) > len(longest):
             longest = tokens
         if len(longest) >= length:

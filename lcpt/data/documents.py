@@ -14,8 +14,8 @@ from lcpt.data.text import find_sources, read_documents
 from lcpt.data.tokenizer import Tokenizer
 
 
-def documents(path: str | Path, tokenizer: Tokenizer) -> Iterator[tuple[np.ndarray, int]]:
-    """Yield (tokens int64 [n + 1] with BOS first, bytes of the UTF-8 text) of each document.
+def documents(path: str | Path, tokenizer: Tokenizer) -> Iterator[tuple[str, np.ndarray, int]]:
+    """Yield (id, tokens int64 [n + 1] with BOS first, bytes of the UTF-8 text) of each document.
 
     Raises DataError for what cannot be read, and for a folder prepared with another tokenizer.
     """
@@ -23,8 +23,8 @@ def documents(path: str | Path, tokenizer: Tokenizer) -> Iterator[tuple[np.ndarr
         corpus = Corpus(path)
         if corpus.manifest["tokenizer_sha256"] != tokenizer.sha256:
             raise DataError(f"{path} was prepared with another tokenizer than the checkpoint's; give the text itself")
-        yield from (corpus.document(number)[1:] for number in range(len(corpus)))
+        yield from (corpus.document(number) for number in range(len(corpus)))
         return
     for source in find_sources([path]):
-        for _, text in read_documents(source):
-            yield np.array([tokenizer.bos_id, *tokenizer.encode(text)], dtype=np.int64), len(text.encode())
+        for identifier, text in read_documents(source):
+            yield identifier, np.array([tokenizer.bos_id, *tokenizer.encode(text)], dtype=np.int64), len(text.encode())

@@ -43,7 +43,8 @@ class Tally:
 
     def __init__(self, token_bytes: np.ndarray, context: int):
         self.token_bytes, self.context = token_bytes, context
-        self.nats: list[float] = []  # of each window
+        self.documents: list[int] = []  # of each window
+        self.nats: list[float] = []
         self.tokens: list[int] = []
         self.bytes: list[int] = []
         self.position_nats: np.ndarray = np.zeros(context)
@@ -51,6 +52,7 @@ class Tally:
 
     def add(self, window: Window, losses: np.ndarray) -> None:
         scored = window.labels >= 0
+        self.documents.append(window.document)
         self.nats.append(losses[scored].sum(dtype=np.float64))
         self.tokens.append(int(scored.sum()))
         self.bytes.append(int(self.token_bytes[window.labels[scored]].sum()))
@@ -76,6 +78,15 @@ class Tally:
             "bits_per_byte_interval": self._interval(),
             "loss_by_position": self._loss_by_position(),
         }
+
+    def by_document(self, identifiers: list[str]) -> list[dict]:
+        """Sum over the windows of each document: id, tokens, bytes and nats, from which every figure can be made."""
+        count, of = len(identifiers), np.array(self.documents, dtype=np.int64)
+        tokens, n_bytes, nats = (np.bincount(of, x, count) for x in (self.tokens, self.bytes, self.nats))
+        return [
+            {"id": name, "tokens": int(tokens[n]), "bytes": int(n_bytes[n]), "nats": float(nats[n])}
+            for n, name in enumerate(identifiers)
+        ]
 
     def _lengthen(self, context: int) -> None:
         more = context - self.context

@@ -75,6 +75,17 @@ def test_scores_every_byte_once(evaluate, run_folder, valid_folder):
     assert low <= report["bits_per_byte"] <= high
 
 
+def test_every_document_has_a_row(evaluate, valid_folder, tmp_path):
+    _, report, _ = evaluate("--stride", "48", "--batch", "3")
+    corpus = Corpus(valid_folder)
+    rows = [json.loads(line) for line in (tmp_path / "out.documents.jsonl").read_text().splitlines()]
+    expected = [corpus.document(number) for number in range(len(corpus))]
+    assert [row["id"] for row in rows] == [identifier for identifier, *_ in expected]
+    assert [row["tokens"] for row in rows] == [len(tokens) - 1 for _, tokens, _ in expected]
+    assert [row["bytes"] for row in rows] == [n_bytes for *_, n_bytes in expected]
+    assert sum(row["nats"] for row in rows) == pytest.approx(report["loss"] * report["tokens_scored"])
+
+
 def test_the_same_number_at_any_batch_and_from_text(evaluate, valid_folder, tmp_path):
     corpus = Corpus(valid_folder)
     tokenizer = Tokenizer(corpus.tokenizer)
