@@ -14,11 +14,11 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from lcpt.benchmarking.learn_recall import learn
 from lcpt.config import ConfigError, load_config
 from lcpt.data import DataError
 from lcpt.evaluation import plots
 from lcpt.evaluation.result_rows import append_row, has_row, read_rows
+from lcpt.training.learn_recall import learn
 from lcpt.utils.provenance import report_header
 
 CONFIG = Path(__file__).parents[1] / "configs/compare/recall.yaml"

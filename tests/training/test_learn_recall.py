@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from lcpt.benchmarking.learn_recall import learn
 from lcpt.config import load_config
+from lcpt.training.learn_recall import learn
 
 RECALL = Path(__file__).parents[2] / "configs/compare/recall.yaml"
 
