@@ -14,7 +14,7 @@ from tests.kernels.triton.conftest import DEVICE, INTERVAL_KERNELS, KERNELS
 
 T, V = 21, 50
 AROUND = {  # the attention kernels of a kind
-    "polysketch": "learned_sketch_forward learned_sketch_backward",
+    "polysketch": "feature_map_forward feature_map_backward",
     "kernel": "feature_map_forward feature_map_backward",
     "feedforward": "feature_map_forward feature_map_backward",
     "lowrank": "pooling_forward pooling_backward",
