@@ -28,6 +28,7 @@ class FeatureMap:
     halves: int = 1  # 2: the kernel computes two tiles of m features, [first, second]
     expansion: int = 1  # m / d where nobody chooses m
     fixed: bool = False  # W is fp32 and a constant: it has no gradient
+    positive: bool = True  # False: a product φ(q)·φ(k) may be negative and is no weight before it is squared
 
     def width(self, d: int, m: int) -> int:
         """Return the width of φ(x), for rows of width d and matrices with m columns."""
@@ -68,9 +69,16 @@ def elu1(x: Tensor) -> Tensor:
 FEATURE_MAPS["elu1"] = FeatureMap(formula=elu1)
 
 
-def relu(x: Tensor, W: Tensor, b: Tensor) -> Tensor:
+def affine(x: Tensor, W: Tensor, b: Tensor) -> Tensor:
     bias = b.repeat_interleave(x.shape[2] // len(b), dim=0)  # [H, m]
-    return F.relu(per_head(x, W) + bias.to(x.dtype)) + TINY
+    return per_head(x, W) + bias.to(x.dtype)
+
+
+FEATURE_MAPS["affine"] = FeatureMap(formula=affine, matrices="Wb", positive=False)
+
+
+def relu(x: Tensor, W: Tensor, b: Tensor) -> Tensor:
+    return F.relu(affine(x, W, b)) + TINY
 
 
 FEATURE_MAPS["relu"] = FeatureMap(formula=relu, matrices="Wb")

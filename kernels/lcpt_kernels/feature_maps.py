@@ -1,4 +1,5 @@
-"""Feature maps φ: R^d -> R^m with φ ≥ 0, so that φ(q)·φ(k) is a weight; applied to queries or keys row by row.
+"""Feature maps φ: R^d -> R^m, applied to queries or keys row by row. All but `affine` have φ ≥ 0, so that φ(q)·φ(k)
+is a weight.
 
 Every function takes x [B, T, H, d], floating point, of any strides and any T, and matrices [Hw, d, m] of Hw key-value
 heads, H a multiple of Hw, which are cast to x's dtype. It returns φ(x) [B, T, H, m] in x's dtype: on a GPU in one
@@ -19,6 +20,7 @@ __all__ = [
     "FEATURE_MAPS",
     "FeatureMap",
     "TINY",
+    "affine",
     "aoglu",
     "elu1",
     "favor",
@@ -74,6 +76,26 @@ def elu1(x: Tensor, *, backend: str = "auto") -> Tensor:
         tensor([2., 1., 0.])
     """
     return _apply(x, name="elu1", backend=backend)
+
+
+def affine(x: Tensor, W: Tensor, b: Tensor, *, backend: str = "auto") -> Tensor:
+    """Compute x W + b: a linear sketch, whose products are squared to be weights.
+
+    Args:
+        x: [B, T, H, d], floating point.
+        W: [Hw, d, m].
+        b: [Hw, m].
+        backend: "torch", "triton" or "auto".
+
+    Returns:
+        [B, T, H, m] in x's dtype. A column of W that is zero makes b's element a constant of every row.
+
+    Example:
+        >>> import torch
+        >>> affine(torch.ones(1, 1, 1, 2), -torch.eye(2)[None], torch.tensor([[0.0, 3.0]])).flatten()
+        tensor([-1.,  2.])
+    """
+    return _apply(x, W, b, name="affine", backend=backend)
 
 
 def relu(x: Tensor, W: Tensor, b: Tensor, *, backend: str = "auto") -> Tensor:

@@ -136,7 +136,9 @@ FEATURE_MAPS: dict[str, Callable[[int, int, int | None], nn.Module]] = {
     "sketch": Sketched,
 }
 FEATURE_MAPS |= {
-    name: partial(MatrixMap, name) for name in REGISTRY if name not in FEATURE_MAPS and name not in OF_FEEDFORWARD
+    name: partial(MatrixMap, name)
+    for name, entry in REGISTRY.items()
+    if entry.positive and name not in FEATURE_MAPS and name not in OF_FEEDFORWARD
 }
 
 

@@ -68,7 +68,11 @@ class Polysketch(LinearCost):
             self.gamma.data += balance(near, far, n_heads)
 
     def attend_blocks(self, p: Projected, **stream):
-        a = self.sketch(p.q) * torch.exp(self.gamma / 2)[:, None]
+        factor = torch.exp(self.gamma / 2)
+        if isinstance(self.sketch, LinearSketch):  # it multiplies in its kernel
+            a = self.sketch(p.q, factor)
+        else:
+            a = self.sketch(p.q) * factor[:, None]
         b = self.sketch(p.k)
         return squared_attention(a, b, p.v, q=p.q, k=p.k, degree=DEGREE, scale=self.scale, shift=self.shift, **stream)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from lcpt_kernels.feature_maps import per_head
+from lcpt_kernels.feature_maps import affine
 from lcpt_kernels.learned_sketch import learned_sketch
 from torch import Tensor, nn
 
@@ -66,17 +66,24 @@ class LinearSketch(nn.Module):
     with q·k until P and the projections before it have learned.
     """
 
+    constant: Tensor  # [1, r], [shift, 0, …]
+
     def __init__(self, n_kv_heads: int, head_dim: int, size: int, scale: float, shift: float):
         super().__init__()
-        self.shift = shift
+        self.register_buffer("constant", F.pad(torch.full((1, 1), shift), (0, size - 1)), persistent=False)
         slowest_first = torch.arange(head_dim).view(2, -1).flip(1).T.flatten()  # of the pairs (i, i + d/2)
         kept = min(size - 1, head_dim)
         P = F.pad(torch.eye(head_dim)[:, slowest_first[:kept]], (0, size - 1 - kept))  # [d, r - 1]
         slope = 2 * shift * scale * head_dim / kept
         self.P = nn.Parameter((slope**0.5 * P).repeat(n_kv_heads, 1, 1))
 
-    def forward(self, x: Tensor) -> Tensor:
-        return F.pad(per_head(x, self.P), (1, 0), value=self.shift)
+    def forward(self, x: Tensor, factor: Tensor | None = None) -> Tensor:
+        """factor [H]: of S(x) of each head of x; it is multiplied into matrices, which are smaller than S(x)."""
+        W = F.pad(self.P, (1, 0))  # [Hkv, d, r]
+        if factor is None:
+            return affine(x, W, self.constant.expand(len(W), -1))
+        W = W.repeat_interleave(len(factor) // len(W), dim=0)
+        return affine(x, factor[:, None, None] * W, factor[:, None] * self.constant)
 
     def flops(self) -> int:
         return 2 * self.P[0].numel()

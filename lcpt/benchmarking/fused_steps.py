@@ -7,7 +7,7 @@ from functools import partial
 from typing import NamedTuple
 
 import torch
-from lcpt_kernels.feature_maps import FEATURE_MAPS, feature_map, matrix_shapes
+from lcpt_kernels.feature_maps import FEATURE_MAPS, affine, feature_map, matrix_shapes
 from lcpt_kernels.learned_sketch import learned_sketch
 from lcpt_kernels.norm_rotary import norm_rotary
 from lcpt_kernels.pooling import pool_blocks
@@ -50,6 +50,7 @@ def steps(layer: Layer, tokens: int, block_size: int = 256, summaries: int = 32,
             lambda *inputs, **options: norm_rotary(*inputs[:-1], key_shift=inputs[-1], **options),
             [x, *norm, random(H, D)],
         ),
+        "linear_sketch": Step(as_tuple(affine), [x, random(H, D, sketch, size=D**-0.5), random(H, sketch)]),
         "learned_sketch": Step(
             as_tuple(lambda x, up, down, **options: learned_sketch(x, [up], [down], **options)), [x, up, down]
         ),

@@ -82,7 +82,8 @@ def test_sketch_features_are_a_square():
 
 
 @pytest.mark.parametrize(
-    "name, size, part", [("cosine", None, "'cosine'"), ("relu", 0, "size is 0"), ("sketch", 60, "square")]
+    "name, size, part",
+    [("cosine", None, "'cosine'"), ("affine", None, "'affine'"), ("relu", 0, "size is 0"), ("sketch", 60, "square")],
 )
 def test_what_no_map_can_be_is_named(name, size, part):
     with pytest.raises(ValueError, match="model.attention.kernel") as caught:

@@ -98,6 +98,36 @@ def test_a_linear_sketch_has_a_matrix_of_each_key_head():
     assert not torch.allclose(sketch(x)[0, :, 2:], LinearSketch(2, 8, 4, SCALE, 1.0)(x)[0, :, 2:])
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_a_factor_of_each_head_multiplies_a_linear_sketch(dtype):
+    """And the constant is then rounded once."""
+    torch.manual_seed(0)
+    sketch, x = LinearSketch(2, 8, 5, SCALE, 0.7), torch.randn(2, 3, 6, 8).to(dtype)
+    factor = torch.rand(6, requires_grad=True)
+    found, plain = sketch(x, factor), sketch(x.float())
+    assert found.dtype == dtype
+    tolerance = 1e-6 if dtype == torch.float32 else 2e-2
+    torch.testing.assert_close(found.float(), factor[:, None] * plain, rtol=tolerance, atol=tolerance)
+    assert torch.equal(found[0, 0, :, 0], (0.7 * factor).to(dtype))
+    assert (sketch(x)[..., 0] == torch.tensor(0.7).to(dtype)).all()
+
+
+def test_a_factor_of_each_head_has_exact_gradients():
+    torch.manual_seed(0)
+    sketch, x = LinearSketch(2, 8, 5, SCALE, 0.7).double(), torch.randn(2, 3, 6, 8, dtype=torch.float64)
+    factor, do = torch.rand(6, dtype=torch.float64, requires_grad=True), torch.randn(2, 3, 6, 5, dtype=torch.float64)
+    wanted = [x.requires_grad_(), sketch.P, factor]
+    found = torch.autograd.grad(sketch(x, factor), wanted, do)
+    expected = torch.autograd.grad(factor[:, None] * sketch(x), wanted, do)
+    torch.testing.assert_close(found, expected)
+
+
+def test_the_constant_is_no_weight_of_a_linear_sketch():
+    """Checkpoints hold P alone."""
+    weights = LinearSketch(2, 8, 5, SCALE, 1.0).state_dict()
+    assert {name: list(x.shape) for name, x in weights.items()} == {"P": [2, 8, 4]}
+
+
 def test_products_start_at_nothing_and_learn():
     torch.manual_seed(0)
     sketch, x = LinearProductsSketch(2, 8, 4, 2, 1, SCALE, 1.0), torch.randn(1, 3, 4, 8)

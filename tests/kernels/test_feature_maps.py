@@ -6,6 +6,7 @@ import pytest
 import torch
 from lcpt_kernels.feature_maps import (
     FEATURE_MAPS,
+    affine,
     aoglu,
     elu1,
     favor,
@@ -55,7 +56,8 @@ def test_rows_are_mapped_alone(variant):
     name, phi = variant
     x, *matrices = arguments_of(name).values()
     found = phi(x, *matrices)
-    assert found.shape == (B, T, H, FEATURE_MAPS[name].width(D, M)) and (found > 0).all()
+    assert found.shape == (B, T, H, FEATURE_MAPS[name].width(D, M))
+    assert (found > 0).all() == FEATURE_MAPS[name].positive
     for t in range(T):
         for h in range(H):
             alone = phi(x[:, t : t + 1, h : h + 1], *(w[h // (H // HW)][None] for w in matrices))
@@ -83,7 +85,7 @@ def test_result_and_gradients_have_the_dtype_of_their_input(variant):
         given = {letter: x.requires_grad_() for letter, x in arguments_of(name, torch.float32).items()}
         given["x"] = given["x"].detach().to(dtype).requires_grad_()
         found = phi(*given.values())
-        assert found.dtype == dtype and (found > 0).all()
+        assert found.dtype == dtype and (found > 0).all() == FEATURE_MAPS[name].positive
         found.sum().backward()
         for letter, x in given.items():
             fixed = letter == "W" and FEATURE_MAPS[name].fixed
@@ -110,6 +112,7 @@ def sigmoid(z):
 
 BY_HAND = {  # one row, with the matrices of its head
     elu1: lambda x: torch.where(x > 0, x + 1, x.exp()),
+    affine: lambda x, W, b: x @ W + b,
     relu: lambda x, W, b: (x @ W + b).clamp(min=0) + 1e-6,
     favor: lambda x, W: torch.stack([(e.exp() + 1e-6) / math.sqrt(M) for e in exponents(x, W)]),
     hedgehog: lambda x, W: torch.cat([(s * x @ W).exp() / (s * x @ W).exp().sum() for s in (1, -1)]),

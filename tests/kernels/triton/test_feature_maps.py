@@ -26,7 +26,8 @@ def small_tiles(monkeypatch):
     for others in ("DIFFERENT", "FP32"):
         monkeypatch.setattr(launch_configs, others, {})
     monkeypatch.setitem(launch_configs.TABLE, "feature_map_forward", {64: (16, 2, 4, 1)})
-    monkeypatch.setitem(launch_configs.TABLE, "feature_map_backward", {64: (16, 2, 16, 4, 1)})
+    for kernel in ("feature_map_backward", "feature_map_backward_linear"):
+        monkeypatch.setitem(launch_configs.TABLE, kernel, {64: (16, 2, 16, 4, 1)})
 
 
 def map_of(variant, **others):
@@ -86,6 +87,8 @@ def test_every_map(name, small_tiles, started):
     "name, shape",
     [
         ("elu1", {"d": 5}),
+        ("affine", {"d": 80, "m": 7, "h": 6, "hw": 2}),
+        ("affine", {"d": 64, "m": 32, "h": 3, "hw": 3}),
         ("relu", {"d": 80, "m": 7, "h": 6, "hw": 2}),
         ("favor", {"d": 7, "m": 33}),
         (PEAK, {"m": 16}),

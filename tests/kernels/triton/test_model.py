@@ -14,7 +14,7 @@ from tests.kernels.triton.conftest import DEVICE, INTERVAL_KERNELS, KERNELS
 
 T, V = 21, 50
 AROUND = {  # the attention kernels of a kind
-    "polysketch": "learned_sketch_forward learned_sketch_backward",
+    "polysketch": "feature_map_forward feature_map_backward",
     "kernel": "feature_map_forward feature_map_backward",
     "feedforward": "feature_map_forward feature_map_backward",
     "lowrank": "pooling_forward pooling_backward",
@@ -65,7 +65,8 @@ def test_loss_and_gradients_are_those_in_pytorch(kind, changes, options, started
     in_intervals = kind in ("sparse_qk", "sparse_hash", "lowrank")
     assert (INTERVAL_KERNELS if in_intervals else KERNELS) <= set(started)
     own = "flurka" if "pattern" in changes else kind
-    around = ["norm_rotary_forward", "norm_rotary_backward", *AROUND.get(own, "").split()]
+    norms = ["norm_rotary_forward", "norm_rotary_backward", "shifted_norm_rotary_backward"]
+    around = [*norms, *AROUND.get(own, "").split()]
     assert {f"{name}_kernel" for name in around} <= set(started)
     started.clear()
     monkeypatch.setattr(dispatch, "use_triton", lambda *_: False)

@@ -57,6 +57,7 @@ NAMES = {
     "learned_sketch_backward": ("BT", "NETWORKS", "PROGRAMS"),
     "feature_map_forward": ("BT", "STEPS"),
     "feature_map_backward": ("BT", "STEPS", "DT"),
+    "feature_map_backward_linear": ("BT", "STEPS", "DT"),
 }
 Columns = dict[int, tuple[int, ...]]  # the width of tensors up to which an entry holds -> sizes, in the order of NAMES
 
@@ -86,6 +87,8 @@ TABLE: dict[str, Columns] = {  # tiles, then warps, stages and, where registers 
     # By x's columns or those of both matrices.
     "feature_map_forward": {128: (64, 8, 4, 2), 256: (64, 8, 8, 2)},
     "feature_map_backward": {128: (32, 32, 64, 4, 2), 256: (32, 32, 64, 8, 2)},
+    # Of a linear map both operands of dW are as they were loaded; pipelined, ptxas would serialise wgmma (C7515).
+    "feature_map_backward_linear": {128: (64, 16, 64, 4, 1)},
 }
 FP32: dict[str, Columns] = {
     "block_state": {256: (1, 32, 8, 1)},
@@ -105,6 +108,7 @@ FP32: dict[str, Columns] = {
     "learned_sketch_backward": {2**62: (16, 1, 66, 8, 1)},
     "feature_map_forward": {128: (16, 32, 8, 1), 256: (16, 32, 16, 1)},
     "feature_map_backward": {128: (16, 64, 64, 8, 1), 256: (16, 64, 128, 16, 1)},
+    "feature_map_backward_linear": {128: (16, 64, 64, 8, 1)},
 }
 DIFFERENT: dict[str, dict[str, Columns]] = {
     "sm_80": {

@@ -26,7 +26,8 @@ def feature_map_backward(inputs: MapInputs, dphi: Tensor) -> list[Tensor | None]
     """
     x, formulas = inputs.x, FORMULAS[inputs.name]
     dx = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-    arguments, tiles, dphi = inputs.arguments(), inputs.tiles("feature_map_backward"), flat(dphi)
+    tiles = inputs.tiles("feature_map_backward_linear" if formulas.linear else "feature_map_backward")
+    arguments, dphi = inputs.arguments(), flat(dphi)
     D_PAD, heads = arguments["D_PAD"], x.shape[2]
     tiles["DT"] = min(tiles["DT"], D_PAD)
     if inputs.learned[0] is None:  # no sum of dW occupies registers: all of x's columns fit, and programs can be short

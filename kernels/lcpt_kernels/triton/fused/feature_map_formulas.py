@@ -36,6 +36,7 @@ class Formulas(NamedTuple):
     forward: KernelInterface
     backward: KernelInterface
     reads_x: bool = False  # φ uses x beside z, and backward returns x_factor
+    linear: bool = False  # φ is z itself, and backward returns d as it is
 
 
 FORMULAS: dict[str, Formulas] = {}  # by name
@@ -52,6 +53,19 @@ def elu1_backward(d, d_second, z, g, x, PEAK: tl.constexpr, D: tl.constexpr, M: 
 
 
 FORMULAS["elu1"] = Formulas(elu1, elu1_backward)
+
+
+@triton.jit
+def affine(z, g, x, PEAK: tl.constexpr, D: tl.constexpr, M: tl.constexpr):
+    return z
+
+
+@triton.jit
+def affine_backward(d, d_second, z, g, x, PEAK: tl.constexpr, D: tl.constexpr, M: tl.constexpr):
+    return d
+
+
+FORMULAS["affine"] = Formulas(affine, affine_backward, linear=True)
 
 
 @triton.jit

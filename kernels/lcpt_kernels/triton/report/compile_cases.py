@@ -29,6 +29,7 @@ SETTINGS: tuple[dict[str, Any], ...] = (  # the most telling first; features: th
     {"of": "sparse", "head_dim": 128},
     {"of": "heads", "head_dim": 64},
     {"of": "heads", "head_dim": 64, "key_shift": True},
+    {"of": "map", "head_dim": 64, "map": "affine", "size": 32},  # the linear sketch
     {"of": "sketch", "head_dim": 64, "size": 32},
     {"of": "map", "head_dim": 64, "map": "elu1"},
     {"of": "map", "head_dim": 64, "map": "hedgehog"},
@@ -45,10 +46,11 @@ SETTINGS: tuple[dict[str, Any], ...] = (  # the most telling first; features: th
     {"of": "heads", "head_dim": 128, "keep_plain": True, "key_shift": True, "streamed": True},
     {"of": "summaries", "head_dim": 128, "gated": True},
     *({"of": "sketch", "head_dim": width, "size": size} for width, size in ((64, 8), (128, 32), (64, 64))),
-    *({"of": "map", "head_dim": 64, "map": map} for map in FEATURE_MAPS if map not in ("elu1", "hedgehog")),
+    {"of": "map", "head_dim": 128, "map": "affine", "size": 64},
+    *({"of": "map", "head_dim": 64, "map": map} for map in FEATURE_MAPS if map not in ("affine", "elu1", "hedgehog")),
     {"of": "map", "head_dim": 128, "map": "oglu"},
 )
-FEW = 11  # for targets other than sm_90
+FEW = 12  # for targets other than sm_90
 
 
 def output_of(of: str, head_dim: int, dtype: torch.dtype = torch.bfloat16, tokens: int = TOKENS, **others) -> Tensor:
@@ -150,10 +152,10 @@ def sketch(tensor, head_dim: int, tokens: int, size: int) -> Tensor:
     return learned_sketch(tensor(head_dim), *(x.transpose(0, 1).contiguous() for x in (up, down)))
 
 
-def mapped(tensor, head_dim: int, tokens: int, map: str) -> Tensor:
-    """Apply a feature map of the registry, with as many features as it has by default."""
+def mapped(tensor, head_dim: int, tokens: int, map: str, size: int | None = None) -> Tensor:
+    """Apply a feature map of the registry; its matrices have `size` columns, or as many as they have by default."""
     entry = FEATURE_MAPS[map]
-    shapes = matrix_shapes(entry.matrices, 2, head_dim, entry.expansion * head_dim, head_dim // 4)
+    shapes = matrix_shapes(entry.matrices, 2, head_dim, size or entry.expansion * head_dim, head_dim // 4)
     matrices = [torch.zeros(shape, dtype=torch.bfloat16, requires_grad=not entry.fixed) for shape in shapes.values()]
     with mock.patch.object(dispatch, "INTERPRETED", True):  # CPU tensors go to the kernels too
         return feature_map(map, tensor(head_dim), *matrices, backend="triton")
