@@ -1,55 +1,81 @@
-"""Run `make demo`: train, evaluate on unseen books, plot, and print the result beside what it must beat.
+"""Run `make demo`: train on books and on recall, evaluate, plot, and print the result beside what it must beat.
 
-It runs the same commands as a user would; a second call prints the finished result and what to do next."""
+It runs the same commands as a user would. A call after an interrupted one goes on with what is missing; a call after a
+finished one prints the result and what to do next."""
 
 from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
 
 from lcpt.config import load_config
 from lcpt.data import Corpus, Tokenizer
-from lcpt.evaluation.plots import loss_by_position, loss_curve
+from lcpt.evaluation.plots import loss_by_position, loss_curve, recall_by_distance
 from lcpt.evaluation.text_baselines import unigram_bits_per_byte, xz_bits_per_byte
 from lcpt.utils.atomic_files import replace_text
 
-CONFIG = "configs/demo.yaml"
+CONFIG, RECALL_CONFIG = "configs/demo.yaml", "configs/demo-recall.yaml"
+# Short samples first: within 80 steps a model finds out what to do, which long ones of as many tokens do not teach it.
+SHORT = ("data.context=64", "training.global_batch_tokens=2048", "training.micro_batch=32", "training.max_steps=80")
 TOOLS = Path(__file__).parent
 BIN = Path(sys.executable).parent  # of the environment that make setup made
 
 
 def main() -> int:
-    config = load_config(CONFIG)
+    config, recall_config = load_config(CONFIG), load_config(RECALL_CONFIG)
     run = Path(config.run.dir)
     result = run / "demo.json"
-    if not result.exists():
+    if is_finished(result):
+        print(f"{run} holds a finished demo; `rm -r {run}` and `make demo` make it anew.\n")
+    else:
         began = time.perf_counter()
         if not (run / "summary.json").exists():
             train(config)  # or goes on with it, where it was interrupted
-        evaluate_and_time(config, run)
-        loss_curve(run / "metrics.jsonl", run / "loss.png")
-        loss_by_position(json.loads((run / "evaluation.json").read_text()), run / "loss_by_position.png")
-        replace_text(result, json.dumps(collect(config, run, time.perf_counter() - began), indent=2) + "\n")
-    else:
-        print(f"{run} holds a finished demo; `rm -r {run}` and `make demo` make it anew.\n")
+        if not (run / "evaluation.json").exists() or not (run / "steps.json").exists():
+            evaluate_and_time(config, run)
+        learn_to_recall(recall_config, run / "recall")
+        figures = collect(config, run) | {"recall": collect_recall(recall_config, run / "recall")}
+        draw(run, figures["recall"])
+        replace_text(result, json.dumps(figures | {"seconds": time.perf_counter() - began}, indent=2) + "\n")
     print_table(config, run, json.loads(result.read_text()))
     return 0
 
 
+def is_finished(result: Path) -> bool:
+    """Check for a result with all figures of today: one of an earlier version may lack some."""
+    return result.exists() and "recall" in json.loads(result.read_text())
+
+
 def train(config) -> None:
     ranks = min(2, torch.cuda.device_count()) or 2
-    environment = os.environ | {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // ranks))}
-    if not torch.cuda.is_available():
-        environment["DS_ACCELERATOR"] = "cpu"  # else the launcher warns that it found no GPU
-    environment["PATH"] = f"{BIN}{os.pathsep}{environment.get('PATH', '')}"
     print(f"\ntraining on {ranks} ranks at {config.data.context:,} tokens of context: a few minutes", flush=True)
-    call("deepspeed", "-q", "--num_accelerators", str(ranks), "launch/pretrain.py", "--config", CONFIG, env=environment)
+    pretrain(ranks, environment((os.cpu_count() or 1) // ranks), "--config", CONFIG)
+
+
+def environment(threads: int) -> dict[str, str]:
+    """Return the environment of a program that computes on so many threads a process, at least one."""
+    result = os.environ | {"OMP_NUM_THREADS": str(max(1, threads))}
+    if not torch.cuda.is_available():
+        result["DS_ACCELERATOR"] = "cpu"  # else the launcher warns that it found no GPU
+    result["PATH"] = f"{BIN}{os.pathsep}{result.get('PATH', '')}"
+    return result
+
+
+def pretrain(ranks: int, env: dict[str, str], *arguments, log=None) -> None:
+    """Run launch/pretrain.py under deepspeed, on a port of its own."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    launcher = ("-q", "--num_accelerators", ranks, "--master_port", port, "launch/pretrain.py")
+    call("deepspeed", *launcher, *arguments, env=env, log=log)
 
 
 def evaluate_and_time(config, run: Path) -> None:
@@ -81,14 +107,49 @@ def evaluate_and_time(config, run: Path) -> None:
     )
 
 
-def call(program: str, *arguments, env=None) -> None:
-    done = subprocess.run([str(BIN / program), *map(str, arguments)], env=env, check=False)
+def learn_to_recall(config, folder: Path) -> None:
+    """Train polysketch and a window of one block side by side, and ask both."""
+    models = recall_models(config)
+    print(f"\nlearning to recall over {config.data.context:,} tokens: {' and '.join(models)}, a minute", flush=True)
+    with ThreadPoolExecutor() as side_by_side:
+        runs = [side_by_side.submit(learn_and_ask, folder / name, changes) for name, changes in models.items()]
+    for done in runs:
+        done.result()
+
+
+def recall_models(config) -> dict[str, list[str]]:
+    """Name the models that learn to recall, and what each changes in the config."""
+    window = f"model.attention.softmax.window={config.model.attention.block_size}"
+    return {"polysketch": [], "window": ["model.attention.kind=softmax", window]}
+
+
+def learn_and_ask(folder: Path, changes: list[str]) -> None:
+    """Train at a short context, then at that of the config, and write recall.json; skip what is done."""
+    short, long, output = folder / "short", folder / "long", folder / "recall.json"
+    folder.mkdir(parents=True, exist_ok=True)
+    env = environment(min(4, (os.cpu_count() or 1) // 2))  # a small model gains nothing from more
+    with open(folder / "log.txt", "a") as log:
+        for run, more in ((short, SHORT), (long, [f"training.init_from={short}"])):
+            if not (run / "summary.json").exists():
+                pretrain(1, env, "--config", RECALL_CONFIG, f"run.dir={run}", *changes, *more, log=log)
+            if not (run / "summary.json").exists():
+                sys.exit(f"error: {run} was interrupted; the same command goes on with it")
+        if not output.exists():
+            asked = ("--data", "synthetic:mqar", "--samples", 256, "--batch", 4, "--output", output)
+            call("python", TOOLS / "evaluate.py", "--checkpoint", long, *asked, env=env, log=log)
+
+
+def call(program: str, *arguments, env=None, log=None) -> None:
+    """Run a program of the environment; where it fails, end with one line. What it prints may go into a log."""
+    command = [str(BIN / program), *map(str, arguments)]
+    done = subprocess.run(command, env=env, check=False, stdout=log, stderr=log)
     if done.returncode:
-        sys.exit(f"error: {program} {' '.join(map(str, arguments))} ended with exit code {done.returncode}")
+        seen = f"; see {log.name}" if log else ""
+        sys.exit(f"error: {program} {' '.join(command[1:])} ended with exit code {done.returncode}{seen}")
 
 
-def collect(config, run: Path, seconds: float) -> dict:
-    """Collect the figures of the closing table."""
+def collect(config, run: Path) -> dict:
+    """Collect the figures of the closing table that books gave."""
     evaluation, steps = (json.loads((run / f"{name}.json").read_text()) for name in ("evaluation", "steps"))
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     train_corpus, valid_corpus = Corpus(config.data.path), Corpus(config.data.valid_path)
@@ -101,13 +162,35 @@ def collect(config, run: Path, seconds: float) -> dict:
         "xz_bits_per_byte": xz_bits_per_byte(tokenizer.decode(tokens[1:].tolist()) for tokens in held_out),
         "unigram_bits_per_byte": unigram_bits_per_byte(seen, held_out, tokenizer.token_bytes()),
         "step_milliseconds": {row["method"].split()[-1]: row["milliseconds"]["p50"] for row in steps["rows"]},
-        "seconds": seconds,
     }
+
+
+def collect_recall(config, folder: Path) -> dict:
+    """Collect recall by distance of each model, and what a guess among the tokens that can be answers is worth."""
+    reports = {name: json.loads((folder / name / "recall.json").read_text()) for name in recall_models(config)}
+    return {
+        "context": config.data.context,
+        "window": config.model.attention.block_size,
+        "chance": 2 / config.model.vocab_size,
+        "by_distance": {name: report["recall_by_distance"] for name, report in reports.items()},
+    }
+
+
+def draw(run: Path, recall: dict) -> None:
+    """Draw the three pictures."""
+    loss_curve(run / "metrics.jsonl", run / "loss.png")
+    loss_by_position(json.loads((run / "evaluation.json").read_text()), run / "loss_by_position.png")
+    names = {"polysketch": "polysketch", "window": f"softmax, window of {recall['window']} tokens"}
+    lines = [(names[name], parts) for name, parts in recall["by_distance"].items()]
+    recall_by_distance(lines, recall["chance"], run / "recall_by_distance.png")
 
 
 def print_table(config, run: Path, figures: dict) -> None:
     polysketch, softmax = (figures["step_milliseconds"][kind] for kind in ("polysketch", "softmax"))
     context, bin_ = config.data.context, BIN.relative_to(Path.cwd()) if BIN.is_relative_to(Path.cwd()) else BIN
+    recall = figures["recall"]
+    far = {name: parts[-1] for name, parts in recall["by_distance"].items()}
+    start, end = far["polysketch"]["start"], far["polysketch"]["end"]
     rows = {
         "trained on": f"{figures['tokens']:,} tokens of four novels, {figures['tokens_per_second']:,.0f} a second",
         "unseen books": f"{figures['bits_per_byte']:.3f} bits per byte",
@@ -115,8 +198,11 @@ def print_table(config, run: Path, figures: dict) -> None:
         "  token unigram": f"{figures['unigram_bits_per_byte']:.3f} bits per byte of the same text",
         f"step at {context:,}": f"polysketch {polysketch / 1e3:.2f} s, softmax {softmax / 1e3:.2f} s a sequence "
         f"({softmax / polysketch:.2f} times polysketch's), on one core or GPU",
+        f"recall at {end:,}": f"polysketch {percent(far['polysketch']['accuracy'])}, "
+        f"window of {recall['window']} tokens {percent(far['window']['accuracy'])}, chance {percent(recall['chance'])} "
+        f"(answers {start:,} to {end - 1:,} tokens back)",
         "this call took": f"{figures['seconds'] / 60:.1f} minutes",
-        "loss curves": f"{run}/loss.png, {run}/loss_by_position.png",
+        "pictures": f"{run}/recall_by_distance.png, loss.png, loss_by_position.png",
         "every step": f"{bin_}/tensorboard --logdir {run}",
     }
     print()
@@ -127,6 +213,10 @@ def print_table(config, run: Path, figures: dict) -> None:
         f"  {bin_}/deepspeed --num_accelerators 2 launch/pretrain.py --config {CONFIG} "
         "model.attention.kind=softmax run.dir=runs/softmax"
     )
+
+
+def percent(share: float) -> str:
+    return f"{100 * share:.1f} %"
 
 
 if __name__ == "__main__":

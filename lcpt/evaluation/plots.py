@@ -10,6 +10,7 @@ import matplotlib
 
 matplotlib.use("Agg")  # before pyplot is imported
 from matplotlib import pyplot
+from matplotlib.ticker import PercentFormatter
 
 
 def loss_curve(metrics: Path, output: Path) -> None:
@@ -34,12 +35,26 @@ def loss_by_position(report: dict, output: Path) -> None:
     """Plot the loss_by_position of an evaluation, as PNG: it falls as long as more context helps."""
     figure, axes = _axes("tokens of context before the predicted one", "loss (nats a token)")
     bins = report["loss_by_position"]
-    edges = [max(b["start"], bins[0]["end"] / 2) for b in bins] + [bins[-1]["end"]]  # a logarithm has no 0
-    axes.stairs([b["loss"] for b in bins], edges, color="tab:blue", baseline=None)
+    axes.stairs([b["loss"] for b in bins], _log_edges(bins), color="tab:blue", baseline=None)
     axes.set_xscale("log", base=2)
     axes.xaxis.set_major_formatter("{x:,.0f}")
     axes.axhline(report["loss"], color="gray", linestyle=":", label=f"mean {report['loss']:.3f}")
     axes.legend(frameon=False)
+    _save(figure, output)
+
+
+def recall_by_distance(lines: list[tuple[str, list[dict]]], chance: float, output: Path) -> None:
+    """Plot lines (name, recall_by_distance of an evaluation) and what a guess is worth, as PNG."""
+    figure, axes = _axes("tokens from the answer to its question", "answers that are right")
+    for number, (name, parts) in enumerate(lines):
+        width = 1.5 * (len(lines) - number)  # one that another covers shows beside it
+        axes.stairs([part["accuracy"] for part in parts], _log_edges(parts), baseline=None, linewidth=width, label=name)
+    axes.axhline(chance, color="gray", linestyle=":", label=f"chance, {100 * chance:.1f} %")
+    axes.set_xscale("log", base=2)
+    axes.xaxis.set_major_formatter("{x:,.0f}")
+    axes.yaxis.set_major_formatter(PercentFormatter(1))
+    axes.set_ylim(-0.03, 1.05)
+    axes.legend(frameon=False, loc="center left", bbox_to_anchor=(0, 0.4))
     _save(figure, output)
 
 
@@ -56,8 +71,7 @@ def steps(lines: list[tuple[str, list[dict]]], key: str, x: str, y: str, output:
     """Plot lines (name, parts {start, end, <key>}) over a logarithmic axis as PNG, those of one name in one colour."""
     figure, axes, colours = _wide_axes(x, y, [name for name, _ in lines])
     for name, parts in lines:
-        edges = [max(part["start"], parts[0]["end"] / 2) for part in parts] + [parts[-1]["end"]]
-        axes.stairs([part[key] for part in parts], edges, color=colours[name], baseline=None)
+        axes.stairs([part[key] for part in parts], _log_edges(parts), color=colours[name], baseline=None)
     axes.set_xscale("log", base=2)
     axes.xaxis.set_major_formatter("{x:,.0f}")
     _save(figure, output)
@@ -78,6 +92,11 @@ def over_contexts(panels: list[tuple[str, list[tuple[str, list[int], list[float]
         ax.xaxis.set_major_formatter("{x:,.0f}")
         ax.legend(frameon=False, fontsize="small", loc="center left", bbox_to_anchor=(1, 0.5))
     _save(figure, output)
+
+
+def _log_edges(parts: list[dict]) -> list[float]:
+    """List the edges of parts {start, end}; the first is half of the first end, for a logarithm has no 0."""
+    return [max(part["start"], parts[0]["end"] / 2) for part in parts] + [parts[-1]["end"]]
 
 
 def _wide_axes(x: str, y: str, names: list[str]):

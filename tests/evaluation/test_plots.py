@@ -1,6 +1,10 @@
 import json
 
-from lcpt.evaluation.plots import loss_by_position, loss_curve
+import pytest
+from matplotlib import pyplot
+
+from lcpt.evaluation import plots
+from lcpt.evaluation.plots import loss_by_position, loss_curve, recall_by_distance
 
 PNG = b"\x89PNG\r\n"
 
@@ -13,3 +17,17 @@ def test_both_pictures_are_drawn(tmp_path):
     loss_by_position({"loss": 2.5, "loss_by_position": bins}, tmp_path / "position.png")
     assert (tmp_path / "loss.png").read_bytes().startswith(PNG)
     assert (tmp_path / "position.png").read_bytes().startswith(PNG)
+
+
+def test_recall_is_drawn_over_distances_with_the_level_of_chance(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(plots, "_save", lambda figure, output: drawn.append(figure))
+    near, far = {"start": 0, "end": 16, "accuracy": 1.0}, {"start": 16, "end": 64, "accuracy": 0.25}
+    recall_by_distance([("one", [near, far]), ("other", [far])], 0.125, tmp_path / "recall.png")
+    (axes,) = drawn[0].axes
+    assert axes.get_xscale() == "log"
+    assert [patch.get_data().values.tolist() for patch in axes.patches] == [[1.0, 0.25], [0.25]]
+    assert list(axes.patches[0].get_data().edges) == [8, 16, 64]  # a logarithm has no 0
+    assert axes.lines[0].get_ydata()[0] == pytest.approx(0.125)
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["one", "other", "chance, 12.5 %"]
+    pyplot.close(drawn[0])
