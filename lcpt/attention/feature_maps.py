@@ -20,7 +20,8 @@ from lcpt_kernels.feature_maps import FEATURE_MAPS as REGISTRY
 from lcpt_kernels.feature_maps import elu1, favor, feature_map, hedgehog, matrix_shapes, relu
 from torch import Tensor, nn
 
-from lcpt.attention.sketch import LearnedSketch
+from lcpt.attention.polynomial import power_scale
+from lcpt.attention.sketch import LearnedSketch, LinearSketch
 
 
 class MatrixMap(nn.Module):
@@ -127,6 +128,24 @@ class Sketched(nn.Module):
         return (y[..., :, None] * y[..., None, :]).flatten(-2)
 
 
+class LinearlySketched(nn.Module):
+    """φ(x) = S(x) ⊗ S(x) of the linear sketch S(x) = [1, P x], so that φ(q)·φ(k) = (1 + Pq·Pk)².
+
+    It begins with the slope of (q·k/(4 √d) + 1)⁴, which begins as e^(q·k/√d) does. m = `size`, a square, else 64.
+    """
+
+    def __init__(self, n_kv_heads: int, head_dim: int, size: int | None):
+        super().__init__()
+        self.size = size or 64
+        scale = power_scale(4, 1.0, head_dim)
+        self.sketch = LinearSketch(n_kv_heads, head_dim, math.isqrt(self.size), scale, shift=1.0)
+        self.flops = self.sketch.flops()
+
+    def forward(self, x: Tensor, is_query: bool) -> Tensor:
+        y = self.sketch(x)
+        return (y[..., :, None] * y[..., None, :]).flatten(-2)
+
+
 OF_FEEDFORWARD = ("softplus", "oglu", "aoglu")  # maps of the kind feedforward, which penalises W off orthogonal
 FEATURE_MAPS: dict[str, Callable[[int, int, int | None], nn.Module]] = {
     "elu1": Elu1,
@@ -134,6 +153,7 @@ FEATURE_MAPS: dict[str, Callable[[int, int, int | None], nn.Module]] = {
     "favor": Favor,
     "hedgehog": Hedgehog,
     "sketch": Sketched,
+    "linear_sketch": LinearlySketched,
 }
 FEATURE_MAPS |= {
     name: partial(MatrixMap, name)
@@ -148,8 +168,9 @@ def check_feature_map(kind: str, name: str, size: int | None) -> None:
         raise ValueError(f"model.attention.{kind}.feature_map is {name!r}; it is one of {', '.join(FEATURE_MAPS)}")
     if size is not None and size < 1:
         raise ValueError(f"model.attention.{kind}.size is {size}; it must be ≥ 1")
-    if name == "sketch" and size is not None and math.isqrt(size) ** 2 != size:
-        raise ValueError(f"model.attention.{kind}.size is {size}; for a sketch it must be a square, as 64")
+    least = {"sketch": 1, "linear_sketch": 4}.get(name)  # of two features, one is the constant
+    if least and size is not None and (math.isqrt(size) ** 2 != size or size < least):
+        raise ValueError(f"model.attention.{kind}.size is {size}; for a {name} it must be a square ≥ {least}, as 64")
 
 
 def orthogonal_rows(rows: int, dimension: int) -> Tensor:

@@ -11,7 +11,15 @@ from lcpt.attention.polysketch import Polysketch
 
 # What lies below 0.7, and what it reaches at least: see the docstring of `trainability`.
 LOW = {"polysketch": 0.6, "feedforward": 0.45}
-LOW_MAPS = {"relu": 0.4, "favor": 0.1, "sketch": -0.1, "softplus": 0.4, "oglu": 0.4, "aoglu": 0.4}
+LOW_MAPS = {
+    "relu": 0.4,
+    "favor": 0.1,
+    "sketch": -0.1,
+    "linear_sketch": 0.15,
+    "softplus": 0.4,
+    "oglu": 0.4,
+    "aoglu": 0.4,
+}
 
 
 def configured(kind, **settings) -> AttentionConfig:

@@ -7,7 +7,7 @@ from lcpt_kernels.feature_maps import per_head
 from lcpt.attention.feature_maps import FEATURE_MAPS, Favor, Hedgehog, Relu, check_feature_map, orthogonal_rows
 
 
-@pytest.mark.parametrize("name", [name for name in FEATURE_MAPS if name != "sketch"])
+@pytest.mark.parametrize("name", [name for name in FEATURE_MAPS if "sketch" not in name])
 @pytest.mark.parametrize("heads", [2, 6])
 def test_shape_sign_and_heads(name, heads):
     """Positive, [.., m], and each query head uses the matrix of its own key-value head."""
@@ -72,10 +72,11 @@ def test_relu_has_a_bias():
     assert phi(torch.randn(1, 3, 1, 4), True).min() > 50
 
 
-def test_sketch_features_are_a_square():
+@pytest.mark.parametrize("name", ["sketch", "linear_sketch"])
+def test_sketch_features_are_a_square(name):
     """φ(q)·φ(k) = (S(q)·S(k))²: never negative, though the features are."""
     torch.manual_seed(0)
-    phi, x = FEATURE_MAPS["sketch"](2, 8, 16), torch.randn(3, 5, 4, 8)
+    phi, x = FEATURE_MAPS[name](2, 8, 16), torch.randn(3, 5, 4, 8)
     y, S = phi(x, True), phi.sketch(x)
     assert y.shape[-1] == phi.size == 16 and S.shape[-1] == 4
     torch.testing.assert_close(torch.einsum("bthm,bshm->bths", y, y), torch.einsum("bthm,bshm->bths", S, S).square())
@@ -83,7 +84,13 @@ def test_sketch_features_are_a_square():
 
 @pytest.mark.parametrize(
     "name, size, part",
-    [("cosine", None, "'cosine'"), ("affine", None, "'affine'"), ("relu", 0, "size is 0"), ("sketch", 60, "square")],
+    [
+        ("cosine", None, "'cosine'"),
+        ("affine", None, "'affine'"),
+        ("relu", 0, "size is 0"),
+        ("sketch", 60, "square"),
+        ("linear_sketch", 1, "square ≥ 4"),
+    ],
 )
 def test_what_no_map_can_be_is_named(name, size, part):
     with pytest.raises(ValueError, match="model.attention.kernel") as caught:
