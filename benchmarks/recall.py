@@ -61,7 +61,7 @@ def main() -> int:
 
 def print_table(rows: list[dict], tasks: list[str], variants: list[str]) -> None:
     widths = [max(map(len, ("variant", *variants))), *(max(len(task), 24) for task in tasks)]
-    print("steps to 90 % right answers of each seed; in brackets the best share where it was never reached")
+    print("steps to 90 % right answers of each seed, [best share] where never reached (CPU s per 1,000 steps)")
     print("  ".join(word.ljust(width) for word, width in zip(("variant", *tasks), widths, strict=True)).rstrip())
     for variant in variants:
         cells = [cell([row for row in rows if (row["task"], row["variant"]) == (task, variant)]) for task in tasks]
