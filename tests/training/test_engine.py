@@ -20,6 +20,7 @@ def test_matrices_decay_and_vectors_do_not():
         "blocks.0.attention.k_norm.weight",
         "blocks.0.attention.k_norm.bias",
         "blocks.0.attention.gamma",
+        "blocks.0.attention.key_shift",
     }
     assert len(decayed["params"]) + len(others["params"]) == len(names)
     assert all(p.ndim >= 2 for p in decayed["params"])
