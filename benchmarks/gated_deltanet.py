@@ -26,7 +26,7 @@ from lcpt.training.learn_recall import learn
 from lcpt.utils.provenance import report_header
 
 CONFIGS = Path(__file__).parents[1] / "configs/compare"
-VARIANT = "gated_deltanet"
+VARIANT, CHUNK = "gated_deltanet", 32
 EXAMPLE = """example:
   python benchmarks/gated_deltanet.py --tasks mqar_4_32 --output benchmarks/results/recall-cpu.jsonl"""
 
@@ -53,11 +53,13 @@ class GatedDeltaNet(Attention):
         assert x is not None and p.q_plain is not None and p.k_plain is not None
         q, k = (F.normalize(y, dim=-1) for y in (p.q_plain, p.k_plain))
         g = -self.A_log.exp() * F.softplus(self.decay(x))
-        o, _ = naive_chunk_gated_delta_rule(q, k, F.silu(p.v), g, self.beta(x).sigmoid(), chunk_size=32)
+        o, _ = naive_chunk_gated_delta_rule(q, k, F.silu(p.v), g, self.beta(x).sigmoid(), chunk_size=CHUNK)
         return self.norm(o) * F.silu(self.output_gate(x)).unflatten(-1, (self.n_heads, -1)), None
 
     def attend_flops(self, context: int) -> tuple[float, float]:
-        raise NotImplementedError("a reference for recall alone")
+        """Products of a chunk's tokens with each other, and with a state of D × D; backward makes each twice."""
+        forward = 2.0 * self.n_heads * self.head_dim * (4 * CHUNK + 3 * self.head_dim)
+        return forward, 2 * forward
 
     def state_bytes(self, context: int) -> int:
         return 4 * self.n_heads * self.head_dim**2
@@ -84,7 +86,8 @@ def main() -> int:
                 append_row(Path(args.output), report_header(torch.device("cpu")) | key | {"changes": changed} | found)
                 print(f"{task}, seed {seed}: {found['steps_to_90']} steps, best {found['best_accuracy']:.1%}")
     except (ConfigError, DataError, ImportError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        remedy = "; --help says what to install" if isinstance(error, ImportError) else ""
+        print(f"error: {error}{remedy}", file=sys.stderr)
         return 2
     return 0
 
