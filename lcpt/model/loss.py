@@ -14,7 +14,7 @@ def cross_entropy(hidden: Tensor, weight: Tensor, labels: Tensor) -> tuple[Tenso
 
     hidden [..., d] and weight [V, d] in one dtype; labels int64 [...], negative where nothing is to be predicted.
     """
-    losses = _ChunkedCrossEntropy.apply(hidden.flatten(0, -2), weight, labels.flatten())
+    losses = _ChunkedCrossEntropy.apply(hidden.flatten(0, -2), weight, labels.flatten().long())
     return losses, (labels >= 0).sum()
 
 

@@ -93,8 +93,8 @@ def barrier() -> None:
 
 
 def all_reduce_sum(*values: torch.Tensor | float, device: torch.device) -> list[float]:
-    """Sum each value over all ranks, in float64."""
-    sums = torch.tensor([float(v) for v in values], dtype=torch.float64, device=device)
+    """Sum each value over all ranks, in float64; tensors are scalars. It reads from the device once."""
+    sums = torch.stack([torch.as_tensor(value, dtype=torch.float64, device=device) for value in values])
     if dist.is_initialized():
         dist.all_reduce(sums)
     return sums.tolist()

@@ -10,8 +10,6 @@ import math
 from collections import deque
 from dataclasses import dataclass
 
-import torch
-
 NORMAL_STEPS = 128  # whose losses a leap is measured against
 ENOUGH_STEPS = 32  # before any loss counts as a leap
 LEAST_LEAP = 0.25  # nats a token
@@ -30,16 +28,6 @@ class BadStepsConfig:
             raise ValueError(f"training.bad_steps.sigmas is {self.sigmas}; it must be ≥ 0 and finite")
 
 
-class SkippableAdamW(torch.optim.AdamW):
-    """AdamW that leaves everything as it is while `skip` is set. ZeRO wraps it and clears the gradients either way."""
-
-    skip = False
-
-    def step(self, closure=None):
-        if not self.skip:
-            super().step(closure)
-
-
 class BadSteps:
     """Judges each step before its update. `state()` goes into a checkpoint and into the next BadSteps."""
 
@@ -49,10 +37,12 @@ class BadSteps:
         self._losses = deque(state["losses"], maxlen=NORMAL_STEPS)
         self._bad = deque(state["bad"], maxlen=REMEMBERED)
 
-    def skip_reason(self, loss: float) -> str | None:
-        """Say why a step with this loss must not update the weights; None if it may."""
+    def skip_reason(self, loss: float, grad_norm: float) -> str | None:
+        """Say why a step of this loss and gradient must not update the weights; None if it may."""
         if not math.isfinite(loss):
             return f"its loss is {loss}"
+        if not math.isfinite(grad_norm):
+            return f"its gradient's norm is {grad_norm}"
         if self._config.sigmas and len(self._losses) >= ENOUGH_STEPS:
             mean = sum(self._losses) / len(self._losses)
             deviation = math.sqrt(sum((x - mean) ** 2 for x in self._losses) / len(self._losses))

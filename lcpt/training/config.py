@@ -24,6 +24,7 @@ class TrainingConfig:
     betas: list[float] = field(default_factory=lambda: [0.9, 0.95])
     grad_clip: float = 1.0  # of the global norm
     precision: str = "fp32"  # fp32 | bf16
+    compile: str = "auto"  # torch.compile of the blocks: auto (on a GPU) | true | false
     init_from: Optional[str] = None  # noqa: UP045  a run or step folder whose weights to start from
     valid_every_steps: int = 250
     valid_tokens: int = 2**18  # scored at each validation
@@ -35,6 +36,9 @@ class TrainingConfig:
             raise ValueError(f"training.schedule is {self.schedule!r}; it is cosine or wsd")
         if self.precision not in ("fp32", "bf16"):
             raise ValueError(f"training.precision is {self.precision!r}; it is fp32 or bf16")
+        self.compile = str(self.compile).lower()  # YAML knows true and false as booleans
+        if self.compile not in ("auto", "true", "false"):
+            raise ValueError(f"training.compile is {self.compile!r}; it is auto, true or false")
         if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
             raise ValueError(f"training.betas is {list(self.betas)}; AdamW takes two numbers in [0, 1)")
         for name in (

@@ -6,30 +6,60 @@ deepspeed is imported when a run starts, not before: it costs seconds, and readi
 from __future__ import annotations
 
 import logging
-import math
 import os
 import warnings
-from dataclasses import dataclass
+from contextlib import redirect_stdout
+from dataclasses import dataclass, field
+from io import StringIO
 from typing import Any
 
 import torch
-from torch import nn
 
-from lcpt.training.bad_steps import SkippableAdamW
+from lcpt.model import GPT
+from lcpt.parallel import groups
+from lcpt.training.compilation import compile_blocks
 from lcpt.training.config import TrainingConfig
+from lcpt.training.optimizer import build_optimizer
 from lcpt.training.zero_shards import create_moments
+from lcpt.training.zero_step import replace_step
+
+# What lcpt derives of DeepSpeed's JSON, and the keys that decide it.
+OWNED = {
+    "train_batch_size": "training.global_batch_tokens",
+    "train_micro_batch_size_per_gpu": "training.micro_batch",
+    "gradient_accumulation_steps": "training.micro_batch",
+    "gradient_clipping": "training.grad_clip",
+    "optimizer": "training.lr, betas and weight_decay",
+    "scheduler": "training.schedule",
+    "bf16": "training.precision",
+    "fp16": "training.precision",
+    "data_types": "training.precision",
+    "communication_data_type": "training.precision",
+    "zero_allow_untested_optimizer": "training.lr, betas and weight_decay",
+    "zero_force_ds_cpu_optimizer": "parallel.offload_optimizer",
+    "zero_optimization.stage": "parallel.zero_stage",
+    "zero_optimization.offload_optimizer": "parallel.offload_optimizer",
+    "zero_optimization.compute_grad_norm": "training.grad_clip",
+}
 
 
 @dataclass
 class ParallelConfig:
     zero_stage: int = 1  # what ranks share: 1 the optimizer's state, 2 gradients too, 3 weights too; 0 nothing
     offload_optimizer: bool = False  # keep the optimizer's state and work on the host
+    deepspeed: dict[str, Any] = field(default_factory=dict)  # anything else of DeepSpeed's JSON, as it is
 
     def __post_init__(self):
         if self.zero_stage not in (0, 1, 2, 3):
             raise ValueError(f"parallel.zero_stage is {self.zero_stage}; it is 0, 1, 2 or 3")
         if self.offload_optimizer and self.zero_stage == 0:
             raise ValueError("parallel.offload_optimizer needs parallel.zero_stage 1, 2 or 3, not 0")
+        zero = self.deepspeed.get("zero_optimization", {})
+        if not isinstance(zero, dict):
+            raise ValueError(f"parallel.deepspeed.zero_optimization is {zero!r}; it is a section")
+        given = self.deepspeed | {f"zero_optimization.{key}": value for key, value in zero.items()}
+        for key in given.keys() & OWNED.keys():
+            raise ValueError(f"parallel.deepspeed.{key} is derived from {OWNED[key]}; set that instead")
 
 
 def import_deepspeed_quietly() -> None:
@@ -45,62 +75,86 @@ def import_deepspeed_quietly() -> None:
     deepspeed.init_distributed(dist_init_required=False, verbose=False)
 
 
-def build_engine(model: nn.Module, training: TrainingConfig, parallel: ParallelConfig, accumulation: int):
-    """Build a DeepSpeed engine around `model`, with AdamW and `accumulation` micro-batches a step."""
+def build_engine(model: GPT, training: TrainingConfig, parallel: ParallelConfig, accumulation: int):
+    """Build a DeepSpeed engine with AdamW around `model` on this rank's device; a step has `accumulation` micro-batches.
+
+    Gradients accumulate, and are summed over ranks, in fp32 at every stage. DeepSpeed neither clips nor looks for
+    overflow: `update` is told what to do with the gradient.
+    """
     import_deepspeed_quietly()
     import deepspeed
 
-    optimizer = SkippableAdamW(
-        parameter_groups(model, training.weight_decay),
-        lr=training.lr,
-        betas=(training.betas[0], training.betas[1]),
-        eps=1e-8,
-    )
-    zero: dict[str, Any] = {"stage": parallel.zero_stage}
-    if parallel.offload_optimizer:
-        zero["offload_optimizer"] = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
-    config = {
-        "train_micro_batch_size_per_gpu": training.micro_batch,
-        "gradient_accumulation_steps": accumulation,
-        "gradient_clipping": training.grad_clip if parallel.zero_stage else 0.0,  # at stage 0 `update` clips
-        "zero_optimization": zero,
-        "zero_allow_untested_optimizer": True,
-        "zero_force_ds_cpu_optimizer": False,  # DeepSpeed's own CPU Adam would need a compiler
-        "bf16": {"enabled": training.precision == "bf16"},
-        "communication_data_type": "fp32",
-        "steps_per_print": 2**62,
-    }
-    engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config, dist_init_required=False)
+    config = deepspeed_config(training, parallel, accumulation)
+    with groups.raise_on_all_ranks():
+        deepspeed.DeepSpeedConfig(config)  # checks what parallel.deepspeed adds
+    optimizer = build_optimizer(model, training)  # while parameters have their shapes
+    if parallel.zero_stage == 3:
+        partition(model, torch.bfloat16 if training.precision == "bf16" else torch.float32, config)
+    else:
+        model.to(groups.device())
+    compile_blocks(model, training.compile, groups.device())
+    with redirect_stdout(StringIO()):  # where its bf16 optimizer reports memory
+        engine, *_ = deepspeed.initialize(
+            model=model,
+            optimizer=optimizer,
+            config=config,
+            dist_init_required=False,
+        )
     create_moments(engine)
+    replace_step(engine)
     return engine
 
 
-def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
-    """Group parameters for weight decay: matrices decay; gains, biases and scalars do not."""
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    return [
-        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": weight_decay},
-        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
-    ]
+def partition(model: GPT, dtype: torch.dtype, config: dict[str, Any]) -> None:
+    """Bring a model to the device for ZeRO stage 3, a parameter at a time: no rank's device ever holds all of it."""
+    import deepspeed
+
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(dtype)
+    deepspeed.zero.Init(module=model, config_dict_or_path=config)
+    for buffer in model.buffers():
+        buffer.data = buffer.data.to(groups.device())
+    # Weights then travel a block at a time: half of the host's work, and a block can be compiled.
+    deepspeed.utils.set_z3_leaf_modules(model, list({type(block) for block in model.blocks}))
 
 
-def update(engine, training: TrainingConfig, rate: float, skip: bool) -> float:
-    """Clip the gradient and update at this learning rate, after a step's last backward pass.
+def deepspeed_config(training: TrainingConfig, parallel: ParallelConfig, accumulation: int) -> dict[str, Any]:
+    """Derive DeepSpeed's JSON from our config."""
+    stage, on_gpu = parallel.zero_stage, torch.cuda.is_available()
+    zero: dict[str, Any] = {"stage": stage}
+    if parallel.offload_optimizer:
+        zero["offload_optimizer"] = {"device": "cpu", "pin_memory": on_gpu}
+    elif stage == 2 or (stage == 1 and training.precision == "fp32"):
+        zero["compute_grad_norm"] = False
+    derived = {
+        "train_micro_batch_size_per_gpu": training.micro_batch,
+        "gradient_accumulation_steps": accumulation,
+        "gradient_clipping": 0.0,
+        "zero_optimization": zero,
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,  # DeepSpeed's own CPU Adam would need a compiler
+        "bf16": {
+            "enabled": training.precision == "bf16",
+            "check_grad_overflow": False,
+            "immediate_grad_update": True,  # a bf16 gradient is freed as soon as it is added to the fp32 one
+        },
+        "data_types": {"grad_accum_dtype": "fp32"},
+        "communication_data_type": "fp32",
+        "timers": {"throughput": {"enabled": False}},  # it waits for the device in every micro-batch
+        "steps_per_print": 2**62,
+    }
+    return derived | parallel.deepspeed | {"zero_optimization": zero | parallel.deepspeed.get("zero_optimization", {})}
 
-    Nothing changes if `skip`, or if the gradient is not finite. Returns the global norm of the gradient, inf or NaN
-    where it is not finite.
+
+def update(engine, rate: float, factor: float | None) -> None:
+    """Update the weights at this learning rate with the step's gradient times `factor`; None: leave them as they are.
+
+    Call it after the last backward pass of a step; it clears the gradients.
     """
-    optimizer = engine.basic_optimizer
     for group in engine.optimizer.param_groups:
         group["lr"] = rate
-    optimizer.skip = skip
-    if engine.zero_optimization_stage() > 0:  # where DeepSpeed clips, and itself skips what is not finite
-        engine.step()
-        return float(engine.get_global_grad_norm())
-    norm = float(nn.utils.clip_grad_norm_(engine.module.parameters(), training.grad_clip or math.inf))
-    optimizer.skip = skip or not math.isfinite(norm)
+    engine.basic_optimizer.clip_factor = factor
     engine.step()
-    return norm
 
 
 def adam_step(engine) -> int:

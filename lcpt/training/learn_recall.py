@@ -17,7 +17,7 @@ from lcpt.data import Task
 from lcpt.data.batches import batch
 from lcpt.evaluation.recall import answers
 from lcpt.model import GPT
-from lcpt.training.engine import parameter_groups
+from lcpt.training.optimizer import parameter_groups
 from lcpt.training.schedule import learning_rate
 
 if TYPE_CHECKING:

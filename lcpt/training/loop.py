@@ -13,9 +13,11 @@ from lcpt.checkpoint import read_state
 from lcpt.data import batch_documents
 from lcpt.parallel import groups
 from lcpt.training.bad_steps import BadSteps
+from lcpt.training.device_batches import DeviceBatches
 from lcpt.training.engine import adam_step, build_engine, update
 from lcpt.training.exit_codes import GiveUp, Preempted
 from lcpt.training.history import History
+from lcpt.training.optimizer import clip_factor
 from lcpt.training.preemption import Preemption
 from lcpt.training.resume import data_position, find_start, restore
 from lcpt.training.run_folder import begin, finish, lock, write_marker
@@ -24,6 +26,7 @@ from lcpt.training.schedule import learning_rate
 from lcpt.training.setup import set_up
 from lcpt.training.telemetry import Telemetry, log_rank0
 from lcpt.training.watchdog import STARTUP_TIMEOUT_S, Watchdog
+from lcpt.training.zero_shards import gradient_norm_squared
 
 if TYPE_CHECKING:
     from lcpt.config import Config
@@ -77,10 +80,11 @@ class Training:
         self.config, self.state, self.preemption, self.watch = config, state, preemption, watch
         self.run, self.device, self.began = Path(config.run.dir), groups.device(), time.perf_counter()
         with groups.raise_on_all_ranks():
-            model, self.source, self.batches, self.validation, self.accumulation = set_up(config, checkpoint)
+            model, self.source, reader, self.validation, self.accumulation = set_up(config, checkpoint)
+            self.batches = DeviceBatches(reader, self.device)
         begin(self.run, config_yaml, history, state)
         watch.write_stacks_to(self.run / "stacks")
-        self.engine = build_engine(model.to(self.device), config.training, config.parallel, self.accumulation)
+        self.engine = build_engine(model, config.training, config.parallel, self.accumulation)
         if checkpoint:
             restore(self.engine, checkpoint)
         attachments = {"config.yaml": self.run / "config.yaml", **self.source.attachments}
@@ -97,12 +101,13 @@ class Training:
                 started, waited = time.perf_counter(), self.batches.waited
                 first = step == self.state["step"] + 1  # which compiles and allocates
                 timeout_s = STARTUP_TIMEOUT_S if first else None
-                loss, asked, time_to_save = self.forward_and_backward(step, timeout_s)
-                rate, skip_reason = learning_rate(step - 1, training), self.bad_steps.skip_reason(loss)
+                nats = self.forward_and_backward(step, timeout_s)
+                if step < training.last_step:
+                    self.batches.copy_ahead(step)  # that of step + 1, while the device still works on this one
+                loss, grad_norm, asked, time_to_save = self.agree(nats)
+                rate, skip_reason = learning_rate(step - 1, training), self.bad_steps.skip_reason(loss, grad_norm)
                 self.watch.heartbeat(f"the update of step {step}", timeout_s)
-                grad_norm = update(self.engine, training, rate, skip=skip_reason is not None)
-                if skip_reason is None and not math.isfinite(grad_norm):
-                    skip_reason = f"its gradient's norm is {grad_norm}"
+                update(self.engine, rate, None if skip_reason else clip_factor(grad_norm, training.grad_clip))
                 seconds = time.perf_counter() - started
                 row = {
                     "step": step,
@@ -130,15 +135,12 @@ class Training:
         """The part of the time since this start in which saving stalled training."""
         return self.saver.stalled / (time.perf_counter() - self.began)
 
-    def forward_and_backward(self, step: int, timeout_s: float | None) -> tuple[float, bool, bool]:
-        """Accumulate the step's gradients, for `update` to apply.
-
-        -> (mean loss of the step's labels in nats, whether a rank was asked to leave, whether the clock wants a save)
-        """
+    def forward_and_backward(self, step: int, timeout_s: float | None) -> torch.Tensor:
+        """Accumulate the step's gradients, for `update` to apply -> this rank's sum of losses in nats, not yet read."""
         scored, world, micro_batch = self.batches.scored, groups.world_size(), self.config.training.micro_batch
         self.watch.heartbeat(f"the data of step {step}", timeout_s)
-        inputs, labels = (torch.from_numpy(x).to(self.device).split(micro_batch) for x in self.batches.get(step - 1))
-        nats: torch.Tensor | float = 0.0
+        inputs, labels = (x.split(micro_batch) for x in self.batches.get(step - 1))
+        nats = torch.zeros((), device=self.device)
         for number, (x, y) in enumerate(zip(inputs, labels, strict=True), start=1):  # [micro_batch, context] each
             self.watch.heartbeat(f"micro-batch {number} of step {step}", timeout_s)
             loss, _ = self.engine(x, labels=y)
@@ -147,9 +149,19 @@ class Training:
             nats += loss.detach()
             if number < self.accumulation:
                 self.engine.step()  # DeepSpeed counts micro-batches in it; no update
+        return nats
+
+    def agree(self, nats: torch.Tensor) -> tuple[float, float, bool, bool]:
+        """Sum over ranks what the step's decisions depend on: the only read from the device in a step.
+
+        -> (mean loss of the step's labels in nats, global norm of the gradient, whether a rank was asked to leave,
+        whether the clock wants a save)
+        """
+        asked = bool(self.preemption.requested_by)
         due = groups.rank() == 0 and self.saver.minutes_are_up()
-        sums = groups.all_reduce_sum(nats, bool(self.preemption.requested_by), due, device=self.device)
-        return sums[0] / scored, bool(sums[1]), bool(sums[2])
+        squares = gradient_norm_squared(self.engine)
+        sums = groups.all_reduce_sum(nats, squares, asked, due, device=self.device)
+        return sums[0] / self.batches.scored, math.sqrt(sums[1]), bool(sums[2]), bool(sums[3])
 
     def report_skipped_step(self, row: dict, skip_reason: str) -> None:
         """Write down a bad step; raises GiveUp if there are too many."""

@@ -10,7 +10,7 @@ from lcpt.evaluation.perplexity import bits_per_byte
 from lcpt.evaluation.windows import Window, stack, windows
 from lcpt.parallel import groups
 from lcpt.training.preemption import Preemption
-from lcpt.training.watchdog import Watchdog
+from lcpt.training.watchdog import STARTUP_TIMEOUT_S, Watchdog
 
 
 class Validation:
@@ -23,6 +23,7 @@ class Validation:
         busiest = -(-len(chosen) // groups.world_size())
         mine += [_unscored(chosen[0])] * (busiest - len(mine))
         self.batches = [stack(mine[i : i + batch]) for i in range(0, len(mine), batch)]
+        self._known_shapes: set[tuple[int, ...]] = set()
         self.bytes = 0  # a task has none
         if isinstance(source, Corpus):
             token_bytes = Tokenizer(source.tokenizer).token_bytes()
@@ -34,14 +35,17 @@ class Validation:
 
         All ranks call it. None if any rank was asked to leave before the last batch.
         """
-        nats, tokens = 0.0, 0.0
+        sums = torch.zeros(2, dtype=torch.float64, device=device)  # nats and tokens
         for number, (inputs, labels) in enumerate(self.batches):
-            watch.heartbeat(f"batch {number} of validation")
+            # A shape that is new may have to be compiled.
+            timeout_s = None if inputs.shape in self._known_shapes else STARTUP_TIMEOUT_S
+            self._known_shapes.add(inputs.shape)
+            watch.heartbeat(f"batch {number} of validation", timeout_s)
             if any(groups.all_reduce_sum(bool(preemption.requested_by), device=device)):
                 return None
             loss, count = model(torch.from_numpy(inputs).to(device), labels=torch.from_numpy(labels).to(device))
-            nats, tokens = nats + float(loss), tokens + int(count)
-        nats, tokens, n_bytes = groups.all_reduce_sum(nats, tokens, self.bytes, device=device)
+            sums += torch.stack((loss, count))
+        nats, tokens, n_bytes = groups.all_reduce_sum(*sums, self.bytes, device=device)
         measured = {"valid_loss": nats / tokens}
         return measured | {"valid_bits_per_byte": bits_per_byte(nats, n_bytes)} if n_bytes else measured
 

@@ -6,7 +6,7 @@ every rank a slice of it. Stage 3 partitions every parameter evenly. The moments
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -43,7 +43,8 @@ def create_moments(engine) -> None:
     else:
         flat = [partition for group in base.param_groups for partition in group["params"]]
     for partition in flat:
-        base.state[partition] = {"step": torch.tensor(0.0)} | {name: torch.zeros_like(partition) for name in MOMENTS}
+        step = torch.zeros((), dtype=torch.float32, device=partition.device)  # where a fused optimizer wants it
+        base.state[partition] = {"step": step} | {name: torch.zeros_like(partition) for name in MOMENTS}
     if stage in (1, 2):
         engine.optimizer._lazy_init_hp_params_optimizer_state()  # links them, as the first step would
 
@@ -65,6 +66,33 @@ def owned_shards(engine) -> Iterator[Shard]:
             shard = shard.narrow(elements * rank // world, elements * (rank + 1) // world)
         if len(shard.tensors["weights"]):
             yield shard
+
+
+def gradient_norm_squared(engine) -> Tensor:
+    """Sum the squares of this rank's share of the step's gradient, after the last backward pass: a scalar on the
+    device. Over all ranks these add up to the square of the global norm."""
+    stage, zero = engine.zero_optimization_stage(), engine.optimizer
+    if stage == 0:
+        gradients = [p.grad for p in engine.module.parameters() if p.grad is not None]
+        return _sum_of_squares(gradients) / groups.world_size()  # every rank has all of it
+    if hasattr(zero, "fp32_groups_gradient_flat_partition"):  # stage 1 in bf16
+        gradients = zero.fp32_groups_gradient_flat_partition
+    elif stage == 3:
+        offloaded = [flat.grad for flat in zero.fp32_partitioned_groups_flat]
+        gradients = offloaded if zero.offload_optimizer else _of_all_groups(zero.averaged_gradients)
+    elif zero.cpu_offload:
+        gradients = [flat.grad for flat in zero.single_partition_of_fp32_groups]
+    else:
+        gradients = _of_all_groups(zero.averaged_gradients)
+    return _sum_of_squares(gradients)
+
+
+def _of_all_groups(gradients: Mapping[int, Sequence[Tensor]]) -> list[Tensor]:
+    return [gradient for group in gradients.values() for gradient in group]
+
+
+def _sum_of_squares(tensors: Sequence[Tensor]) -> Tensor:
+    return torch.stack(torch._foreach_norm(list(tensors))).double().square().sum()
 
 
 def _whole(engine, name: str, parameter: Tensor) -> Shard:

@@ -1,29 +1,8 @@
 import pytest
 
-from lcpt.attention import AttentionConfig
-from lcpt.model import GPT, ModelConfig
-from lcpt.training.engine import ParallelConfig, parameter_groups
+from lcpt.training.config import TrainingConfig
+from lcpt.training.engine import ParallelConfig, deepspeed_config
 from lcpt.training.setup import micro_batches
-
-
-def test_matrices_decay_and_vectors_do_not():
-    model = GPT(ModelConfig(n_layers=1, d_model=16, n_heads=2, vocab_size=20, attention=AttentionConfig("polysketch")))
-    names = {parameter: name for name, parameter in model.named_parameters()}
-    decayed, others = parameter_groups(model, 0.3)
-    assert (decayed["weight_decay"], others["weight_decay"]) == (0.3, 0.0)
-    assert {names[p] for p in others["params"]} == {
-        "norm.weight",
-        "blocks.0.attention_norm.weight",
-        "blocks.0.feed_forward_norm.weight",
-        "blocks.0.attention.q_norm.weight",
-        "blocks.0.attention.q_norm.bias",
-        "blocks.0.attention.k_norm.weight",
-        "blocks.0.attention.k_norm.bias",
-        "blocks.0.attention.gamma",
-        "blocks.0.attention.key_shift",
-    }
-    assert len(decayed["params"]) + len(others["params"]) == len(names)
-    assert all(p.ndim >= 2 for p in decayed["params"])
 
 
 def test_micro_batches_must_divide_evenly():
@@ -37,3 +16,29 @@ def test_micro_batches_must_divide_evenly():
 def test_other_zero_stages_are_refused(stage):
     with pytest.raises(ValueError, match=f"zero_stage is {stage}"):
         ParallelConfig(stage)
+
+
+@pytest.mark.parametrize(
+    "given, key",
+    [
+        ({"gradient_clipping": 1.0}, "training.grad_clip"),
+        ({"bf16": {"enabled": True}}, "training.precision"),
+        ({"zero_optimization": {"stage": 3}}, "parallel.zero_stage"),
+    ],
+)
+def test_what_lcpt_derives_is_not_passed_to_deepspeed(given, key):
+    with pytest.raises(ValueError, match=f"is derived from {key}; set that"):
+        ParallelConfig(deepspeed=given)
+
+
+def test_anything_else_is():
+    given = {"zero_optimization": {"reduce_bucket_size": 1000}, "comms_logger": {"enabled": True}}
+    derived = deepspeed_config(TrainingConfig(), ParallelConfig(2, deepspeed=given), 3)
+    assert derived["zero_optimization"] == {"stage": 2, "compute_grad_norm": False, "reduce_bucket_size": 1000}
+    assert derived["comms_logger"] == {"enabled": True} and derived["gradient_accumulation_steps"] == 3
+
+
+def test_deepspeed_refuses_what_it_does_not_know(start_job):
+    job = start_job(1, "parallel.deepspeed.zero_optimization.reduce_bucket_siz=1000", "training.micro_batch=8")
+    assert job.wait() == [2], job.text
+    assert "reduce_bucket_siz" in job.text and "Traceback" not in job.text

@@ -10,7 +10,7 @@ from lcpt.config import load_config
 from lcpt.data import SyntheticConfig, Task, batch
 from lcpt.evaluation import recall
 from lcpt.model import GPT
-from lcpt.training.engine import parameter_groups
+from lcpt.training.optimizer import parameter_groups
 from lcpt.training.schedule import learning_rate
 
 ROOT = Path(__file__).parents[2]

@@ -1,0 +1,57 @@
+"""Blocks compile whole, at every ZeRO stage, and compute the same. Backend aot_eager: no compiler is promised here."""
+
+import pytest
+import torch
+
+from lcpt.training.compilation import compile_blocks
+
+SETTINGS = [
+    "training.micro_batch=3",
+    "training.global_batch_tokens=192",
+    "training.max_steps=4",
+    "training.precision=bf16",
+]
+
+
+def graphs(config, yaml):
+    """-> (graphs, graph breaks) of a run."""
+    from torch._dynamo.utils import counters
+
+    from lcpt.training import compilation, job
+
+    compilation.BACKEND = "aot_eager"
+    counters.clear()
+    assert job.run(config, yaml) == 0
+    return counters["stats"]["unique_graphs"], sum(counters["graph_break"].values())
+
+
+@pytest.mark.parametrize(
+    "stage, overrides",
+    [(1, []), (2, ["model.activation_checkpointing=true"]), (3, [])],
+    ids=lambda x: ", ".join(x) if isinstance(x, list) else str(x),
+)
+def test_no_graph_breaks_and_equal_losses(train_ranks, run_ranks, tiny_yaml, valid_folder, tmp_path, stage, overrides):
+    """With validation, whose last batch is smaller."""
+    from lcpt.config import load_config, to_yaml
+
+    settings = [*SETTINGS, f"parallel.zero_stage={stage}", f"data.valid_path={valid_folder}", *overrides]
+    eager = train_ranks(1, *settings)
+    config = load_config(tiny_yaml, [f"run.dir={tmp_path}/compiled", *settings, "training.compile=true"])
+    [(n_graphs, breaks)] = run_ranks(lambda: graphs(config, to_yaml(config)), 1, timeout=120)
+    assert n_graphs >= 2 and breaks == 0
+    compiled = train_ranks(1, *settings, "training.compile=true", dir=tmp_path / "compiled")  # complete: its rows
+    assert [row["loss"] for row in compiled.rows] == pytest.approx([row["loss"] for row in eager.rows], rel=1e-5)
+    assert compiled.rows[-1]["valid_loss"] == pytest.approx(eager.rows[-1]["valid_loss"], rel=1e-5)
+
+
+def test_auto_compiles_on_a_gpu_only():
+    class Block(torch.nn.Module):
+        def forward(self, x):
+            return x
+
+    model = torch.nn.Module()
+    model.blocks = torch.nn.ModuleList([Block()])
+    compile_blocks(model, "auto", torch.device("cpu"))
+    assert "forward" not in vars(model.blocks[0])
+    compile_blocks(model, "true", torch.device("cpu"))
+    assert "forward" in vars(model.blocks[0])
