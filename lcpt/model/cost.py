@@ -18,7 +18,8 @@ SAMPLE = 1024  # tokens on which memory is counted; it grows in proportion
 class Cost:
     parameters: int
     flops_forward: float  # a token
-    flops_step: float  # a token, forward and backward, with recomputation where there is any
+    flops_trained: float  # a token, forward and backward
+    flops_step: float  # the same with what activation checkpointing computes again
     state_bytes: int  # of one sequence, for decoding the token after `context`
 
 
@@ -43,6 +44,7 @@ def model_cost(config: ModelConfig, context: int) -> Cost:
     return Cost(
         parameters=parameters,
         flops_forward=forward,
+        flops_trained=forward + backward,
         flops_step=forward + backward + recomputed,
         state_bytes=state,
     )

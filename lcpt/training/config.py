@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Optional
 
 from lcpt.training.bad_steps import BadStepsConfig
+from lcpt.training.profiling import ProfileConfig
 
 
 @dataclass
@@ -29,6 +30,8 @@ class TrainingConfig:
     valid_every_steps: int = 250
     valid_tokens: int = 2**18  # scored at each validation
     bad_steps: BadStepsConfig = field(default_factory=BadStepsConfig)
+    norms_every_steps: int = 100  # norms of each layer's gradient and weights; 0: never
+    profile: ProfileConfig = field(default_factory=ProfileConfig)
     hang_seconds: float = 30.0  # without progress on a rank, and ten times its longest wait: a hang; 0: never
 
     def __post_init__(self):
@@ -55,12 +58,15 @@ class TrainingConfig:
             raise ValueError(f"training.warmup_steps is {self.warmup_steps}; it must lie in 0 … {self.max_steps - 1}")
         if not 0 < self.lr < math.inf:
             raise ValueError(f"training.lr is {self.lr}; it must be > 0 and finite")
-        for name in ("weight_decay", "grad_clip", "hang_seconds"):
+        for name in ("weight_decay", "grad_clip", "hang_seconds", "norms_every_steps"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"training.{name} is {getattr(self, name)}; it must be ≥ 0 and finite")
         for name in ("final_lr_fraction", "decay_fraction"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"training.{name} is {getattr(self, name)}; it must lie in 0 … 1")
+
+    def norms_due(self, step: int) -> bool:
+        return self.norms_every_steps > 0 and step % self.norms_every_steps == 0
 
     @property
     def last_step(self) -> int:

@@ -76,7 +76,7 @@ def import_deepspeed_quietly() -> None:
 
 
 def build_engine(model: GPT, training: TrainingConfig, parallel: ParallelConfig, accumulation: int):
-    """Build a DeepSpeed engine with AdamW around `model` on this rank's device; a step has `accumulation` micro-batches.
+    """Build DeepSpeed's engine with AdamW around `model` on this rank's device, for steps of `accumulation` micro-batches.
 
     Gradients accumulate, and are summed over ranks, in fp32 at every stage. DeepSpeed neither clips nor looks for
     overflow: `update` is told what to do with the gradient.

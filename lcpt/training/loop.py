@@ -17,16 +17,22 @@ from lcpt.training.device_batches import DeviceBatches
 from lcpt.training.engine import adam_step, build_engine, update
 from lcpt.training.exit_codes import GiveUp, Preempted
 from lcpt.training.history import History
+from lcpt.training.layer_norms import layer_norms
+from lcpt.training.metric_sinks import build_sinks
 from lcpt.training.optimizer import clip_factor
+from lcpt.training.phase_clock import PhaseClock
 from lcpt.training.preemption import Preemption
+from lcpt.training.profiling import Profiler
 from lcpt.training.resume import data_position, find_start, restore
 from lcpt.training.run_folder import begin, finish, lock, write_marker
 from lcpt.training.saving import Saver
 from lcpt.training.schedule import learning_rate
 from lcpt.training.setup import set_up
 from lcpt.training.telemetry import Telemetry, log_rank0
+from lcpt.training.throughput import Throughput
 from lcpt.training.watchdog import STARTUP_TIMEOUT_S, Watchdog
 from lcpt.training.zero_shards import gradient_norm_squared
+from lcpt.utils.memory import peak_memory_bytes
 
 if TYPE_CHECKING:
     from lcpt.config import Config
@@ -90,7 +96,13 @@ class Training:
         attachments = {"config.yaml": self.run / "config.yaml", **self.source.attachments}
         self.saver = Saver(self.engine, self.run / "checkpoints", config.checkpoint, attachments, watch)
         self.bad_steps = BadSteps(config.training.bad_steps, state.get("bad_steps"))
-        self.telemetry = Telemetry(self.run, config.training, state["step"])
+        with groups.raise_on_all_ranks():
+            is_main, done = groups.rank() == 0, state["step"]
+            sinks = build_sinks(self.run, config.run.wandb_project, config_yaml, done) if is_main else []
+        self.telemetry = Telemetry(self.run, config.training, done, sinks)
+        self.throughput = Throughput(config.model, config.data.context, self.device)
+        self.profiler, self.clock = Profiler(self.run, config.training.profile), PhaseClock(self.device)
+        self.own_seconds = 0.0  # that this rank needed for data and forward passes of the step before
 
     def loop(self) -> None:
         training = self.config.training
@@ -99,15 +111,20 @@ class Training:
                 self.end_step(self.state["unvalidated"], save=True, leave=False)
             for step in range(self.state["step"] + 1, training.last_step + 1):
                 started, waited = time.perf_counter(), self.batches.waited
+                self.profiler.before(step)
                 first = step == self.state["step"] + 1  # which compiles and allocates
                 timeout_s = STARTUP_TIMEOUT_S if first else None
                 nats = self.forward_and_backward(step, timeout_s)
                 if step < training.last_step:
                     self.batches.copy_ahead(step)  # that of step + 1, while the device still works on this one
-                loss, grad_norm, asked, time_to_save = self.agree(nats)
+                loss, grad_norm, asked, time_to_save, ranks = self.agree(nats)
+                phases = self.clock.seconds()
+                self.own_seconds = phases["data_seconds"] + phases["forward_seconds"]
                 rate, skip_reason = learning_rate(step - 1, training), self.bad_steps.skip_reason(loss, grad_norm)
                 self.watch.heartbeat(f"the update of step {step}", timeout_s)
-                update(self.engine, rate, None if skip_reason else clip_factor(grad_norm, training.grad_clip))
+                norms = layer_norms(self.engine) if training.norms_due(step) else {}
+                with self.clock.phase("update"):
+                    update(self.engine, rate, None if skip_reason else clip_factor(grad_norm, training.grad_clip))
                 seconds = time.perf_counter() - started
                 row = {
                     "step": step,
@@ -115,14 +132,21 @@ class Training:
                     "loss": loss,
                     "learning_rate": rate,
                     "grad_norm": grad_norm,
-                    "tokens_per_second": training.global_batch_tokens / seconds,
+                    **self.throughput.of(training.global_batch_tokens / seconds),
+                    "peak_memory_bytes": peak_memory_bytes(self.device),
                     "step_seconds": seconds,
+                    "update_seconds": None,  # that of the step before
+                    **phases,
+                    **ranks,
+                    **norms,
                     "data_wait_fraction": (self.batches.waited - waited) / seconds,
                     "save_stall_fraction": self.save_stall_fraction,
                 }
                 self.bad_steps.record(loss, skip_reason)
                 if skip_reason:
                     self.report_skipped_step(row, skip_reason)
+                if trace := self.profiler.after(step, last=asked or step == training.last_step):
+                    log_rank0(f"a trace of {training.profile.steps} steps is in {trace}; ui.perfetto.dev shows it")
                 self.end_step(row, save=time_to_save, leave=asked)
             self.saver.finish()
         finally:
@@ -139,29 +163,41 @@ class Training:
         """Accumulate the step's gradients, for `update` to apply -> this rank's sum of losses in nats, not yet read."""
         scored, world, micro_batch = self.batches.scored, groups.world_size(), self.config.training.micro_batch
         self.watch.heartbeat(f"the data of step {step}", timeout_s)
-        inputs, labels = (x.split(micro_batch) for x in self.batches.get(step - 1))
+        with self.clock.phase("data"):
+            inputs, labels = (x.split(micro_batch) for x in self.batches.get(step - 1))
         nats = torch.zeros((), device=self.device)
         for number, (x, y) in enumerate(zip(inputs, labels, strict=True), start=1):  # [micro_batch, context] each
             self.watch.heartbeat(f"micro-batch {number} of step {step}", timeout_s)
-            loss, _ = self.engine(x, labels=y)
-            # The engine averages over ranks and micro-batches: this makes it the mean over all labels of the step.
-            self.engine.backward(loss * (world * self.accumulation / scored))
+            with self.clock.phase("forward"):
+                loss, _ = self.engine(x, labels=y)
+            with self.clock.phase("backward"):
+                # The engine averages over ranks and micro-batches: this makes it the mean over all labels of the step.
+                self.engine.backward(loss * (world * self.accumulation / scored))
             nats += loss.detach()
             if number < self.accumulation:
                 self.engine.step()  # DeepSpeed counts micro-batches in it; no update
         return nats
 
-    def agree(self, nats: torch.Tensor) -> tuple[float, float, bool, bool]:
+    def agree(self, nats: torch.Tensor) -> tuple[float, float, bool, bool, dict[str, float]]:
         """Sum over ranks what the step's decisions depend on: the only read from the device in a step.
 
         -> (mean loss of the step's labels in nats, global norm of the gradient, whether a rank was asked to leave,
-        whether the clock wants a save)
+        whether the clock wants a save, which ranks were the fastest and the slowest in the step before)
         """
         asked = bool(self.preemption.requested_by)
         due = groups.rank() == 0 and self.saver.minutes_are_up()
         squares = gradient_norm_squared(self.engine)
-        sums = groups.all_reduce_sum(nats, squares, asked, due, device=self.device)
-        return sums[0] / self.batches.scored, math.sqrt(sums[1]), bool(sums[2]), bool(sums[3])
+        seconds = [0.0] * groups.world_size()  # a place for each rank
+        seconds[groups.rank()] = self.own_seconds
+        nats_sum, square_sum, asked_sum, due_sum, *seconds = groups.all_reduce_sum(
+            nats, squares, asked, due, *seconds, device=self.device
+        )
+        ranks = {
+            "fastest_rank_seconds": min(seconds),
+            "slowest_rank_seconds": max(seconds),
+            "slowest_rank": seconds.index(max(seconds)),
+        }
+        return nats_sum / self.batches.scored, math.sqrt(square_sum), bool(asked_sum), bool(due_sum), ranks
 
     def report_skipped_step(self, row: dict, skip_reason: str) -> None:
         """Write down a bad step; raises GiveUp if there are too many."""

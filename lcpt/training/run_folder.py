@@ -11,6 +11,7 @@ import time
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
+from typing import Optional
 
 import torch
 from omegaconf import MISSING
@@ -31,6 +32,7 @@ _locks: dict[Path, int] = {}  # descriptors, which the system closes when the pr
 class RunConfig:
     dir: str = MISSING
     seed: int = 0
+    wandb_project: Optional[str] = None  # noqa: UP045  of Weights & Biases, where metrics go too
 
 
 def begin(folder: Path, config_yaml: str, history: History, state: dict) -> None:

@@ -1,4 +1,4 @@
-"""Report on a run, on rank 0: metrics.jsonl, TensorBoard, and a progress bar or a log."""
+"""Report on a run, on rank 0: metrics.jsonl, TensorBoard and Weights & Biases, and a progress bar or a log."""
 
 from __future__ import annotations
 
@@ -9,11 +9,13 @@ import os
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
 from lcpt.parallel import groups
 from lcpt.training.config import TrainingConfig
+from lcpt.training.metric_sinks import Sink
 
 LOG_SECONDS = 30.0  # between two lines of a log, where a bar on a terminal would move
 
@@ -26,16 +28,17 @@ def log_rank0(line: str) -> None:
 
 
 class Telemetry:
-    """Does nothing but on rank 0. `step` takes one row of metrics, floats unrounded; `done` steps came before."""
+    """Does nothing but on rank 0. `step` takes one row of metrics, floats unrounded; `done` steps came before.
 
-    def __init__(self, folder: Path, training: TrainingConfig, done: int):
+    A sink that cannot write is closed with a warning.
+    """
+
+    def __init__(self, folder: Path, training: TrainingConfig, done: int, sinks: list[Sink]):
         self._folder, self.is_main = folder, groups.rank() == 0
         if self.is_main:
-            from torch.utils.tensorboard import SummaryWriter
-
             self._metrics = open(folder / "metrics.jsonl", "ab", buffering=0)  # noqa: SIM115  close() closes it
             self._unwritten: list[str] = []
-            self._tensorboard: SummaryWriter | None = SummaryWriter(str(folder / "tensorboard"), purge_step=done + 1)
+            self._sinks = sinks
             self._total, so_far = (steps * training.global_batch_tokens for steps in (training.last_step, done))
             self._bar = tqdm(
                 initial=so_far,
@@ -48,11 +51,10 @@ class Telemetry:
             )
             self._last_step, self._said, self._valid = training.last_step, -LOG_SECONDS, ""
 
-    def step(self, row: dict[str, float]) -> None:
+    def step(self, row: dict[str, Any]) -> None:
         if not self.is_main:
             return
-        written = {name: value if math.isfinite(value) else None for name, value in row.items()}  # JSON has no NaN
-        self._unwritten.append(json.dumps(written) + "\n")
+        self._unwritten.append(json.dumps(_without_nan(row)) + "\n")
         if error := self._write():
             log_rank0(f"warning: {self._folder}/metrics.jsonl cannot be written ({error}); its rows wait for room")
         self._draw(row)
@@ -74,9 +76,9 @@ class Telemetry:
         """Sync every row so far to the disk: a checkpoint must not outlive the rows before it. Returns the error."""
         if not self.is_main:
             return None
-        if self._tensorboard:
-            self._tensorboard.flush()
         try:
+            for sink in self._sinks:
+                sink.flush()
             if error := self._write():
                 return error
             os.fsync(self._metrics.fileno())
@@ -90,8 +92,8 @@ class Telemetry:
                 self._bar.close()
             self._write()
             self._metrics.close()
-            if self._tensorboard:
-                self._tensorboard.close()
+            for sink in self._sinks:
+                sink.close()
 
     def _write(self) -> OSError | None:
         """Write the pending rows, all or none of them."""
@@ -106,24 +108,37 @@ class Telemetry:
         self._unwritten.clear()
         return None
 
-    def _draw(self, row: dict[str, float]) -> None:
-        if self._tensorboard is None:
-            return
-        try:
-            for name, value in row.items():
-                if name != "step":
-                    self._tensorboard.add_scalar(name, value, row["step"])
-        except OSError as error:
-            self._tensorboard = None
-            log_rank0(f"warning: TensorBoard's curves end at step {row['step']}: {error}")
+    def _draw(self, row: dict[str, Any]) -> None:
+        for sink in list(self._sinks):
+            try:
+                sink.log(row)
+            except OSError as error:
+                self._sinks.remove(sink)
+                log_rank0(f"warning: {type(sink).__name__}'s curves end at step {row['step']}: {error}")
 
-    def _show(self, row: dict[str, float], line: str) -> None:
+    def _show(self, row: dict[str, Any], line: str) -> None:
+        line += f", lr {row['learning_rate']:.3g}"
         if self._bar.disable:
             if row["step"] == self._last_step or time.monotonic() - self._said > LOG_SECONDS:
                 self._said = time.monotonic()
-                done = row["tokens"] / self._total
-                log_rank0(f"{line}, {row['tokens_per_second']:,.0f} tokens a second, {done:.1%} of the run")
+                log_rank0(f"{line}, {speed(row)}, {row['tokens'] / self._total:.1%} of the run")
             return
         with contextlib.suppress(OSError):
-            self._bar.set_description_str(line, refresh=False)
+            self._bar.set_description_str(f"{line}, {speed(row)}", refresh=False)
             self._bar.update(row["tokens"] - self._bar.n)
+
+
+def speed(row: dict[str, Any]) -> str:
+    """Say how fast a step was, and with how much memory."""
+    mfu = "" if row["mfu"] is None else f" (MFU {row['mfu']:.1%})"
+    return (
+        f"{row['tokens_per_second']:,.0f} tokens a second, {row['tflops_per_second']:.3g} TFLOP/s a rank{mfu}, "
+        f"{row['peak_memory_bytes'] / 2**30:.1f} GiB"
+    )
+
+
+def _without_nan(value: Any) -> Any:
+    """Put None, JSON's null, in the place of numbers that JSON does not have."""
+    if isinstance(value, dict):
+        return {key: _without_nan(item) for key, item in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value

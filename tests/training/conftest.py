@@ -180,7 +180,21 @@ def record():
             Path(folder, f"{table}.json").write_text(json.dumps(report, indent=1) + "\n")
 
 
-TIMES = ("tokens_per_second", "step_seconds", "data_wait_fraction", "save_stall_fraction")
+TIMES = (
+    "tokens_per_second",
+    "tflops_per_second",
+    "peak_memory_bytes",
+    "step_seconds",
+    "data_seconds",
+    "forward_seconds",
+    "backward_seconds",
+    "update_seconds",
+    "fastest_rank_seconds",
+    "slowest_rank_seconds",
+    "slowest_rank",
+    "data_wait_fraction",
+    "save_stall_fraction",
+)
 
 
 @pytest.fixture(scope="session")

@@ -147,4 +147,4 @@ def events(run):
 
     found = EventAccumulator(str(run / "tensorboard"))
     found.Reload()
-    assert [event.step for event in found.Scalars("loss")] == list(range(1, STEPS + 1))
+    assert [event.step for event in found.Scalars("loss/train")] == list(range(1, STEPS + 1))

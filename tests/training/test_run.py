@@ -18,11 +18,22 @@ KEYS = {
     "learning_rate",
     "grad_norm",
     "tokens_per_second",
+    "tflops_per_second",
+    "mfu",
+    "peak_memory_bytes",
     "step_seconds",
+    "data_seconds",
+    "forward_seconds",
+    "backward_seconds",
+    "update_seconds",
+    "fastest_rank_seconds",
+    "slowest_rank_seconds",
+    "slowest_rank",
     "data_wait_fraction",
     "save_stall_fraction",
 }
 VALID = {"valid_loss", "valid_bits_per_byte"}
+LATER = ("save_stall_fraction", "peak_memory_bytes")  # which go on after the last step
 STEPS = 40
 
 
@@ -72,9 +83,15 @@ def test_every_step_has_a_row_with_all_metrics(run):
     assert [row["tokens"] for row in run.rows] == [256 * (n + 1) for n in range(STEPS)]
     for row in run.rows:
         assert row.keys() == KEYS | (VALID if row["step"] in (15, 30, 40) else set())
-        assert all(math.isfinite(value) for value in row.values())
+        assert all(math.isfinite(value) for value in row.values() if value is not None)
+        none = {name for name, value in row.items() if value is None}
+        assert none == ({"mfu", "update_seconds"} if row["step"] == 1 else {"mfu"})
         assert row["tokens_per_second"] == pytest.approx(256 / row["step_seconds"])
+        parts = row["data_seconds"] + row["forward_seconds"] + row["backward_seconds"]
+        assert 0 < parts <= row["step_seconds"] and row["peak_memory_bytes"] > 10**7
+        assert row["fastest_rank_seconds"] <= row["slowest_rank_seconds"] and row["slowest_rank"] in (0, 1)
         assert 0 <= row["data_wait_fraction"] <= 1
+    assert max(row["slowest_rank_seconds"] for row in run.rows) > 0
     lines = (run.dir / "metrics.jsonl").read_text().splitlines()
     digits = [len(str(json.loads(line)["loss"])) for line in lines]
     assert max(digits) > 12  # unrounded
@@ -85,14 +102,20 @@ def test_tensorboard_holds_the_same(run):
 
     events = EventAccumulator(str(run.dir / "tensorboard"))
     events.Reload()
-    assert [event.step for event in events.Scalars("loss")] == list(range(1, STEPS + 1))
-    assert [e.value for e in events.Scalars("loss")] == pytest.approx([row["loss"] for row in run.rows], rel=1e-6)
-    assert [event.step for event in events.Scalars("valid_bits_per_byte")] == [15, 30, 40]
+    losses = events.Scalars("loss/train")
+    assert [event.step for event in losses] == list(range(1, STEPS + 1))
+    assert [event.value for event in losses] == pytest.approx([row["loss"] for row in run.rows], rel=1e-6)
+    assert [event.step for event in events.Scalars("loss/valid_bits_per_byte")] == [15, 30, 40]
+    assert not [tag for tag in events.Tags()["scalars"] if tag.startswith("other/")]  # every metric has its group
+    [text] = events.Tensors("config/text_summary")
+    assert f"dir: {run.dir}" in text.tensor_proto.string_val[0].decode()
+    plugin = events.PluginTagToContent("hparams")["_hparams_/session_start_info"]
+    assert b"training.lr" in plugin and b"model.attention.block_size" in plugin
 
 
 def test_summary_and_environment_describe_the_run(run):
     summary = json.loads((run.dir / "summary.json").read_text())
-    last = {name: value for name, value in run.rows[-1].items() if name != "save_stall_fraction"}
+    last = {name: value for name, value in run.rows[-1].items() if name not in LATER}
     assert last.items() <= summary.items()
     assert summary["world_size"] == 2 and summary["wall_seconds"] > 0 and summary["peak_memory_bytes"] > 10**7
     assert 0 < summary["save_stall_fraction"] < 1

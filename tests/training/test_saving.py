@@ -123,7 +123,7 @@ def test_rows_reach_the_disk_before_the_checkpoint_does(start_job):
             assert synced.count("metrics.jsonl") >= step  # one save a step
             events = EventAccumulator(str(partial.parents[1] / "tensorboard"))
             events.Reload()
-            assert [event.step for event in events.Scalars("loss")][:step] == list(range(1, step + 1))
+            assert [event.step for event in events.Scalars("loss/train")][:step] == list(range(1, step + 1))
             return commit_checkpoint(partial, step, *arguments)
 
         os.fsync, module.commit_checkpoint = note, checked

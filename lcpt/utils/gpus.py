@@ -1,0 +1,37 @@
+"""Know the memory and the speed of GPUs by name."""
+
+from __future__ import annotations
+
+GPU_BYTES = {  # as their names say, in powers of ten: what a process can use is a little more or less
+    "A100-40GB": 40_000_000_000,
+    "A100-80GB": 80_000_000_000,
+    "L40S-48GB": 48_000_000_000,
+    "H100-80GB": 80_000_000_000,
+    "H200-141GB": 141_000_000_000,
+    "B200-192GB": 192_000_000_000,
+}
+
+
+def gpu_bytes(name: str) -> int:
+    """Return the memory of a GPU. ValueError for a name that is not in GPU_BYTES."""
+    if name not in GPU_BYTES:
+        raise ValueError(f"no GPU {name!r} is known; known are {', '.join(GPU_BYTES)}")
+    return GPU_BYTES[name]
+
+
+BF16_FLOPS = (  # dense peak a second; the first that occurs in a device's name counts
+    ("H100 PCIe", 756e12),
+    ("H100 NVL", 835e12),
+    ("H100", 989e12),
+    ("H200", 989e12),
+    ("GH200", 989e12),
+    ("B200", 2250e12),
+    ("A100", 312e12),
+    ("L40S", 362e12),
+    ("MI300X", 1307e12),
+)
+
+
+def peak_flops(device_name: str) -> float | None:
+    """Return the dense peak of a GPU in bf16, a second, by the name that PyTorch gives it; None if it is not known."""
+    return next((flops for name, flops in BF16_FLOPS if name in device_name), None)
