@@ -76,7 +76,7 @@ def import_deepspeed_quietly() -> None:
 
 
 def build_engine(model: GPT, training: TrainingConfig, parallel: ParallelConfig, accumulation: int):
-    """Build DeepSpeed's engine with AdamW around `model` on this rank's device, for steps of `accumulation` micro-batches.
+    """Build a DeepSpeed engine around `model` on this rank's device: AdamW, `accumulation` micro-batches a step.
 
     Gradients accumulate, and are summed over ranks, in fp32 at every stage. DeepSpeed neither clips nor looks for
     overflow: `update` is told what to do with the gradient.
