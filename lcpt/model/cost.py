@@ -28,17 +28,17 @@ def model_cost(config: ModelConfig, context: int) -> Cost:
     with torch.device("meta"):
         model = GPT(config)
     parameters = sum(p.numel() for p in model.parameters())
-    # Every matrix of a block, but a sketch's, meets a token once; the embedding does as the head.
-    matrices = sum(p.numel() for p in model.parameters() if p.ndim == 2)
+    # Every matrix of a block, but a sketch's, meets a token once, and so does the head. An embedding is no product.
+    head = config.vocab_size * config.d_model
+    matrices = head + sum(p.numel() for block in model.blocks for p in block.parameters() if p.ndim == 2)
     forward, backward = 2.0 * matrices, 4.0 * matrices
-    head = 2.0 * config.vocab_size * config.d_model
     recomputed = 0.0
     for block in model.blocks:
         attend_forward, attend_backward = block.attention.attend_flops(context)
         forward += attend_forward
         backward += attend_backward
     if config.activation_checkpointing:
-        recomputed = forward - head
+        recomputed = forward - 2.0 * head
     state = sum(block.attention.state_bytes(context) + block.attention.key_shift_bytes() for block in model.blocks)
     return Cost(
         parameters=parameters,
@@ -92,7 +92,7 @@ def _saved_elements(config: ModelConfig, layer: int, mode: AbstractContextManage
     with mode, torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
         block = Block(config, layer)
         x = torch.randn(1, SAMPLE, config.d_model, requires_grad=True)
-        y = block(x, rotary_table(torch.arange(SAMPLE), config.d_model // config.n_heads, config.rope_base))
+        y = block(x, rotary_table(torch.arange(SAMPLE), config.head_dim, config.rope_base))
         own = {p.untyped_storage()._cdata for p in block.parameters()}
         elements = sum(storage.nbytes() for address, storage in saved.items() if address not in own) / y.itemsize
     return elements / SAMPLE
