@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lcpt.attention.qk_norm import QK_NORMS
+from lcpt.attention.qk_norm import QK_NORMS, NormRotary
+from lcpt.utils.recomputation import compute_once, recompute
 
 if TYPE_CHECKING:
     from lcpt.attention import AttentionConfig
@@ -56,9 +58,16 @@ class Attention(nn.Module, ABC):
         """The class that is built under this config, where a kind has forms of different cost."""
         return cls
 
-    def forward(self, x: Tensor, rotary: tuple[Tensor, Tensor] | None, cu_seqlens: Tensor | None = None) -> Tensor:
-        """cu_seqlens int [N + 1]: documents packed in one sequence, B = 1, each as if alone."""
-        p = self.project(x, rotary, cu_seqlens=cu_seqlens)
+    def forward(
+        self,
+        x: Tensor,
+        rotary: tuple[Tensor, Tensor] | None,
+        cu_seqlens: Tensor | None = None,
+        norm: Callable[[Tensor], Tensor] | None = None,
+    ) -> Tensor:
+        """cu_seqlens int [N + 1]: documents packed in one sequence, B = 1, each as if alone. norm: of x, for selective
+        activation checkpointing: its result is made again in backward, and so are the normed queries and keys."""
+        p = self.project(x, rotary, cu_seqlens=cu_seqlens, norm=norm)
         return self._merge(self.attend(p, cu_seqlens=cu_seqlens)[0])
 
     def extend(self, x: Tensor, rotary: tuple[Tensor, Tensor] | None, state) -> tuple[Tensor, object]:
@@ -74,18 +83,29 @@ class Attention(nn.Module, ABC):
         rotary: tuple[Tensor, Tensor] | None,
         last_key: Tensor | None = None,
         cu_seqlens: Tensor | None = None,
+        norm: Callable[[Tensor], Tensor] | None = None,
     ) -> Projected:
         """last_key: that of the tokens before x, where x continues a sequence."""
-        heads = self.qkv(x).unflatten(-1, (-1, self.head_dim))  # [B, T, H + 2 Hkv, D]
+        if norm is None:
+            heads = self.qkv(x)
+        else:
+            x, heads = recompute(lambda x: self._qkv_of(norm(x)), x)
+        # On a GPU NormRotary is one kernel, which keeps its input alone: there is nothing to save.
+        fused = x.is_cuda and isinstance(self.q_norm, NormRotary)
+        run = compute_once if norm is None or fused else recompute
+        heads = heads.unflatten(-1, (-1, self.head_dim))  # [B, T, H + 2 Hkv, D]
         q, k, v = heads.split((self.n_heads, self.n_kv_heads, self.n_kv_heads), dim=2)
-        q, q_plain = self.q_norm(q, rotary, self.keep_plain)
+        q, q_plain = run(self.q_norm, q, rotary, self.keep_plain)
         if self.key_shift is None:
-            k, k_plain = self.k_norm(k, rotary, self.keep_plain)
+            k, k_plain = run(self.k_norm, k, rotary, self.keep_plain)
             return Projected(q, k, v, self.gate(x), q_plain, k_plain, x)
         key_shift = self.key_shift.view(self.n_kv_heads, -1)
         starts = None if cu_seqlens is None else starts_of(cu_seqlens, x.shape[1])
-        shifted, k_plain = self.k_norm(k, rotary, self.keep_plain, key_shift, last_key, starts)
+        shifted, k_plain = run(self.k_norm, k, rotary, self.keep_plain, key_shift, last_key, starts)
         return Projected(q, shifted, v, self.gate(x), q_plain, k_plain, x, k[:, -1:])
+
+    def _qkv_of(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return x, self.qkv(x)
 
     def gate(self, x: Tensor) -> Tensor | None:
         """x [B, T, d_model] -> log gate, fp32 [B, T, Hkv], ≤ 0; None in kinds that have none."""

@@ -37,7 +37,7 @@ def model_cost(config: ModelConfig, context: int) -> Cost:
         attend_forward, attend_backward = block.attention.attend_flops(context)
         forward += attend_forward
         backward += attend_backward
-    if config.activation_checkpointing:
+    if config.activation_checkpointing is True:
         recomputed = forward - 2.0 * head
     state = sum(block.attention.state_bytes(context) + block.attention.key_shift_bytes() for block in model.blocks)
     return Cost(
@@ -60,7 +60,7 @@ def memory_per_rank(
     """
     width = 2 if precision == "bf16" else 4
     saved = {kind: saved_elements(config, config.kinds.index(kind)) for kind in set(config.kinds)}
-    if config.activation_checkpointing:
+    if config.activation_checkpointing is True:
         elements = config.n_layers * config.d_model + max(saved.values())
     else:
         elements = sum(saved[kind] for kind in config.kinds)

@@ -8,6 +8,8 @@ from typing import NamedTuple
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lcpt.utils.recomputation import recompute
+
 
 def geglu(packed: Tensor) -> Tensor:
     """Compute GELU(gate) ∘ value (arXiv 2002.05202), [..., 2 F] -> [..., F]."""
@@ -50,5 +52,10 @@ class FeedForward(nn.Module):
         self.up = nn.Linear(d_model, packed * d_ff, bias=bias)
         self.down = nn.Linear(d_ff, d_model, bias=bias)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.down(self.activation(self.up(x)))
+    def forward(self, x: Tensor, norm: Callable[[Tensor], Tensor] | None = None) -> Tensor:
+        """norm: of x, for selective activation checkpointing: its result and the activation's are made again in
+        backward."""
+        if norm is None:
+            return self.down(self.activation(self.up(x)))
+        packed = recompute(lambda x: self.up(norm(x)), x)
+        return recompute(lambda packed: self.down(self.activation(packed)), packed)

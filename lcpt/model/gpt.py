@@ -36,7 +36,8 @@ class ModelConfig:
     max_positions: int | None = None  # the longest sequence, where positions are learned
     rope_base: float = 10000.0
     rope_scaling: RopeScalingConfig = field(default_factory=RopeScalingConfig)
-    activation_checkpointing: bool = False  # keep a block's input only, compute the block again in backward
+    # true: keep a block's input only, compute the block again in backward; selective: norms and activations alone
+    activation_checkpointing: bool | str = False
     attention: AttentionConfig = field(default_factory=AttentionConfig)
     version: int = VERSION  # whose defaults a missing key has; saved with weights, so that they stay what they are
 
@@ -52,9 +53,10 @@ class ModelConfig:
             ("norm", NORMS),
             ("feed_forward", ACTIVATIONS),
             ("positions", ("rotary", "learned")),
+            ("activation_checkpointing", (False, "selective", True)),
         ):
             if getattr(self, name) not in known:
-                raise ValueError(f"model.{name} is {getattr(self, name)!r}; it is {', '.join(known)}")
+                raise ValueError(f"model.{name} is {getattr(self, name)!r}; it is {', '.join(map(str, known)).lower()}")
         if (self.positions == "learned") != (self.max_positions is not None):
             raise ValueError(
                 f"model.positions is {self.positions} and model.max_positions {self.max_positions}; "
@@ -173,7 +175,7 @@ class GPT(nn.Module):
             positions = positions - starts
         x, rotary = self._embed(tokens, positions, tokens.shape[1])
         for block in self.blocks:
-            if self.config.activation_checkpointing and torch.is_grad_enabled():
+            if self.config.activation_checkpointing is True and torch.is_grad_enabled():
                 x = checkpoint(block, x, rotary, cu_seqlens, use_reentrant=False)
             else:
                 x = block(x, rotary, cu_seqlens)
@@ -214,12 +216,16 @@ class Block(nn.Module):
     def __init__(self, config: ModelConfig, layer: int):
         super().__init__()
         kind = config.attention.attention_of_layer(layer)
+        self.selective = config.activation_checkpointing == "selective"
         self.attention_norm = config.build_norm()
         self.attention = kind(config.d_model, config.n_heads, config.kv_heads, config.attention)
         self.feed_forward_norm = config.build_norm()
         self.feed_forward = FeedForward(config.feed_forward, config.d_model, config.ff_width, config.bias)
 
     def forward(self, x: Tensor, rotary: RotaryTable, cu_seqlens: Tensor | None = None) -> Tensor:
+        if self.selective and torch.is_grad_enabled():
+            x = x + self.attention(x, rotary, cu_seqlens, norm=self.attention_norm)
+            return x + self.feed_forward(x, norm=self.feed_forward_norm)
         attended = self.attention(self.attention_norm(x), rotary, cu_seqlens)
         x, normed = add_and_norm(x, attended, self.feed_forward_norm)
         return x + self.feed_forward(normed)
