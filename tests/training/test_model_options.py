@@ -30,3 +30,10 @@ def test_losses_and_gradient_norms_are_the_same(train_ranks, alone, stage, check
     assert len(rows) == len(alone) == 3
     for name in ("loss", "grad_norm"):
         assert [row[name] for row in rows] == pytest.approx([row[name] for row in alone], rel=1e-5)
+
+
+def test_a_run_may_go_on_with_another_checkpointing(train_ranks, alone, tmp_path):
+    options = [*OPTIONS, "parallel.zero_stage=1", "checkpoint.every_steps=1"]
+    train_ranks(1, *options, "training.stop_after_steps=2", dir=tmp_path / "run")
+    rows = train_ranks(1, *options, "model.activation_checkpointing=selective", dir=tmp_path / "run").rows
+    assert [row["loss"] for row in rows] == pytest.approx([row["loss"] for row in alone], rel=1e-5)
