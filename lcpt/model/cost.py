@@ -13,7 +13,7 @@ from lcpt.attention.base import rotary_table
 from lcpt.model.gpt import GPT, Block, ModelConfig
 
 SAMPLE = 1024  # tokens on which memory is counted; it grows in proportion
-LOGITS = 2**26  # of a chunk of the loss on a GPU
+LOGITS = 2**28  # of a chunk of the loss on a GPU, which become their own gradient
 REDUCE_BUCKET = 500_000_000  # gradients that DeepSpeed collects before it reduces them, stages 2 and 3
 LIVE_WEIGHTS = 1_000_000_000  # weights that DeepSpeed leaves gathered at stage 3
 
@@ -93,11 +93,11 @@ def memory_per_rank(
 
 
 def _head_bytes(config: ModelConfig, tokens: int, width: int) -> float:
-    """Count what lives while the loss is computed: the last norm's input and output with a gradient, a chunk of logits
-    in the model's dtype and twice in fp32, the gradient of the head's matrix in fp32 and then as it is returned."""
+    """Count what lives while the loss is computed: the last norm's input and output with a gradient, a chunk of logits,
+    the gradient of the head's matrix in fp32 and then as it is returned."""
     logits = min(tokens * config.vocab_size, LOGITS)
     matrix = config.vocab_size * config.d_model
-    return 3 * width * config.d_model * tokens + (8 + width % 4) * logits + (4 + width) * matrix
+    return 3 * width * config.d_model * tokens + width * logits + (4 + width) * matrix
 
 
 def activation_elements(config: ModelConfig) -> Saved:
