@@ -131,30 +131,29 @@ def most_allocated(config, batch, tokens):
 @pytest.mark.parametrize("kind", ["softmax", "polysketch"])
 def test_the_estimate_is_what_a_step_allocates(kind, checkpointing):
     """All of it: activations, the loss, gradients; ten per cent are left for temporaries."""
-    attention = AttentionConfig(kind, block_size=64)
     config = ModelConfig(
-        n_layers=6,
+        n_layers=4,
         d_model=64,
         n_heads=2,
         vocab_size=256,
         activation_checkpointing=checkpointing,
-        attention=attention,
+        attention=AttentionConfig(kind, block_size=64),
     )
     parts = memory_per_rank(
         config,
-        model_cost(config, 1024).parameters,
+        model_cost(config, 512).parameters,
         activation_elements(config),
-        tokens=2048,
+        tokens=1024,
         world=1,
         zero_stage=0,
         precision="fp32",
     )
     estimate = sum(n_bytes for name, n_bytes in parts.items() if name not in ("weights", "optimizer"))
-    assert most_allocated(config, 2, 1024) == pytest.approx(estimate, rel=0.1)
+    assert most_allocated(config, 2, 512) == pytest.approx(estimate, rel=0.1)
 
 
 def test_selective_checkpointing_costs_no_products_and_keeps_less():
-    plain = CONFIGS["hybrid"]
+    plain = replace(CONFIGS["hybrid"], attention=AttentionConfig(pattern=["polysketch", "softmax"], block_size=16))
     selective, full = (replace(plain, activation_checkpointing=policy) for policy in ("selective", True))
     assert model_cost(selective, 64) == model_cost(plain, 64) != model_cost(full, 64)
     kept = [activation_elements(config) for config in (plain, selective, full)]
