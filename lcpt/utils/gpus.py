@@ -1,4 +1,4 @@
-"""Know the memory of GPUs by name."""
+"""Know the memory and the speed of GPUs by name."""
 
 from __future__ import annotations
 
@@ -17,3 +17,21 @@ def gpu_bytes(name: str) -> int:
     if name not in GPU_BYTES:
         raise ValueError(f"no GPU {name!r} is known; known are {', '.join(GPU_BYTES)}")
     return GPU_BYTES[name]
+
+
+BF16_FLOPS = (  # dense peak a second; the first that occurs in a device's name counts
+    ("H100 PCIe", 756e12),
+    ("H100 NVL", 835e12),
+    ("H100", 989e12),
+    ("H200", 989e12),
+    ("GH200", 989e12),
+    ("B200", 2250e12),
+    ("A100", 312e12),
+    ("L40S", 362e12),
+    ("MI300X", 1307e12),
+)
+
+
+def peak_flops(device_name: str) -> float | None:
+    """Return the dense peak of a GPU in bf16, a second, by the name that PyTorch gives it; None if it is not known."""
+    return next((flops for name, flops in BF16_FLOPS if name in device_name), None)
