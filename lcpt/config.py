@@ -43,6 +43,10 @@ class Config:
             )
         if self.training.valid_tokens < context:
             raise ValueError(f"training.valid_tokens {self.training.valid_tokens} is less than data.context {context}")
+        if (most := self.model.max_positions) is not None and context > most:
+            raise ValueError(
+                f"data.context {context} exceeds model.max_positions {most}; raise it, or shorten the context"
+            )
         if self.training.precision == "bf16" and self.parallel.zero_stage == 0:
             raise ValueError(
                 "training.precision bf16 needs parallel.zero_stage 1, 2 or 3: at stage 0 nothing keeps an "

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from lcpt_kernels.norm_rotary import norm_rotary
 from torch import Tensor, nn
+
+from lcpt.attention.qk_norm import QK_NORMS, NormRotary
+from lcpt.utils.recomputation import compute_once, recompute
 
 if TYPE_CHECKING:
     from lcpt.attention import AttentionConfig
@@ -17,7 +20,7 @@ if TYPE_CHECKING:
 class Projected(NamedTuple):
     """What a layer makes of T tokens before they meet each other."""
 
-    q: Tensor  # [B, T, H, D], after LayerNorm and rotary positions
+    q: Tensor  # [B, T, H, D], after the norm and rotary positions
     k: Tensor  # [B, T, Hkv, D], the same
     v: Tensor  # [B, T, Hkv, D]
     log_gate: Tensor | None = None  # fp32 [B, T, Hkv], ≤ 0
@@ -30,37 +33,44 @@ class Projected(NamedTuple):
 class Attention(nn.Module, ABC):
     """Multi-head causal self-attention, [B, T, d_model] -> [B, T, d_model]; a kind adds `attend`.
 
-    Queries and keys pass a LayerNorm over the head dimension before RoPE: softmax gains most from it at a high
-    learning rate, and the polynomial kinds need bounded scores. With a key shift m, a key is k_t + m ∘ k_{t−1}: it
-    knows the token before its own, which saves associative recall a layer.
+    Queries and keys pass a norm over the head dimension before RoPE: softmax gains most from it at a high learning
+    rate, and the polynomial kinds need bounded scores. Without rotary positions, `rotary` is None. With a key shift m,
+    a key is k_t + m ∘ k_{t−1}: it knows the token before its own, which saves associative recall a layer.
     """
 
     keep_plain = False  # whether `attend` takes q and k without their positions too
 
     def __init__(self, d_model: int, n_heads: int, n_kv_heads: int, config: AttentionConfig):
         super().__init__()
-        self.n_heads, self.n_kv_heads, self.head_dim = n_heads, n_kv_heads, d_model // n_heads
-        self.qkv = nn.Linear(d_model, (n_heads + 2 * n_kv_heads) * self.head_dim, bias=False)
+        self.n_heads, self.n_kv_heads, self.head_dim = n_heads, n_kv_heads, config.head_dim or d_model // n_heads
+        self.qkv = nn.Linear(d_model, (n_heads + 2 * n_kv_heads) * self.head_dim, bias=config.bias)
         # A vector, [Hkv · D]: what has one dimension is not decayed.
         self.key_shift = (
             nn.Parameter(torch.full((n_kv_heads * self.head_dim,), KEY_SHIFT)) if config.key_shift else None
         )
-        self.q_norm = NormRotary(self.head_dim)
-        self.k_norm = NormRotary(self.head_dim)
+        self.q_norm = QK_NORMS[config.qk_norm](self.head_dim, config.qk_norm_eps)
+        self.k_norm = QK_NORMS[config.qk_norm](self.head_dim, config.qk_norm_eps)
         self.out_norm = nn.RMSNorm(self.head_dim, eps=1e-6) if config.output_norm else nn.Identity()
-        self.out = nn.Linear(d_model, d_model, bias=False)
+        self.out = nn.Linear(n_heads * self.head_dim, d_model, bias=config.bias)
 
     @classmethod
     def resolve_class(cls, config: AttentionConfig) -> type[Attention]:
         """The class that is built under this config, where a kind has forms of different cost."""
         return cls
 
-    def forward(self, x: Tensor, rotary: tuple[Tensor, Tensor], cu_seqlens: Tensor | None = None) -> Tensor:
-        """cu_seqlens int [N + 1]: documents packed in one sequence, B = 1, each as if alone."""
-        p = self.project(x, rotary, cu_seqlens=cu_seqlens)
+    def forward(
+        self,
+        x: Tensor,
+        rotary: tuple[Tensor, Tensor] | None,
+        cu_seqlens: Tensor | None = None,
+        norm: Callable[[Tensor], Tensor] | None = None,
+    ) -> Tensor:
+        """cu_seqlens int [N + 1]: documents packed in one sequence, B = 1, each as if alone. norm: of x, for selective
+        activation checkpointing: its result is made again in backward, and so are the normed queries and keys."""
+        p = self.project(x, rotary, cu_seqlens=cu_seqlens, norm=norm)
         return self._merge(self.attend(p, cu_seqlens=cu_seqlens)[0])
 
-    def extend(self, x: Tensor, rotary: tuple[Tensor, Tensor], state) -> tuple[Tensor, object]:
+    def extend(self, x: Tensor, rotary: tuple[Tensor, Tensor] | None, state) -> tuple[Tensor, object]:
         """The same for the continuation of a sequence that left `state`, None at its start; and the state after it."""
         attended, last_key = state or (None, None)
         p = self.project(x, rotary, last_key)
@@ -70,21 +80,32 @@ class Attention(nn.Module, ABC):
     def project(
         self,
         x: Tensor,
-        rotary: tuple[Tensor, Tensor],
+        rotary: tuple[Tensor, Tensor] | None,
         last_key: Tensor | None = None,
         cu_seqlens: Tensor | None = None,
+        norm: Callable[[Tensor], Tensor] | None = None,
     ) -> Projected:
         """last_key: that of the tokens before x, where x continues a sequence."""
-        heads = self.qkv(x).unflatten(-1, (-1, self.head_dim))  # [B, T, H + 2 Hkv, D]
+        if norm is None:
+            heads = self.qkv(x)
+        else:
+            x, heads = recompute(lambda x: self._qkv_of(norm(x)), x)
+        # On a GPU NormRotary is one kernel, which keeps its input alone: there is nothing to save.
+        fused = x.is_cuda and isinstance(self.q_norm, NormRotary)
+        run = compute_once if norm is None or fused else recompute
+        heads = heads.unflatten(-1, (-1, self.head_dim))  # [B, T, H + 2 Hkv, D]
         q, k, v = heads.split((self.n_heads, self.n_kv_heads, self.n_kv_heads), dim=2)
-        q, q_plain = self.q_norm(q, rotary, self.keep_plain)
+        q, q_plain = run(self.q_norm, q, rotary, self.keep_plain)
         if self.key_shift is None:
-            k, k_plain = self.k_norm(k, rotary, self.keep_plain)
+            k, k_plain = run(self.k_norm, k, rotary, self.keep_plain)
             return Projected(q, k, v, self.gate(x), q_plain, k_plain, x)
         key_shift = self.key_shift.view(self.n_kv_heads, -1)
         starts = None if cu_seqlens is None else starts_of(cu_seqlens, x.shape[1])
-        shifted, k_plain = self.k_norm(k, rotary, self.keep_plain, key_shift, last_key, starts)
+        shifted, k_plain = run(self.k_norm, k, rotary, self.keep_plain, key_shift, last_key, starts)
         return Projected(q, shifted, v, self.gate(x), q_plain, k_plain, x, k[:, -1:])
+
+    def _qkv_of(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return x, self.qkv(x)
 
     def gate(self, x: Tensor) -> Tensor | None:
         """x [B, T, d_model] -> log gate, fp32 [B, T, Hkv], ≤ 0; None in kinds that have none."""
@@ -189,34 +210,6 @@ class LinearCost(Attention):
         return 4 * self.n_kv_heads * (self.features() * (self.head_dim + 1) + tail)
 
 
-class NormRotary(nn.LayerNorm):
-    """A key shift if there is one, LayerNorm of every head, then its position.
-
-    [B, T, H, D] -> (that, and if asked for without the position); the arguments are those of lcpt_kernels.norm_rotary.
-    """
-
-    def forward(  # type: ignore[override]  # a LayerNorm that takes positions too
-        self,
-        x: Tensor,
-        rotary: tuple[Tensor, Tensor],
-        keep_plain: bool = False,
-        key_shift: Tensor | None = None,
-        before: Tensor | None = None,
-        starts: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor | None]:
-        return norm_rotary(
-            x,
-            self.weight,
-            self.bias,
-            *rotary,
-            key_shift=key_shift,
-            before=before,
-            starts=starts,
-            eps=self.eps,
-            keep_plain=keep_plain,
-        )
-
-
 def starts_of(cu_seqlens: Tensor, tokens: int) -> Tensor:
     """Mark the first token of each packed document: bool [T]. The host does not wait for the device."""
     marks = torch.zeros(tokens + 1, dtype=torch.bool, device=cu_seqlens.device)  # an empty last one begins at T
@@ -259,6 +252,15 @@ GATES = {"scalar": ScalarGate, "data": DataGate}
 
 def rotary_table(positions: Tensor, head_dim: int, base: float) -> tuple[Tensor, Tensor]:
     """cos and sin of RoPE (arXiv 2104.09864) for positions [T], each fp32 [T, 1, D/2]."""
-    frequencies = base ** (-torch.arange(0, head_dim, 2, device=positions.device, dtype=torch.float32) / head_dim)
+    return cos_and_sin(positions, rotary_frequencies(head_dim, base, positions.device))
+
+
+def rotary_frequencies(head_dim: int, base: float, device: torch.device) -> Tensor:
+    """base^(−2i/D) for the pairs i of a head, fp32 [D/2]."""
+    return base ** (-torch.arange(0, head_dim, 2, device=device, dtype=torch.float32) / head_dim)
+
+
+def cos_and_sin(positions: Tensor, frequencies: Tensor) -> tuple[Tensor, Tensor]:
+    """cos and sin of the angles that positions [T] have at frequencies [D/2], each fp32 [T, 1, D/2]."""
     angles = positions.float()[:, None] * frequencies
     return angles.cos()[:, None, :], angles.sin()[:, None, :]

@@ -1,7 +1,8 @@
 """Read a model's config that was saved with weights: a key that it lacks means the value of the day it was saved.
 
 A config that people write has the defaults of today. One that is saved has every key of its day, and model.version. To
-add a key, or to change a default, raise VERSION and write down in BEFORE what the missing key meant until then.
+add a key whose default changes the model, or to change a default, raise VERSION and write down in BEFORE what the
+missing key meant until then. A key whose default leaves the model as it was needs neither.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Define the GPT: pre-norm blocks of attention and GEGLU, rotary positions, one matrix for embedding and head."""
+"""Define the GPT: pre-norm blocks of attention and a feed-forward network, between an embedding and a head."""
 
 from __future__ import annotations
 
@@ -8,14 +8,15 @@ from dataclasses import dataclass, field
 from typing import NamedTuple, cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from lcpt.attention import AttentionConfig
-from lcpt.attention.base import rotary_table
 from lcpt.model.config_version import VERSION, check_version
+from lcpt.model.feed_forward import ACTIVATIONS, FeedForward, default_width
 from lcpt.model.loss import cross_entropy, token_losses
+from lcpt.model.norms import NORMS, add_and_norm, build_norm
+from lcpt.model.rope_scaling import RopeScalingConfig, scaled_rotary_table
 
 
 @dataclass
@@ -25,20 +26,43 @@ class ModelConfig:
     n_heads: int = 12
     n_kv_heads: int | None = None  # None: n_heads
     vocab_size: int = 32000
-    d_ff: int | None = None  # width of the GEGLU; None: 8/3 d_model, in multiples of 8
+    norm: str = "layer_norm"  # layer_norm | rms_norm
+    norm_eps: float = 1e-5
+    feed_forward: str = "geglu"  # geglu | swiglu | gelu_tanh
+    d_ff: int | None = None  # its width; None: 8/3 d_model in multiples of 8, 4 d_model without a gate
+    bias: bool = False  # of LayerNorms and of the feed-forward network's projections; model.attention has its own
+    tie_embeddings: bool = True  # one matrix for embedding and head
+    positions: str = "rotary"  # rotary | learned, a vector for each that is added to the token's
+    max_positions: int | None = None  # the longest sequence, where positions are learned
     rope_base: float = 10000.0
-    activation_checkpointing: bool = False  # keep a block's input only, compute the block again in backward
+    rope_scaling: RopeScalingConfig = field(default_factory=RopeScalingConfig)
+    # true: keep a block's input only, compute the block again in backward; selective: norms and activations alone
+    activation_checkpointing: bool | str = False
     attention: AttentionConfig = field(default_factory=AttentionConfig)
     version: int = VERSION  # whose defaults a missing key has; saved with weights, so that they stay what they are
 
     def __post_init__(self):
         check_version(self.version)
-        for name in ("n_layers", "d_model", "n_heads", "n_kv_heads", "vocab_size", "d_ff"):
+        for name in ("n_layers", "d_model", "n_heads", "n_kv_heads", "vocab_size", "d_ff", "max_positions"):
             if (value := getattr(self, name)) is not None and value < 1:
                 raise ValueError(f"model.{name} is {value}; it must be ≥ 1")
-        if not 0 < self.rope_base < math.inf:
-            raise ValueError(f"model.rope_base is {self.rope_base}; it must be > 0 and finite")
-        if self.d_model % (2 * self.n_heads):
+        for name in ("rope_base", "norm_eps"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ValueError(f"model.{name} is {getattr(self, name)}; it must be > 0 and finite")
+        for name, known in (
+            ("norm", NORMS),
+            ("feed_forward", ACTIVATIONS),
+            ("positions", ("rotary", "learned")),
+            ("activation_checkpointing", (False, "selective", True)),
+        ):
+            if getattr(self, name) not in known:
+                raise ValueError(f"model.{name} is {getattr(self, name)!r}; it is {', '.join(map(str, known)).lower()}")
+        if (self.positions == "learned") != (self.max_positions is not None):
+            raise ValueError(
+                f"model.positions is {self.positions} and model.max_positions {self.max_positions}; "
+                "learned positions need a number of them, rotary ones have none"
+            )
+        if self.attention.head_dim is None and self.d_model % (2 * self.n_heads):
             raise ValueError(
                 f"model.d_model {self.d_model} is no multiple of 2 · model.n_heads = {2 * self.n_heads}; "
                 "a head needs an even dimension"
@@ -51,13 +75,24 @@ class ModelConfig:
         return self.n_heads if self.n_kv_heads is None else self.n_kv_heads
 
     @property
+    def head_dim(self) -> int:
+        return self.attention.head_dim or self.d_model // self.n_heads
+
+    @property
     def kinds(self) -> list[str]:
         """The kind of attention of each layer."""
         return [self.attention.kind_of_layer(layer) for layer in range(self.n_layers)]
 
     @property
     def ff_width(self) -> int:
-        return self.d_model * 8 // 3 // 8 * 8 if self.d_ff is None else self.d_ff
+        return default_width(self.feed_forward, self.d_model) if self.d_ff is None else self.d_ff
+
+    def build_norm(self) -> nn.Module:
+        """Build a norm of the residual stream."""
+        return build_norm(self.norm, self.d_model, self.norm_eps, self.bias)
+
+
+RotaryTable = tuple[Tensor, Tensor] | None  # cos and sin of every position, each fp32 [T, 1, D/2]
 
 
 class Cache(NamedTuple):
@@ -68,7 +103,7 @@ class Cache(NamedTuple):
 
 
 class GPT(nn.Module):
-    """Maps tokens int64 [B, T], any T ≥ 1, to logits [B, T, V], or with labels to the summed loss and its count."""
+    """Maps tokens int32 or int64 [B, T], any T ≥ 1, to logits [B, T, V], or with labels to (summed loss, count)."""
 
     def __init__(self, config: ModelConfig):
         super().__init__()
@@ -76,18 +111,27 @@ class GPT(nn.Module):
         self.embedding = nn.Embedding(config.vocab_size, config.d_model)
         # mypy does not know what a ModuleList holds.
         self.blocks = cast(Sequence[Block], nn.ModuleList(Block(config, layer) for layer in range(config.n_layers)))
-        self.norm = nn.LayerNorm(config.d_model, bias=False)
+        self.norm = config.build_norm()
+        if config.positions == "learned":
+            self.positions = nn.Embedding(cast(int, config.max_positions), config.d_model)
+        if not config.tie_embeddings:
+            self.head = nn.Linear(config.d_model, config.vocab_size, bias=False)
         self._initialise()
 
+    @property
+    def head_weight(self) -> Tensor:
+        """The matrix that makes logits, [V, d_model]."""
+        return self.embedding.weight if self.config.tie_embeddings else self.head.weight
+
     def forward(self, tokens: Tensor, labels: Tensor | None = None, cu_seqlens: Tensor | None = None):
-        """Return logits, or with labels int64 [B, T], shifted, < 0 where none, (loss sum in nats, count of labels ≥ 0).
+        """Return logits, or with labels like them, shifted, < 0 where none, (loss sum in nats, count of labels ≥ 0).
 
         cu_seqlens int [N + 1]: documents packed in one sequence, B = 1, each as if alone.
         """
         hidden = self.hidden(tokens, cu_seqlens)
         if labels is None:
-            return hidden @ self.embedding.weight.mT
-        loss, count = cross_entropy(hidden, self.embedding.weight, labels)
+            return hidden @ self.head_weight.mT
+        loss, count = cross_entropy(hidden, self.head_weight, labels)
         if torch.is_grad_enabled():
             loss = loss + count * self._aux_loss()
         return loss, count
@@ -95,7 +139,7 @@ class GPT(nn.Module):
     @torch.no_grad()
     def token_losses(self, tokens: Tensor, labels: Tensor) -> Tensor:
         """Return -log p(label) of every position in nats, fp32 [B, T], 0 where the label is negative."""
-        return token_losses(self.hidden(tokens), self.embedding.weight, labels)
+        return token_losses(self.hidden(tokens), self.head_weight, labels)
 
     @torch.no_grad()
     def prefill(self, tokens: Tensor, cache: Cache | None = None) -> tuple[Tensor, Cache]:
@@ -104,14 +148,14 @@ class GPT(nn.Module):
         -> (logits [B, T, V], the cache after them). In layers of linear cost a cache does not grow with the sequence.
         """
         hidden, cache = self.extend(tokens, cache)
-        return hidden @ self.embedding.weight.mT, cache
+        return hidden @ self.head_weight.mT, cache
 
     @torch.no_grad()
     def extend(self, tokens: Tensor, cache: Cache | None = None) -> tuple[Tensor, Cache]:
         """Read tokens as prefill does: (normed output of the last block [B, T, d_model], the cache after them)."""
         position, states = cache or Cache(0, (None,) * len(self.blocks))
         positions = torch.arange(position, position + tokens.shape[1], device=tokens.device)
-        rotary, x, after = self._rotary(positions), self.embedding(tokens), []
+        (x, rotary), after = self._embed(tokens, positions, position + tokens.shape[1]), []
         for block, state in zip(self.blocks, states, strict=True):
             x, state = block.extend(x, rotary, state)
             after.append(state)
@@ -129,9 +173,9 @@ class GPT(nn.Module):
             # With output_size the host need not wait for the device.
             starts = cu_seqlens[:-1].repeat_interleave(cu_seqlens.diff(), output_size=len(positions))
             positions = positions - starts
-        rotary, x = self._rotary(positions), self.embedding(tokens)
+        x, rotary = self._embed(tokens, positions, tokens.shape[1])
         for block in self.blocks:
-            if self.config.activation_checkpointing and torch.is_grad_enabled():
+            if self.config.activation_checkpointing is True and torch.is_grad_enabled():
                 x = checkpoint(block, x, rotary, cu_seqlens, use_reentrant=False)
             else:
                 x = block(x, rotary, cu_seqlens)
@@ -142,8 +186,17 @@ class GPT(nn.Module):
         losses = [loss for block in self.blocks if (loss := block.attention.aux_loss()) is not None]
         return sum(loss - loss.detach() for loss in losses)
 
-    def _rotary(self, positions: Tensor) -> tuple[Tensor, Tensor]:
-        return rotary_table(positions, self.config.d_model // self.config.n_heads, self.config.rope_base)
+    def _embed(self, tokens: Tensor, positions: Tensor, length: int) -> tuple[Tensor, RotaryTable]:
+        """Return the first block's input [B, T, d_model], and the table that turns queries and keys, or None.
+
+        `length` is that of the longest sequence, known without asking the device.
+        """
+        config, x = self.config, self.embedding(tokens)
+        if config.max_positions is None:
+            return x, scaled_rotary_table(positions, config.head_dim, config.rope_base, config.rope_scaling)
+        if length > config.max_positions:
+            raise ValueError(f"a sequence of {length} tokens exceeds model.max_positions {config.max_positions}")
+        return x + self.positions(positions), None
 
     def _initialise(self) -> None:
         """Draw N(0, (0.55/√d_model)²), GPT-2's 0.02 at its width; 1/√(2 layers) of it on the residual projections."""
@@ -151,39 +204,33 @@ class GPT(nn.Module):
         for name, parameter in self.named_parameters():
             if name.endswith((".out.weight", ".down.weight")):
                 nn.init.normal_(parameter, std=std * (2 * self.config.n_layers) ** -0.5)
-            elif name.endswith(("embedding.weight", ".qkv.weight", ".up.weight")):
+            elif name.endswith(("embedding.weight", "positions.weight", "head.weight", ".qkv.weight", ".up.weight")):
                 nn.init.normal_(parameter, std=std)
+            elif name.endswith((".qkv.bias", ".out.bias", ".up.bias", ".down.bias")):
+                nn.init.zeros_(parameter)
 
 
 class Block(nn.Module):
-    """Adds attention, then the feed-forward network, to the residual stream, each after a LayerNorm."""
+    """Adds attention, then the feed-forward network, to the residual stream, each after a norm."""
 
     def __init__(self, config: ModelConfig, layer: int):
         super().__init__()
         kind = config.attention.attention_of_layer(layer)
-        self.attention_norm = nn.LayerNorm(config.d_model, bias=False)
+        self.selective = config.activation_checkpointing == "selective"
+        self.attention_norm = config.build_norm()
         self.attention = kind(config.d_model, config.n_heads, config.kv_heads, config.attention)
-        self.feed_forward_norm = nn.LayerNorm(config.d_model, bias=False)
-        self.feed_forward = GEGLU(config.d_model, config.ff_width)
+        self.feed_forward_norm = config.build_norm()
+        self.feed_forward = FeedForward(config.feed_forward, config.d_model, config.ff_width, config.bias)
 
-    def forward(self, x: Tensor, rotary: tuple[Tensor, Tensor], cu_seqlens: Tensor | None = None) -> Tensor:
-        x = x + self.attention(self.attention_norm(x), rotary, cu_seqlens)
-        return x + self.feed_forward(self.feed_forward_norm(x))
+    def forward(self, x: Tensor, rotary: RotaryTable, cu_seqlens: Tensor | None = None) -> Tensor:
+        if self.selective and torch.is_grad_enabled():
+            x = x + self.attention(x, rotary, cu_seqlens, norm=self.attention_norm)
+            return x + self.feed_forward(x, norm=self.feed_forward_norm)
+        attended = self.attention(self.attention_norm(x), rotary, cu_seqlens)
+        x, normed = add_and_norm(x, attended, self.feed_forward_norm)
+        return x + self.feed_forward(normed)
 
-    def extend(self, x: Tensor, rotary: tuple[Tensor, Tensor], state) -> tuple[Tensor, object]:
+    def extend(self, x: Tensor, rotary: RotaryTable, state) -> tuple[Tensor, object]:
         attended, state = self.attention.extend(self.attention_norm(x), rotary, state)
-        x = x + attended
-        return x + self.feed_forward(self.feed_forward_norm(x)), state
-
-
-class GEGLU(nn.Module):
-    """Computes W_down (GELU(W_gate x) ∘ W_value x) (arXiv 2002.05202)."""
-
-    def __init__(self, d_model: int, d_ff: int):
-        super().__init__()
-        self.up = nn.Linear(d_model, 2 * d_ff, bias=False)
-        self.down = nn.Linear(d_ff, d_model, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        gate, value = self.up(x).chunk(2, dim=-1)
-        return self.down(F.gelu(gate) * value)
+        x, normed = add_and_norm(x, attended, self.feed_forward_norm)
+        return x + self.feed_forward(normed), state

@@ -2,29 +2,27 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
-from lcpt.model.cost import memory_per_rank, model_cost
+from lcpt.model.cost import activation_elements, model_cost
+from lcpt.training.communication import communication_per_step
+from lcpt.training.fitting import HEADROOM, fitting_settings, memory_on_gpu
+from lcpt.utils.gpus import gpu_bytes
 
 if TYPE_CHECKING:
     from lcpt.config import Config
 
 
-def describe(config: Config, world: int) -> str:
-    """Format a table: parameters, FLOPs of the algorithm that really runs, estimated memory of one of `world` ranks."""
+def describe(config: Config, world: int, gpu: str | None = None) -> str:
+    """Format a table: parameters, FLOPs of the algorithm that really runs, estimated memory of one of `world` ranks,
+    what they send each other; for a GPU of lcpt.utils.gpus, which settings fit it. ValueError for an unknown GPU."""
     model, training, context = config.model, config.training, config.data.context
     cost = model_cost(model, context)
-    memory = memory_per_rank(
-        model,
-        cost.parameters,
-        tokens=training.micro_batch * context,
-        world=world,
-        zero_stage=config.parallel.zero_stage,
-        precision=training.precision,
-    )
+    memory = memory_on_gpu(config, world, cost.parameters, activation_elements(model), training.micro_batch)
     host = {"copies to save from": 12 * cost.parameters / world}
     if config.parallel.offload_optimizer:
-        host["optimizer"] = memory.pop("optimizer")
+        host["optimizer"] = 12 * cost.parameters / world
     tokens = training.last_step * training.global_batch_tokens
     rows = {
         "layers": ", ".join(f"{model.kinds.count(kind)} {kind}" for kind in sorted(set(model.kinds))),
@@ -32,10 +30,44 @@ def describe(config: Config, world: int) -> str:
         "FLOPs a token": f"{cost.flops_forward / 1e6:,.1f} M forward, {cost.flops_step / 1e6:,.1f} M a training step",
         "FLOPs of the run": f"{cost.flops_step * tokens:.3g} for {tokens:,} tokens in {training.last_step:,} steps",
         "decoding state": f"{cost.state_bytes / 2**20:,.1f} MiB a sequence of {context:,} tokens",
+        "communication": _communication(config, cost.parameters, world),
         f"memory a rank of {world}": _gibibytes(memory),
         "  of its host": _gibibytes(host),
     }
+    if gpu is not None:
+        rows |= _on_gpu(config, world, gpu, sum(memory.values()))
     return "\n".join(f"{name:20s}{value}" for name, value in rows.items()) + "\n"
+
+
+def _communication(config: Config, parameters: int, world: int) -> str:
+    micro_batches = math.ceil(config.sequences / (world * config.training.micro_batch))
+    stage = config.parallel.zero_stage
+    sent = communication_per_step(
+        parameters,
+        world=world,
+        zero_stage=stage,
+        precision=config.training.precision,
+        micro_batches=micro_batches,
+    )
+    if not sent.reduced:
+        return "none on one rank"
+    most = "at most " if stage == 3 else ""
+    how_often = f"in each of {micro_batches} micro-batches" if stage >= 2 else "once"
+    return (
+        f"{most}{sent.gathered / 2**30:,.2f} GiB all-gathered, {sent.reduced / 2**30:,.2f} GiB reduced a step: "
+        f"stage {stage} reduces {how_often}"
+    )
+
+
+def _on_gpu(config: Config, world: int, gpu: str, needed: float) -> dict[str, str]:
+    size = gpu_bytes(gpu)
+    verdict = "fits" if needed <= (1 - HEADROOM) * size else f"does not fit with {HEADROOM:.0%} left free"
+    settings = fitting_settings(config, world, size)
+    advice = "; ".join(map(str, settings)) or "none: more ranks, a higher parallel.zero_stage, a shorter data.context"
+    return {
+        f"on {gpu}": f"{needed / 2**30:,.1f} of {size / 2**30:,.1f} GiB: {verdict}",
+        "  fits with": advice,
+    }
 
 
 def _gibibytes(parts: dict[str, float]) -> str:

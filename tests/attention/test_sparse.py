@@ -18,7 +18,7 @@ from lcpt.attention.sparse import (
     straight_through,
 )
 from lcpt.model import GPT, ModelConfig
-from lcpt.model.cost import memory_per_rank
+from lcpt.model.cost import activation_elements
 
 FORMS = {
     "random": AttentionConfig("sparse_qk"),
@@ -277,9 +277,8 @@ def test_cost_of_a_window():
 def test_memory_is_counted_where_shapes_depend_on_values(form):
     config = ModelConfig(n_layers=2, d_model=32, n_heads=4, n_kv_heads=2, vocab_size=50, attention=form)
     softmax = ModelConfig(**vars(config) | {"attention": AttentionConfig("softmax")})
-    of = {"parameters": 1000, "tokens": 64, "world": 1, "zero_stage": 1, "precision": "fp32"}
     state = torch.get_rng_state()
-    found, other = (memory_per_rank(x, **of)["activations"] for x in (config, softmax))
+    found, other = (activation_elements(x).always for x in (config, softmax))
     assert 0.5 * other < found < 4 * other
     assert torch.equal(torch.get_rng_state(), state)
 

@@ -11,8 +11,36 @@ from lcpt.config import Config, to_yaml
 from lcpt.data import DataConfig
 from lcpt.model import GPT, ModelConfig
 from lcpt.model.pretrained import write_export
+from lcpt.model.rope_scaling import Llama3Config, RopeScalingConfig
 from lcpt.training.run_folder import RunConfig
 
+PUBLISHED = {  # the options of models that others have published, in a small shape
+    "gpt2": dict(
+        feed_forward="gelu_tanh",
+        bias=True,
+        positions="learned",
+        max_positions=64,
+        attention=AttentionConfig("softmax", key_shift=False, qk_norm="none", bias=True),
+    ),
+    "llama": dict(
+        n_kv_heads=1,
+        norm="rms_norm",
+        norm_eps=1e-6,
+        feed_forward="swiglu",
+        d_ff=24,
+        tie_embeddings=False,
+        rope_base=500.0,
+        rope_scaling=RopeScalingConfig("llama3", llama3=Llama3Config(factor=4.0, original_context=32)),
+        attention=AttentionConfig("softmax", key_shift=False, qk_norm="none"),
+    ),
+    "qwen3": dict(
+        n_kv_heads=1,
+        norm="rms_norm",
+        norm_eps=1e-6,
+        feed_forward="swiglu",
+        attention=AttentionConfig("softmax", key_shift=False, qk_norm="rms_norm", qk_norm_eps=1e-6, head_dim=12),
+    ),
+}
 FILES = ("model.safetensors", "config.json", "tokenizer.model")
 V = 50
 
@@ -24,6 +52,7 @@ def config(kind="polysketch", sketch="learned", **changes):
 
 
 CONFIGS = {kind: config(kind) for kind in ATTENTION} | {
+    **{name: config(**options) for name, options in PUBLISHED.items()},
     "gaussian": config(sketch="gaussian"),
     "nothing by default": config(
         n_layers=5,

@@ -1,3 +1,4 @@
+import itertools
 from dataclasses import replace
 
 import pytest
@@ -7,7 +8,7 @@ from lcpt.attention import AttentionConfig
 from lcpt.config import Config
 from lcpt.data import DataConfig
 from lcpt.model import GPT, ModelConfig
-from lcpt.model.cost import memory_per_rank, model_cost
+from lcpt.model.cost import REDUCE_BUCKET, Saved, activation_elements, memory_per_rank, model_cost
 from lcpt.training.config import TrainingConfig
 from lcpt.training.dry_run import describe
 
@@ -79,15 +80,85 @@ def test_cost_needs_no_memory():
 
 
 def test_memory_shrinks_with_the_stage():
-    config, stages = CONFIGS["softmax"], {}
+    config, saved, stages = CONFIGS["softmax"], activation_elements(CONFIGS["softmax"]), {}
     for stage in (0, 1, 2, 3):
-        stages[stage] = memory_per_rank(config, 1000, tokens=64, world=4, zero_stage=stage, precision="fp32")
+        stages[stage] = memory_per_rank(config, 1000, saved, tokens=64, world=4, zero_stage=stage, precision="fp32")
     assert [stages[n]["optimizer"] for n in range(4)] == [8000, 3000, 3000, 3000]
     assert [stages[n]["gradients"] for n in range(4)] == [4000, 4000, 1000, 1000]
+    assert [stages[n].get("gradients of a micro-batch") for n in range(4)] == [None, None, 4000, 4000]
     assert [stages[n]["weights"] for n in range(4)] == [4000, 4000, 4000, 1000]
-    half = memory_per_rank(config, 1000, tokens=64, world=4, zero_stage=1, precision="bf16")
+    assert [stages[n].get("gathered weights") for n in range(4)] == [None, None, None, 4000]
+    half = memory_per_rank(config, 1000, saved, tokens=64, world=4, zero_stage=1, precision="bf16")
     assert (half["weights"], half["optimizer"]) == (2000, 3000)
+    assert (half["gradients"], half["gradients of a micro-batch"]) == (4000, 2000)  # summed in fp32, made in bf16
     assert half["activations"] * 2 == stages[1]["activations"]
+
+
+def test_gradients_of_a_large_model_leave_in_buckets():
+    parts = {
+        stage: memory_per_rank(
+            CONFIGS["softmax"], 10**10, Saved(1, 0), tokens=1, world=8, zero_stage=stage, precision="bf16"
+        )["gradients of a micro-batch"]
+        for stage in (1, 2, 3)
+    }
+    assert parts == {1: 2 * 10**10, 2: 2 * REDUCE_BUCKET, 3: 2 * REDUCE_BUCKET}
+
+
+def test_the_loss_holds_a_chunk_of_logits_and_the_gradients_of_its_inputs():
+    config = CONFIGS["softmax"]
+    for tokens, precision, expected in (
+        (64, "fp32", 64 * (3 * 4 * 32 + 4 * 100) + 8 * 3200),
+        (64, "bf16", 64 * (3 * 2 * 32 + 2 * 100) + 6 * 3200),
+        (10**7, "bf16", 10**7 * 3 * 2 * 32 + 2 * 2**28 + 6 * 3200),
+    ):
+        parts = memory_per_rank(config, 1, Saved(0, 0), tokens=tokens, world=1, zero_stage=1, precision=precision)
+        assert parts["loss, or a block made again"] == expected
+
+
+def most_allocated(config, batch, tokens):
+    """The most bytes that are allocated at one time in a forward and backward pass, by PyTorch's own account."""
+    model, x = GPT(config), torch.randint(config.vocab_size, (batch, tokens))
+    model(x, labels=x)[0].backward()  # what is built at the first call
+    model.zero_grad()
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profiler:
+        model(x, labels=x)[0].backward()
+    events = profiler.profiler.kineto_results.events()
+    changes = sorted((event.start_ns(), event.nbytes()) for event in events if event.name() == "[memory]")
+    return max(itertools.accumulate(n_bytes for _, n_bytes in changes))
+
+
+@pytest.mark.parametrize("checkpointing", [False, "selective", True])
+@pytest.mark.parametrize("kind", ["softmax", "polysketch"])
+def test_the_estimate_is_what_a_step_allocates(kind, checkpointing):
+    """All of it: activations, the loss, gradients; ten per cent are left for temporaries."""
+    config = ModelConfig(
+        n_layers=4,
+        d_model=64,
+        n_heads=2,
+        vocab_size=256,
+        activation_checkpointing=checkpointing,
+        attention=AttentionConfig(kind, block_size=64),
+    )
+    parts = memory_per_rank(
+        config,
+        model_cost(config, 512).parameters,
+        activation_elements(config),
+        tokens=1024,
+        world=1,
+        zero_stage=0,
+        precision="fp32",
+    )
+    estimate = sum(n_bytes for name, n_bytes in parts.items() if name not in ("weights", "optimizer"))
+    assert most_allocated(config, 2, 512) == pytest.approx(estimate, rel=0.1)
+
+
+def test_selective_checkpointing_costs_no_products_and_keeps_less():
+    plain = replace(CONFIGS["hybrid"], attention=AttentionConfig(pattern=["polysketch", "softmax"], block_size=16))
+    selective, full = (replace(plain, activation_checkpointing=policy) for policy in ("selective", True))
+    assert model_cost(selective, 64) == model_cost(plain, 64) != model_cost(full, 64)
+    kept = [activation_elements(config) for config in (plain, selective, full)]
+    assert kept[0].always > 1.3 * kept[1].always > kept[2].always == 3 * 32
+    assert kept[0].at_times == kept[1].at_times == 0 < kept[2].at_times < kept[0].always / 2
 
 
 def test_dry_run_shows_the_numbers():

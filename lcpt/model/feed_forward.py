@@ -1,0 +1,61 @@
+"""Transform each token by itself: a projection up, an activation, a projection down."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lcpt.utils.recomputation import recompute
+
+
+def geglu(packed: Tensor) -> Tensor:
+    """Compute GELU(gate) ∘ value (arXiv 2002.05202), [..., 2 F] -> [..., F]."""
+    gate, value = packed.chunk(2, dim=-1)
+    return F.gelu(gate) * value
+
+
+def swiglu(packed: Tensor) -> Tensor:
+    """Compute SiLU(gate) ∘ value (the same), [..., 2 F] -> [..., F]: the one of Llama and Qwen."""
+    gate, value = packed.chunk(2, dim=-1)
+    return F.silu(gate) * value
+
+
+def gelu_tanh(x: Tensor) -> Tensor:
+    """Compute GELU in its tanh approximation (arXiv 1606.08415), [..., F] -> [..., F]: the one of GPT-2."""
+    return F.gelu(x, approximate="tanh")
+
+
+class Activation(NamedTuple):
+    """Says what stands between the projections up and down."""
+
+    function: Callable[[Tensor], Tensor]  # of the projection up, as one tensor
+    packed: int  # how many times d_ff that tensor is wide
+
+
+ACTIVATIONS = {"geglu": Activation(geglu, 2), "swiglu": Activation(swiglu, 2), "gelu_tanh": Activation(gelu_tanh, 1)}
+
+
+def default_width(kind: str, d_model: int) -> int:
+    """Choose d_ff so that all kinds have 8 d_model² weights: 4 d_model, or 8/3 of it with a gate, in multiples of 8."""
+    return 4 * d_model if ACTIVATIONS[kind].packed == 1 else d_model * 8 // 3 // 8 * 8
+
+
+class FeedForward(nn.Module):
+    """Computes W_down activation(W_up x), [..., d_model] -> [..., d_model]. In `up`, the gate's rows come first."""
+
+    def __init__(self, kind: str, d_model: int, d_ff: int, bias: bool):
+        super().__init__()
+        self.activation, packed = ACTIVATIONS[kind]
+        self.up = nn.Linear(d_model, packed * d_ff, bias=bias)
+        self.down = nn.Linear(d_ff, d_model, bias=bias)
+
+    def forward(self, x: Tensor, norm: Callable[[Tensor], Tensor] | None = None) -> Tensor:
+        """norm: of x, for selective activation checkpointing: its result and the activation's are made again in
+        backward."""
+        if norm is None:
+            return self.down(self.activation(self.up(x)))
+        packed = recompute(lambda x: self.up(norm(x)), x)
+        return recompute(lambda packed: self.down(self.activation(packed)), packed)
