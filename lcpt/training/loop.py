@@ -9,16 +9,17 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from lcpt.checkpoint import read_state
 from lcpt.data import batch_documents
 from lcpt.parallel import groups
 from lcpt.training.bad_steps import BadSteps
+from lcpt.training.checks import Start, check_start
 from lcpt.training.engine import adam_step, build_engine, update
 from lcpt.training.exit_codes import GiveUp, Preempted
 from lcpt.training.history import History
 from lcpt.training.preemption import Preemption
-from lcpt.training.resume import data_position, find_start, restore
-from lcpt.training.run_folder import begin, finish, lock, write_marker
+from lcpt.training.resume import restore
+from lcpt.training.run_folder import begin, finish, write_marker
+from lcpt.training.same_run import data_position
 from lcpt.training.saving import Saver
 from lcpt.training.schedule import learning_rate
 from lcpt.training.setup import set_up
@@ -36,19 +37,16 @@ def train(config: Config, config_yaml: str, history: History, preemption: Preemp
     or saving.SaveError.
     """
     run = Path(config.run.dir)
-    with groups.raise_on_all_ranks():
-        if groups.rank() == 0 and run.exists():
-            lock(run)
-            history.read()
-    checkpoint = find_start(run)
-    state = read_state(checkpoint) if checkpoint else {"step": 0}
-    if state["step"] >= config.training.last_step and "unvalidated" not in state:
-        log_rank0(f"{run} is complete at step {state['step']}; for another run name another run.dir")
+    start = check_start(config, groups.world_size())
+    if groups.rank() == 0:
+        history.read()
+    if start.complete:
+        log_rank0(f"{run} is complete at step {start.state['step']}; for another run name another run.dir")
         finish(run, history)
     else:
-        if checkpoint:
-            log_rank0(f"{run} continues from {checkpoint.name}")
-        training = Training(config, config_yaml, checkpoint, state, history, preemption, watch)
+        if start.checkpoint:
+            log_rank0(f"{run} continues from {start.checkpoint.name}")
+        training = Training(config, config_yaml, start, history, preemption, watch)
         training.loop()
         saver = training.saver
         finish(
@@ -68,25 +66,25 @@ class Training:
         self,
         config: Config,
         config_yaml: str,
-        checkpoint: Path | None,
-        state: dict,
+        start: Start,
         history: History,
         preemption: Preemption,
         watch: Watchdog,
     ):
-        self.config, self.state, self.preemption, self.watch = config, state, preemption, watch
+        self.config, self.state, self.preemption, self.watch = config, start.state, preemption, watch
+        self.source, self.accumulation = start.source, start.accumulation
         self.run, self.device, self.began = Path(config.run.dir), groups.device(), time.perf_counter()
         with groups.raise_on_all_ranks():
-            model, self.source, self.batches, self.validation, self.accumulation = set_up(config, checkpoint)
-        begin(self.run, config_yaml, history, state)
+            model, self.batches, self.validation = set_up(config, start)
+        begin(self.run, config_yaml, history, start)
         watch.write_stacks_to(self.run / "stacks")
         self.engine = build_engine(model.to(self.device), config.training, config.parallel, self.accumulation)
-        if checkpoint:
-            restore(self.engine, checkpoint)
+        if start.checkpoint:
+            restore(self.engine, start.checkpoint)
         attachments = {"config.yaml": self.run / "config.yaml", **self.source.attachments}
         self.saver = Saver(self.engine, self.run / "checkpoints", config.checkpoint, attachments, watch)
-        self.bad_steps = BadSteps(config.training.bad_steps, state.get("bad_steps"))
-        self.telemetry = Telemetry(self.run, config.training, state["step"])
+        self.bad_steps = BadSteps(config.training.bad_steps, start.state.get("bad_steps"))
+        self.telemetry = Telemetry(self.run, config.training, start.state["step"])
 
     def loop(self) -> None:
         training = self.config.training

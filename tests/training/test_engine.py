@@ -2,8 +2,8 @@ import pytest
 
 from lcpt.attention import AttentionConfig
 from lcpt.model import GPT, ModelConfig
+from lcpt.training.checks import micro_batches
 from lcpt.training.engine import ParallelConfig, parameter_groups
-from lcpt.training.setup import micro_batches
 
 
 def test_matrices_decay_and_vectors_do_not():

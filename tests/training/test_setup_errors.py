@@ -1,5 +1,6 @@
 """Check that an error at the start is one line, the same on both ranks, and leaves no run folder."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -31,6 +32,24 @@ CASES = {
     "other blocks": (["run.dir={run}", "model.attention.block_size=4"], ["model.attention.block_size 8", "this is 4"]),
     "no place for checkpoints": (["run.dir={dangling}"], ["{dangling}/checkpoints"]),
     "other seed": (["run.dir={run}", "run.seed=5"], ["{run}", "begun with run.seed 0", "this is 5"]),
+    "other sequences": (["training.micro_batch=2", "training.global_batch_tokens=192"], ["among 1 or 3 ranks"]),
+}
+FINISHED = {  # what a finished run must not pass over
+    "width": (["model.d_model=64"], ["model.d_model 32, this is 64"]),
+    "vocabulary": (["model.vocab_size=400"], ["model.vocab_size 330, this is 400"]),
+    "data": (["data.path={foreign}"], ["other data than {foreign}"]),
+    "task": (["data.path=synthetic:mqar"], ["other data than synthetic:mqar"]),
+    "seed": (["run.seed=5"], ["run.seed 0, this is 5"]),
+    "context": (["data.context=64"], ["data.context 32, this is 64"]),
+    "batch": (["training.global_batch_tokens=512"], ["global_batch_tokens 256, this is 512"]),
+    "all at once": (["model.d_model=64", "run.seed=5"], ["model.d_model 32", "run.seed 0"]),
+    "rate": (["training.lr=0.1"], ["is complete", "training.lr 0.003, this is 0.1", "training.max_steps"]),
+    "fewer steps": (["training.max_steps=2", "training.warmup_steps=1"], ["training.max_steps 3, this is 2"]),
+    "precision": (["training.precision=bf16"], ["training.precision fp32, this is bf16"]),
+}
+CASES |= {
+    f"finished, other {name}": (["run.dir={run}", "training.max_steps=3", *overrides], ["{run}", *parts])
+    for name, (overrides, parts) in FINISHED.items()
 }
 
 
@@ -98,6 +117,7 @@ def test_an_error_of_setup_is_one_line_on_all_ranks(errors, places, case):
 def test_an_existing_run_stays_as_it_was(errors, places):
     """Its rows and weights are those of before."""
     assert len((places["run"] / "metrics.jsonl").read_text().splitlines()) == 3
+    assert len(json.loads((places["run"] / "starts.json").read_text())) == 1
     read_manifest(find_checkpoint(places["run"]))
 
 
