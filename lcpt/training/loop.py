@@ -170,6 +170,17 @@ class Training:
                 "training.lr, or allow more with training.bad_steps.allowed"
             )
 
+    def check_end(self, row: dict) -> None:
+        """Raise GiveUp, before that is saved as the end of the run, if its last loss or validation is not finite."""
+        step, first, broken = row["step"], row["step"] - self.bad_steps.streak + 1, not_finite(row)
+        if broken:
+            raise GiveUp(
+                f"the run ends at step {step} with {' and '.join(f'{name} {row[name]}' for name in broken)}, so this "
+                f"step is not saved: if the weights broke, remove what {self.run}/checkpoints has of step {first - 1} "
+                f"and later, and lower training.lr; if the batch is at fault ({self.run}/skipped.jsonl), mend the "
+                "data; then start again"
+            )
+
     def end_step(self, row: dict, save: bool, leave: bool) -> None:
         """Validate, write down and save what is due after a step; raises Preempted when asked to leave."""
         training, step, unvalidated = self.config.training, row["step"], {}
@@ -182,8 +193,10 @@ class Training:
         if not unvalidated:
             self.telemetry.step(row)
             leave = leave and step < training.last_step
+            if step == training.last_step:
+                self.check_end(row)
         # A bad step may mean broken weights: those must not push out the checkpoints from before.
-        due = (save or self.config.checkpoint.due(step)) and not self.bad_steps.streak
+        due = (save or self.config.checkpoint.due(step)) and not self.bad_steps.streak and not not_finite(row)
         if due or leave or step == training.last_step:
             self.saver.save(
                 step,
@@ -202,3 +215,8 @@ class Training:
             asked = self.preemption.requested_by or "another rank's signal"
             write_marker(self.run, step, asked)
             raise Preempted(f"{asked} ended the run after step {step}; the same command continues it")
+
+
+def not_finite(row: dict) -> list[str]:
+    """List the losses of a row, in training and in validation, that are NaN or Inf."""
+    return [name for name in row if name.startswith(("loss", "valid")) and not math.isfinite(row[name])]
