@@ -12,9 +12,9 @@ import warnings
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import nn
 
+from lcpt.parallel import groups
 from lcpt.training.bad_steps import SkippableAdamW
 from lcpt.training.config import TrainingConfig
 from lcpt.training.zero_shards import create_moments
@@ -34,7 +34,7 @@ class ParallelConfig:
 
 def import_deepspeed_quietly() -> None:
     """Import DeepSpeed without its chatter, and without the C++ extension that it would compile at start."""
-    if not torch.cuda.is_available():
+    if groups.device().type == "cpu":
         os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else one warning a process
     warnings.filterwarnings("ignore", category=FutureWarning, module="(deepspeed|torch).*")
     import deepspeed
@@ -58,7 +58,7 @@ def build_engine(model: nn.Module, training: TrainingConfig, parallel: ParallelC
     )
     zero: dict[str, Any] = {"stage": parallel.zero_stage}
     if parallel.offload_optimizer:
-        zero["offload_optimizer"] = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
+        zero["offload_optimizer"] = {"device": "cpu", "pin_memory": groups.device().type == "cuda"}
     config = {
         "train_micro_batch_size_per_gpu": training.micro_batch,
         "gradient_accumulation_steps": accumulation,

@@ -159,7 +159,7 @@ def environment() -> dict:
     return {
         "command": command(),
         "world_size": groups.world_size(),
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or "cpu",
+        "device": torch.cuda.get_device_name() if groups.device().type == "cuda" else platform.processor() or "cpu",
         "cpu_count": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "git_commit": git_commit(),
