@@ -17,6 +17,7 @@ from lcpt.data import Corpus, SampleSource, Task, is_task
 from lcpt.model import GPT
 from lcpt.model.weights import check_tensors
 from lcpt.parallel import groups
+from lcpt.training.out_of_memory import check_fits
 from lcpt.training.resume import find_start
 from lcpt.training.run_folder import check_writable, lock
 from lcpt.training.same_run import (
@@ -85,6 +86,8 @@ def _check_on_this_rank(config: Config, world: int, checkpoint: Path | None, dam
             check_not_finished_otherwise(checkpoint, changes)
         elif state["step"] < training.last_step:
             check_rate(checkpoint, config)
+    if not complete:
+        check_fits(config, world)
     accumulation = 0 if complete else micro_batches(config.sequences, training.micro_batch, world)
     source = open_source(config, config.data.path, "train", hashed=not complete)
     if checkpoint:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import os
 from pathlib import Path
 
 import torch
@@ -32,3 +34,12 @@ def memory_in_use_bytes(device: torch.device) -> int:
 def _status_bytes(field: str) -> int:
     status = Path("/proc/self/status").read_text()
     return int(status.split(f"{field}:")[1].split()[0]) * 1024
+
+
+def host_memory_bytes() -> int:
+    """Return the memory of this machine, or what this process's control group may have of it."""
+    limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+    for file in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
+        with contextlib.suppress(OSError, ValueError):  # no such version of control groups, or "max"
+            limits.append(int(Path(file).read_text()))
+    return min(limits)
