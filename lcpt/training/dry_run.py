@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from lcpt.config import Config
 
 
-def describe(config: Config, world: int) -> str:
+def describe(config: Config, world: int, gpu: str | None = None) -> str:
     """Format a table: parameters, FLOPs of the algorithm that really runs, estimated memory of one of `world` ranks."""
     model, training, context = config.model, config.training, config.data.context
     cost = model_cost(model, context)

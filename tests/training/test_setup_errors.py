@@ -10,6 +10,7 @@ import torch
 from lcpt.checkpoint import find_checkpoint, read_manifest
 from lcpt.config import load_config, to_yaml
 from lcpt.parallel import groups
+from lcpt.training.dry_start import dry_start
 
 CASES = {
     "vocabulary": (["model.vocab_size=331"], ["330", "model.vocab_size=330"]),
@@ -112,6 +113,22 @@ def test_an_error_of_setup_is_one_line_on_all_ranks(errors, places, case):
     for part in CASES[case][1]:
         assert part.format(**places) in messages[0]
     assert not (places["fresh"] / case).exists()
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_dry_run_says_the_same_and_changes_nothing(errors, places, tiny_yaml, case):
+    before = snapshot(places)
+    given = [f"run.dir={places['fresh'] / case}", *(text.format(**places) for text in CASES[case][0])]
+    with pytest.raises(groups.SetupError) as caught:
+        dry_start(load_config(tiny_yaml, given), 2)
+    assert str(caught.value) == errors[0][case]
+    assert snapshot(places) == before
+
+
+def snapshot(places):
+    """Every file of the places, with its content and the time of its last change."""
+    files = {path for place in places.values() for path in (place, *place.rglob("*")) if path.exists()}
+    return {path: (path.stat().st_mtime_ns, path.is_file() and path.read_bytes()) for path in files}
 
 
 def test_an_existing_run_stays_as_it_was(errors, places):
