@@ -11,6 +11,7 @@ from lcpt.utils.errors import first_line
 
 LISTS_OF_GPUS = ("SLURM_JOB_GPUS", "SLURM_STEP_GPUS", "CUDA_VISIBLE_DEVICES")
 COUNT_OF_GPUS = "SLURM_GPUS_ON_NODE"
+BY_DEEPSPEED = "CROSS_RANK"  # its launcher sets this, and CUDA_VISIBLE_DEVICES on any machine
 
 
 class DeviceError(ValueError):
@@ -92,7 +93,7 @@ def gpus_of_slurm(environment: Mapping[str, str]) -> str | None:
     """Say by which variable SLURM gave this job GPUs; None if it has none."""
     if "SLURM_JOB_ID" not in environment:
         return None
-    for name in LISTS_OF_GPUS:
+    for name in LISTS_OF_GPUS[:2] if BY_DEEPSPEED in environment else LISTS_OF_GPUS:
         if (value := environment.get(name, "")) not in ("", "-1", "NoDevFiles"):
             return f"SLURM gave this job GPUs ({name}={value})"
     if (count := environment.get(COUNT_OF_GPUS, "0")) not in ("", "0"):

@@ -113,12 +113,23 @@ def test_bad_input_is_one_line(pretrain, tmp_path, arguments, parts):
     assert not (tmp_path / "mine").exists()
 
 
-def test_bad_input_under_the_launcher(run, launcher, script, tiny_yaml, tmp_path):
-    """One error line from two ranks, no traceback, and an exit code that is not 0."""
-    done = run(*launcher, script, "--config", tiny_yaml, "run.dir=mine", "model.vocab_size=12", cwd=tmp_path)
+def test_bad_input_under_the_launcher(run, launcher, script, environment, tiny_yaml, tmp_path):
+    """With a host file: one error line from two ranks, no traceback, and an exit code that is not 0."""
+    (tmp_path / "hosts").write_text("localhost slots=2\n")
+    ssh = tmp_path / "bin/ssh"  # with which it asks whether that machine is there
+    ssh.parent.mkdir()
+    ssh.write_text('#!/bin/sh\nwhile [ "$1" != localhost ]; do shift; done; shift; exec "$@"\n')
+    ssh.chmod(0o755)
+    program, _, _, *port = launcher
+    hosts = "--hostfile", tmp_path / "hosts"
+    with patch.dict(environment, {"PATH": f"{ssh.parent}:{environment['PATH']}", "SLURM_JOB_ID": "7"}):
+        done = run(
+            program, *hosts, *port, script, "--config", tiny_yaml, "run.dir=mine", "model.vocab_size=12", cwd=tmp_path
+        )
     assert done.returncode != 0 and "Traceback" not in done.stderr + done.stdout
     errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert len(errors) == 1 and "model.vocab_size=330" in errors[0]
+    assert "dist_world_size=2" in done.stdout + done.stderr
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="has a GPU")

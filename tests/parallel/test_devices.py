@@ -8,6 +8,7 @@ from lcpt.parallel.devices import DeviceError, check_alike, choose_device, gpu_i
 
 CPU = torch.device("cpu")
 NO_GPUS = {"SLURM_JOB_ID": "7", "SLURM_GPUS_ON_NODE": "0", "CUDA_VISIBLE_DEVICES": "NoDevFiles"}
+UNDER_DEEPSPEED = {"SLURM_JOB_ID": "7", "CUDA_VISIBLE_DEVICES": "0,1", "CROSS_RANK": "0"}  # without any GPU
 GPUS = [
     {"SLURM_JOB_ID": "7", name: value}
     for name, value in (
@@ -64,7 +65,7 @@ def test_slurm_promised_a_gpu(machine, environment):
     assert choose_device("cpu", 0, environment) == CPU
 
 
-@pytest.mark.parametrize("environment", [{}, {"CUDA_VISIBLE_DEVICES": "0"}, NO_GPUS], ids=str)
+@pytest.mark.parametrize("environment", [{}, {"CUDA_VISIBLE_DEVICES": "0"}, NO_GPUS, UNDER_DEEPSPEED], ids=str)
 def test_without_a_promise_auto_is_the_cpu(machine, environment):
     machine(0)
     assert gpus_of_slurm(environment) is None and choose_device("auto", 0, environment) == CPU
