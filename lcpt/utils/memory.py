@@ -37,9 +37,24 @@ def _status_bytes(field: str) -> int:
 
 
 def host_memory_bytes() -> int:
-    """Return the memory of this machine, or what this process's control group may have of it."""
+    """Return the memory of this machine, or what this process's control groups may have of it."""
     limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
-    for file in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
-        with contextlib.suppress(OSError, ValueError):  # no such version of control groups, or "max"
-            limits.append(int(Path(file).read_text()))
+    with contextlib.suppress(OSError):  # no Linux
+        limits += control_group_limits(Path("/proc/self/cgroup").read_text(), Path("/sys/fs/cgroup"))
     return min(limits)
+
+
+def control_group_limits(membership: str, root: Path) -> list[int]:
+    """Read the limits in bytes of the groups of a /proc/PID/cgroup (cgroups(7)), and of those above them."""
+    limits = []
+    for line in membership.splitlines():
+        _, controllers, path = line.split(":", 2)
+        if controllers and "memory" not in controllers.split(","):
+            continue
+        top, name = (root / "memory", "memory.limit_in_bytes") if controllers else (root, "memory.max")
+        group = top / path.lstrip("/")
+        for folder in (group, *group.parents):
+            if folder.is_relative_to(top):
+                with contextlib.suppress(OSError, ValueError):  # no such file in the topmost group; "max"
+                    limits.append(int((folder / name).read_text()))
+    return limits
