@@ -58,8 +58,7 @@ def check_start(config: Config, world: int, lock_seconds: float | None = None) -
     """
     run, init_from = Path(config.run.dir), None
     with groups.raise_on_all_ranks():
-        if groups.rank() == 0 and run.exists():
-            check_writable(run)
+        if groups.rank() == 0 and run.is_dir():
             lock(run, lock_seconds)
     checkpoint, damaged = find_start(run)
     with groups.raise_on_all_ranks():

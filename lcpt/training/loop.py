@@ -38,8 +38,9 @@ def train(config: Config, config_yaml: str, history: History, preemption: Preemp
     """
     run = Path(config.run.dir)
     start = check_start(config, groups.world_size())
-    if groups.rank() == 0:
-        history.read()
+    with groups.raise_on_all_ranks():
+        if groups.rank() == 0:
+            history.read()
     if start.complete:
         log_rank0(f"{run} is complete at step {start.state['step']}; for another run name another run.dir")
         finish(run, history)

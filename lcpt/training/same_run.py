@@ -22,20 +22,9 @@ if TYPE_CHECKING:
 Changes = dict[str, tuple[Any, Any]]  # key -> (the value that the checkpoint was saved under, the value now)
 
 CHANGEABLE = ("model.activation_checkpointing",)  # what a model computes does not depend on it
+SCHEDULE = ("max_steps", "lr", "schedule", "warmup_steps", "final_lr_fraction", "decay_fraction")
 # Of what may change in a run, the settings that decide its result: on a finished run they would change nothing.
-RECIPE = (
-    "max_steps",
-    "lr",
-    "schedule",
-    "warmup_steps",
-    "final_lr_fraction",
-    "decay_fraction",
-    "weight_decay",
-    "betas",
-    "grad_clip",
-    "precision",
-)
-SCHEDULE = RECIPE[:6]
+RECIPE = (*SCHEDULE, "weight_decay", "betas", "grad_clip", "precision")
 
 
 def check_same_run(step: Path, config: Config) -> None:
@@ -90,11 +79,10 @@ def changed_settings(step: Path, config: Config) -> Changes:
     A key that it lacks meant today's default. The run's folder may have moved, and its data as well.
     """
     saved = flatten(cast(dict, OmegaConf.to_container(_saved(step)))) | _saved_model(step)
-    defaults = _defaults(config)
+    now, defaults = flatten(asdict(config)), _defaults(config)
+    pairs = {name: (saved.get(name, defaults.get(name)), now.get(name)) for name in {**now, **saved}}
     return {
-        name: (then, now)
-        for name, now in flatten(asdict(config)).items()
-        if name not in ("run.dir", "model.version") and (then := saved.get(name, defaults.get(name))) != now
+        name: pair for name, pair in pairs.items() if pair[0] != pair[1] and name not in ("run.dir", "model.version")
     }
 
 

@@ -116,3 +116,23 @@ def test_extending_a_run_at_a_far_higher_rate_needs_a_word(start_job, train_rank
     assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
     job = start_job(2, *longer, "training.allow_lr_jump=true", dir=run)
     assert job.wait() == [0, 0] and len(job.rows) == 12, job.text
+
+
+def test_settings_that_came_and_went_are_told(stopped, tiny_yaml, tmp_path):
+    """A key that a checkpoint lacks meant its default; one that is gone had a value."""
+    from lcpt.checkpoint import find_checkpoint
+    from lcpt.config import load_config
+    from lcpt.training.same_run import changed_settings
+
+    text = (find_checkpoint(stopped) / "config.yaml").read_text()
+    assert "  device: auto\n" in text and "  grad_clip: 1.0\n" in text
+    text = text.replace("  device: auto\n", "").replace("  grad_clip: 1.0\n", "  of_old: 5\n")
+    (tmp_path / "config.yaml").write_text(text)
+    now = load_config(tiny_yaml, ["run.dir=moved", *SETTINGS, "training.stop_after_steps=4"])
+    assert changed_settings(tmp_path, now) == {"training.of_old": (5, None)}
+    now.training.device, now.training.grad_clip = "cpu", 2.0
+    assert changed_settings(tmp_path, now) == {
+        "training.of_old": (5, None),
+        "training.device": ("auto", "cpu"),
+        "training.grad_clip": (1.0, 2.0),
+    }
