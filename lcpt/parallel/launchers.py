@@ -89,9 +89,14 @@ def find_place(environment: Mapping[str, str]) -> Place:
 
 
 def is_first(environment: Mapping[str, str]) -> bool:
-    """Check, without any error, whether this process is the one to speak for its job."""
-    names = (*(launcher.rank for launcher in LAUNCHERS), *((SRUN.rank,) if _in_srun(environment) else ()), PMIX)
-    return next((environment[name] for name in names if name in environment), "0") == "0"
+    """Check, without any error, whether this process is the one to speak for its job, as is one that knows no other."""
+    try:
+        launcher = _launcher(environment)
+    except LauncherError:
+        return True
+    if launcher is None or launcher.world not in environment:
+        return True
+    return environment.get(launcher.rank, "0") == "0"
 
 
 def _launcher(environment: Mapping[str, str]) -> Launcher | None:

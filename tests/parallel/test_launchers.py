@@ -103,6 +103,21 @@ def test_a_world_that_cannot_be_known_is_refused(environment, words):
     assert words in str(caught.value) and "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    "environment, speaks",
+    [
+        (MEET | {"RANK": "3"}, True),  # as far as it knows it is alone
+        ({"PMIX_RANK": "3"}, True),
+        ({"WORLD_SIZE": "4"}, True),
+        (open_mpi(3, 4, 3), False),  # rank 0 lacks the address too
+        (MEET | SRUN | {"SLURM_PROCID": "3"}, False),
+    ],
+    ids=str,
+)
+def test_who_says_that_a_job_is_refused(environment, speaks):
+    assert is_first(environment) == speaks
+
+
 def start(environments):
     """One process for each environment, without what launchers set here; what each found in its group, or why not."""
     context = multiprocessing.get_context("fork")
