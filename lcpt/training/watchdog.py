@@ -50,6 +50,7 @@ class Watchdog:
         self._heartbeats, self._place, self._since = 0, "the start", time.monotonic()
         self._timeout_s: float | None = STARTUP_TIMEOUT_S
         self._longest = 0.0
+        self.is_starting = True  # not beyond the first step yet, whose pieces have time limits of their own
         self._seen: dict[int, tuple[bytes, float]] = {}
         self._stacks = StackTraces()
         self._ticked, self._machine = time.monotonic(), this_machine()
@@ -62,6 +63,7 @@ class Watchdog:
         """Note that this rank begins `place`, such as "step 7", which may take timeout_s; None: as long as usual."""
         with self._lock:
             now = time.monotonic()
+            self.is_starting &= timeout_s is not None
             if self._timeout_s is None:
                 self._longest = max(self._longest, now - self._since)
             self._heartbeats, self._place, self._since, self._timeout_s = self._heartbeats + 1, place, now, timeout_s
@@ -70,11 +72,6 @@ class Watchdog:
     def place(self) -> str:
         """Where this rank is: the words of its last heartbeat."""
         return self._place
-
-    @property
-    def is_starting(self) -> bool:
-        """Whether this rank has not got beyond its first step."""
-        return self._timeout_s == STARTUP_TIMEOUT_S
 
     def write_stacks_to(self, folder: Path) -> None:
         """Write stack traces to files of a folder from now on; before, they go to stderr."""
