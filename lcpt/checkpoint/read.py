@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -20,35 +21,56 @@ class SchemaError(CheckpointError):
 
 
 def find_checkpoint(path: str | Path) -> Path:
-    """Find the step folder that a run folder's `latest` names; a step folder is returned itself."""
+    """Find the newest step folder of a run that has all its files; a step folder is returned itself."""
+    return open_checkpoint(path, hashes=False)[0]
+
+
+def open_checkpoint(path: str | Path, *, hashes: bool = True) -> tuple[Path, dict]:
+    """Find the newest whole step folder of a run folder, or the step folder itself; returns (folder, its manifest).
+
+    Says on stderr which newer ones it passes over, as training does that goes on. Raises CheckpointError where nothing
+    is whole; a step folder that is named itself is not replaced by another.
+    """
     path = Path(path)
     if (path / "manifest.json").is_file():
-        return path
-    for latest in (path / "checkpoints" / "latest", path / "latest"):
-        if latest.is_file():
-            name = latest.read_text(errors="replace").strip()
-            step = latest.parent / name
-            if name and (step / "manifest.json").is_file():
-                return step
-            raise CheckpointError(f"{latest} names {name!r}, which holds no manifest.json; name another step folder")
-    raise CheckpointError(f"{path} is no run folder (checkpoints/latest) and no step folder (manifest.json)")
+        return path, read_manifest(path, hashes=hashes)
+    checkpoints = path / "checkpoints" if (path / "checkpoints").is_dir() else path
+    if not (step_folders(checkpoints) or (checkpoints / "latest").is_file()):
+        raise CheckpointError(f"{path} is no run folder (checkpoints/latest) and no step folder (manifest.json)")
+    step, complaints = newest_checkpoint(checkpoints, hashes=hashes)
+    if step is None:
+        raise CheckpointError(f"no checkpoint of {path} is whole: {'; '.join(complaints.values())}")
+    for complaint in complaints.values():
+        print(f"warning: {complaint}; taking {step.name}", file=sys.stderr)
+    return step, read_manifest(step, hashes=False)
 
 
-def newest_checkpoint(checkpoints: Path) -> tuple[Path | None, dict[Path, str]]:
+def newest_checkpoint(checkpoints: Path, *, hashes: bool = True) -> tuple[Path | None, dict[Path, str]]:
     """Find the newest whole step folder, None if there is none, and what is wrong with each newer one.
 
     Raises CheckpointError for one of another schema: it is not damaged, but this lcpt cannot tell what it is worth.
     """
-    complaints: dict[Path, str] = {}
+    complaints = _missing_latest(checkpoints)
     for step in reversed(step_folders(checkpoints).values()):
         try:
-            read_manifest(step)
+            read_manifest(step, hashes=hashes)
             return step, complaints
         except SchemaError:
             raise
         except (CheckpointError, OSError) as error:  # OSError: a disk that cannot read it
             complaints[step] = f"{step}: {error}" if isinstance(error, OSError) else str(error)
     return None, complaints
+
+
+def _missing_latest(checkpoints: Path) -> dict[Path, str]:
+    """Return a complaint if `latest` names a step that is gone."""
+    latest = checkpoints / "latest"
+    if not latest.is_file():
+        return {}
+    name = latest.read_text(errors="replace").strip()
+    if name in (step.name for step in step_folders(checkpoints).values()):
+        return {}
+    return {checkpoints / (name or "latest"): f"{latest} names {name!r}, and no such step is there"}
 
 
 def read_manifest(step: Path, *, hashes: bool = True) -> dict:

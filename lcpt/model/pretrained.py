@@ -24,7 +24,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from lcpt.checkpoint import CheckpointError, find_checkpoint, read_manifest, read_state, read_tensors
+from lcpt.checkpoint import CheckpointError, open_checkpoint, read_state, read_tensors
 from lcpt.data import Tokenizer
 from lcpt.data.atomic_folder import new_folder
 from lcpt.model.config_version import upgrade_saved
@@ -73,14 +73,14 @@ def load_pretrained(export_dir: str | Path) -> GPT:
 
 
 def open_pretrained(source: str | Path) -> Pretrained:
-    """Open a run folder (its newest step), a step folder or an export, after checking every file of it.
+    """Open a run folder (its newest whole step), a step folder or an export, after checking every file of it.
 
     Raises CheckpointError naming the file that is missing, damaged or not understood.
     """
     folder = Path(source)
     if any((folder / name).exists() for name in (CONFIG, WEIGHTS)):
         return _open_export(folder)
-    return _open_step(find_checkpoint(folder))
+    return _open_step(*open_checkpoint(folder))
 
 
 def write_export(source: str | Path, output: str | Path) -> dict:
@@ -135,8 +135,8 @@ def _open_export(folder: Path) -> Pretrained:
     )
 
 
-def _open_step(step: Path) -> Pretrained:
-    tensors, state = read_tensors(step, read_manifest(step)), read_state(step)
+def _open_step(step: Path, manifest: dict) -> Pretrained:
+    tensors, state = read_tensors(step, manifest), read_state(step)
     path = step / "config.yaml"
     try:
         given = cast(dict, OmegaConf.to_container(OmegaConf.load(path)))

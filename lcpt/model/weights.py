@@ -8,27 +8,31 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from lcpt.checkpoint import CheckpointError, find_checkpoint, read_manifest, read_tensors
+from lcpt.checkpoint import CheckpointError, open_checkpoint, read_tensors
 from lcpt.model.gpt import GPT
 
 
 def load_weights(model: GPT, source: str | Path, *, verified: bool = False) -> Path:
     """Load a run or step folder into `model`; returns the step folder. CheckpointError if it holds another model, or
     is damaged; `verified`: its hashes have been checked a moment ago."""
-    step = find_checkpoint(source)
-    load_tensors(model, read_tensors(step, read_manifest(step, hashes=not verified)), step)
+    step, manifest = open_checkpoint(source, hashes=not verified)
+    load_tensors(model, read_tensors(step, manifest), step)
     return step
 
 
 def load_tensors(model: GPT, tensors: Mapping[str, Tensor], source: Path) -> None:
     """Load the tensors of `source`, or raise CheckpointError naming one that is missing, extra or of another shape."""
-    wanted = model.state_dict()
-    for name in sorted(tensors.keys() | wanted.keys()):
-        there, here = (list(x[name].shape) if name in x else "absent" for x in (tensors, wanted))
-        if there != here:
-            raise CheckpointError(
-                f"{source} holds another model: {name} is {there} there and {here} in the config; "
-                "take the config that it was trained with"
-            )
+    there, wanted = ({name: list(x.shape) for name, x in of.items()} for of in (tensors, model.state_dict()))
+    check_tensors(there, wanted, source)
     with torch.no_grad():
         model.load_state_dict(tensors)
+
+
+def check_tensors(there: Mapping[str, list[int]], wanted: Mapping[str, list[int]], source: Path) -> None:
+    """Raise CheckpointError unless the shapes in `source` are those that a model wants."""
+    for name in sorted(there.keys() | wanted.keys()):
+        if (found := there.get(name, "absent")) != (here := wanted.get(name, "absent")):
+            raise CheckpointError(
+                f"{source} holds another model: {name} is {found} there and {here} in the config; "
+                "take the config that it was trained with"
+            )

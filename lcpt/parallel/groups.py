@@ -2,62 +2,85 @@
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
+from lcpt.parallel import launchers
+from lcpt.parallel.devices import DeviceError, check_alike, choose_device, gpu_index, identity
+from lcpt.parallel.launchers import LauncherError, Place, find_place
 from lcpt.utils.errors import first_line, one_line
 
 _store: dist.Store | None = None
+_device: torch.device | None = None
 
 
 class SetupError(ValueError):
     """Says what kept a job from starting: one line, the same on every rank."""
 
 
-def join() -> None:
+def join(choice: str = "auto") -> None:
     """Enter the process group that a launcher describes in the environment, or one of a single process.
 
-    Launchers: deepspeed and torchrun (RANK, WORLD_SIZE, …), srun (SLURM_*; it needs MASTER_ADDR and MASTER_PORT too).
-    NCCL for tensors on GPUs, gloo for those elsewhere.
+    choice: training.device. launchers.py knows the launchers; NCCL serves tensors on GPUs, gloo those elsewhere.
+    Raises SetupError, the same on all ranks unless they cannot meet.
     """
     global _store
-    os.environ.update(_missing_variables(os.environ))
+    try:
+        place = find_place(os.environ)
+    except LauncherError as error:
+        raise SetupError(str(error)) from None
+    alone = {} if "RANK" in os.environ else {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
+    os.environ.update(place.variables() | (alone if place.world == 1 else {}))
     try:
         _store, number, world = next(dist.rendezvous("env://"))
-    except dist.DistNetworkError as error:
-        place = f"{os.environ['MASTER_ADDR']}, port {os.environ['MASTER_PORT']}"
+    except (dist.DistNetworkError, ValueError) as error:
+        where = f"{os.environ.get('MASTER_ADDR')}, port {os.environ.get('MASTER_PORT')}"
         raise SetupError(
-            f"the ranks cannot meet at {place} ({first_line(error)}): another job may have that port; "
+            f"the ranks cannot meet at {where} ({first_line(error)}): another job may have that port; "
             "take one of your own with deepspeed --master_port N"
         ) from error
-    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-    if torch.cuda.is_available():
-        torch.cuda.set_device(device())
+    use_device(choice, place)
+    backend = "cpu:gloo,cuda:nccl" if device().type == "cuda" else "gloo"
     # The prefix keeps its keys apart from the watchdog's, which are in the same store.
     dist.init_process_group(backend, store=dist.PrefixStore("group", _store), rank=number, world_size=world)
 
 
-def _missing_variables(environment: Mapping[str, str]) -> dict[str, str]:
-    if "RANK" in environment:
-        return {}
-    if "SLURM_STEP_ID" in environment and int(environment.get("SLURM_STEP_NUM_TASKS", 1)) > 1:
-        missing = [name for name in ("MASTER_ADDR", "MASTER_PORT") if name not in environment]
-        if missing:
-            raise SetupError(
-                f"srun started {environment['SLURM_STEP_NUM_TASKS']} tasks, but {' and '.join(missing)} "
-                "are not set; start through launch/pretrain.sbatch, which sets them"
-            )
-        return {
-            "RANK": environment["SLURM_PROCID"],
-            "WORLD_SIZE": environment["SLURM_STEP_NUM_TASKS"],
-            "LOCAL_RANK": environment["SLURM_LOCALID"],
-        }
-    return {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
+def use_device(choice: str, place: Place) -> None:
+    """Choose the device of this rank, see devices.py; SetupError if that of any rank in the store does not serve."""
+    global _device
+    mine: dict[str, Any] = {}
+    try:
+        _device = choose_device(choice, place.local_rank)
+        mine = {"type": _device.type, "identity": identity(_device)}
+        if _device.type == "cuda":
+            torch.cuda.set_device(_device)
+            os.environ["LOCAL_RANK"] = str(_device.index)  # DeepSpeed takes it for the GPU's number
+    except DeviceError as error:
+        mine = {"error": str(error)}
+    everyone = _exchange("device", mine, place) if _store else [mine]
+    for number, found in enumerate(everyone):
+        if "error" in found:
+            raise SetupError(found["error"] if number == 0 else f"rank {number}: {found['error']}")
+    try:
+        check_alike([found["type"] for found in everyone], [found["identity"] for found in everyone])
+    except DeviceError as error:
+        raise SetupError(str(error)) from None
+
+
+def _exchange(key: str, mine: dict, place: Place) -> list[dict]:
+    """Return every rank's value, through the store, before there is a group."""
+    store().set(f"{key}/{place.rank}", json.dumps(mine))
+    values = [json.loads(store().get(f"{key}/{rank}")) for rank in range(place.world)]
+    store().set(f"{key}/read/{place.rank}", "")
+    if place.rank == 0:  # it holds the store, and may leave next
+        store().wait([f"{key}/read/{rank}" for rank in range(place.world)])
+    return values
 
 
 def leave() -> None:
@@ -72,11 +95,17 @@ def store() -> dist.Store:
 
 
 def device() -> torch.device:
-    """Return the device on which this rank computes."""
+    """Return the device on which this rank computes; before join(), a GPU if there is one."""
+    if _device is not None:
+        return _device
     if torch.cuda.is_available():
-        # SLURM may show each task its own GPU alone, which is then number 0.
-        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())
+        return torch.device("cuda", gpu_index(int(os.environ.get("LOCAL_RANK", 0)), torch.cuda.device_count()))
     return torch.device("cpu")
+
+
+def is_first() -> bool:
+    """Check whether this process speaks for its job; before join() too."""
+    return rank() == 0 if dist.is_initialized() else launchers.is_first(os.environ)
 
 
 def rank() -> int:

@@ -21,11 +21,13 @@ class TrainingConfig:
     warmup_steps: int = 100
     final_lr_fraction: float = 0.1
     decay_fraction: float = 0.2  # of all steps, wsd only
+    allow_lr_jump: bool = False  # a continued run may go on at a far higher rate than it ended with
     weight_decay: float = 0.1  # of matrices; vectors are not decayed
     betas: list[float] = field(default_factory=lambda: [0.9, 0.95])
     grad_clip: float = 1.0  # of the global norm
     precision: str = "fp32"  # fp32 | bf16
     compile: str = "auto"  # torch.compile of the blocks: auto (on a GPU) | true | false
+    device: str = "auto"  # auto: a GPU if there is one; cuda; cpu
     init_from: Optional[str] = None  # noqa: UP045  a run or step folder whose weights to start from
     valid_every_steps: int = 250
     valid_tokens: int = 2**18  # scored at each validation
@@ -42,6 +44,8 @@ class TrainingConfig:
         self.compile = str(self.compile).lower()  # YAML knows true and false as booleans
         if self.compile not in ("auto", "true", "false"):
             raise ValueError(f"training.compile is {self.compile!r}; it is auto, true or false")
+        if self.device not in ("auto", "cuda", "cpu"):
+            raise ValueError(f"training.device is {self.device!r}; it is auto, cuda or cpu")
         if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
             raise ValueError(f"training.betas is {list(self.betas)}; AdamW takes two numbers in [0, 1)")
         for name in (

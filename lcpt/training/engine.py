@@ -64,7 +64,7 @@ class ParallelConfig:
 
 def import_deepspeed_quietly() -> None:
     """Import DeepSpeed without its chatter, and without the C++ extension that it would compile at start."""
-    if not torch.cuda.is_available():
+    if groups.device().type == "cpu":
         os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else one warning a process
     warnings.filterwarnings("ignore", category=FutureWarning, module="(deepspeed|torch).*")
     import deepspeed
@@ -72,7 +72,15 @@ def import_deepspeed_quietly() -> None:
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
     # Asking which compiled ops there are runs a compiler; the one that would be built serves only inference.
     deepspeed.ops.__compatible_ops__ = {}
-    deepspeed.init_distributed(dist_init_required=False, verbose=False)
+
+
+def check_deepspeed(training: TrainingConfig, parallel: ParallelConfig) -> None:
+    """Raise ValueError where parallel.deepspeed has what DeepSpeed does not take."""
+    if parallel.deepspeed:
+        import_deepspeed_quietly()
+        import deepspeed
+
+        deepspeed.DeepSpeedConfig(deepspeed_config(training, parallel, 1))
 
 
 def build_engine(model: GPT, training: TrainingConfig, parallel: ParallelConfig, accumulation: int):
@@ -84,9 +92,8 @@ def build_engine(model: GPT, training: TrainingConfig, parallel: ParallelConfig,
     import_deepspeed_quietly()
     import deepspeed
 
+    deepspeed.init_distributed(dist_init_required=False, verbose=False)
     config = deepspeed_config(training, parallel, accumulation)
-    with groups.raise_on_all_ranks():
-        deepspeed.DeepSpeedConfig(config)  # checks what parallel.deepspeed adds
     optimizer = build_optimizer(model, training)  # while parameters have their shapes
     if parallel.zero_stage == 3:
         partition(model, torch.bfloat16 if training.precision == "bf16" else torch.float32, config)
@@ -120,7 +127,7 @@ def partition(model: GPT, dtype: torch.dtype, config: dict[str, Any]) -> None:
 
 def deepspeed_config(training: TrainingConfig, parallel: ParallelConfig, accumulation: int) -> dict[str, Any]:
     """Derive DeepSpeed's JSON from our config."""
-    stage, on_gpu = parallel.zero_stage, torch.cuda.is_available()
+    stage, on_gpu = parallel.zero_stage, groups.device().type == "cuda"
     zero: dict[str, Any] = {"stage": stage}
     if parallel.offload_optimizer:
         zero["offload_optimizer"] = {"device": "cpu", "pin_memory": on_gpu}

@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 
 from lcpt.parallel import groups
+from lcpt.training.same_run import Changes
 from lcpt.training.telemetry import log_rank0
 from lcpt.utils.atomic_files import replace_text
 
@@ -20,7 +21,7 @@ class History:
     """Records starts with `begin` and `end`; rank 0 keeps the file.
 
     Each entry: started, ended (seconds since 1970), from_step, world_size, end ("finished", "preempted", or what went
-    wrong; None where it died without a word).
+    wrong; None where it died without a word), changes {key: [the checkpoint's value, the value now]} of settings.
     """
 
     def __init__(self, run: Path):
@@ -32,7 +33,8 @@ class History:
         """Read the entries of earlier starts; call it only when no other job can be writing there."""
         if self._file.exists():
             try:
-                self._starts = [{key: start[key] for key in KEYS} for start in json.loads(self._file.read_text())]
+                starts = json.loads(self._file.read_text())
+                self._starts = [{key: start[key] for key in KEYS} | {"changes": _changes(start)} for start in starts]
             except (ValueError, TypeError, KeyError):
                 log_rank0(f"warning: {self._file} is damaged; goodput counts from this start on")
 
@@ -45,19 +47,25 @@ class History:
             crashed.append(start["end"] or "died without a word")
         if len(crashed) < CRASHES:
             return None
-        self._starts.append(self._entry(from_step) | {"ended": time.time(), "end": "refused"})
-        self._write()
         return (
             f"{self._file.parent} has crashed {len(crashed)} times from step {from_step} on without a new "
             f"checkpoint, the last time: {crashed[0]}; mend that, then start again"
         )
 
-    def begin(self, from_step: int, last_seen: float | None) -> None:
+    def refuse_crash_loop(self, from_step: int) -> str | None:
+        """Record and return that reason, if there is one: whoever has read it may start again."""
+        reason = self.crash_loop_reason(from_step)
+        if reason:
+            self._starts.append(self._entry(from_step, {}) | {"ended": time.time(), "end": "refused"})
+            self._write()
+        return reason
+
+    def begin(self, from_step: int, last_seen: float | None, changes: Changes) -> None:
         """Record a start. last_seen: when the one before was last seen alive, in case it could not record its end."""
         if self._starts and self._starts[-1]["ended"] is None:
             before = self._starts[-1]
             before["ended"] = max(before["started"], last_seen or 0)
-        self._starts.append(self._entry(from_step))
+        self._starts.append(self._entry(from_step, changes))
         self._write()
         self._begun = True
 
@@ -79,14 +87,19 @@ class History:
             "wall_seconds": now - self._starts[0]["started"] if self._starts else None,
         }
 
-    def _entry(self, from_step: int) -> dict:
+    def _entry(self, from_step: int, changes: Changes) -> dict:
         return {
             "started": time.time(),
             "ended": None,
             "from_step": from_step,
             "world_size": groups.world_size(),
             "end": None,
+            "changes": changes,
         }
 
     def _write(self) -> None:
         replace_text(self._file, json.dumps(self._starts, indent=1) + "\n")
+
+
+def _changes(start: dict) -> Changes:
+    return start.get("changes", {})  # starts of earlier versions recorded none

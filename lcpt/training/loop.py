@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from lcpt.checkpoint import read_state
 from lcpt.data import batch_documents
 from lcpt.parallel import groups
 from lcpt.training.bad_steps import BadSteps
+from lcpt.training.checks import Start, check_start
 from lcpt.training.device_batches import DeviceBatches
 from lcpt.training.engine import adam_step, build_engine, update
 from lcpt.training.exit_codes import GiveUp, Preempted
@@ -23,8 +23,9 @@ from lcpt.training.optimizer import clip_factor
 from lcpt.training.phase_clock import PhaseClock
 from lcpt.training.preemption import Preemption
 from lcpt.training.profiling import Profiler
-from lcpt.training.resume import data_position, find_start, restore
-from lcpt.training.run_folder import begin, finish, lock, write_marker
+from lcpt.training.resume import restore
+from lcpt.training.run_folder import begin, finish, write_marker
+from lcpt.training.same_run import data_position
 from lcpt.training.saving import Saver
 from lcpt.training.schedule import learning_rate
 from lcpt.training.setup import set_up
@@ -45,19 +46,17 @@ def train(config: Config, config_yaml: str, history: History, preemption: Preemp
     or saving.SaveError.
     """
     run = Path(config.run.dir)
+    start = check_start(config, groups.world_size())
     with groups.raise_on_all_ranks():
-        if groups.rank() == 0 and run.exists():
-            lock(run)
+        if groups.rank() == 0:
             history.read()
-    checkpoint = find_start(run)
-    state = read_state(checkpoint) if checkpoint else {"step": 0}
-    if state["step"] >= config.training.last_step and "unvalidated" not in state:
-        log_rank0(f"{run} is complete at step {state['step']}; for another run name another run.dir")
+    if start.complete:
+        log_rank0(f"{run} is complete at step {start.state['step']}; for another run name another run.dir")
         finish(run, history)
     else:
-        if checkpoint:
-            log_rank0(f"{run} continues from {checkpoint.name}")
-        training = Training(config, config_yaml, checkpoint, state, history, preemption, watch)
+        if start.checkpoint:
+            log_rank0(f"{run} continues from {start.checkpoint.name}")
+        training = Training(config, config_yaml, start, history, preemption, watch)
         training.loop()
         saver = training.saver
         finish(
@@ -77,27 +76,27 @@ class Training:
         self,
         config: Config,
         config_yaml: str,
-        checkpoint: Path | None,
-        state: dict,
+        start: Start,
         history: History,
         preemption: Preemption,
         watch: Watchdog,
     ):
-        self.config, self.state, self.preemption, self.watch = config, state, preemption, watch
+        self.config, self.state, self.preemption, self.watch = config, start.state, preemption, watch
+        self.source, self.accumulation = start.source, start.accumulation
         self.run, self.device, self.began = Path(config.run.dir), groups.device(), time.perf_counter()
         with groups.raise_on_all_ranks():
-            model, self.source, reader, self.validation, self.accumulation = set_up(config, checkpoint)
-            self.batches = DeviceBatches(reader, self.device)
-        begin(self.run, config_yaml, history, state)
+            model, batches, self.validation = set_up(config, start)
+            self.batches = DeviceBatches(batches, self.device)
+        begin(self.run, config_yaml, history, start)
         watch.write_stacks_to(self.run / "stacks")
         self.engine = build_engine(model, config.training, config.parallel, self.accumulation)
-        if checkpoint:
-            restore(self.engine, checkpoint)
+        if start.checkpoint:
+            restore(self.engine, start.checkpoint)
         attachments = {"config.yaml": self.run / "config.yaml", **self.source.attachments}
         self.saver = Saver(self.engine, self.run / "checkpoints", config.checkpoint, attachments, watch)
-        self.bad_steps = BadSteps(config.training.bad_steps, state.get("bad_steps"))
+        self.bad_steps = BadSteps(config.training.bad_steps, self.state.get("bad_steps"))
         with groups.raise_on_all_ranks():
-            is_main, done = groups.rank() == 0, state["step"]
+            is_main, done = groups.rank() == 0, self.state["step"]
             sinks = build_sinks(self.run, config.run.wandb_project, config_yaml, done) if is_main else []
         self.telemetry = Telemetry(self.run, config.training, done, sinks)
         self.throughput = Throughput(config.model, config.data.context, self.device)
@@ -220,6 +219,17 @@ class Training:
                 "training.lr, or allow more with training.bad_steps.allowed"
             )
 
+    def check_end(self, row: dict) -> None:
+        """Raise GiveUp, before that is saved as the end of the run, if its last loss or validation is not finite."""
+        step, first, broken = row["step"], row["step"] - self.bad_steps.streak + 1, not_finite(row)
+        if broken:
+            raise GiveUp(
+                f"the run ends at step {step} with {' and '.join(f'{name} {row[name]}' for name in broken)}, so this "
+                f"step is not saved: if the weights broke, remove what {self.run}/checkpoints has of step {first - 1} "
+                f"and later, and lower training.lr; if the batch is at fault ({self.run}/skipped.jsonl), mend the "
+                "data; then start again"
+            )
+
     def end_step(self, row: dict, save: bool, leave: bool) -> None:
         """Validate, write down and save what is due after a step; raises Preempted when asked to leave."""
         training, step, unvalidated = self.config.training, row["step"], {}
@@ -232,8 +242,10 @@ class Training:
         if not unvalidated:
             self.telemetry.step(row)
             leave = leave and step < training.last_step
+            if step == training.last_step:
+                self.check_end(row)
         # A bad step may mean broken weights: those must not push out the checkpoints from before.
-        due = (save or self.config.checkpoint.due(step)) and not self.bad_steps.streak
+        due = (save or self.config.checkpoint.due(step)) and not self.bad_steps.streak and not not_finite(row)
         if due or leave or step == training.last_step:
             self.saver.save(
                 step,
@@ -252,3 +264,8 @@ class Training:
             asked = self.preemption.requested_by or "another rank's signal"
             write_marker(self.run, step, asked)
             raise Preempted(f"{asked} ended the run after step {step}; the same command continues it")
+
+
+def not_finite(row: dict) -> list[str]:
+    """List the losses of a row, in training and in validation, that are NaN or Inf."""
+    return [name for name in row if name.startswith(("loss", "valid")) and not math.isfinite(row[name])]

@@ -29,10 +29,12 @@ class Profiler:
     def __init__(self, run: Path, config: ProfileConfig):
         self._run, self._config = run, config
         self._profile: profile | None = None
+        if config.start is not None and groups.device().type == "cuda":
+            torch.cuda.memory._record_memory_history(max_entries=100_000)  # for the snapshot when memory runs out
 
     def before(self, step: int) -> None:
         if step == self._config.start and groups.rank() == 0:
-            activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * torch.cuda.is_available()
+            activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * (groups.device().type == "cuda")
             self._profile = profile(activities=activities, record_shapes=True, profile_memory=True)
             self._profile.start()
 

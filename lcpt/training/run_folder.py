@@ -11,7 +11,7 @@ import time
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Optional
+from typing import TYPE_CHECKING, Optional
 
 import torch
 from omegaconf import MISSING
@@ -19,10 +19,14 @@ from omegaconf import MISSING
 from lcpt.parallel import groups
 from lcpt.training.exit_codes import GiveUp
 from lcpt.training.history import History
+from lcpt.training.resume import set_aside
 from lcpt.training.telemetry import log_rank0
 from lcpt.utils.atomic_files import replace_text
 from lcpt.utils.memory import peak_memory_bytes
 from lcpt.utils.provenance import command, git_commit, versions
+
+if TYPE_CHECKING:
+    from lcpt.training.checks import Start
 
 LOCK_SECONDS = 30.0  # that the last job in a run folder may need to end, or a file server to notice that it has
 _locks: dict[Path, int] = {}  # descriptors, which the system closes when the process ends
@@ -35,25 +39,26 @@ class RunConfig:
     wandb_project: Optional[str] = None  # noqa: UP045  of Weights & Biases, where metrics go too
 
 
-def begin(folder: Path, config_yaml: str, history: History, state: dict) -> None:
-    """Make a run folder ready, on rank 0, for a start from a checkpoint of this state.
+def begin(folder: Path, config_yaml: str, history: History, start: Start) -> None:
+    """Make a run folder ready, on rank 0, for a start that was checked.
 
     It writes config.yaml and environment.json, cuts the rows that the checkpoint does not know, and removes what the
     end of an earlier start left. Raises, the same on all ranks, SetupError, and GiveUp in a crash loop.
     """
-    step, refusal = state["step"], None
+    step, refusal = start.state["step"], None
     with groups.raise_on_all_ranks():
         if groups.rank() == 0:
             (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
             lock(folder)
+            set_aside(start.damaged)
             last_seen = None
             for name in ("metrics.jsonl", "skipped.jsonl"):
                 if (folder / name).exists():
                     last_seen = last_seen or (folder / name).stat().st_mtime
-                    drop_rows_after(folder / name, step - ("unvalidated" in state))
-            refusal = history.crash_loop_reason(step)
+                    drop_rows_after(folder / name, step - ("unvalidated" in start.state))
+            refusal = history.refuse_crash_loop(step)
             if not refusal:
-                history.begin(step, last_seen)
+                history.begin(step, last_seen, start.changes)
                 for name in ("summary.json", "preempted.json"):
                     (folder / name).unlink(missing_ok=True)
                 replace_text(folder / "config.yaml", config_yaml)
@@ -62,23 +67,42 @@ def begin(folder: Path, config_yaml: str, history: History, state: dict) -> None
         raise GiveUp(refusal)
 
 
-def lock(folder: Path) -> None:
-    """Keep other jobs out of a run until this process ends, however it ends. ValueError if one is there and stays."""
+def check_writable(folder: Path) -> None:
+    """Raise ValueError if a run folder could not be made or written there; changes nothing."""
+    for path in (folder, folder / "checkpoints"):
+        place = next(place for place in (path, *path.absolute().parents) if os.path.lexists(place))
+        if not place.is_dir():
+            raise ValueError(f"{place} is no folder, or leads nowhere: remove it, or name another run.dir")
+        if not os.access(place, os.W_OK | os.X_OK):
+            raise ValueError(f"{place} cannot be written to: run.dir {folder} needs another place")
+
+
+def lock(folder: Path, seconds: float | None = None) -> None:
+    """Keep other jobs out of a run until this process ends, however it ends, or unlocks it.
+
+    ValueError if one is there and stays for `seconds`, LOCK_SECONDS if None.
+    """
     if folder.resolve() in _locks:
         return
     descriptor = _locks[folder.resolve()] = os.open(folder, os.O_RDONLY)
-    deadline = time.monotonic() + LOCK_SECONDS
+    deadline = time.monotonic() + (LOCK_SECONDS if seconds is None else seconds)
     while True:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             return
         except BlockingIOError:
-            if time.monotonic() > deadline:
-                os.close(_locks.pop(folder.resolve()))
+            if time.monotonic() >= deadline:
+                unlock(folder)
                 raise ValueError(f"another job trains in {folder}; wait for it, or name another run.dir") from None
             time.sleep(0.5)
         except OSError:  # some network file systems have no locks
             return
+
+
+def unlock(folder: Path) -> None:
+    """Let other jobs in again."""
+    if (descriptor := _locks.pop(folder.resolve(), None)) is not None:
+        os.close(descriptor)
 
 
 def finish(folder: Path, history: History, **figures: float) -> None:
@@ -136,7 +160,7 @@ def environment() -> dict:
     return {
         "command": command(),
         "world_size": groups.world_size(),
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or "cpu",
+        "device": torch.cuda.get_device_name() if groups.device().type == "cuda" else platform.processor() or "cpu",
         "cpu_count": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "git_commit": git_commit(),

@@ -93,7 +93,7 @@ class Saver:
 
     def _copy_shards(self) -> None:
         """Copy what this rank saves into host memory, which the next save uses again."""
-        shards, pinned = list(owned_shards(self._engine)), torch.cuda.is_available()
+        shards, pinned = list(owned_shards(self._engine)), groups.device().type == "cuda"
         live = {
             group: [Slice(s.name, s.shape, s.start, s.tensors[group]) for s in shards]
             for group in ("weights", *MOMENTS)

@@ -6,6 +6,8 @@ import math
 
 from lcpt.training.config import TrainingConfig
 
+JUMP = 1.5  # times the rate that the old schedule leads to
+
 
 def learning_rate(step: int, training: TrainingConfig) -> float:
     """Compute the rate of step 0 … max_steps - 1: lr at the end of warm-up, final_lr_fraction · lr at the last step.
@@ -21,3 +23,21 @@ def learning_rate(step: int, training: TrainingConfig) -> float:
     progress = (step + 1 - start) / (last - start)
     remaining = (1 + math.cos(math.pi * progress)) / 2 if cosine else 1 - progress
     return training.lr * (training.final_lr_fraction + (1 - training.final_lr_fraction) * remaining)
+
+
+def check_no_jump(done: int, old: TrainingConfig, new: TrainingConfig) -> None:
+    """Raise ValueError if, after `done` steps under `old`, the rate of `new` jumps up. `old` needs its schedule alone.
+
+    A model that has settled at a low rate forgets at a far higher one what its decay has won, and may diverge.
+    """
+    # The old schedule's next rate is no jump, since a warm-up rises steeply; nor is its last one, since a run may go on
+    # where it ended. Half as much again is room for a deliberate change, and less than any schedule that begins anew.
+    last = learning_rate(done - 1, old)
+    usual = max(last, learning_rate(done, old) if done < old.max_steps else 0.0)
+    rate = learning_rate(done, new)
+    if rate > JUMP * usual:
+        smooth = f"training.lr={new.lr * usual / rate:.3g} goes on from there, " if usual else ""
+        raise ValueError(
+            f"the learning rate would jump from {last:.3g} at step {done} to {rate:.3g} at step {done + 1}: {smooth}"
+            "training.init_from and another run.dir warm up anew, training.allow_lr_jump=true takes the jump"
+        )

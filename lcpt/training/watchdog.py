@@ -23,7 +23,7 @@ from typing import Any, NoReturn
 import torch.distributed as dist
 
 from lcpt.parallel import groups
-from lcpt.training.exit_codes import FAULT
+from lcpt.training.exit_codes import BAD_INPUT, FAULT
 from lcpt.training.stack_traces import StackTraces
 from lcpt.utils.errors import one_line
 
@@ -36,7 +36,7 @@ HANG_FACTOR = 10  # a wait this many times longer than the longest one so far is
 
 
 class Watchdog:
-    """Call `heartbeat` before every piece of work, `fail` when this rank cannot go on, `stop` when it is done.
+    """Call `heartbeat` before every piece of work, `fail` or `refuse` when this rank cannot go on, `stop` at its end.
 
     hang_seconds: a rank that stays in one place for longer hangs, unless it has waited a HANG_FACTOR-th of that before;
     0 means never. record(line) is called on rank 0 when the job is aborted.
@@ -50,6 +50,7 @@ class Watchdog:
         self._heartbeats, self._place, self._since = 0, "the start", time.monotonic()
         self._timeout_s: float | None = STARTUP_TIMEOUT_S
         self._longest = 0.0
+        self.is_starting = True  # not beyond the first step yet, whose pieces have time limits of their own
         self._seen: dict[int, tuple[bytes, float]] = {}
         self._stacks = StackTraces()
         self._ticked, self._machine = time.monotonic(), this_machine()
@@ -62,9 +63,15 @@ class Watchdog:
         """Note that this rank begins `place`, such as "step 7", which may take timeout_s; None: as long as usual."""
         with self._lock:
             now = time.monotonic()
+            self.is_starting &= timeout_s is not None
             if self._timeout_s is None:
                 self._longest = max(self._longest, now - self._since)
             self._heartbeats, self._place, self._since, self._timeout_s = self._heartbeats + 1, place, now, timeout_s
+
+    @property
+    def place(self) -> str:
+        """Where this rank is: the words of its last heartbeat."""
+        return self._place
 
     def write_stacks_to(self, folder: Path) -> None:
         """Write stack traces to files of a folder from now on; before, they go to stderr."""
@@ -80,9 +87,20 @@ class Watchdog:
             )  # by then the thread knows whose fault it is, and ends this process
         self._stopped.set()
         traceback.print_exception(error)
+        self._leave(line, FAULT)
+
+    def refuse(self, line: str) -> NoReturn:
+        """End this process, and with it the job, for bad input that showed on this rank alone."""
+        self._stopped.set()
+        self._leave(line, BAD_INPUT)
+
+    def _leave(self, line: str, code: int) -> NoReturn:
+        reason, reports = json.dumps({"line": line, "reporter": groups.rank(), "code": code}), True
         with contextlib.suppress(RuntimeError):  # rank 0 and its store are gone
-            self._store.compare_set("abort_reason", "", json.dumps({"line": line, "reporter": groups.rank()}))
-        self._exit(line, reports=True)
+            reports = (
+                self._store.compare_set("abort_reason", "", reason).decode() == reason
+            )  # else another rank was first
+        self._exit(line, reports, code)
 
     def stop(self) -> None:
         """Note that this rank is done: the others do not wait for its heartbeats any more."""
@@ -181,7 +199,9 @@ class Watchdog:
                     self._seen[rank] = heartbeat, now
         return {rank: (json.loads(text), now - at) for rank, (text, at) in self._seen.items() if text != b"left"}
 
-    def _abort(self, line: str, reporter: int, stacks: bool = False, culprits: Sequence[int] = ()) -> NoReturn:
+    def _abort(
+        self, line: str, reporter: int, stacks: bool = False, culprits: Sequence[int] = (), code: int = FAULT
+    ) -> NoReturn:
         """End this process for the reason in `line`, which rank `reporter` prints."""
         if stacks:
             self._stacks.dump()
@@ -189,19 +209,20 @@ class Watchdog:
             time.sleep(HEARTBEAT_SECONDS)  # for the others to do the same
         for rank in culprits if reporter == groups.rank() else ():
             print(f"rank {rank} was here:\n{self._stacks.of(rank)}", file=sys.stderr)
-        self._exit(line, reports=reporter == groups.rank())
+        self._exit(line, reports=reporter == groups.rank(), code=code)
 
-    def _exit(self, line: str, reports: bool) -> NoReturn:
+    def _exit(self, line: str, reports: bool, code: int) -> NoReturn:
         if reports:
+            hint = "; start again to continue from the newest checkpoint" if code == FAULT else ""
             with contextlib.suppress(OSError):  # behind a progress bar, to a terminal that may be gone
-                print(f"\nerror: {line}; start again to continue from the newest checkpoint", file=sys.stderr)
+                print(f"\nerror: {line}{hint}", file=sys.stderr)
                 sys.stderr.flush()
         if groups.rank() == 0:
             with contextlib.suppress(OSError):
-                self._record(line)
+                self._record(line if code == FAULT else "refused")
             if groups.world_size() > 1:
                 time.sleep(3 * HEARTBEAT_SECONDS)  # it holds the store: the others must have time to read why
-        os._exit(FAULT)  # not sys.exit: another thread may hang for ever
+        os._exit(code)  # not sys.exit: another thread may hang for ever
 
 
 def listed(ranks: list[int]) -> str:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import os
 from pathlib import Path
 
 import torch
@@ -32,3 +34,27 @@ def memory_in_use_bytes(device: torch.device) -> int:
 def _status_bytes(field: str) -> int:
     status = Path("/proc/self/status").read_text()
     return int(status.split(f"{field}:")[1].split()[0]) * 1024
+
+
+def host_memory_bytes() -> int:
+    """Return the memory of this machine, or what this process's control groups may have of it."""
+    limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+    with contextlib.suppress(OSError):  # no Linux
+        limits += control_group_limits(Path("/proc/self/cgroup").read_text(), Path("/sys/fs/cgroup"))
+    return min(limits)
+
+
+def control_group_limits(membership: str, root: Path) -> list[int]:
+    """Read the limits in bytes of the groups of a /proc/PID/cgroup (cgroups(7)), and of those above them."""
+    limits = []
+    for line in membership.splitlines():
+        _, controllers, path = line.split(":", 2)
+        if controllers and "memory" not in controllers.split(","):
+            continue
+        top, name = (root / "memory", "memory.limit_in_bytes") if controllers else (root, "memory.max")
+        group = top / path.lstrip("/")
+        for folder in (group, *group.parents):
+            if folder.is_relative_to(top):
+                with contextlib.suppress(OSError, ValueError):  # no such file in the topmost group; "max"
+                    limits.append(int((folder / name).read_text()))
+    return limits

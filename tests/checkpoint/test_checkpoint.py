@@ -14,6 +14,7 @@ from lcpt.checkpoint import (
     Slice,
     commit_checkpoint,
     find_checkpoint,
+    open_checkpoint,
     open_partial,
     read_manifest,
     read_state,
@@ -345,11 +346,42 @@ def test_a_run_finds_its_newest_checkpoint_and_a_step_itself(write):
 
 
 @pytest.mark.parametrize("latest", ["step-00000099\n", "\n", "", "../../elsewhere\n"])
-def test_a_latest_file_that_names_no_step_is_refused(write, latest):
-    run = write().parents[1]
-    (run / "checkpoints/latest").write_text(latest)
-    with pytest.raises(CheckpointError, match="checkpoints/latest"):
-        find_checkpoint(run)
+def test_a_latest_file_that_names_no_step_is_told(write, latest, capsys):
+    step = write()
+    (step.parent / "latest").write_text(latest)
+    for path in (step.parents[1], step.parent):
+        assert find_checkpoint(path) == open_checkpoint(path)[0] == step
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == 4 and all(line.startswith("warning: ") and "checkpoints/latest" in line for line in said)
+
+
+@pytest.mark.parametrize("damage", ["gone", "no manifest", "cut", "changed"])
+def test_the_newest_whole_step_is_taken_and_the_damaged_one_named(write, damage, capsys):
+    old, new = write(3), write(20)
+    file = new / "weights-00000.safetensors"
+    if damage == "gone":
+        shutil.rmtree(new)
+    elif damage == "no manifest":
+        (new / "manifest.json").unlink()
+    elif damage == "cut":
+        os.truncate(file, 10)
+    else:
+        content = file.read_bytes()
+        file.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    step, manifest = open_checkpoint(old.parents[1])
+    [line] = capsys.readouterr().err.splitlines()
+    assert step == old and manifest["step"] == 3
+    assert line.startswith("warning: ") and new.name in line and line.endswith(f"taking {old.name}")
+    with pytest.raises(CheckpointError):  # who names a step wants that step
+        open_checkpoint(new)
+
+
+def test_without_a_whole_step_every_one_is_named(write):
+    old, new = write(3), write(20)
+    for step in (old, new):
+        os.truncate(step / "state.json", 1)
+    with pytest.raises(CheckpointError, match=f"{new.name}.*{old.name}"):
+        open_checkpoint(old.parents[1])
 
 
 def test_a_folder_without_a_checkpoint_is_named(tmp_path):

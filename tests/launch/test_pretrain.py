@@ -4,8 +4,10 @@ import json
 import socket
 import subprocess
 import sys
+from unittest.mock import patch
 
 import pytest
+import torch
 
 
 @pytest.fixture
@@ -47,8 +49,10 @@ def test_the_deepspeed_launcher_trains_on_two_ranks(run, launcher, script, tiny_
     assert len(warnings) <= 3
 
 
-def test_one_process_trains_without_a_launcher(pretrain, tmp_path):
-    done = pretrain("run.dir=mine", "training.max_steps=3", "training.micro_batch=8")
+def test_one_process_trains_without_a_launcher(pretrain, environment, tmp_path):
+    """In a SLURM job that has GPUs, on the CPU by choice."""
+    with patch.dict(environment, {"SLURM_JOB_ID": "7", "SLURM_JOB_GPUS": "0"}):
+        done = pretrain("run.dir=mine", "training.device=cpu", "training.max_steps=3", "training.micro_batch=8")
     assert done.returncode == 0, done.stderr
     assert json.loads((tmp_path / "mine/summary.json").read_text())["step"] == 3
 
@@ -59,7 +63,36 @@ def test_a_dry_run_prints_config_and_cost_and_writes_nothing(pretrain, tmp_path)
     assert "lr: 0.25" in done.stdout and "dir: mine" in done.stdout
     for part in ("parameters", "FLOPs a token", "FLOPs of the run", "memory a rank of 1", "1 polysketch, 1 softmax"):
         assert part in done.stdout
+    assert done.stdout.splitlines()[-1] == "a start on 1 rank would begin; micro-batches a rank and step: 8"
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture
+def call(call_program, tiny_yaml, tmp_path, monkeypatch):
+    """call(*arguments) -> what call_program does of launch/pretrain.py, which leaves pytest its Ctrl-C."""
+    monkeypatch.setattr("signal.signal", lambda *arguments: None)
+    monkeypatch.chdir(tmp_path)
+    return lambda *arguments: call_program("launch/pretrain.py", "--config", tiny_yaml, *arguments)
+
+
+def test_a_dry_run_for_ranks_that_do_not_work_prints_the_cost_first(call, tmp_path):
+    code, out, err = call("--dry-run", "--ranks", 16, "run.dir=mine")
+    assert code == 2 and "memory a rank of 16" in out
+    [line] = err.splitlines()
+    assert line.startswith("error: 8 sequences") and "among 1, 2, 4 or 8 ranks" in line
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_dry_run_of_a_model_that_no_memory_holds_is_one_line(call):
+    code, _, err = call("--dry-run", "run.dir=mine", "model.d_model=10000000000")
+    assert code == 2 and err.startswith("error: no memory holds this model") and err.count("\n") == 1
+
+
+def test_ranks_belong_to_a_dry_run(call, capsys):
+    assert call("--dry-run", "--ranks", 0, "run.dir=mine") == (2, "", "error: --ranks is 0; it must be ≥ 1\n")
+    with pytest.raises(SystemExit, match="2"):
+        call("--ranks", 16, "run.dir=mine")
+    assert "--dry-run" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -80,12 +113,41 @@ def test_bad_input_is_one_line(pretrain, tmp_path, arguments, parts):
     assert not (tmp_path / "mine").exists()
 
 
-def test_bad_input_under_the_launcher(run, launcher, script, tiny_yaml, tmp_path):
-    """One error line from two ranks, no traceback, and an exit code that is not 0."""
-    done = run(*launcher, script, "--config", tiny_yaml, "run.dir=mine", "model.vocab_size=12", cwd=tmp_path)
+def test_bad_input_under_the_launcher(run, launcher, script, environment, tiny_yaml, tmp_path):
+    """With a host file: one error line from two ranks, no traceback, and an exit code that is not 0."""
+    (tmp_path / "hosts").write_text("localhost slots=2\n")
+    ssh = tmp_path / "bin/ssh"  # with which it asks whether that machine is there
+    ssh.parent.mkdir()
+    ssh.write_text('#!/bin/sh\nwhile [ "$1" != localhost ]; do shift; done; shift; exec "$@"\n')
+    ssh.chmod(0o755)
+    program, _, _, *port = launcher
+    hosts = "--hostfile", tmp_path / "hosts"
+    with patch.dict(environment, {"PATH": f"{ssh.parent}:{environment['PATH']}", "SLURM_JOB_ID": "7"}):
+        done = run(
+            program, *hosts, *port, script, "--config", tiny_yaml, "run.dir=mine", "model.vocab_size=12", cwd=tmp_path
+        )
     assert done.returncode != 0 and "Traceback" not in done.stderr + done.stdout
     errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert len(errors) == 1 and "model.vocab_size=330" in errors[0]
+    assert "dist_world_size=2" in done.stdout + done.stderr
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="has a GPU")
+@pytest.mark.parametrize(
+    "variables, overrides, words",
+    [
+        ({"SLURM_JOB_ID": "7", "SLURM_JOB_GPUS": "0,1"}, [], "SLURM gave this job GPUs (SLURM_JOB_GPUS=0,1)"),
+        ({"DS_ACCELERATOR": "cuda"}, [], "DS_ACCELERATOR is cuda"),
+        ({"OMPI_COMM_WORLD_RANK": "0", "OMPI_COMM_WORLD_SIZE": "2"}, [], "MASTER_ADDR and MASTER_PORT are not set"),
+    ],
+    ids=str,
+)
+def test_a_job_that_is_not_what_was_asked_for_is_refused(pretrain, environment, tmp_path, variables, overrides, words):
+    with patch.dict(environment, variables):
+        done = pretrain("run.dir=mine", *overrides)
+    [line] = done.stderr.splitlines()
+    assert done.returncode == 2 and line.startswith("error: ") and words in line
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_help_shows_an_example(run, script, tmp_path):

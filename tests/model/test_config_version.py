@@ -16,7 +16,7 @@ from lcpt.config import ConfigError, load_config, to_yaml
 from lcpt.model import ModelConfig, load_pretrained
 from lcpt.model.config_version import BEFORE, VERSION, upgrade_saved
 from lcpt.model.pretrained import model_config, open_pretrained
-from lcpt.training.resume import check_same_run
+from lcpt.training.same_run import check_same_data, check_same_run
 
 SAVED = Path(__file__).parent / "saved-at-version-1"
 STEP = SAVED / "step-00000003"
@@ -45,9 +45,13 @@ def load_saved(*overrides):
 
 def test_an_old_run_goes_on_with_the_defaults_of_its_day():
     """Its config.yaml, or the YAML that it came from, has no version, and so has today's defaults."""
-    check_same_run(STEP, *load_saved("model.version=1"))
-    with pytest.raises(ValueError, match=r"key_shift False, this is True; model.version=1 gives the defaults of that"):
-        check_same_run(STEP, *load_saved())
+    config, source = load_saved("model.version=1")
+    check_same_run(STEP, config)
+    check_same_data(STEP, config, source)
+    with pytest.raises(
+        ValueError, match=r"key_shift False, this is True;.* model.version=1 gives the defaults of that"
+    ):
+        check_same_run(STEP, load_saved()[0])
 
 
 def test_a_hand_written_config_has_the_defaults_of_today(tmp_path):

@@ -151,6 +151,15 @@ def test_a_damaged_export_is_named(evaluate, export, file):
     assert str(export / file) in said
 
 
+def test_the_newest_whole_step_is_scored_where_latest_names_none(evaluate, run_folder, tmp_path):
+    shutil.copytree(run_folder, tmp_path / "copy")
+    (tmp_path / "copy/checkpoints/latest").write_text("step-00000009\n")
+    code, report, said = evaluate("--checkpoint", tmp_path / "copy")
+    assert code == 0 and report["step"] == 7 and report["checkpoint"].endswith("step-00000007")
+    [line] = [line for line in said.splitlines() if line.startswith("warning: ")]
+    assert "step-00000009" in line and line.endswith("taking step-00000007")
+
+
 def test_damaged_weights_are_named(evaluate, run_folder, tmp_path):
     shutil.copytree(run_folder, tmp_path / "copy")
     weights = next((tmp_path / "copy").glob("checkpoints/step-*/weights-*.safetensors"))

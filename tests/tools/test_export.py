@@ -1,6 +1,7 @@
 """tools/export.py on a checkpoint that was never trained."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -71,12 +72,33 @@ def test_bad_input_is_one_line(export, tmp_path, arguments, named):
 
 @pytest.mark.parametrize("file", ["weights-00000.safetensors", "config.yaml", "tokenizer.model", "state.json"])
 def test_a_damaged_checkpoint_is_named(export, run_folder, tmp_path, file):
-    path = run_folder / "checkpoints/step-00000007" / file
-    content = path.read_bytes()
-    path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
-    code, out, said = export()
-    assert code == 2 and out == "" and said.startswith(f"error: {path} ") and len(said.splitlines()) == 1
+    """A step that was asked for is refused; of a run the step before it is taken."""
+    step = run_folder / "checkpoints/step-00000007"
+    content = (step / file).read_bytes()
+    (step / file).write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    code, out, said = export("--checkpoint", step)
+    assert code == 2 and out == "" and said.startswith(f"error: {step / file} ") and len(said.splitlines()) == 1
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
+    code, out, said = export()
+    assert code == 0 and "3 steps" in out
+    [line] = said.splitlines()
+    assert line.startswith(f"warning: {step / file} ") and line.endswith("; taking step-00000003")
+
+
+def test_a_run_whose_newest_step_is_gone_is_exported_from_the_one_before(export, run_folder):
+    shutil.rmtree(run_folder / "checkpoints/step-00000007")
+    code, out, said = export()
+    assert code == 0 and "3 steps" in out
+    [line] = said.splitlines()
+    assert line.startswith("warning: ") and "step-00000007" in line and line.endswith("; taking step-00000003")
+
+
+def test_a_run_without_a_whole_step_is_refused(export, run_folder):
+    for step in run_folder.glob("checkpoints/step-*"):
+        (step / "state.json").unlink()
+    code, out, said = export()
+    assert code == 2 and out == "" and len(said.splitlines()) == 1
+    assert "step-00000003/state.json" in said and "step-00000007/state.json" in said
 
 
 def test_a_second_export_leaves_the_first(export, tmp_path):

@@ -1,5 +1,7 @@
 """tools/generate.py on a model that was never trained: what it prints is noise, but the right noise."""
 
+import shutil
+
 import pytest
 import torch
 
@@ -29,6 +31,14 @@ def test_the_likeliest_continuation(generate, run_folder, model):
 def test_the_same_seed_gives_the_same_text(generate):
     first, again, other = (generate("--seed", seed)[1] for seed in (1, 1, 2))
     assert first == again != other and first.startswith(PROMPT)
+
+
+def test_the_newest_whole_step_writes_where_the_newest_is_gone(generate, run_folder):
+    expected = generate("--seed", 1)[1]  # both steps hold the same weights
+    shutil.rmtree(run_folder / "checkpoints/step-00000007")
+    code, out, err = generate("--seed", 1)
+    assert (code, out) == (0, expected) and err.count("\n") == 1
+    assert err.startswith("warning: ") and err.endswith("taking step-00000003\n")
 
 
 @pytest.mark.parametrize(

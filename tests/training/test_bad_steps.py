@@ -9,7 +9,7 @@ import torch
 from lcpt.checkpoint import read_manifest, read_state, read_tensors
 from lcpt.training.bad_steps import BadSteps, BadStepsConfig
 
-GIVE_UP = 3
+GIVE_UP, PREEMPTED = 3, 75
 SETTINGS = ["training.micro_batch=4", "checkpoint.every_steps=1", "checkpoint.keep_last=100"]
 
 
@@ -138,10 +138,15 @@ def weights(run, step):
     [spoil(math.nan, 1, [3]), spoil(math.inf, 0, [3]), spoil_gradient(math.nan, 3), spoil_gradient(math.inf, 3)],
     ids=["nan", "inf", "nan gradient", "inf gradient"],
 )
-def test_a_step_that_is_not_finite_on_one_rank_is_skipped_by_all(start_job, stage, sabotage):
+def test_a_step_that_is_not_finite_on_one_rank_is_skipped_by_all(start_job, at_place, send, stage, sabotage):
     settings = [*SETTINGS, "training.max_steps=4", f"parallel.zero_stage={stage}"]
-    job = start_job(2, *settings, "training.stop_after_steps=3", sabotage=sabotage)
-    assert job.wait() == [0, 0], job.text
+
+    def spoil_and_leave(number):  # asked to leave, it also saves after a bad step
+        sabotage(number)
+        at_place("micro-batch 1 of step 3", send("TERM"))(number)
+
+    job = start_job(2, *settings, sabotage=spoil_and_leave)
+    assert job.wait() == [PREEMPTED, PREEMPTED], job.text
     assert start_job(2, *settings).wait() == [0, 0]
     before, after, end = (weights(job.dir, step) for step in (2, 3, 4))
     assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
@@ -203,3 +208,46 @@ def test_bad_steps_are_counted_over_restarts(start_job):
     assert job.wait() == [0], job.text
     job = start_job(1, *settings, sabotage=spoil(math.nan, 0, [1]))
     assert job.wait() == [GIVE_UP], job.text
+
+
+@pytest.mark.parametrize("steps_before", [0, 2])
+def test_a_run_that_ends_with_broken_weights_is_not_finished(start_job, valid_folder, steps_before):
+    """At lr 1e30 every loss after the first update is NaN: fewer steps than training.bad_steps allows."""
+    settings = ["training.micro_batch=4", "checkpoint.every_steps=2", f"data.valid_path={valid_folder}"]
+    if steps_before:
+        assert start_job(2, *settings, f"training.stop_after_steps={steps_before}").wait() == [0, 0]
+    job = start_job(2, *settings, "training.lr=1e30", "training.allow_lr_jump=true")
+    assert job.wait() == [GIVE_UP, GIVE_UP], job.text
+    [line] = [line for line in job.text.splitlines() if line.startswith("error: ")]
+    assert "ends at step 6 with loss nan and valid_loss nan" in line and "training.lr" in line and "start again" in line
+    assert job.rows[-1]["step"] == 6 and job.rows[-1]["loss"] is job.rows[-1]["valid_loss"] is None
+    saved = [path.name for path in (job.dir / "checkpoints").glob("step-*")]
+    assert saved == ([f"step-{steps_before:08d}"] if steps_before else [])
+    assert not (job.dir / "summary.json").exists()
+    mended = start_job(2, *settings)
+    assert mended.wait() == [0, 0] and mended.rows[-1]["valid_loss"] < 10, mended.text
+
+
+def test_a_validation_alone_that_is_not_finite_ends_the_run_with_3(start_job, valid_folder):
+    """The last update broke the weights: the loss before it was as it should be."""
+    settings = ["training.micro_batch=8", f"data.valid_path={valid_folder}", "checkpoint.every_steps=1"]
+    forward_passes = range(7, 100)  # those of the validation after step 6
+    job = start_job(1, *settings, "training.valid_every_steps=100", sabotage=spoil(math.nan, 0, forward_passes))
+    assert job.wait() == [GIVE_UP], job.text
+    assert "with valid_loss nan" in job.text and job.rows[-1]["loss"] > 0
+    assert (job.dir / "checkpoints/latest").read_text() == "step-00000005\n"
+
+
+def test_a_step_whose_validation_is_not_finite_is_not_saved(start_job, valid_folder):
+    settings = ["training.micro_batch=8", f"data.valid_path={valid_folder}", "checkpoint.every_steps=1"]
+    job = start_job(1, *settings, sabotage=spoil(math.nan, 0, [5]))  # the validation after step 4
+    assert job.wait() == [0], job.text
+    assert job.rows[3]["valid_loss"] is None and job.rows[5]["valid_loss"] > 0
+    assert not (job.dir / "checkpoints/step-00000004").exists()
+    assert (job.dir / "checkpoints/step-00000005").exists()
+
+
+def test_a_leap_in_the_last_step_is_skipped_and_the_run_finished(start_job):
+    settings = ["training.micro_batch=8", "training.max_steps=40", "training.warmup_steps=30", "training.lr=1e-4"]
+    job = start_job(1, *settings, sabotage=spoil(10.0, 0, [40]))
+    assert job.wait() == [0] and "step 40 is skipped" in job.text, job.text

@@ -1,8 +1,8 @@
 import pytest
 
+from lcpt.training.checks import micro_batches
 from lcpt.training.config import TrainingConfig
 from lcpt.training.engine import ParallelConfig, deepspeed_config
-from lcpt.training.setup import micro_batches
 
 
 def test_micro_batches_must_divide_evenly():

@@ -93,7 +93,7 @@ def impatient(number):
 def test_a_job_waits_for_the_end_of_the_last_one(start_job, at_place):
     first = start_job(1, *SETTINGS, sabotage=at_place("the data of step 3", lambda: time.sleep(3)))
     first.wait_for(lambda: (first.dir / "metrics.jsonl").exists() and len(first.rows) == 2)
-    second = start_job(1, "training.max_steps=9", *SETTINGS[1:])
+    second = start_job(1, "training.max_steps=9", "training.allow_lr_jump=true", *SETTINGS[1:])
     assert first.wait() == [0] and second.wait() == [0], second.text
     assert [row["step"] for row in second.rows] == list(range(1, 10))
 
@@ -122,6 +122,19 @@ def test_a_damaged_history_is_told_and_begun_anew(start_job):
     assert job.wait() == [0]
     (job.dir / "starts.json").write_text('[{"star')
     (job.dir / "summary.json").unlink()
-    again = start_job(1, "training.max_steps=8", *SETTINGS[1:])
+    again = start_job(1, "training.max_steps=8", "training.allow_lr_jump=true", *SETTINGS[1:])
     assert again.wait() == [0], again.text
     assert "starts.json is damaged" in again.text and len(starts(again)) == 1
+
+
+def test_a_history_of_an_earlier_version_is_kept(tmp_path):
+    from lcpt.training.history import History
+
+    (tmp_path / "starts.json").write_text(
+        '[{"started": 1, "ended": 2, "from_step": 0, "world_size": 1, "end": "finished"}]'
+    )
+    history = History(tmp_path)
+    history.read()
+    history.begin(4, None, {"training.lr": (1.0, 2.0)})
+    entries = json.loads((tmp_path / "starts.json").read_text())
+    assert [entry["changes"] for entry in entries] == [{}, {"training.lr": [1.0, 2.0]}]

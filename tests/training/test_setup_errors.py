@@ -1,5 +1,6 @@
 """Check that an error at the start is one line, the same on both ranks, and leaves no run folder."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import torch
 from lcpt.checkpoint import find_checkpoint, read_manifest
 from lcpt.config import load_config, to_yaml
 from lcpt.parallel import groups
+from lcpt.training.dry_start import dry_start
 
 CASES = {
     "vocabulary": (["model.vocab_size=331"], ["330", "model.vocab_size=330"]),
@@ -31,6 +33,24 @@ CASES = {
     "other blocks": (["run.dir={run}", "model.attention.block_size=4"], ["model.attention.block_size 8", "this is 4"]),
     "no place for checkpoints": (["run.dir={dangling}"], ["{dangling}/checkpoints"]),
     "other seed": (["run.dir={run}", "run.seed=5"], ["{run}", "begun with run.seed 0", "this is 5"]),
+    "other sequences": (["training.micro_batch=2", "training.global_batch_tokens=192"], ["among 1 or 3 ranks"]),
+}
+FINISHED = {  # what a finished run must not pass over
+    "width": (["model.d_model=64"], ["model.d_model 32, this is 64"]),
+    "vocabulary": (["model.vocab_size=400"], ["model.vocab_size 330, this is 400"]),
+    "data": (["data.path={foreign}"], ["other data than {foreign}"]),
+    "task": (["data.path=synthetic:mqar"], ["other data than synthetic:mqar"]),
+    "seed": (["run.seed=5"], ["run.seed 0, this is 5"]),
+    "context": (["data.context=64"], ["data.context 32, this is 64"]),
+    "batch": (["training.global_batch_tokens=512"], ["global_batch_tokens 256, this is 512"]),
+    "all at once": (["model.d_model=64", "run.seed=5"], ["model.d_model 32", "run.seed 0"]),
+    "rate": (["training.lr=0.1"], ["is complete", "training.lr 0.003, this is 0.1", "training.max_steps"]),
+    "fewer steps": (["training.max_steps=2", "training.warmup_steps=1"], ["training.max_steps 3, this is 2"]),
+    "precision": (["training.precision=bf16"], ["training.precision fp32, this is bf16"]),
+}
+CASES |= {
+    f"finished, other {name}": (["run.dir={run}", "training.max_steps=3", *overrides], ["{run}", *parts])
+    for name, (overrides, parts) in FINISHED.items()
 }
 
 
@@ -95,9 +115,26 @@ def test_an_error_of_setup_is_one_line_on_all_ranks(errors, places, case):
     assert not (places["fresh"] / case).exists()
 
 
+@pytest.mark.parametrize("case", CASES)
+def test_a_dry_run_says_the_same_and_changes_nothing(errors, places, tiny_yaml, case):
+    before = snapshot(places)
+    given = [f"run.dir={places['fresh'] / case}", *(text.format(**places) for text in CASES[case][0])]
+    with pytest.raises(groups.SetupError) as caught:
+        dry_start(load_config(tiny_yaml, given), 2)
+    assert str(caught.value) == errors[0][case]
+    assert snapshot(places) == before
+
+
+def snapshot(places):
+    """Every file of the places, with its content and the time of its last change."""
+    files = {path for place in places.values() for path in (place, *place.rglob("*")) if path.exists()}
+    return {path: (path.stat().st_mtime_ns, path.is_file() and path.read_bytes()) for path in files}
+
+
 def test_an_existing_run_stays_as_it_was(errors, places):
     """Its rows and weights are those of before."""
     assert len((places["run"] / "metrics.jsonl").read_text().splitlines()) == 3
+    assert len(json.loads((places["run"] / "starts.json").read_text())) == 1
     read_manifest(find_checkpoint(places["run"]))
 
 

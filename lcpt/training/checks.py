@@ -1,0 +1,173 @@
+"""Check a start before anything changes: everything that a user can get wrong fails here, in one line.
+
+launch/pretrain.py makes these checks before it trains, and alone in a dry run.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from lcpt.checkpoint import open_checkpoint, read_state
+from lcpt.data import Corpus, SampleSource, Task, is_task
+from lcpt.model import GPT
+from lcpt.model.weights import check_tensors
+from lcpt.parallel import groups
+from lcpt.training.engine import check_deepspeed
+from lcpt.training.out_of_memory import check_fits
+from lcpt.training.resume import find_start
+from lcpt.training.run_folder import check_writable, lock
+from lcpt.training.same_run import (
+    Changes,
+    changed_settings,
+    check_not_finished_otherwise,
+    check_rate,
+    check_same_data,
+    check_same_run,
+    shown,
+)
+from lcpt.training.telemetry import log_rank0
+
+if TYPE_CHECKING:
+    from lcpt.config import Config
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Start:
+    """Holds what the checks found out: where training starts from, and on what."""
+
+    checkpoint: Path | None  # to continue from
+    damaged: list[Path]  # newer ones that are not whole
+    init_from: Path | None  # the step folder whose weights a new run begins with
+    state: dict  # of the checkpoint
+    complete: bool  # there is nothing left to do
+    changes: Changes  # of settings since the checkpoint
+    accumulation: int  # micro-batches a step
+    source: SampleSource
+    valid: SampleSource | None
+
+
+def check_start(config: Config, world: int, lock_seconds: float | None = None) -> Start:
+    """Make every check of a start on `world` ranks; every rank calls it.
+
+    It changes nothing on the disk, but takes the lock of a run folder that is there; lock_seconds: see `lock`.
+    Raises SetupError, the same on all ranks.
+    """
+    run, init_from = Path(config.run.dir), None
+    with groups.raise_on_all_ranks():
+        if groups.rank() == 0 and run.is_dir():
+            lock(run, lock_seconds)
+    checkpoint, damaged = find_start(run)
+    with groups.raise_on_all_ranks():
+        start = _check_on_this_rank(config, world, checkpoint, damaged)
+        if groups.rank() == 0 and not start.complete:
+            check_writable(run)
+            if config.training.init_from:
+                init_from = _check_init_from(config, checkpoint)
+    init_from = groups.broadcast(init_from)
+    for name, (then, now) in ({} if start.complete else start.changes).items():
+        log_rank0(f"{name} {shown(then)} -> {shown(now)}")
+    return replace(start, init_from=init_from)
+
+
+def _check_on_this_rank(config: Config, world: int, checkpoint: Path | None, damaged: list[Path]) -> Start:
+    training = config.training
+    state = read_state(checkpoint) if checkpoint else {"step": 0}
+    complete = state["step"] >= training.last_step and "unvalidated" not in state
+    changes: Changes = {}
+    if checkpoint:
+        check_same_run(checkpoint, config)
+        changes = changed_settings(checkpoint, config)
+        if complete:
+            check_not_finished_otherwise(checkpoint, changes)
+        elif state["step"] < training.last_step:
+            check_rate(checkpoint, config)
+    if not complete:
+        check_fits(config, world)
+        check_deepspeed(training, config.parallel)
+    accumulation = 0 if complete else micro_batches(config.sequences, training.micro_batch, world)
+    source = open_source(config, config.data.path, "train", hashed=not complete)
+    if checkpoint:
+        check_same_data(checkpoint, config, source)
+    check_vocabulary(config, source)
+    source.scored(config.data.context)  # raises where no sample is so long
+    valid = None
+    if config.data.valid_path and not complete:
+        valid = open_source(config, config.data.valid_path, "valid", hashed=True)
+        check_vocabulary(config, valid)
+        if valid.tokenizer_sha256 != source.tokenizer_sha256:
+            raise ValueError(
+                f"{config.data.valid_path} and {config.data.path} were made with different tokenizers; "
+                "prepare one of them again with --tokenizer of the other"
+            )
+    return Start(
+        checkpoint=checkpoint,
+        damaged=damaged,
+        init_from=None,
+        state=state,
+        complete=complete,
+        changes=changes,
+        accumulation=accumulation,
+        source=source,
+        valid=valid,
+    )
+
+
+def micro_batches(sequences: int, micro_batch: int, world: int) -> int:
+    """Count the micro-batches of a rank in one step; ValueError, with rank counts that work, if they do not divide."""
+    if sequences % (world * micro_batch):
+        raise ValueError(
+            f"{sequences} sequences a step (training.global_batch_tokens / data.context) do not divide "
+            f"among {world} ranks in micro-batches of {micro_batch}; {_what_divides(sequences, micro_batch, world)}"
+        )
+    return sequences // (world * micro_batch)
+
+
+def _what_divides(sequences: int, micro_batch: int, world: int) -> str:
+    if sequences % micro_batch:
+        fitting = _nearest_divisors(sequences, micro_batch)
+        return f"training.micro_batch can be {_either(fitting)}"
+    among = _nearest_divisors(sequences // micro_batch, world)
+    return f"they do among {_either(among)} ranks"
+
+
+def _nearest_divisors(number: int, wanted: int, count: int = 8) -> list[int]:
+    small = [n for n in range(1, math.isqrt(number) + 1) if number % n == 0]
+    divisors = {*small, *(number // n for n in small)}
+    return sorted(sorted(divisors, key=lambda n: abs(math.log(n / wanted)))[:count])
+
+
+def _either(numbers: list[int]) -> str:
+    *others, last = map(str, numbers)
+    return f"{', '.join(others)} or {last}" if others else last
+
+
+def open_source(config: Config, path: str, stream: str, hashed: bool) -> SampleSource:
+    """Open a task or a prepared folder; with `hashed` rank 0 reads all of it to check its hashes."""
+    if is_task(path):
+        return Task(path, config.data.synthetic, config.model.vocab_size, stream)
+    return Corpus(path, hash_shards=hashed and groups.rank() == 0)
+
+
+def check_vocabulary(config: Config, source: SampleSource) -> None:
+    if isinstance(source, Corpus) and source.vocab_size != config.model.vocab_size:
+        raise ValueError(
+            f"{source.folder} was tokenised with {source.vocab_size} pieces and model.vocab_size is "
+            f"{config.model.vocab_size}; set model.vocab_size={source.vocab_size}"
+        )
+
+
+def _check_init_from(config: Config, checkpoint: Path | None) -> Path | None:
+    """Find the step folder of training.init_from, whole and of this model; None where the run has its own."""
+    if checkpoint:
+        log_rank0("note: training.init_from is passed over, since the run goes on from its own checkpoint")
+        return None
+    step, manifest = open_checkpoint(config.training.init_from or "")
+    with torch.device("meta"):
+        wanted = {name: list(tensor.shape) for name, tensor in GPT(config.model).state_dict().items()}
+    check_tensors({name: entry["shape"] for name, entry in manifest["tensors"]["weights"].items()}, wanted, step)
+    return step
