@@ -9,12 +9,12 @@ from lcpt.config import Config, load_config
 from lcpt.data import DataConfig
 from lcpt.model import ModelConfig
 from lcpt.model.cost import activation_elements, model_cost
+from lcpt.training.checks import micro_batches
 from lcpt.training.communication import communication_per_step
 from lcpt.training.config import TrainingConfig
 from lcpt.training.dry_run import describe
 from lcpt.training.engine import ParallelConfig
 from lcpt.training.fitting import HEADROOM, fitting_settings, memory_on_gpu
-from lcpt.training.setup import micro_batches
 from lcpt.utils.gpus import GPU_BYTES, gpu_bytes
 
 SHIPPED = sorted((Path(__file__).parents[2] / "configs").glob("gpt2-*.yaml"))

@@ -54,9 +54,9 @@ def test_a_trace_holds_the_steps_that_were_asked_for(train_ranks):
     run = train_ranks(2, *overrides)
     [trace] = (run.dir / "profile").iterdir()
     assert trace.name == "steps-2-3.json.gz"
-    names = [event.get("name") for event in json.loads(gzip.open(trace).read())["traceEvents"]]
-    assert names.count("_ChunkedCrossEntropy") + names.count("aten::embedding") >= 2  # a micro-batch a step
-    assert names.count("aten::embedding") == 2 and any("_fused_adamw" in str(name) for name in names)
+    names = [event.get("name") for event in json.loads(gzip.decompress(trace.read_bytes()))["traceEvents"]]
+    assert names.count("aten::embedding") == 2  # a micro-batch a step
+    assert any("_fused_adamw" in str(name) for name in names)
 
 
 def test_a_trace_ends_with_the_run(train_ranks):
