@@ -1,5 +1,8 @@
-"""Block-causal attention of linear cost, as pure functions of tensors. Needs torch, its kernels triton; not lcpt."""
+"""Block-causal attention of linear cost, and the cross-entropy of a head, as pure functions of tensors.
 
+Needs torch, its kernels triton; not lcpt."""
+
+from lcpt_kernels.cross_entropy import linear_cross_entropy, linear_token_losses
 from lcpt_kernels.feature import feature_attention
 from lcpt_kernels.flurka import flurka_attention
 from lcpt_kernels.lowrank import lowrank_attention
@@ -12,6 +15,8 @@ __all__ = [
     "State",
     "feature_attention",
     "flurka_attention",
+    "linear_cross_entropy",
+    "linear_token_losses",
     "lowrank_attention",
     "polynomial_attention",
     "sparse_attention",

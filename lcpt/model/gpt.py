@@ -27,6 +27,7 @@ class ModelConfig:
     vocab_size: int = 32000
     d_ff: int | None = None  # width of the GEGLU; None: 8/3 d_model, in multiples of 8
     rope_base: float = 10000.0
+    z_loss: float = 0.0  # of Σ logsumexp(logits)², which keeps logits small; the reported loss does not have it
     activation_checkpointing: bool = False  # keep a block's input only, compute the block again in backward
     attention: AttentionConfig = field(default_factory=AttentionConfig)
     version: int = VERSION  # whose defaults a missing key has; saved with weights, so that they stay what they are
@@ -38,6 +39,8 @@ class ModelConfig:
                 raise ValueError(f"model.{name} is {value}; it must be ≥ 1")
         if not 0 < self.rope_base < math.inf:
             raise ValueError(f"model.rope_base is {self.rope_base}; it must be > 0 and finite")
+        if not 0 <= self.z_loss < math.inf:
+            raise ValueError(f"model.z_loss is {self.z_loss}; it must be ≥ 0 and finite")
         if self.d_model % (2 * self.n_heads):
             raise ValueError(
                 f"model.d_model {self.d_model} is no multiple of 2 · model.n_heads = {2 * self.n_heads}; "
@@ -87,7 +90,7 @@ class GPT(nn.Module):
         hidden = self.hidden(tokens, cu_seqlens)
         if labels is None:
             return hidden @ self.embedding.weight.mT
-        loss, count = cross_entropy(hidden, self.embedding.weight, labels)
+        loss, count = cross_entropy(hidden, self.embedding.weight, labels, self.config.z_loss)
         if torch.is_grad_enabled():
             loss = loss + count * self._aux_loss()
         return loss, count

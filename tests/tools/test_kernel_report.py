@@ -135,6 +135,7 @@ def test_one_kernel_is_compiled_as_it_is_launched(tmp_path):
         {"of": "sketch", "size": 32},
         {"of": "map", "map": "relu"},
         {"of": "summaries", "gated": True},
+        {"of": "loss", "vocabulary": 1000},
     ],
     ids=str,
 )
