@@ -84,8 +84,7 @@ class _LossAndGradients(torch.autograd.Function):
         # Sums over chunks need fp32; a single product is rounded once.
         sums = weight.dtype if len(chunks) == 1 else torch.promote_types(weight.dtype, torch.float32)
         dhidden = torch.empty(hidden.shape, dtype=hidden.dtype, device=hidden.device) if of_hidden else None
-        dweight = torch.zeros(weight.shape, dtype=sums, device=weight.device) if of_weight and not chunks else None
-        losses = []
+        dweight, losses = None, []
         for chunk in chunks:
             rows = hidden[chunk]
             loss, d_logits = _loss_and_d_logits(rows, weight, labels[chunk], z_loss, in_triton)
@@ -97,7 +96,7 @@ class _LossAndGradients(torch.autograd.Function):
             del d_logits  # before the next chunk's logits
         ctx.save_for_backward(dhidden, dweight)
         ctx.dtype = weight.dtype
-        return torch.stack(losses).sum() if losses else hidden.new_zeros((), dtype=torch.float32)
+        return torch.stack(losses).sum()
 
     @staticmethod
     @once_differentiable
@@ -120,10 +119,8 @@ def _scaled(dx: Tensor, d_loss: Tensor, dtype: torch.dtype) -> Tensor:
 @torch.no_grad()
 def _losses(hidden: Tensor, weight: Tensor, labels: Tensor, in_triton: bool) -> Tensor:
     """Return the loss of every row, fp32 [T]."""
-    losses = [
-        _token_losses(hidden[chunk], weight, labels[chunk], in_triton) for chunk in _chunks(hidden, weight, in_triton)
-    ]
-    return torch.cat(losses) if losses else hidden.new_zeros(0, dtype=torch.float32)
+    chunks = _chunks(hidden, weight, in_triton)
+    return torch.cat([_token_losses(hidden[chunk], weight, labels[chunk], in_triton) for chunk in chunks])
 
 
 def _token_losses(hidden: Tensor, weight: Tensor, labels: Tensor, in_triton: bool) -> Tensor:
@@ -169,6 +166,8 @@ def _picked_losses(log_p: Tensor, label: Tensor) -> Tensor:
 def _aligned_logits(hidden: Tensor, weight: Tensor) -> Tensor:
     """Return hidden · weightᵀ in hidden's dtype as the first V columns of aligned rows; others hold anything."""
     V = len(weight)
+    if V % ALIGNED == 0:
+        return torch.mm(hidden, weight.mT)
     logits = torch.empty(len(hidden), -(-V // ALIGNED) * ALIGNED, dtype=hidden.dtype, device=hidden.device)
     torch.mm(hidden, weight.mT, out=logits[:, :V])
     return logits
@@ -178,8 +177,10 @@ def _chunks(hidden: Tensor, weight: Tensor, in_triton: bool) -> list[slice]:
     """Cut the tokens into as few chunks as LOGITS allow, of nearly equal size."""
     logits = LOGITS_IN_TRITON if in_triton else LOGITS.get(hidden.device.type, LOGITS_ELSEWHERE)
     count = -(-len(hidden) // max(1, logits // len(weight)))
-    tokens = -(-len(hidden) // max(1, count))
-    return [slice(start, start + tokens) for start in range(0, len(hidden), max(1, tokens))]
+    if count <= 1:
+        return [slice(None)]  # for torch.compile not a number
+    tokens = -(-len(hidden) // count)
+    return [slice(n * tokens, (n + 1) * tokens) for n in range(count)]
 
 
 def _check(hidden: Tensor, weight: Tensor, labels: Tensor, backend: str) -> bool:

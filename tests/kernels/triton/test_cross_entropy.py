@@ -4,6 +4,7 @@ import pytest
 import torch
 from lcpt_kernels import cross_entropy as module
 from lcpt_kernels import linear_cross_entropy, linear_token_losses
+from torch._dynamo.testing import CompileCounterWithBackend
 
 from tests.kernels.conftest import relative_error
 from tests.kernels.test_cross_entropy import in_float64
@@ -143,3 +144,18 @@ def test_what_the_operators_say_of_themselves():
     logits, labels = torch.randn(4, 48, device=DEVICE), torch.tensor([3, -1, 36, 0], device=DEVICE)
     torch.library.opcheck(torch.ops.lcpt_kernels.cross_entropy.default, (logits, labels, 37))
     torch.library.opcheck(torch.ops.lcpt_kernels.cross_entropy_.default, (logits, labels, 37, 0.1))
+
+
+def test_lengths_share_one_graph():
+    """Of a vocabulary that is a multiple of 16; others compile in parts."""
+    torch._dynamo.reset()
+    count = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(linear_cross_entropy, fullgraph=True, backend=count)
+    for tokens in (4, 5, 7):
+        hidden, weight, labels = inputs(tokens, 48)
+        found, expected = (
+            torch.autograd.grad(function(hidden, weight, labels, backend="triton")[0], [hidden, weight])
+            for function in (compiled, linear_cross_entropy)
+        )
+        assert all(torch.equal(x, y) for x, y in zip(found, expected, strict=True))
+    assert count.frame_count == 2  # for the first length, and for any

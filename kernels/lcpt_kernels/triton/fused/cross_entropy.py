@@ -53,7 +53,7 @@ def losses_and_gradient(logits, labels, vocabulary, z_loss):
 @losses_only.register_fake
 @losses_and_gradient.register_fake
 def _(logits, labels, vocabulary, z_loss=0.0):
-    return logits.new_empty(len(logits), dtype=torch.float32)
+    return logits.new_empty(logits.shape[0], dtype=torch.float32)  # len() would be a number for torch.compile
 
 
 def launch(logits: Tensor, labels: Tensor, vocabulary: int, z_loss: float, gradient: bool) -> Tensor:
