@@ -1,6 +1,7 @@
-"""Measure what fusing gains around the attention kernels: the cross-entropy of the head, LayerNorm and rotary
-positions, the learned sketch, feature maps, the pooling of blocks; each in Triton beside the same in PyTorch. The
-cross-entropy is that of one sequence, in PyTorch both in chunks and from all logits.
+"""Measure what fusing gains around the attention kernels: the cross-entropy of the head, the norms of the residual
+stream, gated activations, LayerNorm and rotary positions of heads, the learned sketch, feature maps, the pooling of
+blocks; each in Triton beside the same in PyTorch. The cross-entropy is that of one sequence, in PyTorch both in chunks
+and from all logits.
 
     python benchmarks/fused.py --output benchmarks/results/fused.json
 

@@ -8,8 +8,10 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
+from lcpt_kernels.add_norm import add_layer_norm, add_rms_norm
 from lcpt_kernels.cross_entropy import linear_cross_entropy
 from lcpt_kernels.feature_maps import FEATURE_MAPS, affine, feature_map, matrix_shapes
+from lcpt_kernels.gated_activation import gated_activation
 from lcpt_kernels.learned_sketch import learned_sketch
 from lcpt_kernels.norm_rotary import norm_rotary
 from lcpt_kernels.pooling import pool_blocks
@@ -55,9 +57,15 @@ def steps(
     width = H * D  # of the residual stream; the loss is that of one sequence
     head = [random(1, T, width), random(vocabulary, width, size=width**-0.5)]
     labels = torch.randint(vocabulary, (1, T), device=layer.device)
+    stream = [random(B, T, width), random(B, T, width), random(width)]
+    packed = random(B, T, 2 * (8 * width // 3 // 8 * 8))  # as wide as lcpt.model makes it
     return {
         "cross_entropy": Step(lambda *x, **options: linear_cross_entropy(*x, **options)[:1], [*head, labels]),
         "cross_entropy, all logits": Step(as_tuple(loss_of_all_logits), [*head, labels]),
+        "add_layer_norm": Step(add_layer_norm, stream),
+        "add_rms_norm": Step(add_rms_norm, stream),
+        "gated_activation, gelu": Step(as_tuple(gated_activation), [packed]),
+        "gated_activation, silu": Step(as_tuple(partial(gated_activation, activation="silu")), [packed]),
         "norm_rotary": Step(norm_rotary, [x, *norm]),
         "norm_rotary, both": Step(partial(norm_rotary, keep_plain=True), [x, *norm]),
         "norm_rotary, key shift": Step(

@@ -15,6 +15,8 @@ from lcpt_kernels.cross_entropy import linear_cross_entropy, linear_token_losses
 from lcpt_kernels.feature_maps import FEATURE_MAPS, feature_map, matrix_shapes
 from lcpt_kernels.symmetric_features import Explicit, QuadraticFeatures
 from lcpt_kernels.triton.block_causal.autograd import compute
+from lcpt_kernels.triton.fused.add_norm import add_norm
+from lcpt_kernels.triton.fused.gated_activation import gated_activation
 from lcpt_kernels.triton.fused.learned_sketch import learned_sketch
 from lcpt_kernels.triton.fused.norm_rotary import norm_rotary
 from lcpt_kernels.triton.fused.pooling import pool_blocks
@@ -36,6 +38,8 @@ SETTINGS: tuple[dict[str, Any], ...] = (  # the most telling first; features: th
     {"of": "map", "head_dim": 64, "map": "hedgehog"},
     {"of": "summaries", "head_dim": 64},
     {"of": "loss", "head_dim": 64, "vocabulary": 32000},
+    {"of": "gate", "head_dim": 2048},
+    {"of": "norm", "head_dim": 768},
     {"of": "squared", "head_dim": 64, "features": 32, "gated": True, "local_blocks": 2},
     {"of": "feature", "head_dim": 64, "features": 256},
     {"of": "squared", "head_dim": 64, "features": 16},
@@ -52,8 +56,12 @@ SETTINGS: tuple[dict[str, Any], ...] = (  # the most telling first; features: th
     *({"of": "map", "head_dim": 64, "map": map} for map in FEATURE_MAPS if map not in ("affine", "elu1", "hedgehog")),
     {"of": "map", "head_dim": 128, "map": "oglu"},
     *({"of": "loss", "head_dim": 64, "vocabulary": size} for size in (1000, 5000)),
+    {"of": "gate", "head_dim": 2048, "activation": "silu"},
+    {"of": "norm", "head_dim": 768, "added": False},
+    *({"of": "norm", "head_dim": width, "rms": True} for width in (256, 2048, 8192)),
+    *({"of": "norm", "head_dim": width, "bias": True} for width in (1024, 4096)),
 )
-FEW = 13  # for targets other than sm_90
+FEW = 15  # for targets other than sm_90
 
 
 def output_of(of: str, head_dim: int, dtype: torch.dtype = torch.bfloat16, tokens: int = TOKENS, **others) -> Tensor:
@@ -182,6 +190,18 @@ def loss(tensor, head_dim: int, tokens: int, vocabulary: int) -> Tensor:
         return losses + linear_cross_entropy(hidden, weight, labels, backend="triton")[0]
 
 
+def gate(tensor, head_dim: int, tokens: int, activation: str = "gelu") -> Tensor:
+    return gated_activation(tensor(2 * head_dim), activation)
+
+
+def norm(tensor, head_dim: int, tokens: int, rms: bool = False, bias: bool = False, added: bool = True) -> Tensor:
+    """Add and norm; return both results in one row."""
+    weight, of_bias = tensor(head_dim)[0, 0]
+    delta = tensor(head_dim) if added else None
+    normed, total = add_norm(tensor(head_dim), delta, weight, of_bias if bias else None, rms, 1e-5)
+    return torch.cat((normed, total))
+
+
 OTHERS: dict[str, Callable[..., Tensor]] = {
     "sparse": sparse,
     "heads": heads,
@@ -189,4 +209,6 @@ OTHERS: dict[str, Callable[..., Tensor]] = {
     "map": mapped,
     "summaries": summaries,
     "loss": loss,
+    "gate": gate,
+    "norm": norm,
 }
