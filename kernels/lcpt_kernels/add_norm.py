@@ -79,15 +79,15 @@ def _in_triton(
     """Raise ValueError if the arguments do not fit. Return whether the function runs in Triton."""
     check_backend(backend, ("auto", "torch", "triton"))
     require(0 < eps < math.inf, f"eps is {eps}; it must be > 0 and finite")
-    require(x.ndim > 0 and x.shape[-1] > 0, f"x has {x.ndim} dimensions or no columns; [..., D] needs D ≥ 1")
+    if x.ndim == 0 or x.shape[-1] == 0:
+        raise ValueError(f"x is {list(x.shape)}; [..., D] needs D ≥ 1")
     width = x.shape[-1]
     for vector, of in (("weight", weight), ("bias", bias)):
-        require(
-            of is None or of.shape == (width,), f"{vector} is {'' if of is None else list(of.shape)}, not [{width}]"
-        )
-    if delta is not None:
-        if delta.shape != x.shape:
-            raise ValueError(f"delta is {list(delta.shape)}; it must be {list(x.shape)}")
-        require(delta.dtype == x.dtype, f"x and delta differ in dtype: {x.dtype}, {delta.dtype}")
+        if of is not None and of.shape != (width,):
+            raise ValueError(f"{vector} is {list(of.shape)}, not [{width}]")
+    if delta is not None and delta.shape != x.shape:
+        raise ValueError(f"delta is {list(delta.shape)}; it must be {list(x.shape)}")
+    if delta is not None and delta.dtype != x.dtype:
+        raise ValueError(f"x and delta differ in dtype: {x.dtype}, {delta.dtype}")
     too_wide = f"rows are {width} wide, {WIDEST} are the most" if width > WIDEST else None
     return dispatch.use_triton(name, backend, dispatch.device_obstacle(x) or too_wide)

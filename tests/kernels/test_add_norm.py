@@ -34,7 +34,7 @@ def test_are_the_modules_of_pytorch_after_an_addition(dtype, bias):
         ({"delta": torch.zeros(3, D).double()}, "torch.float32, torch.float64"),
         ({"weight": torch.ones(D + 1)}, r"weight is \[7\], not \[6\]"),
         ({"bias": torch.ones(1)}, r"bias is \[1\], not \[6\]"),
-        ({"x": torch.zeros(())}, "x has 0 dimensions"),
+        ({"x": torch.zeros(())}, r"x is \[\]; \[..., D\] needs D ≥ 1"),
         ({"eps": 0.0}, "eps is 0.0"),
         ({"eps": float("nan")}, "eps is nan"),
         ({"backend": "reference"}, "backend 'reference' is none of auto, torch, triton"),
