@@ -1,5 +1,7 @@
-"""Measure what fusing gains around the attention kernels: LayerNorm and rotary positions, the learned sketch, feature
-maps, the pooling of blocks; each in Triton beside the same in PyTorch.
+"""Measure what fusing gains around the attention kernels: the cross-entropy of the head, the norms of the residual
+stream, gated activations, LayerNorm and rotary positions of heads, the learned sketch, feature maps, the pooling of
+blocks; each in Triton beside the same in PyTorch. The cross-entropy is that of one sequence, in PyTorch both in chunks
+and from all logits.
 
     python benchmarks/fused.py --output benchmarks/results/fused.json
 
@@ -101,7 +103,7 @@ def rows(name: str, step: Step, layer: Layer, args: argparse.Namespace) -> Itera
                     "method": name,
                     "settings": {},
                     "context": 8192,
-                    "batch": layer.batch,
+                    "batch": step.inputs[0].shape[0],
                     "heads": layer.heads,
                     "head_dim": layer.head_dim,
                     "dtype": args.dtype,
@@ -142,7 +144,7 @@ def times(functions: dict, step: Step, mode: str, layer: Layer, args: argparse.N
 def table(rows: list[dict]) -> str:
     """Format a line for each step and mode."""
     lines = [
-        f"{'step':24}{'mode':18}{'MB, PyTorch':>13}{'Triton':>9}{'operators':>11}{'':>4}{'ms, PyTorch':>13}"
+        f"{'step':28}{'mode':18}{'MB, PyTorch':>13}{'Triton':>9}{'operators':>11}{'':>4}{'ms, PyTorch':>13}"
         f"{'compiled':>10}{'Triton':>9}"
     ]
     by_line = {}
@@ -152,7 +154,7 @@ def table(rows: list[dict]) -> str:
         taken = [of.get(backend, {}).get("milliseconds") for backend in ("torch", "compiled", "triton")]
         taken = [number(x["p50"]) if x else "-" for x in taken]
         lines.append(
-            f"{name:24}{mode:18}{of['torch']['bytes'] / 1e6:13.0f}{of['triton']['bytes'] / 1e6:9.0f}"
+            f"{name:28}{mode:18}{of['torch']['bytes'] / 1e6:13.0f}{of['triton']['bytes'] / 1e6:9.0f}"
             f"{of['torch']['operators']:11}{of['triton']['operators']:4}{taken[0]:>13}{taken[1]:>10}{taken[2]:>9}"
         )
     return "\n".join(lines)

@@ -3,8 +3,8 @@
 #
 #     benchmarks/gpu.sh quick    at most 210 s: what its Triton makes of the kernels; their results at real sizes, held
 #                                against float64 and themselves; attention at 8k, 32k and 64k tokens beside SDPA
-#     benchmarks/gpu.sh full     at most 400 s: training steps, rivals, other kinds of attention, sparse attention, and
-#                                what stands around attention
+#     benchmarks/gpu.sh full     at most 400 s: training steps, rivals, other kinds of attention, sparse attention, what
+#                                stands around attention, and the cross-entropy alone
 #
 # First the kernels are compiled on all cores. Each stage has its own time limit and writes rows as it has them: what is
 # done when the time is over is kept. A stage that fails, hangs or lacks an import is named, the others run, and the exit
@@ -129,9 +129,9 @@ else
         --set sparse_hash.buckets=8 sparse_qk.drop=0.3
     stage 15 sparse-32 "${sparse[@]}" --output "$folder/sparse-32.json" \
         --set sparse_hash.buckets=32 sparse_qk.drop=0.7
-    stage 40 sparse-flex "${attention[@]}" --methods sparse_hash,sparse_qk,flex_hash,flex_qk --contexts 8192 \
+    stage 36 sparse-flex "${attention[@]}" --methods sparse_hash,sparse_qk,flex_hash,flex_qk --contexts 8192 \
         --output "$folder/sparse-flex.json"
-    stage 33 fused benchmarks/fused.py --compiled norm_rotary,learned_sketch --output "$folder/fused.json"
+    stage 37 fused benchmarks/fused.py --compiled norm_rotary,learned_sketch --output "$folder/fused.json"
 fi
 
 archive

@@ -70,14 +70,18 @@ def use_triton(name: str, backend: str, reason: str | None) -> bool:
 def obstacle(v: Tensor, *queries: Tensor) -> str | None:
     """Return why no kernel takes these heads, or None."""
     width = max(x.shape[3] for x in (v, *queries))
-    if not (v.is_cuda or v.is_meta or INTERPRETED):  # meta tensors count a GPU's work without computing
-        return f"tensors are on {v.device.type}"
+    too_wide = f"heads are {width} wide, {WIDEST} are the most" if width > WIDEST else None
+    return device_obstacle(v) or too_wide
+
+
+def device_obstacle(x: Tensor) -> str | None:
+    """Return why no kernel takes tensors like x, of whatever sizes, or None."""
+    if not (x.is_cuda or x.is_meta or INTERPRETED):  # meta tensors count a GPU's work without computing
+        return f"tensors are on {x.device.type}"
     if not HAVE_TRITON:
         return "Triton is not installed"
-    if v.dtype not in (torch.float32, torch.bfloat16, torch.float16):
-        return f"{v.dtype} is none of float32, bfloat16, float16"
-    if width > WIDEST:
-        return f"heads are {width} wide, {WIDEST} are the most"
+    if x.dtype not in (torch.float32, torch.bfloat16, torch.float16):
+        return f"{x.dtype} is none of float32, bfloat16, float16"
     return None
 
 

@@ -1,4 +1,4 @@
-"""The steps around attention that have fused kernels, at the size of a layer."""
+"""The steps around attention that have fused kernels, at the size of a layer, and the loss of a head."""
 
 from __future__ import annotations
 
@@ -7,7 +7,11 @@ from functools import partial
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
+from lcpt_kernels.add_norm import add_layer_norm, add_rms_norm
+from lcpt_kernels.cross_entropy import linear_cross_entropy
 from lcpt_kernels.feature_maps import FEATURE_MAPS, affine, feature_map, matrix_shapes
+from lcpt_kernels.gated_activation import gated_activation
 from lcpt_kernels.learned_sketch import learned_sketch
 from lcpt_kernels.norm_rotary import norm_rotary
 from lcpt_kernels.pooling import pool_blocks
@@ -24,10 +28,17 @@ LIMIT_OF = {DTYPES[name]: limit for name, limit in LIMITS.items()}
 
 class Step(NamedTuple):
     function: Callable[..., tuple[Tensor | None, ...]]  # of the inputs, and of backend
-    inputs: list[Tensor]  # with gradients, but for tables
+    inputs: list[Tensor]  # with gradients, but for tables and labels; the first is [B, ...]
 
 
-def steps(layer: Layer, tokens: int, block_size: int = 256, summaries: int = 32, sketch: int = 32) -> dict[str, Step]:
+def steps(
+    layer: Layer,
+    tokens: int,
+    block_size: int = 256,
+    summaries: int = 32,
+    sketch: int = 32,
+    vocabulary: int = 32000,
+) -> dict[str, Step]:
     """Return the steps by name, with random inputs on the layer's device, which may be "meta"."""
     B, T, H, D, c, r = layer.batch, tokens, layer.heads, layer.head_dim, block_size, summaries
 
@@ -43,7 +54,18 @@ def steps(layer: Layer, tokens: int, block_size: int = 256, summaries: int = 32,
     up, down = random(2, D, hidden, size=D**-0.5), random(2, hidden, sketch, size=hidden**-0.5)
     blocks = [y[:, : T // c * c].unflatten(1, (-1, c)) for y in (x, v, random(B, T, H, r))]
     segments = torch.zeros(c, 1, r, device=layer.device)
+    width = H * D  # of the residual stream; the loss is that of one sequence
+    head = [random(1, T, width), random(vocabulary, width, size=width**-0.5)]
+    labels = torch.randint(vocabulary, (1, T), device=layer.device)
+    stream = [random(B, T, width), random(B, T, width), random(width)]
+    packed = random(B, T, 2 * (8 * width // 3 // 8 * 8))  # as wide as lcpt.model makes it
     return {
+        "cross_entropy": Step(lambda *x, **options: linear_cross_entropy(*x, **options)[:1], [*head, labels]),
+        "cross_entropy, all logits": Step(as_tuple(loss_of_all_logits), [*head, labels]),
+        "add_layer_norm": Step(add_layer_norm, stream),
+        "add_rms_norm": Step(add_rms_norm, stream),
+        "gated_activation, gelu": Step(as_tuple(gated_activation), [packed]),
+        "gated_activation, silu": Step(as_tuple(partial(gated_activation, activation="silu")), [packed]),
         "norm_rotary": Step(norm_rotary, [x, *norm]),
         "norm_rotary, both": Step(partial(norm_rotary, keep_plain=True), [x, *norm]),
         "norm_rotary, key shift": Step(
@@ -60,6 +82,15 @@ def steps(layer: Layer, tokens: int, block_size: int = 256, summaries: int = 32,
             [y.detach().requires_grad_() for y in blocks],
         ),
     }
+
+
+def loss_of_all_logits(hidden: Tensor, weight: Tensor, labels: Tensor, backend: str) -> Tensor:
+    """Compute the loss as one writes it, from logits [T, V] in fp32; with backend "triton" it is the fused one."""
+    if backend == "triton":
+        return linear_cross_entropy(hidden, weight, labels, backend=backend)[0]
+    logits = (hidden @ weight.mT).flatten(0, -2)
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    return F.cross_entropy(logits, labels.flatten(), reduction="sum")
 
 
 def map_steps(x: Tensor) -> dict[str, Step]:
@@ -88,7 +119,7 @@ def check(step: Step) -> None:
     """Raise WrongResult if an output or a gradient in Triton is farther from the float64 definition than rounding
     explains, or if its bits differ the second time."""
     found, again = (outputs_and_gradients(step.function, step.inputs, backend="triton") for _ in range(2))
-    wide = [x.detach().double().requires_grad_(x.requires_grad) for x in step.inputs]
+    wide = [x.detach().double().requires_grad_() if x.requires_grad else in_float64(x) for x in step.inputs]
     exact = outputs_and_gradients(step.function, wide, backend="torch")
     limit = LIMIT_OF[step.inputs[0].dtype]
     for x, other, y in zip(found, again, exact, strict=True):
@@ -96,6 +127,10 @@ def check(step: Step) -> None:
             raise WrongResult("the same inputs gave other bits the second time")
         if not (x - y).norm() <= limit * y.norm():  # NaN is wrong too
             raise WrongResult(f"a relative error of {(x - y).norm() / y.norm():.2g}, rounding explains {limit:g}")
+
+
+def in_float64(x: Tensor) -> Tensor:
+    return x.double() if x.is_floating_point() else x
 
 
 def outputs_and_gradients(function: Callable, inputs: list[Tensor], **options) -> list[Tensor]:

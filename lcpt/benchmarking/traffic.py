@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from itertools import chain
 
 import torch
 from torch import Tensor
@@ -15,7 +14,7 @@ NOTHING_MOVES = {"aten::empty", "aten::empty_like", "aten::new_empty", "aten::em
 
 class Traffic(TorchDispatchMode):
     """Counts `bytes` and `operators` within its context, without views. A custom operator counts with its inputs and
-    outputs. Meta tensors do: nothing is computed on them."""
+    outputs; what an operator changes in place is read and written. Meta tensors do: nothing is computed on them."""
 
     def __init__(self):
         super().__init__()
@@ -24,10 +23,23 @@ class Traffic(TorchDispatchMode):
     def __torch_dispatch__(self, operator, types, args=(), kwargs=None):
         out = operator(*args, **(kwargs or {}))
         if not operator.is_view and operator._schema.name not in NOTHING_MOVES:
-            tensors = [x for x in chain(tree_leaves((args, kwargs)), tree_leaves(out)) if isinstance(x, Tensor)]
-            self.bytes += sum(map(bytes_of, tensors))
+            self.bytes += sum(map(bytes_of, read_and_written(operator._schema, args, kwargs or {}, out)))
             self.operators += 1
         return out
+
+
+def read_and_written(schema: torch.FunctionSchema, args: tuple, kwargs: dict, out) -> list[Tensor]:
+    """List the tensors that a call reads and those that it writes. One that it changes in place stands here twice."""
+    moved = []
+    for place, argument in enumerate(schema.arguments):
+        given = args[place] if place < len(args) else kwargs.get(argument.name)
+        changed = argument.alias_info is not None and argument.alias_info.is_write
+        moved += tree_leaves(given) * (2 if changed and not argument.is_out else 1)
+    results = out if isinstance(out, tuple) and len(schema.returns) > 1 else (out,)
+    for returned, result in zip(schema.returns, results, strict=False):
+        if returned.alias_info is None:  # else it is an argument
+            moved += tree_leaves(result)
+    return [x for x in moved if isinstance(x, Tensor)]
 
 
 def bytes_of(x: Tensor) -> int:

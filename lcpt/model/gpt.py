@@ -36,6 +36,7 @@ class ModelConfig:
     max_positions: int | None = None  # the longest sequence, where positions are learned
     rope_base: float = 10000.0
     rope_scaling: RopeScalingConfig = field(default_factory=RopeScalingConfig)
+    z_loss: float = 0.0  # of Σ logsumexp(logits)², which keeps logits small; the reported loss does not have it
     # true: keep a block's input only, compute the block again in backward; selective: norms and activations alone
     activation_checkpointing: bool | str = False
     attention: AttentionConfig = field(default_factory=AttentionConfig)
@@ -49,6 +50,8 @@ class ModelConfig:
         for name in ("rope_base", "norm_eps"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"model.{name} is {getattr(self, name)}; it must be > 0 and finite")
+        if not 0 <= self.z_loss < math.inf:
+            raise ValueError(f"model.z_loss is {self.z_loss}; it must be ≥ 0 and finite")
         for name, known in (
             ("norm", NORMS),
             ("feed_forward", ACTIVATIONS),
@@ -131,7 +134,7 @@ class GPT(nn.Module):
         hidden = self.hidden(tokens, cu_seqlens)
         if labels is None:
             return hidden @ self.head_weight.mT
-        loss, count = cross_entropy(hidden, self.head_weight, labels)
+        loss, count = cross_entropy(hidden, self.head_weight, labels, self.config.z_loss)
         if torch.is_grad_enabled():
             loss = loss + count * self._aux_loss()
         return loss, count

@@ -18,6 +18,24 @@ def test_an_operator_counts_with_all_that_it_reads_and_writes(device):
     assert (moved.bytes, moved.operators) == (4 * 15 * 4, 2)
 
 
+def test_what_changes_in_place_is_read_and_written_and_what_is_only_written_once():
+    x, y = torch.randn(2, 3, 5)
+    with Traffic() as moved:
+        x.mul_(y)  # x and y read, x written
+        torch.mul(x, y, out=torch.empty(3, 5))  # x and y read, another written
+    assert (moved.bytes, moved.operators) == (6 * 4 * 15, 2)
+
+
+def test_a_kernel_that_works_in_place_counts_so():
+    pytest.importorskip("triton")
+    import lcpt_kernels.triton.fused.cross_entropy  # noqa: F401, which defines the operator
+
+    logits, labels = torch.empty(7, 48, device="meta"), torch.empty(7, dtype=torch.int32, device="meta")
+    with Traffic() as moved:
+        torch.ops.lcpt_kernels.cross_entropy_(logits, labels, 37, 0.0)
+    assert (moved.bytes, moved.operators) == (2 * 4 * 7 * 48 + 4 * 7 + 4 * 7, 1)  # logits twice, labels, losses
+
+
 def test_what_is_expanded_and_what_is_of_16_bits_counts_as_it_is():
     row = torch.randn(1, 5, dtype=torch.bfloat16).expand(3, 5)
     with Traffic() as moved:

@@ -135,6 +135,9 @@ def test_one_kernel_is_compiled_as_it_is_launched(tmp_path):
         {"of": "sketch", "size": 32},
         {"of": "map", "map": "relu"},
         {"of": "summaries", "gated": True},
+        {"of": "loss", "vocabulary": 1000},
+        {"of": "gate", "activation": "silu"},
+        {"of": "norm", "bias": True},
     ],
     ids=str,
 )
@@ -195,7 +198,7 @@ def test_blackwell_is_said_once(monkeypatch, caplog):
 
 def test_nothing_for_sm_90_spills_or_waits():
     """The first settings; the tool compiles all of them."""
-    rows = report.rows("sm_90", first=12)
+    rows = report.rows("sm_90", first=15)
     faults = [(row["kernel"], row["settings"], fault) for row in rows if (fault := report.fault(row))]
     assert not faults
     assert all(row["tensor_core_ops"] for row in rows if row["kernel"].startswith(("block", "interval")))

@@ -8,6 +8,8 @@ Constants of the tiles:
     BR          summaries of a block
     PAIRS       tiles of 64 features
     B           elements of a state
+    BV          logits of a row
+    BC          columns of a row
     DT          coordinates of x
     STEPS       steps of a program
     PROGRAMS    programs in all
@@ -58,6 +60,11 @@ NAMES = {
     "feature_map_forward": ("BT", "STEPS"),
     "feature_map_backward": ("BT", "STEPS", "DT"),
     "feature_map_backward_linear": ("BT", "STEPS", "DT"),
+    "cross_entropy": ("BV",),
+    "gated_activation_forward": ("BC",),
+    "gated_activation_backward": ("BC",),
+    "add_norm_forward": ("BT",),
+    "add_norm_backward": ("BT", "PROGRAMS"),
 }
 Columns = dict[int, tuple[int, ...]]  # the width of tensors up to which an entry holds -> sizes, in the order of NAMES
 
@@ -89,6 +96,19 @@ TABLE: dict[str, Columns] = {  # tiles, then warps, stages and, where registers 
     "feature_map_backward": {128: (32, 32, 64, 4, 2), 256: (32, 32, 64, 8, 2)},
     # Of a linear map both operands of dW are as they were loaded; pipelined, ptxas would serialise wgmma (C7515).
     "feature_map_backward_linear": {128: (64, 16, 64, 4, 1)},
+    # By the vocabulary. A thread loads 16 bytes at a time; at 32 warps a row's second reading comes from L1.
+    "cross_entropy": {1024: (1024, 4, 1), 8192: (4096, 16, 1), 2**62: (8192, 32, 1)},
+    "gated_activation_forward": {512: (512, 2, 1), 2**62: (1024, 4, 1)},
+    "gated_activation_backward": {512: (512, 2, 1), 2**62: (1024, 4, 1)},
+    # A thread holds 32 numbers of a tensor, in backward 16 of each of five. PROGRAMS are as many as an H200 runs.
+    "add_norm_forward": {256: (16, 4, 1), 1024: (4, 4, 1), 2048: (2, 4, 1), 4096: (1, 4, 1), 8192: (1, 8, 1)},
+    "add_norm_backward": {
+        256: (8, 528, 4, 1),
+        1024: (2, 528, 4, 1),
+        2048: (1, 528, 4, 1),
+        4096: (1, 264, 8, 1),
+        8192: (1, 132, 16, 1),
+    },
 }
 FP32: dict[str, Columns] = {
     "block_state": {256: (1, 32, 8, 1)},
@@ -109,6 +129,7 @@ FP32: dict[str, Columns] = {
     "feature_map_forward": {128: (16, 32, 8, 1), 256: (16, 32, 16, 1)},
     "feature_map_backward": {128: (16, 64, 64, 8, 1), 256: (16, 64, 128, 16, 1)},
     "feature_map_backward_linear": {128: (16, 64, 64, 8, 1)},
+    "cross_entropy": {1024: (512, 4, 1), 8192: (2048, 16, 1), 2**62: (4096, 32, 1)},
 }
 DIFFERENT: dict[str, dict[str, Columns]] = {
     "sm_80": {
@@ -144,6 +165,7 @@ DIFFERENT: dict[str, dict[str, Columns]] = {
         "learned_sketch_forward": {2**62: (64, 264, 4, 1)},
         "learned_sketch_backward": {12288: (32, 1, 132, 4, 1), 2**62: (16, 1, 132, 4, 1)},
         "feature_map_backward": {128: (16, 64, 64, 4, 1), 256: (16, 64, 32, 4, 1)},
+        "cross_entropy": {2**62: (8192, 16, 1)},  # warps are of 64 threads
     },
 }
 

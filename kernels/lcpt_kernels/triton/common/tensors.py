@@ -38,3 +38,9 @@ def on_device_of(x: Tensor):
 def padded(width: int) -> int:
     """Return the width of a tile: the next power of two, at least the 16 that a tensor core needs."""
     return max(16, triton.next_power_of_2(width))
+
+
+def as_rows(x: Tensor) -> Tensor:
+    """Return x [..., D] as [N, D] with a last stride of 1; a view where strides allow."""
+    x = x.reshape(-1, x.shape[-1])
+    return x if x.stride(1) == 1 else x.contiguous()

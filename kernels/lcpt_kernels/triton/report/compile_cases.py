@@ -11,9 +11,12 @@ from torch import Tensor
 
 from lcpt_kernels import dispatch
 from lcpt_kernels.chunked import Exponential, Linear, Plan, Power, Quadratic
+from lcpt_kernels.cross_entropy import linear_cross_entropy, linear_token_losses
 from lcpt_kernels.feature_maps import FEATURE_MAPS, feature_map, matrix_shapes
 from lcpt_kernels.symmetric_features import Explicit, QuadraticFeatures
 from lcpt_kernels.triton.block_causal.autograd import compute
+from lcpt_kernels.triton.fused.add_norm import add_norm
+from lcpt_kernels.triton.fused.gated_activation import gated_activation
 from lcpt_kernels.triton.fused.learned_sketch import learned_sketch
 from lcpt_kernels.triton.fused.norm_rotary import norm_rotary
 from lcpt_kernels.triton.fused.pooling import pool_blocks
@@ -34,6 +37,9 @@ SETTINGS: tuple[dict[str, Any], ...] = (  # the most telling first; features: th
     {"of": "map", "head_dim": 64, "map": "elu1"},
     {"of": "map", "head_dim": 64, "map": "hedgehog"},
     {"of": "summaries", "head_dim": 64},
+    {"of": "loss", "head_dim": 64, "vocabulary": 32000},
+    {"of": "gate", "head_dim": 2048},
+    {"of": "norm", "head_dim": 768},
     {"of": "squared", "head_dim": 64, "features": 32, "gated": True, "local_blocks": 2},
     {"of": "feature", "head_dim": 64, "features": 256},
     {"of": "squared", "head_dim": 64, "features": 16},
@@ -49,8 +55,13 @@ SETTINGS: tuple[dict[str, Any], ...] = (  # the most telling first; features: th
     {"of": "map", "head_dim": 128, "map": "affine", "size": 64},
     *({"of": "map", "head_dim": 64, "map": map} for map in FEATURE_MAPS if map not in ("affine", "elu1", "hedgehog")),
     {"of": "map", "head_dim": 128, "map": "oglu"},
+    *({"of": "loss", "head_dim": 64, "vocabulary": size} for size in (1000, 5000)),
+    {"of": "gate", "head_dim": 2048, "activation": "silu"},
+    {"of": "norm", "head_dim": 768, "added": False},
+    *({"of": "norm", "head_dim": width, "rms": True} for width in (256, 2048, 8192)),
+    *({"of": "norm", "head_dim": width, "bias": True} for width in (1024, 4096)),
 )
-FEW = 12  # for targets other than sm_90
+FEW = 15  # for targets other than sm_90
 
 
 def output_of(of: str, head_dim: int, dtype: torch.dtype = torch.bfloat16, tokens: int = TOKENS, **others) -> Tensor:
@@ -170,10 +181,34 @@ def summaries(tensor, head_dim: int, tokens: int, gated: bool = False) -> Tensor
     return torch.cat([x.float().flatten() for x in pooled if x is not None])
 
 
+def loss(tensor, head_dim: int, tokens: int, vocabulary: int) -> Tensor:
+    """Return the loss of a head and, from the kernel without a gradient, those of its tokens."""
+    hidden, weight = tensor(head_dim)[0, :, 0], torch.zeros(vocabulary, head_dim, dtype=torch.bfloat16)
+    labels = torch.zeros(tokens, dtype=torch.int64)
+    with mock.patch.object(dispatch, "INTERPRETED", True):
+        losses = linear_token_losses(hidden, weight, labels, backend="triton")
+        return losses + linear_cross_entropy(hidden, weight, labels, backend="triton")[0]
+
+
+def gate(tensor, head_dim: int, tokens: int, activation: str = "gelu") -> Tensor:
+    return gated_activation(tensor(2 * head_dim), activation)
+
+
+def norm(tensor, head_dim: int, tokens: int, rms: bool = False, bias: bool = False, added: bool = True) -> Tensor:
+    """Add and norm; return both results in one row."""
+    weight, of_bias = tensor(head_dim)[0, 0]
+    delta = tensor(head_dim) if added else None
+    normed, total = add_norm(tensor(head_dim), delta, weight, of_bias if bias else None, rms, 1e-5)
+    return torch.cat((normed, total))
+
+
 OTHERS: dict[str, Callable[..., Tensor]] = {
     "sparse": sparse,
     "heads": heads,
     "sketch": sketch,
     "map": mapped,
     "summaries": summaries,
+    "loss": loss,
+    "gate": gate,
+    "norm": norm,
 }

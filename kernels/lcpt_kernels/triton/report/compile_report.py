@@ -42,7 +42,7 @@ TYPES = {
     torch.int64: "i64",
     torch.bool: "i1",
 }
-TILES = ("B", "BT", "BH", "BR", "DT", "BM", "BN", "STEPS", "NETWORKS", "PROGRAMS")
+TILES = ("B", "BC", "BT", "BH", "BR", "DT", "BM", "BN", "BV", "STEPS", "NETWORKS", "PROGRAMS")
 SIZES = (*TILES, "num_warps", "num_stages", "maxnreg")
 
 
