@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
+from lcpt_kernels.cross_entropy import LOGITS_IN_TRITON
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensorMode
 
 from lcpt.attention.base import rotary_table
 from lcpt.model.gpt import GPT, Block, ModelConfig
 
 SAMPLE = 1024  # tokens on which memory is counted; it grows in proportion
-LOGITS = 2**28  # of a chunk of the loss on a GPU, which become their own gradient
 REDUCE_BUCKET = 500_000_000  # gradients that DeepSpeed collects before it reduces them, stages 2 and 3
 LIVE_WEIGHTS = 1_000_000_000  # weights that DeepSpeed leaves gathered at stage 3
 
@@ -97,7 +97,7 @@ def memory_per_rank(
 def _head_bytes(config: ModelConfig, tokens: int, width: int) -> float:
     """Count what lives while the loss is computed: the last norm's input and output with a gradient, a chunk of logits,
     the gradient of the head's matrix in fp32 and then as it is returned."""
-    logits = min(tokens * config.vocab_size, LOGITS)
+    logits = min(tokens * config.vocab_size, LOGITS_IN_TRITON)
     matrix = config.vocab_size * config.d_model
     return 3 * width * config.d_model * tokens + width * logits + (4 + width) * matrix
 
@@ -131,7 +131,8 @@ def _saved_elements(config: ModelConfig, layer: int, mode: AbstractContextManage
     with mode, torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
         block = Block(config, layer)
         x = torch.randn(1, SAMPLE, config.d_model, requires_grad=True)
-        y = block(x, rotary_table(torch.arange(SAMPLE), config.head_dim, config.rope_base))
+        delta = torch.randn(1, SAMPLE, config.d_model, requires_grad=True)
+        y, _ = block(x, delta, rotary_table(torch.arange(SAMPLE), config.head_dim, config.rope_base))
         own = {p.untyped_storage()._cdata for p in block.parameters()}
         elements = sum(storage.nbytes() for address, storage in saved.items() if address not in own) / y.itemsize
     return elements / SAMPLE

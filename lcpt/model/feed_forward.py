@@ -3,24 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import torch.nn.functional as F
+from lcpt_kernels import gated_activation
 from torch import Tensor, nn
 
 from lcpt.utils.recomputation import recompute
-
-
-def geglu(packed: Tensor) -> Tensor:
-    """Compute GELU(gate) ∘ value (arXiv 2002.05202), [..., 2 F] -> [..., F]."""
-    gate, value = packed.chunk(2, dim=-1)
-    return F.gelu(gate) * value
-
-
-def swiglu(packed: Tensor) -> Tensor:
-    """Compute SiLU(gate) ∘ value (the same), [..., 2 F] -> [..., F]: the one of Llama and Qwen."""
-    gate, value = packed.chunk(2, dim=-1)
-    return F.silu(gate) * value
 
 
 def gelu_tanh(x: Tensor) -> Tensor:
@@ -35,7 +25,11 @@ class Activation(NamedTuple):
     packed: int  # how many times d_ff that tensor is wide
 
 
-ACTIVATIONS = {"geglu": Activation(geglu, 2), "swiglu": Activation(swiglu, 2), "gelu_tanh": Activation(gelu_tanh, 1)}
+ACTIVATIONS = {
+    "geglu": Activation(partial(gated_activation, activation="gelu"), 2),  # arXiv 2002.05202
+    "swiglu": Activation(partial(gated_activation, activation="silu"), 2),  # the same paper; Llama and Qwen
+    "gelu_tanh": Activation(gelu_tanh, 1),
+}
 
 
 def default_width(kind: str, d_model: int) -> int:

@@ -159,10 +159,11 @@ class GPT(nn.Module):
         position, states = cache or Cache(0, (None,) * len(self.blocks))
         positions = torch.arange(position, position + tokens.shape[1], device=tokens.device)
         (x, rotary), after = self._embed(tokens, positions, position + tokens.shape[1]), []
+        delta: Tensor | None = None
         for block, state in zip(self.blocks, states, strict=True):
-            x, state = block.extend(x, rotary, state)
+            x, delta, state = block.extend(x, delta, rotary, state)
             after.append(state)
-        return self.norm(x), Cache(position + tokens.shape[1], tuple(after))
+        return add_and_norm(x, delta, self.norm)[0], Cache(position + tokens.shape[1], tuple(after))
 
     def decode(self, token: Tensor, cache: Cache) -> tuple[Tensor, Cache]:
         """Read token int64 [B] or [B, 1], the next of each sequence -> (logits [B, V], the cache after it)."""
@@ -177,12 +178,14 @@ class GPT(nn.Module):
             starts = cu_seqlens[:-1].repeat_interleave(cu_seqlens.diff(), output_size=len(positions))
             positions = positions - starts
         x, rotary = self._embed(tokens, positions, tokens.shape[1])
+        delta: Tensor | None = None
         for block in self.blocks:
             if self.config.activation_checkpointing is True and torch.is_grad_enabled():
-                x = checkpoint(block, x, rotary, cu_seqlens, use_reentrant=False)
+                x = x if delta is None else x + delta  # so that one tensor is kept, not two
+                x, delta = checkpoint(block, x, None, rotary, cu_seqlens, use_reentrant=False)
             else:
-                x = block(x, rotary, cu_seqlens)
-        return self.norm(x)
+                x, delta = block(x, delta, rotary, cu_seqlens)
+        return add_and_norm(x, delta, self.norm)[0]
 
     def _aux_loss(self) -> Tensor | float:
         """Return 0 with the gradient of the layers' auxiliary losses: the reported loss stays the cross-entropy."""
@@ -214,7 +217,10 @@ class GPT(nn.Module):
 
 
 class Block(nn.Module):
-    """Adds attention, then the feed-forward network, to the residual stream, each after a norm."""
+    """Adds attention, then the feed-forward network, to the residual stream, each after a norm.
+
+    What a block adds last, `delta`, it hands on: the next norm adds it in the same pass. The first block has none.
+    """
 
     def __init__(self, config: ModelConfig, layer: int):
         super().__init__()
@@ -225,15 +231,21 @@ class Block(nn.Module):
         self.feed_forward_norm = config.build_norm()
         self.feed_forward = FeedForward(config.feed_forward, config.d_model, config.ff_width, config.bias)
 
-    def forward(self, x: Tensor, rotary: RotaryTable, cu_seqlens: Tensor | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, delta: Tensor | None, rotary: RotaryTable, cu_seqlens: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Return (x, delta) after this block, each [B, T, d_model]."""
         if self.selective and torch.is_grad_enabled():
+            x = x if delta is None else x + delta
             x = x + self.attention(x, rotary, cu_seqlens, norm=self.attention_norm)
-            return x + self.feed_forward(x, norm=self.feed_forward_norm)
-        attended = self.attention(self.attention_norm(x), rotary, cu_seqlens)
-        x, normed = add_and_norm(x, attended, self.feed_forward_norm)
-        return x + self.feed_forward(normed)
+            return x, self.feed_forward(x, norm=self.feed_forward_norm)
+        normed, x = add_and_norm(x, delta, self.attention_norm)
+        normed, x = add_and_norm(x, self.attention(normed, rotary, cu_seqlens), self.feed_forward_norm)
+        return x, self.feed_forward(normed)
 
-    def extend(self, x: Tensor, rotary: RotaryTable, state) -> tuple[Tensor, object]:
-        attended, state = self.attention.extend(self.attention_norm(x), rotary, state)
-        x, normed = add_and_norm(x, attended, self.feed_forward_norm)
-        return x + self.feed_forward(normed), state
+    def extend(self, x: Tensor, delta: Tensor | None, rotary: RotaryTable, state) -> tuple[Tensor, Tensor, object]:
+        """Do the same for the continuation of a sequence whose layer left `state` -> (x, delta, the state after it)."""
+        normed, x = add_and_norm(x, delta, self.attention_norm)
+        attended, state = self.attention.extend(normed, rotary, state)
+        normed, x = add_and_norm(x, attended, self.feed_forward_norm)
+        return x, self.feed_forward(normed), state

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from typing import cast
+
+from lcpt_kernels import add_layer_norm, add_rms_norm
 from torch import Tensor, nn
 
 NORMS = ("layer_norm", "rms_norm")
@@ -12,7 +15,9 @@ def build_norm(kind: str, width: int, eps: float, bias: bool) -> nn.Module:
     return nn.LayerNorm(width, eps, bias=bias) if kind == "layer_norm" else nn.RMSNorm(width, eps)
 
 
-def add_and_norm(x: Tensor, delta: Tensor, norm: nn.Module) -> tuple[Tensor, Tensor]:
-    """Return (x + delta, the norm of it), each [..., d]: the place of a kernel that does both in one pass."""
-    x = x + delta
-    return x, norm(x)
+def add_and_norm(x: Tensor, delta: Tensor | None, norm: nn.Module) -> tuple[Tensor, Tensor]:
+    """Return (the norm of x + delta, x + delta), each [..., d], on a GPU in one pass. delta None: 0."""
+    if isinstance(norm, nn.LayerNorm):
+        return add_layer_norm(x, delta, norm.weight, norm.bias, eps=norm.eps)
+    norm = cast(nn.RMSNorm, norm)
+    return add_rms_norm(x, delta, norm.weight, eps=cast(float, norm.eps))

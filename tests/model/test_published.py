@@ -12,7 +12,7 @@ from lcpt.config import Config
 from lcpt.data import DataConfig
 from lcpt.model import GPT
 from lcpt.model.cost import model_cost
-from lcpt.training.engine import parameter_groups
+from lcpt.training.optimizer import parameter_groups
 from lcpt.training.run_folder import RunConfig
 from tests.model.conftest import PUBLISHED, V, config
 
