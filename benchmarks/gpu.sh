@@ -5,6 +5,8 @@
 #                                against float64 and themselves; attention at 8k, 32k and 64k tokens beside SDPA
 #     benchmarks/gpu.sh full     at most 400 s: training steps, rivals, other kinds of attention, sparse attention, what
 #                                stands around attention, and the cross-entropy alone
+#     benchmarks/gpu.sh loop     at most 290 s: the real training loop under DeepSpeed, ZeRO stages 1 to 3, compiled or
+#                                not: tokens a second, MFU, memory, and the device's time by part
 #
 # First the kernels are compiled on all cores. Each stage has its own time limit and writes rows as it has them: what is
 # done when the time is over is kept. A stage that fails, hangs or lacks an import is named, the others run, and the exit
@@ -26,7 +28,8 @@ fail() { echo "error: $*" >&2; exit 2; }
 case "$#:${1:-}" in
     1:quick) every="warm kernels correct attention" ;;
     1:full) every="warm training rivals families sparse-16 sparse-8 sparse-32 sparse-flex fused" ;;
-    *) echo "usage: benchmarks/gpu.sh quick | full" >&2; exit 2 ;;
+    1:loop) every="warm loop-8k loop-32k" ;;
+    *) echo "usage: benchmarks/gpu.sh quick | full | loop" >&2; exit 2 ;;
 esac
 run=$1
 stages=${STAGES:-$every}
@@ -113,6 +116,12 @@ if [ "$run" = quick ]; then
     stage 50 attention "${attention[@]}" --methods squared,polysketch,sdpa_flash,sdpa_cudnn,sdpa_efficient \
         --contexts 8192,32768,65536 --mode forward_backward,forward --repeats 20 --budget 0.5 \
         --output "$folder/attention.json"
+elif [ "$run" = loop ]; then
+    stage 30 warm benchmarks/warm.py --target "$target" training
+    stage 134 loop-8k benchmarks/training_loop.py --config configs/gpt2-small-8k.yaml --limit 33 \
+        --variants zero1-compiled,zero1,zero3-compiled,zero2-compiled --output "$folder/loop-8k.json"
+    stage 84 loop-32k benchmarks/training_loop.py --config configs/gpt2-small-32k.yaml --limit 41 --micro-batches 2 \
+        --variants zero1-compiled,zero1 --output "$folder/loop-32k.json"
 else
     attention+=(--mode forward_backward --repeats 10 --budget 0.25)
     stage 30 warm benchmarks/warm.py --target "$target" training families sparse fused

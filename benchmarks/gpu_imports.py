@@ -15,8 +15,10 @@ from importlib.util import find_spec
 
 EVERY = ("triton", "numpy", "tqdm", "safetensors")  # what all stages need beside torch
 NEEDS = {  # what some stages need too
-    "omegaconf": ("training", "sparse-8", "sparse-32"),  # configs, and settings other than the defaults
-    "sentencepiece": ("training",),
+    "omegaconf": ("training", "sparse-8", "sparse-32", "loop-8k", "loop-32k"),  # configs, settings other than defaults
+    "sentencepiece": ("training", "loop-8k", "loop-32k"),
+    "deepspeed": ("loop-8k", "loop-32k"),
+    "tensorboard": ("loop-8k", "loop-32k"),
 }
 OPTIONAL = {  # used where installed: for rows of another library, and for pictures
     "fla": ("rivals",),

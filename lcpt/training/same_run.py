@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 Changes = dict[str, tuple[Any, Any]]  # key -> (the value that the checkpoint was saved under, the value now)
 
-CHANGEABLE = ("model.activation_checkpointing",)  # what a model computes does not depend on it
+CHANGEABLE = ("model.activation_checkpointing", "model.z_loss")  # what a model computes does not depend on them
 SCHEDULE = ("max_steps", "lr", "schedule", "warmup_steps", "final_lr_fraction", "decay_fraction")
 # Of what may change in a run, the settings that decide its result: on a finished run they would change nothing.
 RECIPE = (*SCHEDULE, "weight_decay", "betas", "grad_clip", "precision")

@@ -20,6 +20,7 @@ ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "benchmarks/gpu.sh"
 QUICK = ["warm", "kernels", "correct", "attention"]
 FULL = ["warm", "training", "rivals", "families", "sparse-16", "sparse-8", "sparse-32", "sparse-flex", "fused"]
+LOOP = ["warm", "loop-8k", "loop-32k"]
 NAME = "gpu-{}-nvidia-test-1"
 
 # Files are written as the tools write them; $SAYS is what the look for imports says, beside the GPU's name.
@@ -107,10 +108,10 @@ def test_no_gpu_is_one_line(environment, tmp_path):
 
 @pytest.mark.parametrize("arguments", [[], ["fast"], ["quick", "full"], ["--help"]])
 def test_usage_is_one_line(gpu, arguments):
-    assert gpu(*arguments) == (2, "", "usage: benchmarks/gpu.sh quick | full\n", [])
+    assert gpu(*arguments) == (2, "", "usage: benchmarks/gpu.sh quick | full | loop\n", [])
 
 
-@pytest.mark.parametrize("run, stages, most", [("quick", QUICK, 210), ("full", FULL, 400)])
+@pytest.mark.parametrize("run, stages, most", [("quick", QUICK, 210), ("full", FULL, 400), ("loop", LOOP, 290)])
 def test_every_stage_runs_within_the_time_that_is_stated(gpu, tmp_path, run, stages, most):
     (tmp_path / "wheels").mkdir()
     (tmp_path / "wheels/some.whl").touch()
