@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
@@ -30,13 +30,23 @@ from lcpt.training.saving import Saver
 from lcpt.training.schedule import learning_rate
 from lcpt.training.setup import set_up
 from lcpt.training.telemetry import Telemetry, log_rank0
-from lcpt.training.throughput import Throughput
+from lcpt.training.throughput import Throughput, of_ranks
 from lcpt.training.watchdog import STARTUP_TIMEOUT_S, Watchdog
 from lcpt.training.zero_shards import gradient_norm_squared
 from lcpt.utils.memory import peak_memory_bytes
 
 if TYPE_CHECKING:
     from lcpt.config import Config
+
+
+class Agreed(NamedTuple):
+    """Holds what all ranks know of a step before its update."""
+
+    loss: float  # mean over its labels, in nats
+    grad_norm: float  # global
+    leave: bool  # a rank was asked to
+    save: bool  # by the clock
+    rank_seconds: list[float]  # that each needed for data and forward passes of the step before
 
 
 def train(config: Config, config_yaml: str, history: History, preemption: Preemption, watch: Watchdog) -> None:
@@ -109,44 +119,41 @@ class Training:
             if "unvalidated" in self.state:
                 self.end_step(self.state["unvalidated"], save=True, leave=False)
             for step in range(self.state["step"] + 1, training.last_step + 1):
-                started, waited = time.perf_counter(), self.batches.waited
                 self.profiler.before(step)
+                started, waited = time.perf_counter(), self.batches.waited
                 first = step == self.state["step"] + 1  # which compiles and allocates
                 timeout_s = STARTUP_TIMEOUT_S if first else None
                 nats = self.forward_and_backward(step, timeout_s)
                 if step < training.last_step:
-                    self.batches.copy_ahead(step)  # that of step + 1, while the device still works on this one
-                loss, grad_norm, asked, time_to_save, ranks = self.agree(nats)
-                phases = self.clock.seconds()
-                self.own_seconds = phases["data_seconds"] + phases["forward_seconds"]
+                    with self.clock.phase("data"):
+                        self.batches.copy_ahead(step)  # that of step + 1, while the device still works on this one
+                agreed = self.agree(nats)
+                loss, grad_norm = agreed.loss, agreed.grad_norm
                 rate, skip_reason = learning_rate(step - 1, training), self.bad_steps.skip_reason(loss, grad_norm)
                 self.watch.heartbeat(f"the update of step {step}", timeout_s)
                 norms = layer_norms(self.engine) if training.norms_due(step) else {}
+                phases = self.clock.seconds()
                 with self.clock.phase("update"):
                     update(self.engine, rate, None if skip_reason else clip_factor(grad_norm, training.grad_clip))
-                seconds = time.perf_counter() - started
                 row = {
                     "step": step,
                     "tokens": step * training.global_batch_tokens,
                     "loss": loss,
                     "learning_rate": rate,
                     "grad_norm": grad_norm,
-                    **self.throughput.of(training.global_batch_tokens / seconds),
-                    "peak_memory_bytes": peak_memory_bytes(self.device),
-                    "step_seconds": seconds,
+                    **norms,
+                    **self.speed(time.perf_counter() - started, self.batches.waited - waited),
                     "update_seconds": None,  # that of the step before
                     **phases,
-                    **ranks,
-                    **norms,
-                    "data_wait_fraction": (self.batches.waited - waited) / seconds,
-                    "save_stall_fraction": self.save_stall_fraction,
+                    **of_ranks(agreed.rank_seconds),
                 }
+                self.own_seconds = phases["data_seconds"] + phases["forward_seconds"]
                 self.bad_steps.record(loss, skip_reason)
                 if skip_reason:
                     self.report_skipped_step(row, skip_reason)
-                if trace := self.profiler.after(step, last=asked or step == training.last_step):
+                if trace := self.profiler.after(step, last=agreed.leave or step == training.last_step):
                     log_rank0(f"a trace of {training.profile.steps} steps is in {trace}; ui.perfetto.dev shows it")
-                self.end_step(row, save=time_to_save, leave=asked)
+                self.end_step(row, save=agreed.save, leave=agreed.leave)
             self.saver.finish()
         finally:
             self.saver.settle()
@@ -157,6 +164,16 @@ class Training:
     def save_stall_fraction(self) -> float:
         """The part of the time since this start in which saving stalled training."""
         return self.saver.stalled / (time.perf_counter() - self.began)
+
+    def speed(self, seconds: float, waited: float) -> dict[str, float | None]:
+        """Say how fast a step was that took so many seconds, of which it waited some for data, and in what memory."""
+        return {
+            **self.throughput.of(self.config.training.global_batch_tokens / seconds),
+            "peak_memory_bytes": peak_memory_bytes(self.device),
+            "step_seconds": seconds,
+            "data_wait_fraction": waited / seconds,
+            "save_stall_fraction": self.save_stall_fraction,
+        }
 
     def forward_and_backward(self, step: int, timeout_s: float | None) -> torch.Tensor:
         """Accumulate the step's gradients, for `update` to apply -> this rank's sum of losses in nats, not yet read."""
@@ -177,26 +194,19 @@ class Training:
                 self.engine.step()  # DeepSpeed counts micro-batches in it; no update
         return nats
 
-    def agree(self, nats: torch.Tensor) -> tuple[float, float, bool, bool, dict[str, float]]:
-        """Sum over ranks what the step's decisions depend on: the only read from the device in a step.
-
-        -> (mean loss of the step's labels in nats, global norm of the gradient, whether a rank was asked to leave,
-        whether the clock wants a save, which ranks were the fastest and the slowest in the step before)
-        """
-        asked = bool(self.preemption.requested_by)
-        due = groups.rank() == 0 and self.saver.minutes_are_up()
-        squares = gradient_norm_squared(self.engine)
-        seconds = [0.0] * groups.world_size()  # a place for each rank
-        seconds[groups.rank()] = self.own_seconds
-        nats_sum, square_sum, asked_sum, due_sum, *seconds = groups.all_reduce_sum(
-            nats, squares, asked, due, *seconds, device=self.device
+    def agree(self, nats: torch.Tensor) -> Agreed:
+        """Sum over ranks what the step's decisions depend on: the only read from the device in a step."""
+        rank_seconds = [0.0] * groups.world_size()
+        rank_seconds[groups.rank()] = self.own_seconds
+        nats_sum, squares, leave, save, *rank_seconds = groups.all_reduce_sum(
+            nats,
+            gradient_norm_squared(self.engine),
+            bool(self.preemption.requested_by),
+            groups.rank() == 0 and self.saver.minutes_are_up(),
+            *rank_seconds,
+            device=self.device,
         )
-        ranks = {
-            "fastest_rank_seconds": min(seconds),
-            "slowest_rank_seconds": max(seconds),
-            "slowest_rank": seconds.index(max(seconds)),
-        }
-        return nats_sum / self.batches.scored, math.sqrt(square_sum), bool(asked_sum), bool(due_sum), ranks
+        return Agreed(nats_sum / self.batches.scored, math.sqrt(squares), bool(leave), bool(save), rank_seconds)
 
     def report_skipped_step(self, row: dict, skip_reason: str) -> None:
         """Write down a bad step; raises GiveUp if there are too many."""

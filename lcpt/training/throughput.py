@@ -28,3 +28,12 @@ class Throughput:
             "tflops_per_second": flops / 1e12,
             "mfu": flops / self._peak if self._peak else None,
         }
+
+
+def of_ranks(seconds: list[float]) -> dict[str, float]:
+    """Name the fastest and the slowest of the ranks that needed these seconds."""
+    return {
+        "fastest_rank_seconds": min(seconds),
+        "slowest_rank_seconds": max(seconds),
+        "slowest_rank": seconds.index(max(seconds)),
+    }
