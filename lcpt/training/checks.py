@@ -131,8 +131,11 @@ def _what_divides(sequences: int, micro_batch: int, world: int) -> str:
     if sequences % micro_batch:
         fitting = _nearest_divisors(sequences, micro_batch)
         return f"training.micro_batch can be {_either(fitting)}"
-    among = _nearest_divisors(sequences // micro_batch, world)
-    return f"they do among {_either(among)} ranks"
+    among = f"they do among {_either(_nearest_divisors(sequences // micro_batch, world))} ranks"
+    if sequences % world:
+        return among
+    largest = max(n for n in range(1, micro_batch) if sequences % (world * n) == 0)
+    return f"{among}, or with training.micro_batch={largest}"
 
 
 def _nearest_divisors(number: int, wanted: int, count: int = 8) -> list[int]:

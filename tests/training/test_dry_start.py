@@ -109,8 +109,11 @@ def test_another_job_is_seen_at_once(start_job, at_place, tiny_yaml):
 def test_the_main_config_names_the_ranks_that_work():
     """16 sequences of 32,768 tokens: four machines of eight GPUs are too many."""
     config = load_config(CONFIGS / "gpt2-small-32k.yaml")
-    with pytest.raises(ValueError, match="among 32 ranks .* they do among 1, 2, 4, 8 or 16 ranks"):
+    with pytest.raises(ValueError, match="among 32 ranks .* they do among 1, 2, 4 or 8 ranks$"):
         micro_batches(config.sequences, config.training.micro_batch, 32)
+    with pytest.raises(ValueError, match="1, 2, 4 or 8 ranks, or with training.micro_batch=1$"):
+        micro_batches(config.sequences, config.training.micro_batch, 16)
+    assert micro_batches(config.sequences, 1, 16) == 1
 
 
 @pytest.mark.parametrize("sequences, micro_batch, world", [(24, 5, 2), (7, 1, 5), (720720, 2, 17), (1, 1, 2)])
