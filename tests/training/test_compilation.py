@@ -1,5 +1,9 @@
 """Blocks compile whole, at every ZeRO stage, and compute the same. Backend aot_eager: no compiler is promised here."""
 
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -55,3 +59,32 @@ def test_auto_compiles_on_a_gpu_only():
     assert "forward" not in vars(model.blocks[0])
     compile_blocks(model, "true", torch.device("cpu"))
     assert "forward" in vars(model.blocks[0])
+
+
+TRITON = """
+import torch
+from torch._dynamo.utils import counters
+from lcpt.attention import AttentionConfig
+from lcpt.model import GPT, ModelConfig
+from lcpt.training import compilation
+
+torch.manual_seed(0)
+model = GPT(ModelConfig(n_layers=1, d_model=32, n_heads=2, vocab_size=64, attention=AttentionConfig(block_size=16)))
+tokens = torch.randint(64, (1, 40))
+losses = []
+for setting in ("false", "true"):
+    compilation.BACKEND = "aot_eager"
+    compilation.compile_blocks(model, setting, torch.device("cpu"))
+    loss, _ = model(tokens, labels=tokens)
+    loss.backward()
+    losses.append(loss.item())
+assert losses[0] == losses[1], losses
+assert counters["stats"]["unique_graphs"] == 1 and not counters["graph_break"], counters
+"""
+
+
+def test_a_block_whose_kernels_are_triton_compiles_whole():
+    """In Triton's interpreter, which a process chooses when it starts."""
+    environment = os.environ | {"TRITON_INTERPRET": "1"}
+    done = subprocess.run([sys.executable, "-c", TRITON], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
