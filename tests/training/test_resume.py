@@ -153,7 +153,7 @@ def test_a_run_killed_between_checkpoints_continues_bit_for_bit(
 
     events = EventAccumulator(str(tmp_path / "run/tensorboard"))
     events.Reload()
-    assert [event.step for event in events.Scalars("loss")] == list(range(1, STEPS + 1))
+    assert [event.step for event in events.Scalars("loss/train")] == list(range(1, STEPS + 1))
 
 
 def test_goes_back_past_a_damaged_checkpoint(train_ranks, numbers, settings, whole, stopped, copy, capfd):
