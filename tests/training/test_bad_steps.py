@@ -132,14 +132,14 @@ def weights(run, step):
     return read_tensors(folder, read_manifest(folder))
 
 
-@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+@pytest.mark.parametrize("stage, precision", [(0, "fp32"), (1, "fp32"), (1, "bf16"), (2, "bf16"), (3, "bf16")])
 @pytest.mark.parametrize(
     "sabotage",
     [spoil(math.nan, 1, [3]), spoil(math.inf, 0, [3]), spoil_gradient(math.nan, 3), spoil_gradient(math.inf, 3)],
     ids=["nan", "inf", "nan gradient", "inf gradient"],
 )
-def test_a_step_that_is_not_finite_on_one_rank_is_skipped_by_all(start_job, at_place, send, stage, sabotage):
-    settings = [*SETTINGS, "training.max_steps=4", f"parallel.zero_stage={stage}"]
+def test_a_step_that_is_not_finite_on_one_rank_is_skipped_by_all(start_job, at_place, send, stage, precision, sabotage):
+    settings = [*SETTINGS, "training.max_steps=4", f"parallel.zero_stage={stage}", f"training.precision={precision}"]
 
     def spoil_and_leave(number):  # asked to leave, it also saves after a bad step
         sabotage(number)

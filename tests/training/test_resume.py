@@ -120,12 +120,21 @@ def test_an_offloaded_optimizer_resumes_bit_for_bit(train_ranks, numbers, settin
     assert numbers(train_ranks(2, *offload, dir=tmp_path / "run").rows) == numbers(expected.rows)
 
 
-@pytest.mark.parametrize("stage", [1, 2, 3])
-def test_bf16_goes_on_from_its_fp32_weights(train_ranks, numbers, settings, tmp_path, stage):
-    bf16 = [*settings, "training.precision=bf16", f"parallel.zero_stage={stage}"]
+@pytest.mark.parametrize(
+    "stage, offload, other_world, other_stage",
+    [(1, False, 1, 3), (2, False, 4, 1), (3, False, 1, 2), (1, True, 4, 3)],  # DeepSpeed has an optimizer for each
+)
+def test_bf16_goes_on_from_its_fp32_weights(
+    train_ranks, numbers, settings, copy, tmp_path, stage, offload, other_world, other_stage
+):
+    """Bit by bit; on other ranks and at another stage to the rounding of other micro-batches."""
+    anywhere = [*settings, "training.precision=bf16"]
+    bf16 = [*anywhere, f"parallel.zero_stage={stage}", f"parallel.offload_optimizer={offload}"]
     whole = train_ranks(2, *bf16, dir=tmp_path / "whole")
-    train_ranks(2, *bf16, f"training.stop_after_steps={STOP}", dir=tmp_path / "run")
-    assert numbers(train_ranks(2, *bf16, dir=tmp_path / "run").rows) == numbers(whole.rows)
+    stopped = train_ranks(2, *bf16, f"training.stop_after_steps={STOP}", dir=tmp_path / "stopped").dir
+    elsewhere = train_ranks(other_world, *anywhere, f"parallel.zero_stage={other_stage}", dir=copy(stopped))
+    assert [row["loss"] for row in elsewhere.rows] == pytest.approx([row["loss"] for row in whole.rows], rel=2e-3)
+    assert numbers(train_ranks(2, *bf16, dir=stopped).rows) == numbers(whole.rows)
 
 
 def test_a_run_killed_between_checkpoints_continues_bit_for_bit(
