@@ -130,11 +130,11 @@ class Telemetry:
 
 def speed(row: dict[str, Any]) -> str:
     """Say how fast a step was, and with how much memory."""
+    tflops = row["tflops_per_second"]
+    flops = f"{tflops:,.0f} TFLOP/s" if tflops >= 10 else f"{1e3 * tflops:,.3g} GFLOP/s"
     mfu = "" if row["mfu"] is None else f" (MFU {row['mfu']:.1%})"
-    return (
-        f"{row['tokens_per_second']:,.0f} tokens a second, {row['tflops_per_second']:.3g} TFLOP/s a rank{mfu}, "
-        f"{row['peak_memory_bytes'] / 2**30:.1f} GiB"
-    )
+    memory = f"{row['peak_memory_bytes'] / 2**30:.1f} GiB"
+    return f"{row['tokens_per_second']:,.0f} tokens a second, {flops} a rank{mfu}, {memory}"
 
 
 def _without_nan(value: Any) -> Any:

@@ -10,6 +10,7 @@ import torch
 
 from lcpt.model.cost import model_cost
 from lcpt.training.metric_sinks import WandB, tags
+from lcpt.training.telemetry import speed
 from lcpt.training.throughput import Throughput
 from lcpt.utils.gpus import peak_flops
 
@@ -88,3 +89,9 @@ def without_wandb(number):
 
 def test_a_metric_without_a_group_is_still_drawn():
     assert tags({"step": 1, "something": 2.0}) == {"other/something": 2.0}
+
+
+def test_the_progress_line_has_units_that_a_person_reads():
+    row = {"tokens_per_second": 123456.7, "tflops_per_second": 412.3, "mfu": 0.417, "peak_memory_bytes": 2**35}
+    assert speed(row) == "123,457 tokens a second, 412 TFLOP/s a rank (MFU 41.7%), 32.0 GiB"
+    assert ", 0.4 GFLOP/s a rank, " in speed(row | {"tflops_per_second": 0.0004, "mfu": None})
