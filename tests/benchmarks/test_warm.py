@@ -100,4 +100,4 @@ def test_what_gpu_sh_warms_is_known():
     text = (ROOT / "benchmarks/gpu.sh").read_text()
     named = [line.split('"$target" ')[1].split() for line in text.splitlines() if "benchmarks/warm.py" in line]
     known = runpy.run_path(str(ROOT / "benchmarks/warm.py"))["WORK"]
-    assert len(named) == 2 and {name for names in named for name in names} == known.keys()
+    assert len(named) == 3 and {name for names in named for name in names} == known.keys()
