@@ -96,6 +96,10 @@ class Corpus:
         start, stop = (self._token_starts[shard] + int(offset) for offset in offsets[row : row + 2])
         return ids[row], self.read(start, stop), int(sizes[row])
 
+    def document_lengths(self) -> np.ndarray:
+        """Count the tokens of each document, its BOS among them: int64 [documents]."""
+        return np.concatenate([np.diff(file.get_tensor("offsets")) for file in self._files])
+
     def document_ids(self, start: int, stop: int) -> list[str]:
         """List the ids of the documents that have a token in [start, stop) of the stream."""
         found = []
