@@ -11,6 +11,7 @@ import pytest
 
 from lcpt.data import Corpus, DataError, Tokenizer, parallel_encode, prepare
 from lcpt.data.atomic_folder import new_folder
+from lcpt.data.documents import documents
 
 
 def content(folder: Path) -> dict[str, bytes]:
@@ -79,6 +80,10 @@ def test_empty_documents_are_skipped_and_counted(tmp_path, prepared):
     ]
     assert str(tmp_path) not in (tmp_path / "out/manifest.json").read_text()
     assert [Corpus(tmp_path / "out").document(n)[0] for n in (0, 1)] == ["x y", "b.txt"]
+    # What scores the text itself leaves out the same.
+    folders = (tmp_path / "in", tmp_path / "out")
+    read = [list(documents(folder, Tokenizer(prepared / "tokenizer.model"))) for folder in folders]
+    assert [(i, t.tolist(), n) for i, t, n in read[0]] == [(i, t.tolist(), n) for i, t, n in read[1]]
 
 
 def test_output_is_never_overwritten(jsonl, prepared, tmp_path):
