@@ -11,7 +11,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from lcpt.data.errors import DataError
-from lcpt.data.manifest import TOKENIZER, load_manifest
+from lcpt.data.manifest import TOKENIZER, fingerprint_of, load_manifest
 from lcpt.data.order import n_windows, window_start
 from lcpt.utils.errors import first_line
 from lcpt.utils.hashing import file_sha256
@@ -35,7 +35,7 @@ class Corpus:
     def __init__(self, folder: str | Path, hash_shards: bool = True):
         self.folder = Path(folder)
         self.manifest = load_manifest(folder)
-        self.fingerprint: str = self.manifest["sha256"]
+        self.fingerprint: str = fingerprint_of(self.manifest)
         self.vocab_size: int = self.manifest["vocab_size"]
         self.tokenizer_sha256: str | None = self.manifest["tokenizer_sha256"]
         self.bos_id: int = self.manifest["bos_id"]
