@@ -24,7 +24,7 @@ from lcpt.evaluation import recall
 from lcpt.evaluation.carried_state import score_with_carried_state
 from lcpt.evaluation.perplexity import Tally, score
 from lcpt.evaluation.repeated_bigrams import RepeatedBigrams
-from lcpt.evaluation.windows import share_bytes, windows
+from lcpt.evaluation.windows import text_bytes, windows
 from lcpt.model.pretrained import Pretrained, open_pretrained
 from lcpt.parallel import groups
 from lcpt.utils.atomic_files import replace_text
@@ -108,7 +108,7 @@ def evaluate_text(trained: Pretrained, device: torch.device, args: argparse.Name
         for number, (identifier, tokens, n_bytes) in enumerate(documents(args.data, tokenizer)):
             identifiers.append(identifier)
             digest.update(tokens.tobytes())
-            yield from windows(number, tokens, context, stride, share_bytes(tokens, n_bytes, token_bytes))
+            yield from windows(number, tokens, context, stride, text_bytes([tokens[1:]], n_bytes, token_bytes))
 
     cut = cut_documents()
     scored = (

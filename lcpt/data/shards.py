@@ -88,13 +88,18 @@ class Corpus:
 
     def document(self, number: int) -> tuple[str, np.ndarray, int]:
         """Return (id, tokens int64 [n] with BOS first, bytes of the UTF-8 text) of document 0 <= number < len."""
+        identifier, start, stop, n_bytes = self.document_place(number)
+        return identifier, self.read(start, stop), n_bytes
+
+    def document_place(self, number: int) -> tuple[str, int, int, int]:
+        """Return (id, start and stop in the stream, bytes of the UTF-8 text) of document 0 <= number < len."""
         if not 0 <= number < len(self):
             raise IndexError(f"document {number} of {len(self)}")
         shard = bisect.bisect_right(self._document_starts, number) - 1
         row = number - self._document_starts[shard]
         ids, offsets, sizes = self._index(shard)
         start, stop = (self._token_starts[shard] + int(offset) for offset in offsets[row : row + 2])
-        return ids[row], self.read(start, stop), int(sizes[row])
+        return ids[row], start, stop, int(sizes[row])
 
     def document_lengths(self) -> np.ndarray:
         """Count the tokens of each document, its BOS among them: int64 [documents]."""

@@ -46,7 +46,7 @@ class Tally:
         self.documents: list[int] = []  # of each window
         self.nats: list[float] = []
         self.tokens: list[int] = []
-        self.bytes: list[int] = []
+        self.bytes: list[float] = []
         self.position_nats: np.ndarray = np.zeros(context)
         self.position_tokens: np.ndarray = np.zeros(context, dtype=np.int64)
 
@@ -68,7 +68,7 @@ class Tally:
         tokens_scored, bytes_scored, loss (nats a token), perplexity, bits_per_byte with its 95 % interval, and
         loss_by_position: the loss where a scored token could look back on start … end - 1 tokens of its window, or of
         its document when the state is carried."""
-        nats, tokens, n_bytes = sum(self.nats), sum(self.tokens), sum(self.bytes)
+        nats, tokens, n_bytes = sum(self.nats), sum(self.tokens), round(sum(self.bytes))
         return {
             "tokens_scored": tokens,
             "bytes_scored": n_bytes,
@@ -84,7 +84,7 @@ class Tally:
         count, of = len(identifiers), np.array(self.documents, dtype=np.int64)
         tokens, n_bytes, nats = (np.bincount(of, x, count) for x in (self.tokens, self.bytes, self.nats))
         return [
-            {"id": name, "tokens": int(tokens[n]), "bytes": int(n_bytes[n]), "nats": float(nats[n])}
+            {"id": name, "tokens": int(tokens[n]), "bytes": round(n_bytes[n]), "nats": float(nats[n])}
             for n, name in enumerate(identifiers)
         ]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -19,7 +19,17 @@ class Window(NamedTuple):
     inputs: np.ndarray
     labels: np.ndarray
     known: int = 0
-    bytes: int = 0
+    bytes: float = 0.0
+
+
+class TextBytes(NamedTuple):
+    """Counts the UTF-8 bytes of a document's text that some of its tokens stand for."""
+
+    token_bytes: np.ndarray  # int64 [vocab_size], what each decodes to
+    scale: float  # bytes of the text for one of these
+
+    def of(self, tokens: np.ndarray) -> float:
+        return float(self.token_bytes[tokens].sum() * self.scale)
 
 
 def stack(batch: list[Window], length: int | None = None) -> tuple[np.ndarray, np.ndarray]:
@@ -34,36 +44,37 @@ def stack(batch: list[Window], length: int | None = None) -> tuple[np.ndarray, n
 
 
 def windows(
-    document: int, tokens: np.ndarray, context: int, stride: int, sizes: np.ndarray | None = None
+    document: int, tokens: np.ndarray, context: int, stride: int, text: TextBytes | None = None
 ) -> Iterator[Window]:
     """Cut tokens [n + 1], BOS first, into windows that begin `stride` apart; all but BOS are scored.
 
     stride = context: disjoint windows, each but the first knowing one token before its own. A smaller stride gives
     every scored token at least context - stride tokens of context, at context/stride times the cost.
-    sizes: bytes of the n tokens after BOS, from `share_bytes`.
+    text: counts the bytes of a window; without it they are 0.
     """
     end = 0  # labels before this one are scored
     for begin in range(0, len(tokens) - 1, stride):
         inputs = tokens[begin : begin + context + 1][:-1]
         labels = tokens[begin + 1 : begin + context + 1].copy()
         labels[: max(0, end - begin)] = -1
-        n_bytes = 0 if sizes is None else int(sizes[end : begin + len(inputs)].sum())
         end = begin + len(inputs)
+        n_bytes = text.of(labels[labels >= 0]) if text else 0.0
         yield Window(document, inputs, labels, bytes=n_bytes)
         if end == len(tokens) - 1:
             return
 
 
-def share_bytes(tokens: np.ndarray, n_bytes: int, token_bytes: np.ndarray) -> np.ndarray:
-    """Share the `n_bytes` of a document's text among tokens [n + 1], BOS first: int64 [n], their sum is n_bytes.
+def text_bytes(pieces: Iterable[np.ndarray], n_bytes: int, token_bytes: np.ndarray) -> TextBytes:
+    """Count for a document whose tokens without BOS are `pieces` and whose text has `n_bytes`.
 
-    token_bytes [vocab_size] is what each token decodes to. A tokenizer that gives texts back exactly shares just that.
-    One that normalises changes the length, so its tokens share in proportion; tokens that all decode to nothing share
-    alike. Without a token there is no share.
+    token_bytes int64 [vocab_size] is what each token decodes to. A tokenizer that gives texts back exactly has just
+    that. One that normalises changes the length, so its tokens share the text in proportion; where all of them decode
+    to nothing, alike.
     """
-    shares = token_bytes[tokens[1:]]
-    if not shares.any():
-        shares = np.ones_like(shares)
-    ends = np.cumsum(shares)
-    scaled = np.rint(ends * (n_bytes / ends[-1])) if len(ends) else ends
-    return np.diff(scaled.astype(np.int64), prepend=0)
+    decoded = tokens = 0
+    for piece in pieces:
+        decoded += int(token_bytes[piece].sum())
+        tokens += len(piece)
+    if decoded:
+        return TextBytes(token_bytes, n_bytes / decoded)
+    return TextBytes(np.ones_like(token_bytes), n_bytes / max(tokens, 1))

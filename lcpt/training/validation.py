@@ -9,12 +9,13 @@ import torch
 
 from lcpt.data import Corpus, DataError, SampleSource, Tokenizer
 from lcpt.evaluation.perplexity import bits_per_byte
-from lcpt.evaluation.windows import Window, share_bytes, stack, windows
+from lcpt.evaluation.windows import Window, stack, text_bytes, windows
 from lcpt.parallel import groups
 from lcpt.training.preemption import Preemption
 from lcpt.training.watchdog import STARTUP_TIMEOUT_S, Watchdog
 
 SHORTEST = 32  # positions to which a window is padded at least: kernels work on tiles of that size
+PIECE = 2**20  # tokens of a document that are read at once: a document may be a whole corpus
 MOST_ROWS = 64  # short windows for one long one of a batch: a GPU is busy then, and its grids have room for them
 
 
@@ -28,7 +29,7 @@ class Validation:
         chosen = held_out(source, tokens, context)
         self.batches = list(_batches(chosen, context, batch))
         self._known_shapes: set[tuple[int, ...]] = set()
-        self.bytes = sum(window.bytes for window in chosen)  # of all ranks; a task has none
+        self.bytes = round(sum(window.bytes for window in chosen))  # of all ranks; a task has none
 
     @torch.no_grad()
     def run(self, model, device: torch.device, watch: Watchdog, preemption: Preemption) -> dict[str, float] | None:
@@ -73,10 +74,11 @@ def spread_windows(corpus: Corpus, tokens: int, context: int) -> Iterator[Window
     opened = None
     for number, begin in zip(numbers.tolist(), begins.tolist(), strict=True):
         if number != opened:
-            opened, (_, document, n_bytes) = number, corpus.document(number)
-            sizes = share_bytes(document, n_bytes, token_bytes)
-        piece = document[begin : begin + context + 1]
-        yield from windows(number, piece, context, context, sizes[begin : begin + context])
+            opened, (_, start, stop, n_bytes) = number, corpus.document_place(number)
+            pieces = (corpus.read(i, min(i + PIECE, stop)) for i in range(start + 1, stop, PIECE))
+            text = text_bytes(pieces, n_bytes, token_bytes)
+        piece = corpus.read(start + begin, min(start + begin + context + 1, stop))
+        yield from windows(number, piece, context, context, text)
 
 
 def choose_windows(labels: np.ndarray, tokens: int, context: int) -> tuple[np.ndarray, np.ndarray]:

@@ -7,7 +7,7 @@ import torch
 from lcpt.attention import ATTENTION, AttentionConfig
 from lcpt.evaluation.carried_state import score_with_carried_state
 from lcpt.evaluation.perplexity import Tally, score
-from lcpt.evaluation.windows import windows
+from lcpt.evaluation.windows import TextBytes, windows
 from lcpt.model import GPT, ModelConfig
 
 CPU, V = torch.device("cpu"), 40
@@ -28,8 +28,8 @@ def model(request):
 
 def cut(context):
     rng = np.random.default_rng(0)
-    texts = [(n, rng.integers(V, size=length + 1), np.ones(length)) for n, length in enumerate(LENGTHS)]
-    return [w for n, tokens, sizes in texts for w in windows(n, tokens, context, context, sizes)]
+    texts, a_byte = [rng.integers(V, size=length + 1) for length in LENGTHS], TextBytes(np.ones(V), 1.0)
+    return [w for n, tokens in enumerate(texts) for w in windows(n, tokens, context, context, a_byte)]
 
 
 def test_every_cut_is_one_window(model):

@@ -6,10 +6,11 @@ import pytest
 import torch
 
 from lcpt.evaluation.perplexity import Tally, bits_per_byte, position_edges, score
-from lcpt.evaluation.windows import Window, windows
+from lcpt.evaluation.windows import TextBytes, Window, windows
 from lcpt.model import GPT, ModelConfig
 
 CPU, V = torch.device("cpu"), 40
+BYTE_A_TOKEN = TextBytes(np.ones(V, dtype=np.int64), 1.0)
 
 
 @pytest.fixture(scope="module")
@@ -29,9 +30,7 @@ def documents(*lengths):
 
 
 def cut(texts, context, stride):
-    # A byte a token.
-    cut = [windows(number, text, context, stride, np.ones(len(text) - 1)) for number, text in enumerate(texts)]
-    return [window for of_document in cut for window in of_document]
+    return [w for number, text in enumerate(texts) for w in windows(number, text, context, stride, BYTE_A_TOKEN)]
 
 
 def test_any_batch_gives_the_same_numbers(model):

@@ -3,7 +3,7 @@ import itertools
 import numpy as np
 import pytest
 
-from lcpt.evaluation.windows import share_bytes, windows
+from lcpt.evaluation.windows import TextBytes, text_bytes, windows
 
 CASES = [
     (n, context, stride)
@@ -61,20 +61,23 @@ TOKEN_BYTES = np.array([0, 1, 2, 4])
 @pytest.mark.parametrize(
     "tokens, n_bytes, shares",
     [
-        ([0, 1, 3, 2], 7, [1, 4, 2]),  # exact
-        ([0, 1, 3, 2], 70, [10, 40, 20]),
-        ([0, 2, 2, 2], 5, [2, 1, 2]),  # each end is rounded: 1.67, 3.33, 5
-        ([0, 0, 1], 3, [0, 3]),
-        ([0, 0, 0], 6, [3, 3]),  # pieces that decode to nothing
-        ([0], 6, []),
+        ([1, 3, 2], 7, [1, 4, 2]),  # exact
+        ([1, 3, 2], 70, [10, 40, 20]),
+        ([2, 2, 2, 1], 10, [20 / 7, 20 / 7, 20 / 7, 10 / 7]),
+        ([0, 1], 3, [0, 3]),
+        ([0, 0], 6, [3, 3]),  # pieces that decode to nothing
+        ([], 6, []),
     ],
 )
 def test_bytes_of_a_text_are_shared_among_its_tokens(tokens, n_bytes, shares):
-    assert share_bytes(np.array(tokens), n_bytes, TOKEN_BYTES).tolist() == shares
+    tokens = np.array(tokens, dtype=np.int64)
+    for pieces in ([tokens], np.array_split(tokens, 2)):
+        text = text_bytes(pieces, n_bytes, TOKEN_BYTES)
+        assert [text.of(tokens[i : i + 1]) for i in range(len(tokens))] == pytest.approx(shares)
 
 
 @pytest.mark.parametrize("n, context, stride", CASES)
 def test_windows_hold_the_bytes_of_their_scored_tokens(n, context, stride):
-    sizes = np.arange(1, n + 1)
-    for window in windows(0, np.arange(n + 1), context, stride, sizes):
-        assert window.bytes == window.labels[window.labels >= 0].sum()  # token t has t bytes
+    text = TextBytes(np.arange(n + 1), 2.0)
+    for window in windows(0, np.arange(n + 1), context, stride, text):
+        assert window.bytes == 2 * window.labels[window.labels >= 0].sum()  # token t decodes to t bytes

@@ -12,9 +12,10 @@ import torch
 from lcpt.data import Corpus, DataError, SyntheticConfig, Task, Tokenizer, prepare
 from lcpt.data.documents import documents
 from lcpt.evaluation.perplexity import Tally, score
-from lcpt.evaluation.windows import share_bytes, windows
+from lcpt.evaluation.windows import text_bytes, windows
 from lcpt.model import GPT, ModelConfig
 from lcpt.parallel import groups
+from lcpt.training import validation
 from lcpt.training.validation import Validation, choose_windows, spread_windows
 
 CPU = torch.device("cpu")
@@ -22,10 +23,10 @@ AWKWARD = "It was a dark night — naïve 北京 café “quoted” ﬁne.\n\n  
 
 
 def validate(source, tokens, context, batch=1, model=None):
-    validation = Validation(source, tokens, context, batch)
+    measures = Validation(source, tokens, context, batch)
     model = model or (lambda x, labels: ((labels >= 0).sum().double(), (labels >= 0).sum()))
     watch, preemption = SimpleNamespace(heartbeat=lambda *_: None), SimpleNamespace(requested_by=None)
-    return validation, validation.run(model, CPU, watch, preemption)
+    return measures, measures.run(model, CPU, watch, preemption)
 
 
 @pytest.fixture(scope="module")
@@ -61,13 +62,13 @@ def normalising(tmp_path_factory):
 @pytest.mark.parametrize("context, asked", [(8192, 20_000), (32, 5_000), (16, 7_000), (8192, 10**9)])
 def test_as_many_labels_are_scored_as_asked(short, context, asked):
     everything = short.tokens - len(short)
-    validation, row = validate(short, asked, context)
+    measures, row = validate(short, asked, context)
     wanted = min(asked, everything)
     assert wanted <= row["valid_tokens_scored"] <= 1.05 * wanted + context and row["valid_loss"] == 1
-    computed = sum(inputs.size for inputs, _ in validation.batches)
+    computed = sum(inputs.size for inputs, _ in measures.batches)
     assert computed < 2 * row["valid_tokens_scored"] + 2 * context  # 390 times as much when padded to 8,192
-    assert len({inputs.shape for inputs, _ in validation.batches}) <= 4
-    assert max(inputs.size for inputs, _ in validation.batches) <= max(context, 64)
+    assert len({inputs.shape for inputs, _ in measures.batches}) <= 4
+    assert max(inputs.size for inputs, _ in measures.batches) <= max(context, 64)
     if asked == 10**9:
         assert row["valid_tokens_scored"] == everything and row["valid_bytes_scored"] == short.manifest["bytes"]
 
@@ -114,16 +115,17 @@ def test_choosing_among_a_hundred_million_windows_forms_few(monkeypatch):
     assert np.all(begins < 10**6) and np.all(begins % 8192 == 0)
 
 
-def test_validation_and_evaluation_count_the_same(normalising):
+def test_validation_and_evaluation_count_the_same(normalising, monkeypatch):
     """Loss, labels, bytes and bits per byte of a corpus, of its text, and of a validation, with a lossy tokenizer."""
     text, corpus, tokenizer = normalising
+    monkeypatch.setattr(validation, "PIECE", 7)
     torch.manual_seed(0)
     model = GPT(ModelConfig(n_layers=1, d_model=16, n_heads=2, vocab_size=tokenizer.vocab_size))
     _, row = validate(corpus, 10**6, 24, 3, model)
     for path in (corpus.folder, text):
         tally, token_bytes = Tally(24), tokenizer.token_bytes()
         for number, (_, tokens, n_bytes) in enumerate(documents(path, tokenizer)):
-            cut = windows(number, tokens, 24, 24, share_bytes(tokens, n_bytes, token_bytes))
+            cut = windows(number, tokens, 24, 24, text_bytes([tokens[1:]], n_bytes, token_bytes))
             for window, losses in score(model, cut, 2, CPU):
                 tally.add(window, losses)
         report = tally.report()
