@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from lcpt.config import Config, ConfigError, load_config
 from lcpt.data import DataError
-from lcpt.data.manifest import load_manifest
+from lcpt.data.manifest import fingerprint_of, load_manifest
 from lcpt.evaluation.quality_rows import print_table, row_of
 from lcpt.evaluation.result_rows import append_row, has_row, read_rows
 from lcpt.evaluation.variants import read_variants
@@ -42,7 +42,7 @@ def main() -> int:
     try:
         variants = read_variants(ROOT / "configs/compare/variants.txt", args.variants)
         data = data_of(args.data)
-        fingerprint = load_manifest(load_config(args.config, data).data.path)["sha256"]
+        fingerprint = fingerprint_of(load_manifest(load_config(args.config, data).data.path))
         wanted = [(variant, seed) for seed in args.seeds for variant in variants]
         for variant, seed in tqdm(wanted, unit="run", disable=None):
             if has_row(read_rows(output), variant=variant, seed=seed, fingerprint=fingerprint):

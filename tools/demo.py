@@ -160,7 +160,9 @@ def collect(config, run: Path) -> dict:
         "tokens_per_second": rows[-1]["tokens"] / sum(row["step_seconds"] for row in rows),
         "bits_per_byte": evaluation["bits_per_byte"],
         "xz_bits_per_byte": xz_bits_per_byte(tokenizer.decode(tokens[1:].tolist()) for tokens in held_out),
-        "unigram_bits_per_byte": unigram_bits_per_byte(seen, held_out, tokenizer.token_bytes()),
+        "unigram_bits_per_byte": unigram_bits_per_byte(
+            seen, held_out, tokenizer.vocab_size, valid_corpus.manifest["bytes"]
+        ),
         "step_milliseconds": {row["method"].split()[-1]: row["milliseconds"]["p50"] for row in steps["rows"]},
     }
 

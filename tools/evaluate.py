@@ -24,7 +24,7 @@ from lcpt.evaluation import recall
 from lcpt.evaluation.carried_state import score_with_carried_state
 from lcpt.evaluation.perplexity import Tally, score
 from lcpt.evaluation.repeated_bigrams import RepeatedBigrams
-from lcpt.evaluation.windows import windows
+from lcpt.evaluation.windows import text_bytes, windows
 from lcpt.model.pretrained import Pretrained, open_pretrained
 from lcpt.parallel import groups
 from lcpt.utils.atomic_files import replace_text
@@ -100,17 +100,15 @@ def evaluate_text(trained: Pretrained, device: torch.device, args: argparse.Name
     if not 0 < stride <= context:
         raise DataError(f"stride {stride} must lie in 1 … {context} (the context)")
     tokenizer = trained.open_tokenizer()
-    tally, bigrams = Tally(tokenizer.token_bytes(), context), RepeatedBigrams(context)
+    tally, bigrams, token_bytes = Tally(context), RepeatedBigrams(context), tokenizer.token_bytes()
     identifiers: list[str] = []
-    text_bytes, digest = 0, hashlib.sha256()
+    digest = hashlib.sha256()
 
     def cut_documents():
-        nonlocal text_bytes
         for number, (identifier, tokens, n_bytes) in enumerate(documents(args.data, tokenizer)):
             identifiers.append(identifier)
-            text_bytes += n_bytes
             digest.update(tokens.tobytes())
-            yield from windows(number, tokens, context, stride)
+            yield from windows(number, tokens, context, stride, text_bytes([tokens[1:]], n_bytes, token_bytes))
 
     cut = cut_documents()
     scored = (
@@ -125,7 +123,7 @@ def evaluate_text(trained: Pretrained, device: torch.device, args: argparse.Name
             bar.update(len(losses))
     if not tally.tokens:
         raise DataError(f"{args.data} holds no text to score")
-    figures = tally.report(text_bytes)
+    figures = tally.report()
     rows = tally.by_document(identifiers)
     replace_text(Path(args.output).with_suffix(".documents.jsonl"), "".join(json.dumps(row) + "\n" for row in rows))
     return figures["tokens_scored"], {

@@ -5,7 +5,7 @@ import sys
 import time
 
 from lcpt.data import DataError, prepare
-from lcpt.data.manifest import MANIFEST
+from lcpt.data.manifest import MANIFEST, fingerprint_of
 from lcpt.data.prepare import VOCAB_SIZE
 from lcpt.data.writer import SHARD_TOKENS
 
@@ -58,7 +58,7 @@ def report(output: str, result: dict, seconds: float) -> None:
         "vocabulary": f"{manifest['vocab_size']:,}",
         "shards": f"{len(manifest['shards']):,}",
         "seconds": f"{seconds:.1f}",
-        "fingerprint": manifest["sha256"],
+        "fingerprint": fingerprint_of(manifest),
         "written to": f"{output} (these numbers: {MANIFEST})",
     }
     for name, value in rows.items():

@@ -17,7 +17,8 @@ from lcpt.data.tokenizer import Tokenizer
 def documents(path: str | Path, tokenizer: Tokenizer) -> Iterator[tuple[str, np.ndarray, int]]:
     """Yield (id, tokens int64 [n + 1] with BOS first, bytes of the UTF-8 text) of each document.
 
-    Raises DataError for what cannot be read, and for a folder prepared with another tokenizer.
+    Blank documents are left out, as in a prepared folder. Raises DataError for what cannot be read, and for a folder
+    prepared with another tokenizer.
     """
     if (Path(path) / MANIFEST).is_file():
         corpus = Corpus(path)
@@ -27,4 +28,6 @@ def documents(path: str | Path, tokenizer: Tokenizer) -> Iterator[tuple[str, np.
         return
     for source in find_sources([path]):
         for identifier, text in read_documents(source):
-            yield identifier, np.array([tokenizer.bos_id, *tokenizer.encode(text)], dtype=np.int64), len(text.encode())
+            if text.strip():
+                tokens = np.array([tokenizer.bos_id, *tokenizer.encode(text)], dtype=np.int64)
+                yield identifier, tokens, len(text.encode())

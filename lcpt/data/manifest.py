@@ -1,6 +1,6 @@
 """Read and write manifest.json, which lists what a prepared folder holds.
 
-Its own hash detects damage to it and is the dataset's fingerprint.
+Its own hash detects damage to it; the fingerprint tells datasets of other content apart, and gives their order.
 """
 
 from __future__ import annotations
@@ -19,6 +19,14 @@ TOKENIZER = "tokenizer.model"
 def with_sha256(content: dict) -> dict:
     """Add the key `sha256`: hex, of the canonical JSON of everything else."""
     return {**content, "sha256": self_sha256(content, separators=(",", ":"))}
+
+
+def fingerprint_of(manifest: dict) -> str:
+    """Return the hex sha256 of the tokenizer and of every token in turn, whatever files they came from or are in.
+
+    A manifest from before there was one has its own hash for it, so that its runs go on and its order stays.
+    """
+    return manifest.get("fingerprint", manifest["sha256"])
 
 
 def render(manifest: dict) -> bytes:

@@ -93,6 +93,7 @@ def _tokenise(
             "vocab_size": tokenizer.vocab_size,
             "bos_id": tokenizer.bos_id,
             "tokenizer_sha256": tokenizer.sha256,
+            "fingerprint": writer.content.hexdigest(),
             "tokens": sum(shard["tokens"] for shard in writer.shards),
             "documents": sum(shard["documents"] for shard in writer.shards),
             "bytes": sum(shard["bytes"] for shard in writer.shards),

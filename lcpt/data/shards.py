@@ -11,7 +11,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from lcpt.data.errors import DataError
-from lcpt.data.manifest import TOKENIZER, load_manifest
+from lcpt.data.manifest import TOKENIZER, fingerprint_of, load_manifest
 from lcpt.data.order import n_windows, window_start
 from lcpt.utils.errors import first_line
 from lcpt.utils.hashing import file_sha256
@@ -35,7 +35,7 @@ class Corpus:
     def __init__(self, folder: str | Path, hash_shards: bool = True):
         self.folder = Path(folder)
         self.manifest = load_manifest(folder)
-        self.fingerprint: str = self.manifest["sha256"]
+        self.fingerprint: str = fingerprint_of(self.manifest)
         self.vocab_size: int = self.manifest["vocab_size"]
         self.tokenizer_sha256: str | None = self.manifest["tokenizer_sha256"]
         self.bos_id: int = self.manifest["bos_id"]
@@ -88,13 +88,22 @@ class Corpus:
 
     def document(self, number: int) -> tuple[str, np.ndarray, int]:
         """Return (id, tokens int64 [n] with BOS first, bytes of the UTF-8 text) of document 0 <= number < len."""
+        identifier, start, stop, n_bytes = self.document_place(number)
+        return identifier, self.read(start, stop), n_bytes
+
+    def document_place(self, number: int) -> tuple[str, int, int, int]:
+        """Return (id, start and stop in the stream, bytes of the UTF-8 text) of document 0 <= number < len."""
         if not 0 <= number < len(self):
             raise IndexError(f"document {number} of {len(self)}")
         shard = bisect.bisect_right(self._document_starts, number) - 1
         row = number - self._document_starts[shard]
         ids, offsets, sizes = self._index(shard)
         start, stop = (self._token_starts[shard] + int(offset) for offset in offsets[row : row + 2])
-        return ids[row], self.read(start, stop), int(sizes[row])
+        return ids[row], start, stop, int(sizes[row])
+
+    def document_lengths(self) -> np.ndarray:
+        """Count the tokens of each document, its BOS among them: int64 [documents]."""
+        return np.concatenate([np.diff(file.get_tensor("offsets")) for file in self._files])
 
     def document_ids(self, start: int, stop: int) -> list[str]:
         """List the ids of the documents that have a token in [start, stop) of the stream."""

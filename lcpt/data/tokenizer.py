@@ -16,7 +16,7 @@ from lcpt.data.errors import DataError
 from lcpt.utils.errors import first_line
 
 TRAINING_BYTES = 256 * 2**20  # the trainer holds its text in memory, and merges settle long before this
-BLANK = "\u2581"  # SentencePiece's own mark for a blank: in a text it would come back as a blank
+MARK = "\u2581"  # SentencePiece's own mark for a blank: in a text it would come back as a blank
 
 # The trainer drops a whole line that is too long or holds one of its reserved characters, and says nothing.
 RESERVED = re.compile("[\n\0\u2581\u2585]")
@@ -26,8 +26,8 @@ PIECE = re.compile(r".{1,1000}(?= |$)|.{1,1000}")  # 1,000 characters stay below
 class Tokenizer:
     """Reads a SentencePiece model from a file.
 
-    Attributes: path, sha256 (of the file), vocab_size, bos_id. Raises DataError for a file that is no such model
-    and for a model without a BOS piece, which is our document separator.
+    Attributes: path, sha256 (of the file), vocab_size, bos_id. Raises DataError for a file that is no such model,
+    for a model without a BOS piece, which is our document separator, and for one that cannot write a blank.
     """
 
     def __init__(self, path: str | Path):
@@ -43,8 +43,7 @@ class Tokenizer:
         self.bos_id = self._processor.bos_id()
         if self.vocab_size == 0 or self.bos_id < 0:
             raise DataError(f"tokenizer {path}: has no BOS piece, our document separator; train one with --vocab-size")
-        blank_bytes = [self._processor.piece_to_id(f"<0x{byte:02X}>") for byte in BLANK.encode()]
-        self._blank = blank_bytes if all(map(self._processor.is_byte, blank_bytes)) else None
+        self._spelled = self._find_spelled()
         self._newline = self._find_newline()
 
     def encode(self, text: str) -> list[int]:
@@ -58,10 +57,25 @@ class Tokenizer:
         return tokens[:-1]
 
     def _encode_line(self, text: str) -> list[int]:
-        if BLANK not in text or self._blank is None:
-            return self._processor.encode(text)
-        first, *others = (self._processor.encode(part) for part in text.split(BLANK))
-        return first + [token for part in others for token in self._blank + part]
+        for character, spelled in self._spelled.items():
+            if character in text:
+                first, *others = map(self._encode_line, text.split(character))
+                return first + [token for part in others for token in spelled + part]
+        return self._processor.encode(text)
+
+    def _find_spelled(self) -> dict[str, list[int]]:
+        """Return the byte pieces of each character that the model would not give back.
+
+        It takes a mark for a blank; and a blank for a mark, where the text that it was trained on had no blanks.
+        """
+        no_blank = self._processor.piece_to_id(MARK) == self._processor.unk_id()
+        characters = MARK + " " * no_blank
+        pieces = {c: [self._processor.piece_to_id(f"<0x{byte:02X}>") for byte in c.encode()] for c in characters}
+        if all(map(self._processor.is_byte, sum(pieces.values(), []))):
+            return pieces
+        if no_blank:
+            raise DataError(f"tokenizer {self.path}: has no piece for a blank; train one with --vocab-size")
+        return {}
 
     def _find_newline(self) -> int | None:
         """Return the newline's id if no token reaches across a newline, as in our own models.
@@ -91,7 +105,7 @@ class Tokenizer:
             if processor.is_byte(token):
                 sizes[token] = 1
             elif not (processor.is_control(token) or processor.is_unknown(token)):
-                sizes[token] = len(processor.id_to_piece(token).replace(BLANK, " ").encode())
+                sizes[token] = len(processor.id_to_piece(token).replace(MARK, " ").encode())
         return sizes
 
 
@@ -118,6 +132,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> tuple[bytes, float
             byte_fallback=True,
             split_digits=True,
             user_defined_symbols=["\n"],
+            required_chars=MARK,  # or text without blanks, such as DNA, gives none
             character_coverage=0.99995,
             unk_id=0,
             bos_id=1,

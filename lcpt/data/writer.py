@@ -21,13 +21,15 @@ class ShardWriter:
 
     A shard holds `tokens` [n], each document's ids in turn; `offsets` int64 [documents + 1], where each begins;
     `bytes` int64 [documents], the UTF-8 length of each text; `ids` uint8, the document ids joined by newlines. A
-    document is never cut: one that would overfill the shard begins the next one. `shards` lists the files written.
+    document is never cut: one that would overfill the shard begins the next one. `shards` lists the files written;
+    `content` hashes the tokenizer and all tokens.
     """
 
     def __init__(self, folder: Path, dtype: np.dtype, tokenizer_sha256: str, shard_tokens: int = SHARD_TOKENS):
         self.folder, self.dtype = folder, dtype
         self.tokenizer_sha256, self.shard_tokens = tokenizer_sha256, shard_tokens
         self.shards: list[dict] = []
+        self.content = hashlib.sha256(tokenizer_sha256.encode())
         self._start()
 
     def _start(self) -> None:
@@ -43,6 +45,7 @@ class ShardWriter:
         self._n_tokens += len(tokens)
         self._ids.append(identifier)
         self._tokens.append(tokens.astype(self.dtype, copy=False))
+        self.content.update(self._tokens[-1].tobytes())
         self._bytes.append(n_bytes)
 
     def close(self) -> None:

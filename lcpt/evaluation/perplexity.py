@@ -41,12 +41,12 @@ def _score_batch(model: GPT, pending: list[Window], device: torch.device) -> Ite
 class Tally:
     """Sums over scored windows and reports on them, as docs/contract.md says."""
 
-    def __init__(self, token_bytes: np.ndarray, context: int):
-        self.token_bytes, self.context = token_bytes, context
+    def __init__(self, context: int):
+        self.context = context
         self.documents: list[int] = []  # of each window
         self.nats: list[float] = []
         self.tokens: list[int] = []
-        self.bytes: list[int] = []
+        self.bytes: list[float] = []
         self.position_nats: np.ndarray = np.zeros(context)
         self.position_tokens: np.ndarray = np.zeros(context, dtype=np.int64)
 
@@ -55,20 +55,20 @@ class Tally:
         self.documents.append(window.document)
         self.nats.append(losses[scored].sum(dtype=np.float64))
         self.tokens.append(int(scored.sum()))
-        self.bytes.append(int(self.token_bytes[window.labels[scored]].sum()))
+        self.bytes.append(window.bytes)
         first, end = window.known, window.known + len(losses)
         if end > self.context:
             self._lengthen(end)
         self.position_nats[first:end] += losses * scored
         self.position_tokens[first:end] += scored
 
-    def report(self, text_bytes: int | None = None) -> dict:
-        """Report on the windows so far; `text_bytes` replaces the bytes of the tokens where the tokenizer is not exact.
+    def report(self) -> dict:
+        """Report on the windows so far.
 
         tokens_scored, bytes_scored, loss (nats a token), perplexity, bits_per_byte with its 95 % interval, and
         loss_by_position: the loss where a scored token could look back on start … end - 1 tokens of its window, or of
         its document when the state is carried."""
-        nats, tokens, n_bytes = sum(self.nats), sum(self.tokens), text_bytes or sum(self.bytes)
+        nats, tokens, n_bytes = sum(self.nats), sum(self.tokens), round(sum(self.bytes))
         return {
             "tokens_scored": tokens,
             "bytes_scored": n_bytes,
@@ -84,7 +84,7 @@ class Tally:
         count, of = len(identifiers), np.array(self.documents, dtype=np.int64)
         tokens, n_bytes, nats = (np.bincount(of, x, count) for x in (self.tokens, self.bytes, self.nats))
         return [
-            {"id": name, "tokens": int(tokens[n]), "bytes": int(n_bytes[n]), "nats": float(nats[n])}
+            {"id": name, "tokens": int(tokens[n]), "bytes": round(n_bytes[n]), "nats": float(nats[n])}
             for n, name in enumerate(identifiers)
         ]
 

@@ -102,7 +102,7 @@ def _yarn(frequencies: Tensor, head_dim: int, base: float, config: YarnConfig) -
 
     start = max(math.floor(index(config.beta_fast)), 0)
     end = min(math.ceil(index(config.beta_slow)), head_dim - 1)
-    indices = torch.arange(head_dim // 2, device=frequencies.device, dtype=torch.float32)
+    indices = torch.arange(head_dim // 2, device=frequencies.device, dtype=torch.float64)
     kept = 1 - ((indices - start) / max(end - start, 0.001)).clamp(0, 1)
     return kept * frequencies + (1 - kept) * frequencies / config.factor
 

@@ -30,7 +30,7 @@ class TrainingConfig:
     device: str = "auto"  # auto: a GPU if there is one; cuda; cpu
     init_from: Optional[str] = None  # noqa: UP045  a run or step folder whose weights to start from
     valid_every_steps: int = 250
-    valid_tokens: int = 2**18  # scored at each validation
+    valid_tokens: int = 2**18  # scored at each validation: labels of text, tokens of a task's samples
     bad_steps: BadStepsConfig = field(default_factory=BadStepsConfig)
     norms_every_steps: int = 100  # norms of each layer's gradient and weights; 0: never
     profile: ProfileConfig = field(default_factory=ProfileConfig)

@@ -13,6 +13,8 @@ TAGS = {
     "loss": "loss/train",
     "valid_loss": "loss/valid",
     "valid_bits_per_byte": "loss/valid_bits_per_byte",
+    "valid_tokens_scored": "progress/valid_tokens_scored",
+    "valid_bytes_scored": "progress/valid_bytes_scored",
     "learning_rate": "optimizer/learning_rate",
     "grad_norm": "optimizer/grad_norm",
     "gradient_norms": "gradient_norms",

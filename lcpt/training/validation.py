@@ -2,40 +2,43 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import torch
 
-from lcpt.data import Corpus, SampleSource, Tokenizer
+from lcpt.data import Corpus, DataError, SampleSource, Tokenizer
 from lcpt.evaluation.perplexity import bits_per_byte
-from lcpt.evaluation.windows import Window, stack, windows
+from lcpt.evaluation.windows import Window, stack, text_bytes, windows
 from lcpt.parallel import groups
 from lcpt.training.preemption import Preemption
 from lcpt.training.watchdog import STARTUP_TIMEOUT_S, Watchdog
 
+SHORTEST = 32  # positions to which a window is padded at least: kernels work on tiles of that size
+PIECE = 2**20  # tokens of a document that are read at once: a document may be a whole corpus
+MOST_ROWS = 64  # short windows for one long one of a batch: a GPU is busy then, and its grids have room for them
+
 
 class Validation:
-    """Scores about `tokens` tokens of `source`, in windows of `context`."""
+    """Scores `tokens` labels of a corpus, or samples of that many tokens of a task, in windows of `context`.
+
+    batch: windows of the full context that a forward pass holds.
+    """
 
     def __init__(self, source: SampleSource, tokens: int, context: int, batch: int):
-        chosen = held_out(source, max(1, tokens // context), context)
-        mine = chosen[groups.rank() :: groups.world_size()]
-        # Every rank makes the same number of forward passes: under ZeRO-3 each of them is a collective.
-        busiest = -(-len(chosen) // groups.world_size())
-        mine += [_unscored(chosen[0])] * (busiest - len(mine))
-        self.batches = [stack(mine[i : i + batch]) for i in range(0, len(mine), batch)]
+        chosen = held_out(source, tokens, context)
+        self.batches = list(_batches(chosen, context, batch))
         self._known_shapes: set[tuple[int, ...]] = set()
-        self.bytes = 0  # a task has none
-        if isinstance(source, Corpus):
-            token_bytes = Tokenizer(source.tokenizer).token_bytes()
-            self.bytes = sum(int(token_bytes[labels[labels >= 0]].sum()) for _, labels in self.batches)
+        self.bytes = round(sum(window.bytes for window in chosen))  # of all ranks; a task has none
 
     @torch.no_grad()
     def run(self, model, device: torch.device, watch: Watchdog, preemption: Preemption) -> dict[str, float] | None:
-        """Return {"valid_loss": nats a label, and of text "valid_bits_per_byte"} over the windows of all ranks.
+        """Return valid_loss (nats a label), valid_tokens_scored, and of text valid_bits_per_byte, valid_bytes_scored.
 
-        All ranks call it. None if any rank was asked to leave before the last batch.
+        They are those of the windows of all ranks, all of which call it. None if any rank was asked to leave before
+        the last batch.
         """
-        sums = torch.zeros(2, dtype=torch.float64, device=device)  # nats and tokens
+        sums = torch.zeros(2, dtype=torch.float64, device=device)  # nats and labels
         for number, (inputs, labels) in enumerate(self.batches):
             # A shape that is new may have to be compiled.
             timeout_s = None if inputs.shape in self._known_shapes else STARTUP_TIMEOUT_S
@@ -45,23 +48,81 @@ class Validation:
                 return None
             loss, count = model(torch.from_numpy(inputs).to(device), labels=torch.from_numpy(labels).to(device))
             sums += torch.stack((loss, count))
-        nats, tokens, n_bytes = groups.all_reduce_sum(*sums, self.bytes, device=device)
-        measured = {"valid_loss": nats / tokens}
-        return measured | {"valid_bits_per_byte": bits_per_byte(nats, n_bytes)} if n_bytes else measured
+        nats, scored = groups.all_reduce_sum(*sums, device=device)
+        measured = {"valid_loss": nats / scored, "valid_tokens_scored": int(scored)}
+        if self.bytes:
+            measured |= {"valid_bits_per_byte": bits_per_byte(nats, self.bytes), "valid_bytes_scored": self.bytes}
+        return measured
 
 
-def held_out(source: SampleSource, count: int, context: int) -> list[Window]:
-    """Choose windows spread evenly over a corpus's documents, or a task's first samples."""
+def held_out(source: SampleSource, tokens: int, context: int) -> list[Window]:
+    """Choose windows of `tokens` labels spread evenly over a corpus's documents, or a task's first samples."""
     if isinstance(source, Corpus):
-        return spread_windows(source, count, context)
-    return [Window(number, *source.sample(number, 0, context)) for number in range(count)]
+        return list(spread_windows(source, tokens, context))
+    return [Window(number, *source.sample(number, 0, context)) for number in range(max(1, tokens // context))]
 
 
-def spread_windows(corpus: Corpus, count: int, context: int) -> list[Window]:
-    """Choose `count` of the corpus's windows, evenly spaced; all of them if there are fewer."""
-    everything = [w for d in range(len(corpus)) for w in windows(d, corpus.document(d)[1], context, context)]
-    picks = np.unique(np.linspace(0, len(everything) - 1, min(count, len(everything))).round().astype(int))
-    return [everything[i] for i in picks]
+def spread_windows(corpus: Corpus, tokens: int, context: int) -> Iterator[Window]:
+    """Yield disjoint windows of the corpus's documents, evenly spaced, as few as hold `tokens` labels; or all.
+
+    Raises DataError when no document has a label.
+    """
+    numbers, begins = choose_windows(corpus.document_lengths() - 1, tokens, context)
+    if not len(numbers):
+        raise DataError(f"{corpus.folder}: no document has a token to score; give other data as data.valid_path")
+    token_bytes = Tokenizer(corpus.tokenizer).token_bytes()
+    opened = None
+    for number, begin in zip(numbers.tolist(), begins.tolist(), strict=True):
+        if number != opened:
+            opened, (_, start, stop, n_bytes) = number, corpus.document_place(number)
+            pieces = (corpus.read(i, min(i + PIECE, stop)) for i in range(start + 1, stop, PIECE))
+            text = text_bytes(pieces, n_bytes, token_bytes)
+        piece = corpus.read(start + begin, min(start + begin + context + 1, stop))
+        yield from windows(number, piece, context, context, text)
+
+
+def choose_windows(labels: np.ndarray, tokens: int, context: int) -> tuple[np.ndarray, np.ndarray]:
+    """Choose evenly among the disjoint windows of documents that have `labels` int [documents] labels.
+
+    Returns the document and the first label of each, int64 [chosen]. They hold `tokens` labels, which one window fewer
+    does not, or are all. Only windows that are tried are formed: there may be very many.
+    """
+    ends = np.cumsum(-(-labels // context))  # windows up to each document's last
+    everything = int(ends[-1])
+
+    def spread(count: int) -> tuple[np.ndarray, np.ndarray]:
+        picks = np.linspace(0, everything - 1, count).round().astype(np.int64)
+        documents = np.searchsorted(ends, picks, side="right")
+        firsts = ends[documents] + labels[documents] // -context
+        return documents, (picks - firsts) * context
+
+    def enough(count: int) -> bool:
+        documents, begins = spread(count)
+        return int(np.minimum(labels[documents] - begins, context).sum()) >= tokens
+
+    few, many = 0, min(everything, -(-tokens // context))
+    while many < everything and not enough(many):
+        few, many = many, min(everything, 2 * many)
+    while many - few > 1:
+        middle = (few + many) // 2
+        few, many = (few, middle) if enough(middle) else (middle, many)
+    return spread(many)
+
+
+def _batches(chosen: list[Window], context: int, batch: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yield this rank's inputs and labels. All ranks get the same shapes: under ZeRO-3 a forward pass is a collective.
+
+    Windows are padded to a power of two, so that there are few shapes to compile, and short ones share a pass.
+    """
+    by_length: dict[int, list[Window]] = {}
+    for window in chosen:
+        length = min(context, max(SHORTEST, 1 << (len(window.inputs) - 1).bit_length()))
+        by_length.setdefault(length, []).append(window)
+    for length, alike in sorted(by_length.items()):
+        mine = alike[groups.rank() :: groups.world_size()]
+        mine += [_unscored(alike[0])] * (-(-len(alike) // groups.world_size()) - len(mine))
+        rows = batch * min(context // length, MOST_ROWS)
+        yield from (stack(mine[i : i + rows], length) for i in range(0, len(mine), rows))
 
 
 def _unscored(window: Window) -> Window:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -11,6 +12,9 @@ import pytest
 
 from lcpt.data import Corpus, DataError, Tokenizer, parallel_encode, prepare
 from lcpt.data.atomic_folder import new_folder
+from lcpt.data.documents import documents
+from lcpt.data.manifest import load_manifest, render, with_sha256
+from lcpt.data.order import window_start
 
 
 def content(folder: Path) -> dict[str, bytes]:
@@ -64,7 +68,42 @@ def test_shard_size_moves_no_token(jsonl, prepared, corpus, tmp_path):
         other = Corpus(tmp_path / str(shard_tokens))
         np.testing.assert_array_equal(other.read(0, other.tokens), corpus.read(0, corpus.tokens))
         assert len(other.manifest["shards"]) == (len(corpus) if shard_tokens == 1 else 1)
-        assert other.fingerprint != corpus.fingerprint
+        assert other.fingerprint == corpus.fingerprint
+
+
+def test_content_alone_decides_the_fingerprint_and_the_order(tmp_path, prepared, texts):
+    """Not the names of files or documents; but each token, and the tokenizer."""
+
+    def corpus_of(name, texts, tokenizer):
+        (tmp_path / name).write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+        prepare([tmp_path / name], tmp_path / f"{name}.data", tokenizer=tokenizer)
+        return Corpus(tmp_path / f"{name}.data")
+
+    model = prepared / "tokenizer.model"
+    foreign = tmp_path / "foreign.model"  # the same pieces, another file
+    foreign.write_bytes(model.read_bytes() + b"\x7a\x00")
+    one, renamed = corpus_of("a.jsonl", texts, model), corpus_of("b.jsonl", texts, model)
+    assert one.document(0)[0] != renamed.document(0)[0]
+    assert one.fingerprint == renamed.fingerprint
+    for n in range(9):
+        np.testing.assert_array_equal(one.sample(n, 7, 100)[0], renamed.sample(n, 7, 100)[0])
+    others = [
+        corpus_of("c.jsonl", texts[::-1], model),
+        corpus_of("d.jsonl", [*texts[:-1], texts[-1] + "!"], model),
+        corpus_of("e.jsonl", texts, foreign),
+    ]
+    assert len({one.fingerprint, *(other.fingerprint for other in others)}) == 4
+
+
+def test_a_folder_prepared_before_keeps_its_fingerprint_and_order(tmp_path, prepared):
+    shutil.copytree(prepared, tmp_path / "old")
+    manifest = load_manifest(prepared)
+    del manifest["fingerprint"]
+    (tmp_path / "old/manifest.json").write_bytes(render(old := with_sha256(manifest)))
+    corpus = Corpus(tmp_path / "old")
+    assert corpus.fingerprint == old["sha256"] != Corpus(prepared).fingerprint
+    start = window_start(3, corpus.tokens, 50, 7, old["sha256"])
+    np.testing.assert_array_equal(corpus.sample(3, 7, 50)[0], corpus.read(start, start + 50))
 
 
 def test_empty_documents_are_skipped_and_counted(tmp_path, prepared):
@@ -79,6 +118,10 @@ def test_empty_documents_are_skipped_and_counted(tmp_path, prepared):
     ]
     assert str(tmp_path) not in (tmp_path / "out/manifest.json").read_text()
     assert [Corpus(tmp_path / "out").document(n)[0] for n in (0, 1)] == ["x y", "b.txt"]
+    # What scores the text itself leaves out the same.
+    folders = (tmp_path / "in", tmp_path / "out")
+    read = [list(documents(folder, Tokenizer(prepared / "tokenizer.model"))) for folder in folders]
+    assert [(i, t.tolist(), n) for i, t, n in read[0]] == [(i, t.tolist(), n) for i, t, n in read[1]]
 
 
 def test_output_is_never_overwritten(jsonl, prepared, tmp_path):

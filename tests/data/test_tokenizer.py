@@ -1,9 +1,11 @@
 """Every text comes back exactly, and its bytes are accounted for."""
 
+import io
 import random
 
 import numpy as np
 import pytest
+import sentencepiece
 
 from lcpt.data import DataError, Tokenizer
 from lcpt.data.tokenizer import _lines, _sample, train_tokenizer
@@ -50,6 +52,54 @@ def check_round_trip(tokenizer, text):
     sizes = tokenizer.token_bytes()
     assert sizes.dtype == np.int64 and sizes.shape == (tokenizer.vocab_size,) and sizes[tokenizer.bos_id] == 0
     assert sizes[tokens].sum() == len(text.encode())
+
+
+WITHOUT_BLANKS = {
+    "DNA": lambda draw: "".join(draw.choices("ACGT", k=3000)),
+    "Chinese": lambda draw: "".join(draw.choices("的一是不了人我在有他这中大来上国。，", k=3000)),
+    "base64": lambda draw: "".join(draw.choices("ABCDEFGHabcdefgh0123456789+/", k=3000)),
+    "one blank in 100,000": lambda draw: "".join(draw.choices("ACGT", k=100_000)) + " ",
+}
+
+
+@pytest.mark.parametrize("kind", WITHOUT_BLANKS)
+def test_blanks_come_back_where_the_training_text_has_none(tmp_path, kind):
+    draw = random.Random(1)
+    model, _ = train_tokenizer([WITHOUT_BLANKS[kind](draw) for _ in range(8)], 320)
+    (tmp_path / "m.model").write_bytes(model)
+    tokenizer = Tokenizer(tmp_path / "m.model")
+    assert tokenizer._processor.piece_to_id("▁") != tokenizer._processor.unk_id()
+    for text in (" ", "a b", "ACGT ACGT  TTGA\n 的 ▁ ", *AWKWARD):
+        check_round_trip(tokenizer, text)
+
+
+def without_a_blank(path, **options):
+    """A model of SentencePiece that has no piece for a blank."""
+    model, draw = io.BytesIO(), random.Random(1)
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(["".join(draw.choices("ACGT", k=500)) for _ in range(20)]),
+        model_writer=model,
+        model_type="bpe",
+        normalization_rule_name="identity",
+        add_dummy_prefix=False,
+        minloglevel=3,
+        **options,
+    )
+    path.write_bytes(model.getvalue())
+    return path
+
+
+def test_an_older_model_without_a_blank_spells_it(tmp_path):
+    path = without_a_blank(tmp_path / "old.model", vocab_size=300, byte_fallback=True, remove_extra_whitespaces=False)
+    tokenizer = Tokenizer(path)
+    for text in (" ", "a b", "ACGT ACGT  TTGA ▁ ", " ▁▁ "):
+        check_round_trip(tokenizer, text)
+
+
+def test_a_model_that_cannot_write_a_blank_is_refused(tmp_path):
+    path = without_a_blank(tmp_path / "foreign.model", vocab_size=30)
+    with pytest.raises(DataError, match="foreign.model: has no piece for a blank; train one with --vocab-size"):
+        Tokenizer(path)
 
 
 def test_training_is_deterministic_and_sees_awkward_lines(texts):

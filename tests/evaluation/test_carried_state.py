@@ -7,7 +7,7 @@ import torch
 from lcpt.attention import ATTENTION, AttentionConfig
 from lcpt.evaluation.carried_state import score_with_carried_state
 from lcpt.evaluation.perplexity import Tally, score
-from lcpt.evaluation.windows import windows
+from lcpt.evaluation.windows import TextBytes, windows
 from lcpt.model import GPT, ModelConfig
 
 CPU, V = torch.device("cpu"), 40
@@ -28,9 +28,8 @@ def model(request):
 
 def cut(context):
     rng = np.random.default_rng(0)
-    return [
-        w for n, length in enumerate(LENGTHS) for w in windows(n, rng.integers(V, size=length + 1), context, context)
-    ]
+    texts, a_byte = [rng.integers(V, size=length + 1) for length in LENGTHS], TextBytes(np.ones(V), 1.0)
+    return [w for n, tokens in enumerate(texts) for w in windows(n, tokens, context, context, a_byte)]
 
 
 def test_every_cut_is_one_window(model):
@@ -45,10 +44,10 @@ def test_every_cut_is_one_window(model):
 
 
 def test_positions_are_those_in_the_document(model):
-    tally = Tally(np.ones(V, dtype=np.int64), 7)
+    tally = Tally(7)
     for window, losses in score_with_carried_state(model, cut(7), CPU):
         tally.add(window, losses)
-    report, expected = tally.report(), Tally(np.ones(V, dtype=np.int64), 37)
+    report, expected = tally.report(), Tally(37)
     for window, losses in score(model, cut(37), 1, CPU):
         expected.add(window, losses)
     for found, wanted in zip(report["loss_by_position"], expected.report()["loss_by_position"], strict=True):

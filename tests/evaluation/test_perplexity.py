@@ -6,10 +6,11 @@ import pytest
 import torch
 
 from lcpt.evaluation.perplexity import Tally, bits_per_byte, position_edges, score
-from lcpt.evaluation.windows import Window, windows
+from lcpt.evaluation.windows import TextBytes, Window, windows
 from lcpt.model import GPT, ModelConfig
 
 CPU, V = torch.device("cpu"), 40
+BYTE_A_TOKEN = TextBytes(np.ones(V, dtype=np.int64), 1.0)
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +30,7 @@ def documents(*lengths):
 
 
 def cut(texts, context, stride):
-    return [w for number, text in enumerate(texts) for w in windows(number, text, context, stride)]
+    return [w for number, text in enumerate(texts) for w in windows(number, text, context, stride, BYTE_A_TOKEN)]
 
 
 def test_any_batch_gives_the_same_numbers(model):
@@ -67,7 +68,7 @@ def test_scoring_no_windows_gives_nothing(model):
 def test_a_model_that_knows_nothing_scores_ln_v():
     model = GPT(ModelConfig(n_layers=1, d_model=16, n_heads=2, vocab_size=V))
     torch.nn.init.zeros_(model.embedding.weight)
-    tally = Tally(np.ones(V, dtype=np.int64), 10)
+    tally = Tally(10)
     for window, losses in score(model, cut(documents(30, 7), 10, 10), 4, CPU):
         tally.add(window, losses)
     report = tally.report()
@@ -79,10 +80,10 @@ def test_a_model_that_knows_nothing_scores_ln_v():
 
 
 def by_hand():
-    """Two windows: labels 2, 3 and then one of context and a 2. Tokens 2 and 3 have 1 and 4 bytes."""
-    tally = Tally(np.array([0, 0, 1, 4]), context=4)
-    tally.add(Window(0, np.array([1, 2]), np.array([2, 3])), np.array([0.5, 2.0], dtype=np.float32))
-    tally.add(Window(1, np.array([3, 3]), np.array([-1, 2])), np.array([0.0, 1.5], dtype=np.float32))
+    """Two windows: labels 2, 3 and then one of context and a 2, whose texts have 5 bytes and 1."""
+    tally = Tally(context=4)
+    tally.add(Window(0, np.array([1, 2]), np.array([2, 3]), bytes=5), np.array([0.5, 2.0], dtype=np.float32))
+    tally.add(Window(1, np.array([3, 3]), np.array([-1, 2]), bytes=1), np.array([0.0, 1.5], dtype=np.float32))
     return tally.report()
 
 
@@ -107,9 +108,9 @@ def test_interval_of_windows_by_hand():
 def test_interval_is_of_the_right_width():
     """200 windows of one byte a token, losses N(2, 0.5²) in nats: ± 1.96 · 0.5/√200."""
     rng = np.random.default_rng(1)
-    tally = Tally(np.ones(V, dtype=np.int64), 8)
+    tally = Tally(8)
     for _ in range(200):
-        tally.add(Window(0, np.zeros(1, dtype=int), np.zeros(1, dtype=int)), rng.normal(2, 0.5, size=1))
+        tally.add(Window(0, np.zeros(1, dtype=int), np.zeros(1, dtype=int), bytes=1), rng.normal(2, 0.5, size=1))
     report = tally.report()
     low, high = report["bits_per_byte_interval"]
     assert low < report["bits_per_byte"] < high
@@ -119,7 +120,7 @@ def test_interval_is_of_the_right_width():
 
 @pytest.mark.parametrize("context, lengths", [(5, (3, 4, 11)), (100, (300, 20)), (100, (7,))])
 def test_loss_by_position_covers_every_token(context, lengths):
-    tally = Tally(np.ones(V, dtype=np.int64), context)
+    tally = Tally(context)
     for window in cut(documents(*lengths), context, context):
         tally.add(window, np.arange(len(window.labels), dtype=np.float32))  # the loss is the position
     report = tally.report()

@@ -13,6 +13,6 @@ def test_xz_is_that_of_all_texts_together():
 
 
 def test_unigram_by_hand():
-    train, scored, n_bytes = [np.array([0, 1, 1, 2])], [np.array([0, 1, 2])], np.array([0, 1, 3])
+    train, scored = [np.array([0, 1, 1, 2])], [np.array([0, 1, 2])]
     p = {1: 3 / 6, 2: 2 / 6}  # counts 2 and 1 and 0 of three tokens, one added to each
-    assert unigram_bits_per_byte(train, scored, n_bytes) == pytest.approx(-(math.log2(p[1]) + math.log2(p[2])) / 4)
+    assert unigram_bits_per_byte(train, scored, 3, 4) == pytest.approx(-(math.log2(p[1]) + math.log2(p[2])) / 4)

@@ -3,7 +3,7 @@ import itertools
 import numpy as np
 import pytest
 
-from lcpt.evaluation.windows import windows
+from lcpt.evaluation.windows import TextBytes, text_bytes, windows
 
 CASES = [
     (n, context, stride)
@@ -53,3 +53,31 @@ def test_the_document_is_not_changed():
     tokens = np.arange(20)
     list(windows(0, tokens, 4, 2))
     assert np.array_equal(tokens, np.arange(20))
+
+
+TOKEN_BYTES = np.array([0, 1, 2, 4])
+
+
+@pytest.mark.parametrize(
+    "tokens, n_bytes, shares",
+    [
+        ([1, 3, 2], 7, [1, 4, 2]),  # exact
+        ([1, 3, 2], 70, [10, 40, 20]),
+        ([2, 2, 2, 1], 10, [20 / 7, 20 / 7, 20 / 7, 10 / 7]),
+        ([0, 1], 3, [0, 3]),
+        ([0, 0], 6, [3, 3]),  # pieces that decode to nothing
+        ([], 6, []),
+    ],
+)
+def test_bytes_of_a_text_are_shared_among_its_tokens(tokens, n_bytes, shares):
+    tokens = np.array(tokens, dtype=np.int64)
+    for pieces in ([tokens], np.array_split(tokens, 2)):
+        text = text_bytes(pieces, n_bytes, TOKEN_BYTES)
+        assert [text.of(tokens[i : i + 1]) for i in range(len(tokens))] == pytest.approx(shares)
+
+
+@pytest.mark.parametrize("n, context, stride", CASES)
+def test_windows_hold_the_bytes_of_their_scored_tokens(n, context, stride):
+    text = TextBytes(np.arange(n + 1), 2.0)
+    for window in windows(0, np.arange(n + 1), context, stride, text):
+        assert window.bytes == 2 * window.labels[window.labels >= 0].sum()  # token t decodes to t bytes

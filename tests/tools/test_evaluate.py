@@ -6,29 +6,35 @@ import lzma
 import math
 import shutil
 from collections import Counter
+from types import SimpleNamespace
 
 import pytest
+import sentencepiece
+import torch
 
 from lcpt.checkpoint import Slice, commit_checkpoint, open_partial, write_piece
 from lcpt.config import load_config, to_yaml
-from lcpt.data import Corpus, Tokenizer
+from lcpt.data import Corpus, Tokenizer, prepare
 from lcpt.model import GPT
-from lcpt.model.pretrained import write_export
+from lcpt.model.pretrained import open_pretrained, write_export
 
 
 @pytest.fixture(scope="module")
 def run_folder(tmp_path_factory, train_folder):
-    run = tmp_path_factory.mktemp("run")
+    return save_run(tmp_path_factory.mktemp("run"), train_folder, 330)
+
+
+def save_run(run, data, vocab_size):
     (run / "tiny.yaml").write_text(
         f"run: {{dir: {run}}}\n"
-        "model: {n_layers: 2, d_model: 32, n_heads: 2, vocab_size: 330, attention: {block_size: 16}}\n"
-        f"data: {{path: {train_folder}, context: 64}}\n"
+        f"model: {{n_layers: 2, d_model: 32, n_heads: 2, vocab_size: {vocab_size}, attention: {{block_size: 16}}}}\n"
+        f"data: {{path: {data}, context: 64}}\n"
         "training: {global_batch_tokens: 128, valid_tokens: 128}\n"
     )
     config = load_config(run / "tiny.yaml")
     (run / "config.yaml").write_text(to_yaml(config))
     model = GPT(config.model)
-    attachments = {"config.yaml": run / "config.yaml", "tokenizer.model": train_folder / "tokenizer.model"}
+    attachments = {"config.yaml": run / "config.yaml", "tokenizer.model": data / "tokenizer.model"}
     weights = [Slice(name, tuple(x.shape), 0, x.flatten()) for name, x in model.state_dict().items()]
     partial = open_partial(run / "checkpoints", 7)
     commit_checkpoint(
@@ -125,6 +131,42 @@ def test_an_output_that_cannot_be_written_is_said_before_the_work(evaluate, tmp_
     (tmp_path / "file").write_text("no folder")
     code, _, said = evaluate("--output", tmp_path / "file/out.json")
     assert code == 2 and "file" in said and "scoring" not in said
+
+
+def test_validation_counts_as_evaluation_does(evaluate, tmp_path):
+    """Labels, bytes, loss and bits per byte, under a tokenizer that normalises and does not know every character; a
+    blank document is in neither."""
+    from lcpt.training.validation import Validation
+
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(["It was a dark night when the indented text was quoted here, fine and naive."] * 50),
+        model_prefix=str(tmp_path / "m"),
+        vocab_size=60,
+        model_type="unigram",
+        hard_vocab_limit=False,
+        minloglevel=3,
+    )
+    texts = [
+        "It was a dark night — naïve 北京 “quoted” ﬁne.\n\n  Indented   text\there.\n" * 4,
+        "   \n ",
+        "北京 was fine",
+    ]
+    (tmp_path / "t.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    prepare([tmp_path / "t.jsonl"], tmp_path / "data", tokenizer=tmp_path / "m.model")
+    corpus = Corpus(tmp_path / "data")
+    run = save_run(tmp_path, corpus.folder, corpus.vocab_size)
+    model = open_pretrained(run).model
+    watch, preemption = SimpleNamespace(heartbeat=lambda *_: None), SimpleNamespace(requested_by=None)
+    row = Validation(corpus, 10**6, 64, 2).run(model, torch.device("cpu"), watch, preemption)
+    assert row["valid_bytes_scored"] == len((texts[0] + texts[2]).encode()) == corpus.manifest["bytes"]
+    for data in (corpus.folder, tmp_path / "t.jsonl"):
+        _, report, _ = evaluate("--checkpoint", run, "--data", data)
+        assert report["tokens_scored"] == row["valid_tokens_scored"]
+        assert report["bytes_scored"] == row["valid_bytes_scored"]
+        assert report["loss"] == pytest.approx(row["valid_loss"], rel=1e-6)
+        assert report["bits_per_byte"] == pytest.approx(row["valid_bits_per_byte"], rel=1e-6)
+        rows = [json.loads(line) for line in (tmp_path / "out.documents.jsonl").read_text().splitlines()]
+        assert [row["bytes"] for row in rows] == [len(texts[n].encode()) for n in (0, 2)]
 
 
 def test_foreign_tokenizer_is_named(evaluate, make_corpus):

@@ -32,7 +32,7 @@ KEYS = {
     "data_wait_fraction",
     "save_stall_fraction",
 }
-VALID = {"valid_loss", "valid_bits_per_byte"}
+VALID = {"valid_loss", "valid_bits_per_byte", "valid_tokens_scored", "valid_bytes_scored"}
 LATER = ("save_stall_fraction", "peak_memory_bytes")  # which go on after the last step
 STEPS = 40
 
@@ -147,19 +147,21 @@ def test_the_checkpoint_holds_all_that_a_restart_needs(run):
 
 
 def test_validation_loss_by_hand(run, trained, valid_folder):
-    """8 disjoint windows spread over the documents, on logits; bytes from the tokenizer's pieces."""
+    """Windows spread over the documents, on logits; each label's bytes from the tokenizer, which is exact."""
     from lcpt.training.validation import spread_windows
 
     corpus = Corpus(valid_folder)
     n_bytes = Tokenizer(corpus.tokenizer).token_bytes()
     nats = tokens = text = 0
-    for window in spread_windows(corpus, 256 // 32, 32):
+    for window in spread_windows(corpus, 256, 32):
         labels = torch.from_numpy(window.labels)
         logits = trained(torch.from_numpy(window.inputs)[None])[0]
         nats += torch.nn.functional.cross_entropy(logits, labels, reduction="sum").item()
         tokens += len(labels)
         text += n_bytes[window.labels].sum()
     assert run.rows[-1]["valid_loss"] == pytest.approx(nats / tokens, rel=1e-5)
+    assert run.rows[-1]["valid_tokens_scored"] == tokens and 256 <= tokens < 256 + 2 * 32
+    assert run.rows[-1]["valid_bytes_scored"] == text
     assert run.rows[-1]["valid_bits_per_byte"] == pytest.approx(nats / text / math.log(2), rel=1e-5)
 
 
@@ -173,8 +175,8 @@ def test_init_from_starts_from_the_given_weights(run, trained, train_ranks, sour
     assert again.rows[0]["loss"] == pytest.approx(total.item() / count.item(), rel=1e-5)
 
 
-@pytest.mark.parametrize("count", [1, 3, 7, 10**6])
-def test_validation_windows_are_spread_evenly_over_documents(valid_folder, count):
+@pytest.mark.parametrize("tokens", [1, 90, 220, 10**6])
+def test_validation_windows_are_spread_evenly_over_documents(valid_folder, tokens):
     """Evenly over the documents, first and last among them, each once and within its document."""
     from lcpt.evaluation.windows import windows
     from lcpt.training.validation import spread_windows
@@ -182,8 +184,8 @@ def test_validation_windows_are_spread_evenly_over_documents(valid_folder, count
     corpus = Corpus(valid_folder)
     everything = [w for d in range(len(corpus)) for w in windows(d, corpus.document(d)[1], 32, 32)]
     names = [(w.document, w.inputs.tolist()) for w in everything]
-    picks = [names.index((w.document, w.inputs.tolist())) for w in spread_windows(corpus, count, 32)]
-    assert len(set(picks)) == len(picks) == min(count, len(everything)) and picks == sorted(picks)
-    if count > 1:
+    picks = [names.index((w.document, w.inputs.tolist())) for w in spread_windows(corpus, tokens, 32)]
+    assert len(set(picks)) == len(picks) and picks == sorted(picks)
+    if tokens > 32:
         gaps = [b - a for a, b in zip(picks[:-1], picks[1:], strict=True)]
         assert (picks[0], picks[-1]) == (0, len(everything) - 1) and max(gaps) - min(gaps) <= 1
