@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import cast
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
 from lcpt.checkpoint import CheckpointConfig
@@ -81,6 +81,8 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
         if isinstance(version, int):
             given.model = upgrade(given.model, version)
         merged = OmegaConf.merge(schema, given)
+        if merged.data.sources is not None and OmegaConf.is_missing(merged.data, "path"):
+            merged.data.path = None
         if missing := OmegaConf.missing_keys(merged):
             raise ConfigError(f"{path} does not set {', '.join(sorted(missing))}, which has no default")
         return cast(Config, OmegaConf.to_object(merged))
@@ -105,6 +107,26 @@ def _check_sections(schema: DictConfig, given, key: str = "") -> None:
         section = schema._get_node(name) if name in schema else None
         if isinstance(section, DictConfig):
             _check_sections(section, given[name], f"{key}.{name}".lstrip("."))
+        if isinstance(section, ListConfig):
+            _check_list(section, given[name], f"{key}.{name}")
+
+
+def _check_list(schema: ListConfig, given, key: str) -> None:
+    """Raise ConfigError where a section stands in the place of a list, or in a list of sections one is wrong."""
+    if OmegaConf.is_dict(given):
+        raise ConfigError(f"{key} is a list, such as [a, b]; write {given} as one")
+    element = schema._metadata.element_type
+    if not is_dataclass(element) or not OmegaConf.is_list(given):
+        return
+    for number, item in enumerate(given):
+        try:
+            if OmegaConf.is_dict(item):
+                OmegaConf.merge(OmegaConf.structured(element), item)
+        except ConfigKeyError as error:
+            known = ", ".join(each.name for each in fields(element))
+            raise ConfigError(f"unknown key {key}[{number}].{error.key}; known are {known}") from error
+        except OmegaConfBaseException as error:
+            raise ConfigError(f"{key}[{number}].{error.full_key}: {_one_line(error)}") from error
 
 
 def _unknown_key(key: str, path) -> str:

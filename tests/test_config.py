@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from lcpt.config import ConfigError, load_config, to_yaml
+from lcpt.data import SourceConfig
 
 ROOT = Path(__file__).parents[1]
 MINIMAL = "run: {dir: runs/x}\ndata: {path: some/folder}\n"
@@ -185,6 +186,9 @@ def test_a_missing_config_file_is_named(tmp_path):
         ("run: {dir: x}", "data.path"),
         ("data: {path: x}", "run.dir"),
         ("", "run.dir"),
+        ("", "data.path"),
+        ("run: {dir: x}\ndata: {sources: [{path: a}]}", "data.sources[0].weight"),
+        ("run: {dir: x}\ndata: {sources: [{weight: 1}]}", "data.sources[0].path"),
     ],
 )
 def test_a_missing_key_is_named(file, given, missing):
@@ -208,6 +212,50 @@ def test_a_missing_key_is_named(file, given, missing):
 def test_unreadable_yaml_is_named(file, content):
     file.write_bytes(content)
     assert "experiment.yaml" in message(file)
+
+
+MIXED = "data.sources=[{path: a, weight: 0.75, max_repeats: 2}, {path: b, weight: 0.25}]"
+
+
+def test_sources_take_the_place_of_a_path(file):
+    file.write_text("run: {dir: x}")
+    config = load_config(file, [MIXED])
+    assert config.data.path is None
+    assert config.data.sources == [SourceConfig("a", 0.75, 2.0), SourceConfig("b", 0.25)]
+    file.write_text(to_yaml(config))
+    assert load_config(file) == config
+    changed = load_config(file, ["data.sources=null", "data.path=c"])
+    assert (changed.data.path, changed.data.sources) == ("c", None)
+
+
+@pytest.mark.parametrize(
+    "given, parts",
+    [
+        ([MIXED, "data.path=c"], ["data.path and data.sources are both set"]),
+        (["data.path=null"], ["neither data.path nor data.sources"]),
+        (["data.sources=[]"], ["data.sources is empty"]),
+        (["data.sources=5"], ["data.sources"]),
+        (["data.sources={path: a, weight: 1}"], ["data.sources is a list"]),
+        (["model.attention.pattern={a: b}"], ["model.attention.pattern is a list"]),
+        (["data.sources=[a, b]"], ["data.sources[0]"]),
+        (["data.sources=[null]"], ["data.sources[0]"]),
+        (["data.sources=[{path: a, wieght: 1}]"], ["data.sources[0].wieght", "path, weight, max_repeats"]),
+        (["data.sources=[{path: a, weight: 1}, {path: b, weight: x}]"], ["data.sources[1].weight", "'x'"]),
+        (["data.sources=[{path: a, weight: 0.9}]"], ["add up to 0.9"]),
+        (["data.sources=[{path: a, weight: -1}, {path: b, weight: 2}]"], ["data.sources: a has weight -1"]),
+        (["data.sources=[{path: a, weight: 1, max_repeats: 0}]"], ["data.sources: a has max_repeats 0"]),
+        (["data.sources=[{path: synthetic:mqar, weight: 1}]"], ["data.sources: synthetic:mqar is a task"]),
+        (
+            [MIXED, "data.valid_path=synthetic:mqar"],
+            ["data.valid_path is synthetic:mqar", "data.sources a 0.75, b 0.25"],
+        ),
+        ([MIXED, "data.sources[0].weight=0.5"], ["add up to 0.75"]),
+    ],
+)
+def test_sources_that_cannot_be_are_named(file, given, parts):
+    file.write_text("run: {dir: x}")
+    text = message(file, *given)
+    assert all(part in text for part in parts), text
 
 
 def test_to_yaml_round_trips(file):

@@ -2,6 +2,7 @@
 
 from lcpt.data.batches import DataConfig, Prefetcher, batch, batch_documents, rows
 from lcpt.data.errors import DataError
+from lcpt.data.mixture import Mixture, SourceConfig
 from lcpt.data.prepare import prepare
 from lcpt.data.sample_source import SampleSource
 from lcpt.data.shards import Corpus
@@ -14,8 +15,10 @@ __all__ = [
     "Corpus",
     "DataConfig",
     "DataError",
+    "Mixture",
     "Prefetcher",
     "SampleSource",
+    "SourceConfig",
     "SyntheticConfig",
     "Task",
     "Tokenizer",

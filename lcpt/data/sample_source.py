@@ -1,11 +1,18 @@
-"""Define what training draws its samples from: a prepared folder or a task, which look alike to the loop."""
+"""Define what training draws its samples from: a prepared folder, several, or a task, which look alike to the loop."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
+
+
+class Drawn(NamedTuple):
+    """Says how much of a folder or task some samples have used."""
+
+    tokens: int
+    epochs: float | None  # None: it has no end
 
 
 class SampleSource(Protocol):
@@ -24,3 +31,6 @@ class SampleSource(Protocol):
 
     def documents(self, number: int, seed: int, context: int) -> list[str]:
         """List the documents of that sample: where to look when its loss is bad."""
+
+    def drawn(self, samples: int, context: int) -> dict[str, Drawn]:
+        """Count what the first `samples` samples use of each folder or task, by its path."""

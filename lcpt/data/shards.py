@@ -13,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 from lcpt.data.errors import DataError
 from lcpt.data.manifest import TOKENIZER, fingerprint_of, load_manifest
 from lcpt.data.order import n_windows, window_start
+from lcpt.data.sample_source import Drawn
 from lcpt.utils.errors import first_line
 from lcpt.utils.hashing import file_sha256
 
@@ -81,6 +82,10 @@ class Corpus:
     def documents(self, number: int, seed: int, context: int) -> list[str]:
         """List the ids of the documents in that window."""
         return self.document_ids(*self._window(number, seed, context))
+
+    def drawn(self, samples: int, context: int) -> dict[str, Drawn]:
+        """Count what the first `samples` samples use of the folder."""
+        return {str(self.folder): Drawn(samples * context, samples / n_windows(self.tokens, context))}
 
     def _window(self, number: int, seed: int, context: int) -> tuple[int, int]:
         start = window_start(number, self.tokens, context, seed, self.fingerprint)

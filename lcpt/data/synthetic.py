@@ -23,6 +23,7 @@ from typing import NamedTuple, Optional
 import numpy as np
 
 from lcpt.data.errors import DataError
+from lcpt.data.sample_source import Drawn
 
 PREFIX = "synthetic:"
 
@@ -105,6 +106,9 @@ class Task:
 
     def documents(self, number: int, seed: int, context: int) -> list[str]:
         return [f"{self.name} sample {number} of seed {seed}"]
+
+    def drawn(self, samples: int, context: int) -> dict[str, Drawn]:
+        return {self.name: Drawn(samples * context, None)}
 
 
 class _Random:

@@ -66,7 +66,7 @@ def read_run(folder: str | Path) -> Run:
     try:
         fingerprint = read_state(find_checkpoint(folder))["data fingerprint"]
     except CheckpointError:  # not saved yet
-        fingerprint = config["data"]["path"]
+        fingerprint = config["data"]["path"] or str(config["data"]["sources"])
     return Run(
         folder=folder,
         config=config,

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from lcpt.checkpoint import open_checkpoint, read_state
-from lcpt.data import Corpus, SampleSource, Task, is_task
+from lcpt.data import Corpus, Mixture, SampleSource, Task, is_task
 from lcpt.model import GPT
 from lcpt.model.weights import check_tensors
 from lcpt.parallel import groups
@@ -90,18 +90,20 @@ def _check_on_this_rank(config: Config, world: int, checkpoint: Path | None, dam
         check_fits(config, world)
         check_deepspeed(training, config.parallel)
     accumulation = 0 if complete else micro_batches(config.sequences, training.micro_batch, world)
-    source = open_source(config, config.data.path, "train", hashed=not complete)
+    source = open_training_source(config, hashed=not complete)
     if checkpoint:
         check_same_data(checkpoint, config, source)
     check_vocabulary(config, source)
     source.scored(config.data.context)  # raises where no sample is so long
+    if isinstance(source, Mixture) and not complete:
+        source.check_lasts(training.last_step, config.sequences, config.data.context)
     valid = None
     if config.data.valid_path and not complete:
         valid = open_source(config, config.data.valid_path, "valid", hashed=True)
         check_vocabulary(config, valid)
         if valid.tokenizer_sha256 != source.tokenizer_sha256:
             raise ValueError(
-                f"{config.data.valid_path} and {config.data.path} were made with different tokenizers; "
+                f"{config.data.valid_path} and {config.data.origin} were made with different tokenizers; "
                 "prepare one of them again with --tokenizer of the other"
             )
     return Start(
@@ -149,6 +151,14 @@ def _either(numbers: list[int]) -> str:
     return f"{', '.join(others)} or {last}" if others else last
 
 
+def open_training_source(config: Config, hashed: bool) -> SampleSource:
+    """Open data.path or data.sources, as open_source does."""
+    data = config.data
+    if data.sources is not None:
+        return Mixture(data.sources, hash_shards=hashed and groups.rank() == 0)
+    return open_source(config, data.path or "", "train", hashed)
+
+
 def open_source(config: Config, path: str, stream: str, hashed: bool) -> SampleSource:
     """Open a task or a prepared folder; with `hashed` rank 0 reads all of it to check its hashes."""
     if is_task(path):
@@ -157,10 +167,11 @@ def open_source(config: Config, path: str, stream: str, hashed: bool) -> SampleS
 
 
 def check_vocabulary(config: Config, source: SampleSource) -> None:
-    if isinstance(source, Corpus) and source.vocab_size != config.model.vocab_size:
+    corpus = source.corpora[0] if isinstance(source, Mixture) else source  # the others have the same tokenizer
+    if isinstance(corpus, Corpus) and corpus.vocab_size != config.model.vocab_size:
         raise ValueError(
-            f"{source.folder} was tokenised with {source.vocab_size} pieces and model.vocab_size is "
-            f"{config.model.vocab_size}; set model.vocab_size={source.vocab_size}"
+            f"{corpus.folder} was tokenised with {corpus.vocab_size} pieces and model.vocab_size is "
+            f"{config.model.vocab_size}; set model.vocab_size={corpus.vocab_size}"
         )
 
 

@@ -34,4 +34,9 @@ def dry_start(config: Config, ranks: int) -> str:
         return f"the next start would be refused once: {reason}"
     where = f"go on from {start.checkpoint.name}" if start.checkpoint else "begin"
     on = f"{ranks} ranks" if ranks > 1 else "1 rank"
-    return f"a start on {on} would {where}; micro-batches a rank and step: {start.accumulation}"
+    drawn = start.source.drawn(config.training.last_step * config.sequences, config.data.context)
+    epochs = ", ".join(f"{each.epochs:.3g} of {path}" for path, each in drawn.items() if each.epochs is not None)
+    return (
+        f"a start on {on} would {where}; micro-batches a rank and step: {start.accumulation}"
+        f"{epochs and f'; epochs in the whole run: {epochs}'}"
+    )

@@ -36,7 +36,7 @@ def learn(config: Config) -> dict:
     """
     training, context = config.training, config.data.context
     source, test = (
-        Task(config.data.path, config.data.synthetic, config.model.vocab_size, s) for s in ("train", "test")
+        Task(config.data.path or "", config.data.synthetic, config.model.vocab_size, s) for s in ("train", "test")
     )
     torch.manual_seed(config.run.seed)
     model = GPT(config.model)

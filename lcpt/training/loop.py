@@ -142,6 +142,7 @@ class Training:
                     "learning_rate": rate,
                     "grad_norm": grad_norm,
                     **norms,
+                    **self.used(step),
                     **self.speed(time.perf_counter() - started, self.batches.waited - waited),
                     "update_seconds": None,  # that of the step before
                     **phases,
@@ -164,6 +165,14 @@ class Training:
     def save_stall_fraction(self) -> float:
         """The part of the time since this start in which saving stalled training."""
         return self.saver.stalled / (time.perf_counter() - self.began)
+
+    def used(self, step: int) -> dict[str, dict[str, float]]:
+        """Count what the run has drawn from each folder or task up to and with this step."""
+        drawn = self.source.drawn(step * self.config.sequences, self.config.data.context)
+        return {
+            "source_tokens": {path: each.tokens for path, each in drawn.items()},
+            "source_epochs": {path: each.epochs for path, each in drawn.items() if each.epochs is not None},
+        }
 
     def speed(self, seconds: float, waited: float) -> dict[str, float | None]:
         """Say how fast a step was that took so many seconds, of which it waited some for data, and in what memory."""

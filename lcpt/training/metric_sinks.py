@@ -10,6 +10,8 @@ from omegaconf import OmegaConf
 
 TAGS = {
     "tokens": "progress/tokens",
+    "source_tokens": "data/source_tokens",
+    "source_epochs": "data/source_epochs",
     "loss": "loss/train",
     "valid_loss": "loss/valid",
     "valid_bits_per_byte": "loss/valid_bits_per_byte",

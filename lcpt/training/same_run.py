@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 from omegaconf import DictConfig, OmegaConf
 
 from lcpt.checkpoint import read_state
-from lcpt.data import SampleSource
+from lcpt.data import DataConfig, SampleSource, SourceConfig
 from lcpt.model import ModelConfig
 from lcpt.model.config_version import VERSION, upgrade_saved
 from lcpt.training.config import TrainingConfig
@@ -49,9 +49,11 @@ def check_same_data(step: Path, config: Config, source: SampleSource) -> None:
     """Raise ValueError if the run was begun with other data."""
     then = read_state(step)["data fingerprint"]
     if then != source.fingerprint:
+        begun, now = _saved_origin(step), config.data.origin
         raise ValueError(
-            f"{step.parents[1]} was begun with other data than {config.data.path} (fingerprint {then[:12]}…, "
-            f"this is {source.fingerprint[:12]}…); set data.path to what it was begun with, or name another run.dir"
+            f"{step.parents[1]} was begun with other data than {now} (fingerprint {then[:12]}…, this is "
+            f"{source.fingerprint[:12]}…){'' if begun == now else f': with {begun}'}; set data.path or "
+            "data.sources to what it was begun with, or name another run.dir"
         )
 
 
@@ -119,6 +121,13 @@ def _listed(differing: Changes) -> str:
 
 def _saved(step: Path) -> DictConfig:
     return cast(DictConfig, OmegaConf.load(step / "config.yaml"))
+
+
+def _saved_origin(step: Path) -> str:
+    """Name the training data of a checkpoint as DataConfig does."""
+    data = _saved(step).data
+    sources = None if data.get("sources") is None else [SourceConfig(**source) for source in data.sources]
+    return DataConfig(path=data.path, sources=sources).origin
 
 
 def _saved_model(step: Path) -> dict[str, Any]:

@@ -12,6 +12,8 @@ import torch
 
 from lcpt.checkpoint import find_checkpoint
 from lcpt.config import load_config
+from lcpt.data import Corpus
+from lcpt.data.order import n_windows
 from lcpt.parallel import groups
 from lcpt.training.checks import micro_batches
 from lcpt.training.dry_start import dry_start
@@ -47,8 +49,19 @@ def snapshot(folder):
 
 def test_how_a_start_would_go(rehearse, tmp_path):
     assert rehearse(f"run.dir={tmp_path}/new", ranks=2).startswith("a start on 2 ranks would begin;")
-    assert rehearse(ranks=8).endswith("go on from step-00000004; micro-batches a rank and step: 1")
+    assert "would go on from step-00000004; micro-batches a rank and step: 1;" in rehearse(ranks=8)
     assert "complete at step 4" in rehearse("training.stop_after_steps=4")
+
+
+def test_epochs_of_each_source_are_told(rehearse, train_folder, valid_folder, tmp_path):
+    new = f"run.dir={tmp_path}/new"
+    share = 6 * 8 / n_windows(Corpus(train_folder).tokens, 32)
+    assert rehearse(new).endswith(f"; epochs in the whole run: {share:.3g} of {train_folder}")
+    listed = f"data.sources=[{{path: {train_folder}, weight: 0.25}}, {{path: {valid_folder}, weight: 0.75}}]"
+    others = 36 / n_windows(Corpus(valid_folder).tokens, 32)
+    said = rehearse(new, "data.path=null", listed)
+    assert said.endswith(f": {share / 4:.3g} of {train_folder}, {others:.3g} of {valid_folder}")
+    assert "epochs" not in rehearse(new, "data.path=synthetic:mqar")
 
 
 def test_changed_settings_are_told(rehearse, capfd):

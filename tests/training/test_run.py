@@ -9,6 +9,7 @@ import torch
 from lcpt.checkpoint import find_checkpoint, read_manifest, read_state
 from lcpt.config import load_config
 from lcpt.data import Corpus, Tokenizer, batch
+from lcpt.data.order import n_windows
 from lcpt.model import GPT, load_weights
 
 KEYS = {
@@ -31,6 +32,8 @@ KEYS = {
     "slowest_rank",
     "data_wait_fraction",
     "save_stall_fraction",
+    "source_tokens",
+    "source_epochs",
 }
 VALID = {"valid_loss", "valid_bits_per_byte", "valid_tokens_scored", "valid_bytes_scored"}
 LATER = ("save_stall_fraction", "peak_memory_bytes")  # which go on after the last step
@@ -78,12 +81,16 @@ def test_the_run_folder_holds_these_files_alone(run):
     assert load_config(run.dir / "config.yaml") == run.config
 
 
-def test_every_step_has_a_row_with_all_metrics(run):
+def test_every_step_has_a_row_with_all_metrics(run, train_folder):
     assert [row["step"] for row in run.rows] == list(range(1, STEPS + 1))
     assert [row["tokens"] for row in run.rows] == [256 * (n + 1) for n in range(STEPS)]
     for row in run.rows:
         assert row.keys() == KEYS | (VALID if row["step"] in (15, 30, 40) else set())
-        assert all(math.isfinite(value) for value in row.values() if value is not None)
+        assert row["source_tokens"] == {str(train_folder): row["tokens"]}
+        windows = n_windows(Corpus(train_folder).tokens, 32)
+        assert row["source_epochs"] == {str(train_folder): 8 * row["step"] / windows}
+        plain = [value for value in row.values() if not isinstance(value, dict)]
+        assert all(math.isfinite(value) for value in plain if value is not None)
         none = {name for name, value in row.items() if value is None}
         assert none == ({"mfu", "update_seconds"} if row["step"] == 1 else {"mfu"})
         assert row["tokens_per_second"] == pytest.approx(256 / row["step_seconds"])

@@ -12,6 +12,15 @@ from lcpt.config import load_config, to_yaml
 from lcpt.parallel import groups
 from lcpt.training.dry_start import dry_start
 
+
+def mixed(place, more=""):
+    """Overrides that mix the training folder with another place."""
+    return [
+        "data.path=null",
+        f"data.sources=[{{{{path: {{train}}, weight: 0.5}}}}, {{{{path: {{{place}}}, weight: 0.5{more}}}}}]",
+    ]
+
+
 CASES = {
     "vocabulary": (["model.vocab_size=331"], ["330", "model.vocab_size=330"]),
     "tokenizers": (["data.valid_path={foreign}"], ["{foreign}", "different tokenizers", "--tokenizer"]),
@@ -33,6 +42,23 @@ CASES = {
     "other blocks": (["run.dir={run}", "model.attention.block_size=4"], ["model.attention.block_size 8", "this is 4"]),
     "no place for checkpoints": (["run.dir={dangling}"], ["{dangling}/checkpoints"]),
     "other seed": (["run.dir={run}", "run.seed=5"], ["{run}", "begun with run.seed 0", "this is 5"]),
+    "no source": (mixed("nowhere"), ["{nowhere}"]),
+    "damaged source": (mixed("damaged"), ["{damaged}", "shard-00000"]),
+    "tokenizers of sources": (mixed("foreign"), ["data.sources", "{foreign}", "different tokenizers"]),
+    "vocabulary of sources": ([*mixed("valid"), "model.vocab_size=331"], ["330", "model.vocab_size=330"]),
+    "one source twice": (mixed("copy"), ["data.sources", "{copy}", "hold the same"]),
+    "short source": (
+        [*mixed("valid"), "data.context=4096", "training.global_batch_tokens=8192", "training.valid_tokens=4096"],
+        ["data.sources: {valid}: ", "less than a window"],
+    ),
+    "source that runs out": (
+        [*mixed("valid", ", max_repeats: 1"), "training.max_steps=1000"],
+        ["data.sources: {valid} runs out after step", "of 1,000", "max_repeats"],
+    ),
+    "tokenizer of validation": (
+        [*mixed("valid"), "data.valid_path={foreign}"],
+        ["{foreign} and data.sources {train} 0.5, {valid} 0.5", "different tokenizers"],
+    ),
     "other sequences": (["training.micro_batch=2", "training.global_batch_tokens=192"], ["among 1 or 3 ranks"]),
 }
 FINISHED = {  # what a finished run must not pass over
@@ -40,6 +66,10 @@ FINISHED = {  # what a finished run must not pass over
     "vocabulary": (["model.vocab_size=400"], ["model.vocab_size 330, this is 400"]),
     "data": (["data.path={foreign}"], ["other data than {foreign}"]),
     "task": (["data.path=synthetic:mqar"], ["other data than synthetic:mqar"]),
+    "sources": (
+        mixed("valid"),
+        ["other data than data.sources {train} 0.5, {valid} 0.5", "): with {train};"],
+    ),
     "seed": (["run.seed=5"], ["run.seed 0, this is 5"]),
     "context": (["data.context=64"], ["data.context 32, this is 64"]),
     "batch": (["training.global_batch_tokens=512"], ["global_batch_tokens 256, this is 512"]),
@@ -55,11 +85,12 @@ CASES |= {
 
 
 @pytest.fixture(scope="module")
-def places(train_ranks, make_corpus, train_folder, tmp_path_factory):
+def places(train_ranks, make_corpus, train_folder, valid_folder, tmp_path_factory):
     root = tmp_path_factory.mktemp("places")
     run = train_ranks(1, "training.max_steps=3", "training.micro_batch=8").dir
     damaged, damaged_run = root / "damaged", root / "damaged_run"
     shutil.copytree(train_folder, damaged)
+    shutil.copytree(train_folder, root / "copy")
     shutil.copytree(run, damaged_run)
     [weights] = damaged_run.glob("checkpoints/step-*/weights-00000.safetensors")
     for file in (damaged / "shard-00000.safetensors", weights):
@@ -70,11 +101,14 @@ def places(train_ranks, make_corpus, train_folder, tmp_path_factory):
     (root / "dangling").mkdir()
     (root / "dangling/checkpoints").symlink_to(root / "nowhere")
     return {
+        "copy": root / "copy",
         "dangling": root / "dangling",
         "file": root / "file",
         "foreign": make_corpus(seed=9),
         "nowhere": root / "nowhere",
         "run": run,
+        "train": train_folder,
+        "valid": valid_folder,
         "damaged": damaged,
         "damaged_run": damaged_run,
         "fresh": root / "fresh",
