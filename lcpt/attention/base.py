@@ -263,7 +263,7 @@ def rotary_frequencies(head_dim: int, base: float, device: torch.device) -> Tens
 def cos_and_sin(positions: Tensor, frequencies: Tensor) -> tuple[Tensor, Tensor]:
     """cos and sin of the angles that positions [T] have at frequencies float64 [D/2], each fp32 [T, 1, D/2].
 
-    An angle in fp32 would be off by 1e-3 at position 32k and by 4e-2 at 1M.
+    An angle in fp32 can be off by 1e-3 at position 32k and by 4e-2 at 1M.
     """
     angles = positions.double()[:, None, None] * frequencies
     return angles.cos().float(), angles.sin().float()
