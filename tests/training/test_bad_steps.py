@@ -132,11 +132,24 @@ def weights(run, step):
     return read_tensors(folder, read_manifest(folder))
 
 
-@pytest.mark.parametrize("stage, precision", [(0, "fp32"), (1, "fp32"), (1, "bf16"), (2, "bf16"), (3, "bf16")])
+NAN, INF = spoil(math.nan, 1, [3]), spoil(math.inf, 0, [3])
+NAN_GRADIENT, INF_GRADIENT = spoil_gradient(math.nan, 3), spoil_gradient(math.inf, 3)
+
+
 @pytest.mark.parametrize(
-    "sabotage",
-    [spoil(math.nan, 1, [3]), spoil(math.inf, 0, [3]), spoil_gradient(math.nan, 3), spoil_gradient(math.inf, 3)],
-    ids=["nan", "inf", "nan gradient", "inf gradient"],
+    "stage, precision, sabotage",
+    [
+        pytest.param(0, "fp32", NAN_GRADIENT, id="0 nan gradient"),
+        pytest.param(0, "fp32", INF, id="0 inf"),
+        pytest.param(1, "fp32", NAN, id="1 nan"),
+        pytest.param(1, "fp32", INF_GRADIENT, id="1 inf gradient"),
+        pytest.param(1, "bf16", NAN_GRADIENT, id="1 bf16 nan gradient"),
+        pytest.param(1, "bf16", INF, id="1 bf16 inf"),
+        pytest.param(2, "bf16", INF_GRADIENT, id="2 bf16 inf gradient"),
+        pytest.param(2, "bf16", NAN, id="2 bf16 nan"),
+        pytest.param(3, "bf16", NAN_GRADIENT, id="3 bf16 nan gradient"),
+        pytest.param(3, "bf16", INF, id="3 bf16 inf"),
+    ],
 )
 def test_a_step_that_is_not_finite_on_one_rank_is_skipped_by_all(start_job, at_place, send, stage, precision, sabotage):
     settings = [*SETTINGS, "training.max_steps=4", f"parallel.zero_stage={stage}", f"training.precision={precision}"]
