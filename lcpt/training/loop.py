@@ -152,8 +152,8 @@ class Training:
                 self.bad_steps.record(loss, skip_reason)
                 if skip_reason:
                     self.report_skipped_step(row, skip_reason)
-                if trace := self.profiler.after(step, last=agreed.leave or step == training.last_step):
-                    log_rank0(f"a trace of {training.profile.steps} steps is in {trace}; ui.perfetto.dev shows it")
+                if said := self.profiler.after(step, last=agreed.leave or step == training.last_step):
+                    log_rank0(said)
                 self.end_step(row, save=agreed.save, leave=agreed.leave)
             self.saver.finish()
         finally:

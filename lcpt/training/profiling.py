@@ -38,14 +38,18 @@ class Profiler:
             self._profile = profile(activities=activities, record_shapes=True, profile_memory=True)
             self._profile.start()
 
-    def after(self, step: int, last: bool) -> Path | None:
-        """End the trace after its last step, or after the `last` of the run -> its file, once that is written."""
+    def after(self, step: int, last: bool) -> str | None:
+        """End the trace after its last step, or after the `last` of the run -> then a line that says where it is."""
         start = self._config.start
         if self._profile is None or start is None or not (last or step == start + self._config.steps - 1):
             return None
         self._profile.stop()
         trace = self._run / "profile" / f"steps-{start}-{step}.json.gz"
-        trace.parent.mkdir(exist_ok=True)
-        self._profile.export_chrome_trace(str(trace))
-        self._profile = None
-        return trace
+        try:
+            trace.parent.mkdir(exist_ok=True)
+            self._profile.export_chrome_trace(str(trace))
+        except OSError as error:  # a full disk costs the trace, not the run
+            return f"warning: the trace of steps {start} to {step} cannot be written: {error}"
+        finally:
+            self._profile = None
+        return f"a trace of steps {start} to {step} is in {trace}; ui.perfetto.dev shows it"

@@ -8,6 +8,7 @@ import math
 import os
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ def log_rank0(line: str) -> None:
 class Telemetry:
     """Does nothing but on rank 0. `step` takes one row of metrics, floats unrounded; `done` steps came before.
 
-    A sink that cannot write is closed with a warning.
+    A sink that cannot write is left out from then on, with a warning: it keeps no checkpoint from being saved.
     """
 
     def __init__(self, folder: Path, training: TrainingConfig, done: int, sinks: list[Sink]):
@@ -57,7 +58,7 @@ class Telemetry:
         self._unwritten.append(json.dumps(_without_nan(row)) + "\n")
         if error := self._write():
             log_rank0(f"warning: {self._folder}/metrics.jsonl cannot be written ({error}); its rows wait for room")
-        self._draw(row)
+        self._each_sink(lambda sink: sink.log(row))
         if "valid_bits_per_byte" in row:
             self._valid = f", valid {row['valid_bits_per_byte']:.3f} bits/byte"
         elif "valid_loss" in row:
@@ -76,9 +77,8 @@ class Telemetry:
         """Sync every row so far to the disk: a checkpoint must not outlive the rows before it. Returns the error."""
         if not self.is_main:
             return None
+        self._each_sink(lambda sink: sink.flush())
         try:
-            for sink in self._sinks:
-                sink.flush()
             if error := self._write():
                 return error
             os.fsync(self._metrics.fileno())
@@ -108,13 +108,14 @@ class Telemetry:
         self._unwritten.clear()
         return None
 
-    def _draw(self, row: dict[str, Any]) -> None:
+    def _each_sink(self, action: Callable[[Sink], None]) -> None:
+        """Do this with each sink; one that fails is left out from then on."""
         for sink in list(self._sinks):
             try:
-                sink.log(row)
+                action(sink)
             except OSError as error:
                 self._sinks.remove(sink)
-                log_rank0(f"warning: {type(sink).__name__}'s curves end at step {row['step']}: {error}")
+                log_rank0(f"warning: {type(sink).__name__}'s curves end here: {error}")
 
     def _show(self, row: dict[str, Any], line: str) -> None:
         line += f", lr {row['learning_rate']:.3g}"

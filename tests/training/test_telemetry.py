@@ -9,8 +9,10 @@ import pytest
 import torch
 
 from lcpt.model.cost import model_cost
+from lcpt.training.config import TrainingConfig
 from lcpt.training.metric_sinks import WandB, tags
-from lcpt.training.telemetry import speed
+from lcpt.training.profiling import ProfileConfig, Profiler
+from lcpt.training.telemetry import Telemetry, speed
 from lcpt.training.throughput import Throughput
 from lcpt.utils.gpus import peak_flops
 
@@ -95,3 +97,28 @@ def test_the_progress_line_has_units_that_a_person_reads():
     row = {"tokens_per_second": 123456.7, "tflops_per_second": 412.3, "mfu": 0.417, "peak_memory_bytes": 2**35}
     assert speed(row) == "123,457 tokens a second, 412 TFLOP/s a rank (MFU 41.7%), 32.0 GiB"
     assert ", 0.4 GFLOP/s a rank, " in speed(row | {"tflops_per_second": 0.0004, "mfu": None})
+
+
+def test_a_sink_that_fails_keeps_no_checkpoint_from_being_saved(tmp_path, capsys):
+    def fail(*_):
+        raise OSError("no room")
+
+    good: list[dict] = []
+    bad_sink = types.SimpleNamespace(log=lambda row: None, flush=fail, close=fail)
+    sinks = [bad_sink, types.SimpleNamespace(log=good.append, flush=lambda: None, close=lambda: None)]
+    telemetry = Telemetry(tmp_path, TrainingConfig(max_steps=200), 0, sinks)
+    row = {"step": 1, "tokens": 8, "loss": 4.0, "learning_rate": 0.1, "mfu": None, "tflops_per_second": 1.0}
+    row |= {"tokens_per_second": 1.0, "peak_memory_bytes": 1}
+    telemetry.step(row)
+    assert telemetry.flush() is None and len(sinks) == 1
+    telemetry.step(row | {"step": 2})
+    telemetry.close()
+    assert [each["step"] for each in good] == [1, 2] and "curves end here: no room" in capsys.readouterr().err
+
+
+def test_a_trace_that_cannot_be_written_is_a_warning(tmp_path):
+    (tmp_path / "profile").write_text("a file where a folder should be")
+    profiler = Profiler(tmp_path, ProfileConfig(start=1, steps=1))
+    profiler.before(1)
+    assert profiler.after(1, last=False).startswith("warning: the trace of steps 1 to 1 cannot be written")
+    assert profiler.after(2, last=True) is None
