@@ -1,22 +1,29 @@
 """Turn text into tokens, shards, an order and batches; turn tasks into batches."""
 
-from lcpt.data.batches import DataConfig, Prefetcher, batch, batch_documents, rows
+from lcpt.data.batches import Batch, BatchPhase, Prefetcher, batch, batch_documents, rows
+from lcpt.data.config import DataConfig
+from lcpt.data.contiguous import Contiguous
 from lcpt.data.errors import DataError
 from lcpt.data.mixture import Mixture, SourceConfig
 from lcpt.data.prepare import prepare
-from lcpt.data.sample_source import SampleSource
+from lcpt.data.sample_source import Sample, SampleSource
 from lcpt.data.shards import Corpus
+from lcpt.data.sources import open_text
 from lcpt.data.synthetic import SyntheticConfig, Task, is_task
 from lcpt.data.text import find_sources, read_documents
 from lcpt.data.tokenizer import Tokenizer
 from lcpt.data.verify import verify
 
 __all__ = [
+    "Batch",
+    "BatchPhase",
+    "Contiguous",
     "Corpus",
     "DataConfig",
     "DataError",
     "Mixture",
     "Prefetcher",
+    "Sample",
     "SampleSource",
     "SourceConfig",
     "SyntheticConfig",
@@ -26,6 +33,7 @@ __all__ = [
     "batch_documents",
     "find_sources",
     "is_task",
+    "open_text",
     "prepare",
     "read_documents",
     "rows",

@@ -1,65 +1,52 @@
-"""Make batches: that of step k is a pure function of source, seed, k, global batch and context, on any world size."""
+"""Make batches: that of step k is a pure function of sources, seed, k, global batch and context, on any world size."""
 
 from __future__ import annotations
 
+import bisect
 import time
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
-from typing import Optional
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
-from omegaconf import MISSING
 
 from lcpt.data.errors import DataError
-from lcpt.data.mixture import SourceConfig, check_sources
+from lcpt.data.packed_documents import cu_seqlens
 from lcpt.data.sample_source import SampleSource
-from lcpt.data.synthetic import SyntheticConfig, is_task
-
-Batch = tuple[np.ndarray, np.ndarray]  # inputs and labels, int64 [sequences, context] each
 
 
-@dataclass
-class DataConfig:
-    """Says what to train on.
+class Batch(NamedTuple):
+    """Holds sequences to train on."""
 
-    path, valid_path: prepared folders, or synthetic:TASK. sources: prepared folders to mix, in place of path. context:
-    tokens of a sequence.
-    """
-
-    path: Optional[str] = MISSING  # noqa: UP045  OmegaConf reads this annotation on every Python
-    valid_path: Optional[str] = None  # noqa: UP045
-    context: int = 8192
-    synthetic: SyntheticConfig = field(default_factory=SyntheticConfig)
-    sources: Optional[list[SourceConfig]] = None  # noqa: UP045
-
-    def __post_init__(self):
-        if self.context < 1:
-            raise DataError(f"data.context is {self.context}; it must be 1 or more tokens")
-        if self.path is None and self.sources is None:
-            raise DataError("neither data.path nor data.sources is set; set one of them")
-        if self.path is not None and self.sources is not None:
-            raise DataError("data.path and data.sources are both set; set one of them to null")
-        if self.sources is not None:
-            check_sources(self.sources)
-        if self.valid_path and is_task(self.path or "") != is_task(self.valid_path):
-            raise DataError(
-                f"data.valid_path is {self.valid_path} and training takes {self.origin}; take text for both or a "
-                "task for both, which gives fresh samples"
-            )
-
-    @property
-    def origin(self) -> str:
-        """Name the training data, for messages: the path, or each source with its weight."""
-        if self.sources is None:
-            return self.path or "nothing"
-        return f"data.sources {', '.join(f'{source.path} {source.weight}' for source in self.sources)}"
+    inputs: np.ndarray  # int64 [sequences, context]
+    labels: np.ndarray  # int64 [sequences, context], -1 where nothing is to be predicted
+    cu_seqlens: np.ndarray | None  # int32 [micro-batches, N + 1], borders in the row that a micro-batch makes; or none
+    padding: int  # tokens that belong to no document
 
 
-def rows(source: SampleSource, seed: int, first: int, count: int, context: int) -> Batch:
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BatchPhase:
+    """Says what the batches are made of from a step on."""
+
+    first: int  # step, counted from 0
+    source: SampleSource
+    context: int
+    sequences: int  # of a step, over all ranks
+    micro_batch: int  # sequences
+
+
+def rows(source: SampleSource, seed: int, first: int, count: int, context: int, micro_batch: int = 1) -> Batch:
     """Stack training samples first, first + 1, … Raises DataError when there is none of that context."""
     samples = [source.sample(number, seed, context) for number in range(first, first + count)]
-    inputs, labels = zip(*samples, strict=True)
-    return np.stack(inputs), np.stack(labels)
+    starts = [sample.starts for sample in samples if sample.starts is not None]
+    micro_batches = [starts[i : i + micro_batch] for i in range(0, len(starts), micro_batch)]
+    return Batch(
+        np.stack([sample.inputs for sample in samples]),
+        np.stack([sample.labels for sample in samples]),
+        cu_seqlens(micro_batches, context) if starts else None,
+        sum(sample.padding for sample in samples),
+    )
 
 
 def batch(source: SampleSource, seed: int, step: int, sequences: int, context: int) -> Batch:
@@ -76,16 +63,18 @@ def batch_documents(source: SampleSource, seed: int, step: int, sequences: int, 
 class Prefetcher:
     """Gives one rank its rows of each step's global batch, reading the next step's ahead in a thread.
 
-    Rank r of W gets rows r·S/W up to (r + 1)·S/W of the S sequences. `scored`: labels ≥ 0 of all S; `waited` sums the
-    seconds that callers waited. Raises DataError at once when S is not a multiple of W or there is no such sample.
+    Rank r of W gets rows r·S/W up to (r + 1)·S/W of the S sequences. `waited` sums the seconds that callers waited.
+    Raises DataError at once when S is not a multiple of W or there is no such sample.
     """
 
-    def __init__(self, source: SampleSource, seed: int, sequences: int, context: int, rank: int = 0, world: int = 1):
-        if sequences % world:
-            raise DataError(f"{sequences} sequences a step do not divide among {world} ranks; change the global batch")
-        self.scored = sequences * source.scored(context)
-        self._source, self._seed, self._context = source, seed, context
-        self._sequences, self._count, self._rank = sequences, sequences // world, rank
+    def __init__(self, phases: Sequence[BatchPhase], seed: int, rank: int = 0, world: int = 1):
+        for phase in phases:
+            if phase.sequences % world:
+                raise DataError(
+                    f"{phase.sequences} sequences a step do not divide among {world} ranks; change the global batch"
+                )
+            phase.source.check_context(phase.context)
+        self._phases, self._seed, self._rank, self._world = list(phases), seed, rank, world
         self._thread = ThreadPoolExecutor(max_workers=1)
         self._ahead: tuple[int, Future] | None = None
         self.waited = 0.0
@@ -107,5 +96,7 @@ class Prefetcher:
         self._thread.shutdown(cancel_futures=True)
 
     def _submit(self, step: int) -> Future:
-        first = step * self._sequences + self._rank * self._count
-        return self._thread.submit(rows, self._source, self._seed, first, self._count, self._context)
+        phase = self._phases[bisect.bisect_right(self._phases, step, key=lambda phase: phase.first) - 1]
+        count = phase.sequences // self._world
+        first = (step - phase.first) * phase.sequences + self._rank * count
+        return self._thread.submit(rows, phase.source, self._seed, first, count, phase.context, phase.micro_batch)

@@ -15,14 +15,11 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Optional
 
-import numpy as np
 from omegaconf import MISSING
 
+from lcpt.data.contiguous import Contiguous
 from lcpt.data.errors import DataError
-from lcpt.data.manifest import TOKENIZER
-from lcpt.data.order import n_windows
-from lcpt.data.sample_source import Drawn
-from lcpt.data.shards import Corpus
+from lcpt.data.sample_source import Drawn, Sample
 from lcpt.data.synthetic import is_task
 
 TOLERANCE = Fraction(1, 10**6)  # of the sum of weights, which people round
@@ -108,68 +105,68 @@ class Split:
 class Mixture:
     """Is a SampleSource that draws from several prepared folders, each in its own order.
 
-    Opens them as Corpus does. Raises DataError where one cannot be opened, or two have different tokenizers or the
-    same content.
+    parts: the samples of each source. Raises DataError where two have different tokenizers or the same content.
     """
 
-    def __init__(self, sources: Sequence[SourceConfig], hash_shards: bool = True):
+    def __init__(self, sources: Sequence[SourceConfig], parts: Sequence[Contiguous]):
         check_sources(sources)
-        self.corpora = [Corpus(source.path, hash_shards) for source in sources]
+        self.parts = list(parts)
         self._max_repeats = [source.max_repeats for source in sources]
         self._split = Split([source.weight for source in sources])
-        first = self.corpora[0]
-        by_content: dict[str, Corpus] = {}
-        for corpus in self.corpora:
-            if corpus.tokenizer_sha256 != first.tokenizer_sha256:
+        first = self.parts[0]
+        by_content: dict[str, Contiguous] = {}
+        for part in self.parts:
+            if part.tokenizer_sha256 != first.tokenizer_sha256:
                 raise DataError(
-                    f"data.sources: {first.folder} and {corpus.folder} were made with different tokenizers; "
+                    f"data.sources: {first.folder} and {part.folder} were made with different tokenizers; "
                     "prepare one of them again with --tokenizer of the other"
                 )
-            if (twin := by_content.setdefault(corpus.fingerprint, corpus)) is not corpus:
+            if (twin := by_content.setdefault(part.fingerprint, part)) is not part:
                 raise DataError(
-                    f"data.sources: {twin.folder} and {corpus.folder} hold the same; list one, with both weights"
+                    f"data.sources: {twin.folder} and {part.folder} hold the same; list one, with both weights"
                 )
         self.vocab_size, self.tokenizer_sha256 = first.vocab_size, first.tokenizer_sha256
-        self.attachments = {TOKENIZER: first.tokenizer}
-        lines = [f"{corpus.fingerprint} {w}\n" for corpus, w in zip(self.corpora, self._split.weights, strict=True)]
+        self.attachments = first.attachments
+        lines = [f"{part.fingerprint} {w}\n" for part, w in zip(self.parts, self._split.weights, strict=True)]
         self.fingerprint = hashlib.sha256("".join(lines).encode()).hexdigest()
 
-    def scored(self, context: int) -> int:
-        """Count the labels of a sample, all ≥ 0. Raises DataError when a source is shorter than one window."""
-        for corpus in self.corpora:
+    def check_context(self, context: int) -> None:
+        """Raise DataError when a source is shorter than one window."""
+        for part in self.parts:
             try:
-                corpus.scored(context)
+                part.check_context(context)
             except DataError as error:
-                raise DataError(f"data.sources: {corpus.folder}: {error}") from None
-        return context
+                raise DataError(f"data.sources: {part.folder}: {error}") from None
 
-    def sample(self, number: int, seed: int, context: int) -> tuple[np.ndarray, np.ndarray]:
+    def sample(self, number: int, seed: int, context: int) -> Sample:
         source, own = self._split.place(number)
-        return self.corpora[source].sample(own, seed, context)
+        return self.parts[source].sample(own, seed, context)
 
     def documents(self, number: int, seed: int, context: int) -> list[str]:
         """List the documents of that sample, each behind its folder's name."""
         source, own = self._split.place(number)
-        corpus = self.corpora[source]
-        return [f"{corpus.folder}: {name}" for name in corpus.documents(own, seed, context)]
+        part = self.parts[source]
+        return [f"{part.folder}: {name}" for name in part.documents(own, seed, context)]
 
     def drawn(self, samples: int, context: int) -> dict[str, Drawn]:
         found: dict[str, Drawn] = {}
-        for corpus, count in zip(self.corpora, self._split.counts(samples), strict=True):
-            found |= corpus.drawn(count, context)
+        for part, count in zip(self.parts, self._split.counts(samples), strict=True):
+            found |= part.drawn(count, context)
         return found
 
-    def check_lasts(self, steps: int, sequences: int, context: int) -> None:
-        """Raise DataError, naming the source that runs out first, if one would before so many steps are done."""
+    def check_lasts(self, steps: int, sequences: int, context: int, done: int = 0) -> None:
+        """Raise DataError, naming the source that runs out first, if one would in so many steps after those done."""
         short = []
-        for i, (corpus, most) in enumerate(zip(self.corpora, self._max_repeats, strict=True)):
-            windows, needed = n_windows(corpus.tokens, context), self._split.counts(steps * sequences)[i]
-            if most is None or needed / windows <= most:
+        for i, (part, most) in enumerate(zip(self.parts, self._max_repeats, strict=True)):
+            before, needed = part.used // context, self._split.counts(steps * sequences)[i]
+            in_epoch = part.samples_in_epoch(context)
+            if most is None or (before + needed) / in_epoch <= most:
                 continue
-            enough = self._split.steps(i, math.floor(Fraction(str(most)) * windows), sequences)
-            epochs = math.ceil(100 * needed / windows) / 100
+            left = math.floor(Fraction(str(most)) * in_epoch) - before
+            enough = done + (self._split.steps(i, left, sequences) if left >= 0 else 0)
+            epochs = math.ceil(100 * (before + needed) / in_epoch) / 100
             line = (
-                f"data.sources: {corpus.folder} runs out after step {enough:,} of {steps:,}: its weight needs "
+                f"data.sources: {part.folder} runs out after step {enough:,} of {done + steps:,}: its weight needs "
                 f"{epochs:.2f} epochs of it, and its max_repeats is {most:g}; train fewer steps, lower its weight, set "
                 f"its max_repeats to {epochs:.2f} or more, or prepare more text for it"
             )

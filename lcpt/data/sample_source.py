@@ -8,11 +8,21 @@ from typing import NamedTuple, Protocol
 import numpy as np
 
 
+class Sample(NamedTuple):
+    """Holds one sequence to train on."""
+
+    inputs: np.ndarray  # int64 [context]
+    labels: np.ndarray  # int64 [context], -1 where nothing is to be predicted
+    starts: np.ndarray | None = None  # where its documents begin, int64, the first 0; None: they are one text
+    padding: int = 0  # tokens at the end that belong to no document
+
+
 class Drawn(NamedTuple):
-    """Says how much of a folder or task some samples have used."""
+    """Says how much of a folder or task a run has used."""
 
     tokens: int
     epochs: float | None  # None: it has no end
+    fingerprint: str
 
 
 class SampleSource(Protocol):
@@ -23,14 +33,14 @@ class SampleSource(Protocol):
     tokenizer_sha256: str | None  # None: the tokens are not text
     attachments: dict[str, Path]  # name -> file that must lie beside a model trained on it: the tokenizer
 
-    def scored(self, context: int) -> int:
-        """Count the labels ≥ 0 of a sample, the same in each. Raises DataError if no sample has that context."""
+    def check_context(self, context: int) -> None:
+        """Raise DataError if no sample has that context."""
 
-    def sample(self, number: int, seed: int, context: int) -> tuple[np.ndarray, np.ndarray]:
-        """Return (inputs, labels), int64 [context] each; labels are -1 where nothing is to be predicted."""
+    def sample(self, number: int, seed: int, context: int) -> Sample:
+        """Return a sample of that context."""
 
     def documents(self, number: int, seed: int, context: int) -> list[str]:
         """List the documents of that sample: where to look when its loss is bad."""
 
     def drawn(self, samples: int, context: int) -> dict[str, Drawn]:
-        """Count what the first `samples` samples use of each folder or task, by its path."""
+        """Count what is used of each folder or task, by its path, after the first `samples` samples."""

@@ -8,18 +8,11 @@ import itertools
 from pathlib import Path
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
 
-from lcpt.data.errors import DataError
 from lcpt.data.manifest import TOKENIZER, fingerprint_of, load_manifest
-from lcpt.data.order import n_windows, window_start
-from lcpt.data.sample_source import Drawn
-from lcpt.utils.errors import first_line
-from lcpt.utils.hashing import file_sha256
+from lcpt.data.shard_files import check_tokenizer, map_tensor, open_shard
 
 HASHED_AT_OPEN = 2**30  # bytes of shards up to which opening a corpus also verifies their sha256
-SAFETENSORS_NAME = {"uint16": "U16", "uint32": "U32"}
-REMEDY = "prepare the data again, or restore the file"
 
 
 class Corpus:
@@ -29,7 +22,7 @@ class Corpus:
     of shards of HASHED_AT_OPEN bytes or less in all (one rank of a node is enough). Raises DataError naming the file.
 
     Attributes: folder, manifest (dict), fingerprint (hex sha256 of the content), vocab_size, bos_id, tokens (length
-    of the stream), tokenizer (path of the model), and those of a SampleSource.
+    of the stream), tokenizer (path of the model), tokenizer_sha256, attachments (what a model trained on it needs).
     len(corpus) is the number of documents.
     """
 
@@ -51,6 +44,7 @@ class Corpus:
         self._token_starts = [0, *itertools.accumulate(shard["tokens"] for shard in shards)]
         self._document_starts = [0, *itertools.accumulate(shard["documents"] for shard in shards)]
         self._index = functools.lru_cache(maxsize=4)(self._read_index)  # of the shards last asked for
+        self._offsets = functools.cache(self._map_offsets)
 
     def __len__(self) -> int:
         return self.manifest["documents"]
@@ -69,27 +63,15 @@ class Corpus:
             position, shard = upto, shard + 1
         return out
 
-    def scored(self, context: int) -> int:
-        """Count the labels of a sample, all ≥ 0. Raises DataError when the stream is shorter than one window."""
-        n_windows(self.tokens, context)
-        return context
-
-    def sample(self, number: int, seed: int, context: int) -> tuple[np.ndarray, np.ndarray]:
-        """Return a window of the stream: labels are the inputs one token later."""
-        window = self.read(*self._window(number, seed, context))
-        return window[:-1], window[1:]
-
-    def documents(self, number: int, seed: int, context: int) -> list[str]:
-        """List the ids of the documents in that window."""
-        return self.document_ids(*self._window(number, seed, context))
-
-    def drawn(self, samples: int, context: int) -> dict[str, Drawn]:
-        """Count what the first `samples` samples use of the folder."""
-        return {str(self.folder): Drawn(samples * context, samples / n_windows(self.tokens, context))}
-
-    def _window(self, number: int, seed: int, context: int) -> tuple[int, int]:
-        start = window_start(number, self.tokens, context, seed, self.fingerprint)
-        return start, start + context + 1
+    def document_starts(self, start: int, stop: int) -> np.ndarray:
+        """Find where documents begin in [start, stop) of the stream: int64, rising."""
+        found, shard = [np.empty(0, dtype=np.int64)], bisect.bisect_right(self._token_starts, start) - 1
+        while shard < len(self._files) and (first := self._token_starts[shard]) < stop:
+            begins = self._offsets(shard)[:-1]
+            low, high = np.searchsorted(begins, (start - first, stop - first))
+            found.append(begins[low:high] + first)
+            shard += 1
+        return np.concatenate(found)
 
     def document(self, number: int) -> tuple[str, np.ndarray, int]:
         """Return (id, tokens int64 [n] with BOS first, bytes of the UTF-8 text) of document 0 <= number < len."""
@@ -121,40 +103,12 @@ class Corpus:
                 found += ids[low:high]
         return found
 
+    def _map_offsets(self, shard: int) -> np.ndarray:
+        """Map into memory where the documents of a shard begin, int64 [documents + 1]."""
+        return map_tensor(self.folder / self.manifest["shards"][shard]["file"], "offsets")
+
     def _read_index(self, shard: int) -> tuple[list[str], np.ndarray, np.ndarray]:
         """Read (ids, offsets int64 [documents + 1], bytes int64 [documents]) of a shard."""
         file = self._files[shard]
         ids = file.get_tensor("ids").tobytes().decode().split("\n")
         return ids, file.get_tensor("offsets"), file.get_tensor("bytes")
-
-
-def check_tokenizer(folder: Path, manifest: dict) -> None:
-    """Raise DataError unless the folder's tokenizer is the one that made its tokens."""
-    path = folder / TOKENIZER
-    if not path.is_file():
-        raise DataError(f"{path}: missing; {REMEDY}")
-    if file_sha256(path) != manifest["tokenizer_sha256"]:
-        raise DataError(f"{path}: is not the tokenizer that made these tokens, or is damaged; {REMEDY}")
-
-
-def open_shard(folder: Path, manifest: dict, shard: dict, hashed: bool) -> safe_open:
-    """Open a shard, memory-mapped. Raises DataError unless it is the one of the manifest."""
-    path = folder / shard["file"]
-    if not path.is_file():
-        raise DataError(f"{path}: missing; {REMEDY}")
-    size = path.stat().st_size
-    if size < shard["size_bytes"]:
-        raise DataError(f"{path}: cut short, {size:,} of {shard['size_bytes']:,} bytes; {REMEDY}")
-    try:
-        file = safe_open(path, framework="numpy")
-        if (file.metadata() or {}).get("tokenizer_sha256") != manifest["tokenizer_sha256"]:
-            raise DataError(f"{path}: a foreign shard, made with another tokenizer; {REMEDY}")
-        tokens = file.get_slice("tokens")
-        found = (size, tokens.get_dtype(), tokens.get_shape())
-    except (SafetensorError, OSError) as error:
-        raise DataError(f"{path}: damaged ({first_line(error)}); {REMEDY}") from None
-    if found != (shard["size_bytes"], SAFETENSORS_NAME[manifest["dtype"]], [shard["tokens"]]):
-        raise DataError(f"{path}: a foreign shard, its size, dtype or length is not the manifest's; {REMEDY}")
-    if hashed and file_sha256(path) != shard["sha256"]:
-        raise DataError(f"{path}: damaged, its sha256 is not the manifest's; {REMEDY}")
-    return file

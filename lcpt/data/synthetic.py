@@ -23,7 +23,7 @@ from typing import NamedTuple, Optional
 import numpy as np
 
 from lcpt.data.errors import DataError
-from lcpt.data.sample_source import Drawn
+from lcpt.data.sample_source import Drawn, Sample
 
 PREFIX = "synthetic:"
 
@@ -44,7 +44,7 @@ def is_task(path: str) -> bool:
     return path.startswith(PREFIX)
 
 
-class Sample(NamedTuple):
+class TaskSample(NamedTuple):
     """Holds int64 [context] each; where nothing is asked, label and origin are -1.
 
     origins: where in the inputs the answer stands.
@@ -94,13 +94,17 @@ class Task:
             )
         return items
 
-    def sample(self, number: int, seed: int, context: int) -> tuple[np.ndarray, np.ndarray]:
-        """Return (inputs, labels) of sample 0, 1, 2, …: int64 [context] each, labels -1 where nothing is asked."""
-        return self.full_sample(number, seed, context)[:2]
+    def check_context(self, context: int) -> None:
+        """Raise DataError where the answers of a sample do not fit the context or the vocabulary."""
+        self.scored(context)
 
-    def full_sample(self, number: int, seed: int, context: int) -> Sample:
+    def sample(self, number: int, seed: int, context: int) -> Sample:
+        """Return sample 0, 1, 2, …; its labels are -1 where nothing is asked."""
+        return Sample(*self.full_sample(number, seed, context)[:2])
+
+    def full_sample(self, number: int, seed: int, context: int) -> TaskSample:
         rng = _Random(f"{self.fingerprint}/{self.stream}/{seed}/{number}")
-        sample = Sample(*(np.full(context, -1, dtype=np.int64) for _ in range(3)))
+        sample = TaskSample(*(np.full(context, -1, dtype=np.int64) for _ in range(3)))
         self._spec.fill(sample, rng, self.scored(context), self.vocab_size, self._config.power)
         return sample
 
@@ -108,7 +112,7 @@ class Task:
         return [f"{self.name} sample {number} of seed {seed}"]
 
     def drawn(self, samples: int, context: int) -> dict[str, Drawn]:
-        return {self.name: Drawn(samples * context, None)}
+        return {self.name: Drawn(samples * context, None, self.fingerprint)}
 
 
 class _Random:
@@ -140,7 +144,7 @@ class _Random:
         return np.flatnonzero(allowed)[self.integers(count, 0, int(allowed.sum()))]
 
 
-def _mqar(sample: Sample, rng: _Random, items: int, vocab_size: int, power: float) -> None:
+def _mqar(sample: TaskSample, rng: _Random, items: int, vocab_size: int, power: float) -> None:
     context, half = len(sample.inputs), vocab_size // 2
     keys, values = rng.distinct(items, 0, half), rng.distinct(items, half, vocab_size)
     places = (context - 2 * items) // 2  # two tokens each: after a key there is always noise
@@ -150,7 +154,7 @@ def _mqar(sample: Sample, rng: _Random, items: int, vocab_size: int, power: floa
     sample.inputs[asked], sample.labels[asked], sample.origins[asked] = keys, values, np.arange(1, 2 * items, 2)
 
 
-def _selective_copying(sample: Sample, rng: _Random, items: int, vocab_size: int, power: float) -> None:
+def _selective_copying(sample: TaskSample, rng: _Random, items: int, vocab_size: int, power: float) -> None:
     noisy, half = len(sample.inputs) - items, vocab_size // 2
     tokens, places = rng.distinct(items, half, vocab_size), np.sort(rng.distinct(items, 0, noisy))
     sample.inputs[:noisy] = rng.integers(noisy, 1, half)
@@ -159,7 +163,7 @@ def _selective_copying(sample: Sample, rng: _Random, items: int, vocab_size: int
     sample.labels[noisy:], sample.origins[noisy:] = tokens, places
 
 
-def _induction(sample: Sample, rng: _Random, items: int, vocab_size: int, power: float) -> None:
+def _induction(sample: TaskSample, rng: _Random, items: int, vocab_size: int, power: float) -> None:
     noisy, half = len(sample.inputs) - items, vocab_size // 2
     tokens, place = rng.distinct(items + 1, half, vocab_size), rng.integers(1, 0, noisy - items)[0]
     sample.inputs[:noisy] = rng.integers(noisy, 0, half)
@@ -168,7 +172,7 @@ def _induction(sample: Sample, rng: _Random, items: int, vocab_size: int, power:
     sample.origins[noisy:] = np.arange(place + 1, place + items + 1)
 
 
-def _needle(sample: Sample, rng: _Random, items: int, vocab_size: int, power: float) -> None:
+def _needle(sample: TaskSample, rng: _Random, items: int, vocab_size: int, power: float) -> None:
     context, half = len(sample.inputs), vocab_size // 2
     key, value = rng.integers(1, 0, half)[0], rng.integers(1, half, vocab_size)[0]
     place = rng.integers(1, 0, context - 2)[0]
@@ -178,7 +182,7 @@ def _needle(sample: Sample, rng: _Random, items: int, vocab_size: int, power: fl
 
 
 class _TaskSpec(NamedTuple):
-    fill: Callable[[Sample, _Random, int, int, float], None]  # a sample of these items, vocabulary and power
+    fill: Callable[[TaskSample, _Random, int, int, float], None]  # a sample of these items, vocabulary and power
     min_context: Callable[[int], int]  # that so many items need
     max_items: float = math.inf
 

@@ -9,7 +9,7 @@ from tqdm import tqdm
 
 from lcpt.data.errors import DataError
 from lcpt.data.manifest import MANIFEST, TOKENIZER, load_manifest
-from lcpt.data.shards import check_tokenizer, open_shard
+from lcpt.data.shard_files import check_tokenizer, open_shard
 
 
 def verify(folder: str | Path) -> dict[str, str]:

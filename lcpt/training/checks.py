@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 
 from lcpt.checkpoint import open_checkpoint, read_state
-from lcpt.data import Corpus, Mixture, SampleSource, Task, is_task
+from lcpt.data import Contiguous, Corpus, Mixture, SampleSource, Task, is_task, open_text
 from lcpt.model import GPT
 from lcpt.model.weights import check_tensors
 from lcpt.parallel import groups
@@ -48,7 +49,7 @@ class Start:
     changes: Changes  # of settings since the checkpoint
     accumulation: int  # micro-batches a step
     source: SampleSource
-    valid: SampleSource | None
+    valid: Corpus | Task | None
 
 
 def check_start(config: Config, world: int, lock_seconds: float | None = None) -> Start:
@@ -94,7 +95,7 @@ def _check_on_this_rank(config: Config, world: int, checkpoint: Path | None, dam
     if checkpoint:
         check_same_data(checkpoint, config, source)
     check_vocabulary(config, source)
-    source.scored(config.data.context)  # raises where no sample is so long
+    source.check_context(config.data.context)
     if isinstance(source, Mixture) and not complete:
         source.check_lasts(training.last_step, config.sequences, config.data.context)
     valid = None
@@ -152,23 +153,22 @@ def _either(numbers: list[int]) -> str:
 
 
 def open_training_source(config: Config, hashed: bool) -> SampleSource:
-    """Open data.path or data.sources, as open_source does."""
-    data = config.data
-    if data.sources is not None:
-        return Mixture(data.sources, hash_shards=hashed and groups.rank() == 0)
-    return open_source(config, data.path or "", "train", hashed)
+    """Open data.path or data.sources; with `hashed` rank 0 reads prepared folders whole to check their hashes."""
+    if config.data.path is not None and is_task(config.data.path):
+        return Task(config.data.path, config.data.synthetic, config.model.vocab_size, "train")
+    return open_text(config.data, partial(Corpus, hash_shards=hashed and groups.rank() == 0))
 
 
-def open_source(config: Config, path: str, stream: str, hashed: bool) -> SampleSource:
+def open_source(config: Config, path: str, stream: str, hashed: bool) -> Corpus | Task:
     """Open a task or a prepared folder; with `hashed` rank 0 reads all of it to check its hashes."""
     if is_task(path):
         return Task(path, config.data.synthetic, config.model.vocab_size, stream)
     return Corpus(path, hash_shards=hashed and groups.rank() == 0)
 
 
-def check_vocabulary(config: Config, source: SampleSource) -> None:
-    corpus = source.corpora[0] if isinstance(source, Mixture) else source  # the others have the same tokenizer
-    if isinstance(corpus, Corpus) and corpus.vocab_size != config.model.vocab_size:
+def check_vocabulary(config: Config, source: SampleSource | Corpus) -> None:
+    corpus = source.parts[0] if isinstance(source, Mixture) else source  # the others have the same tokenizer
+    if isinstance(corpus, Corpus | Contiguous) and corpus.vocab_size != config.model.vocab_size:
         raise ValueError(
             f"{corpus.folder} was tokenised with {corpus.vocab_size} pieces and model.vocab_size is "
             f"{config.model.vocab_size}; set model.vocab_size={corpus.vocab_size}"

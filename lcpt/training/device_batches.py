@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 import torch
 from torch import Tensor
 
 from lcpt.data import Prefetcher
 
-DeviceBatch = tuple[Tensor, Tensor]  # inputs and labels, int32 [sequences, context] each
+
+class DeviceBatch(NamedTuple):
+    """Holds a rank's sequences of a step, on its device."""
+
+    inputs: Tensor  # int32 [sequences, context]
+    labels: Tensor  # int32 [sequences, context], -1 where nothing is to be predicted
+    cu_seqlens: Tensor | None  # int32 [micro-batches, N + 1]; None where a sequence is one text
+    padding: int  # tokens that belong to no document
 
 
 class DeviceBatches:
@@ -19,7 +28,7 @@ class DeviceBatches:
         self._batches, self._device = batches, device
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
         self._ahead: tuple[int, DeviceBatch] | None = None
-        self.scored, self.close = batches.scored, batches.close
+        self.close = batches.close
 
     @property
     def waited(self) -> float:
@@ -35,16 +44,17 @@ class DeviceBatches:
         if self._stream:
             current = torch.cuda.current_stream(self._device)
             current.wait_stream(self._stream)
-            for tensor in batch:
+            for tensor in filter(torch.is_tensor, batch):
                 tensor.record_stream(current)  # its memory is not used again before this stream is done with it
         return batch
 
     def copy_ahead(self, step: int) -> None:
         """Begin to copy the batch of a step, which `get` gives then."""
-        inputs, labels = self._batches.get(step)
+        inputs, labels, cu_seqlens, padding = self._batches.get(step)
         with torch.cuda.stream(self._stream):  # does nothing where there is none
-            self._ahead = step, (self._copy(inputs), self._copy(labels))
+            borders = None if cu_seqlens is None else self._copy(cu_seqlens)
+            self._ahead = step, DeviceBatch(self._copy(inputs), self._copy(labels), borders, padding)
 
-    def _copy(self, tokens: np.ndarray) -> Tensor:
-        host = torch.from_numpy(tokens.astype(np.int32))
+    def _copy(self, integers: np.ndarray) -> Tensor:
+        host = torch.from_numpy(integers.astype(np.int32))
         return host.pin_memory().to(self._device, non_blocking=True) if self._stream else host

@@ -11,10 +11,11 @@ from lcpt.parallel import groups
 from lcpt.training.zero_shards import owned_shards
 
 
-def layer_norms(engine) -> dict[str, dict[str, float]]:
+def layer_norms(engine, scale: float) -> dict[str, dict[str, float]]:
     """Return {"gradient_norms": {layer: norm}, "weight_norms": {layer: norm}} after a step's last backward pass.
 
-    Layers are blocks.0, blocks.1, … and the parts around them. Every rank calls it; gradients are gathered.
+    Layers are blocks.0, blocks.1, … and the parts around them. Every rank calls it; gradients are gathered, and
+    multiplied by `scale`.
     """
     from deepspeed.utils import safe_get_full_grad
 
@@ -28,7 +29,7 @@ def layer_norms(engine) -> dict[str, dict[str, float]]:
     layers = list(gradients)  # on all ranks the same; of some layers a rank has no weights
     squares = [sum((norm.double().square() for norm in weights[layer]), torch.zeros(())) for layer in layers]
     sums = groups.all_reduce_sum(*squares, device=groups.device())
-    gradient_norms = torch.stack([torch.stack(gradients[layer]).norm() for layer in layers]).tolist()
+    gradient_norms = (scale * torch.stack([torch.stack(gradients[layer]).norm() for layer in layers])).tolist()
     return {
         "gradient_norms": dict(zip(layers, gradient_norms, strict=True)),
         "weight_norms": {layer: total**0.5 for layer, total in zip(layers, sums, strict=True)},

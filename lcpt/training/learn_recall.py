@@ -44,7 +44,8 @@ def learn(config: Config) -> dict:
     optimizer = torch.optim.AdamW(groups, lr=training.lr, betas=(training.betas[0], training.betas[1]), eps=1e-8)
     began, curve = time.process_time(), []
     for step in range(training.last_step):
-        inputs, labels = map(torch.from_numpy, batch(source, config.run.seed, step, config.sequences, context))
+        drawn = batch(source, config.run.seed, step, config.sequences, context)
+        inputs, labels = torch.from_numpy(drawn.inputs), torch.from_numpy(drawn.labels)
         nats, count = model(inputs, labels=labels)
         (nats / count).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), training.grad_clip)

@@ -39,11 +39,21 @@ if TYPE_CHECKING:
     from lcpt.config import Config
 
 
+class Computed(NamedTuple):
+    """Holds what a rank's forward and backward passes have summed up; not yet read from the device."""
+
+    nats: torch.Tensor  # of its losses
+    labels: torch.Tensor  # that they are of
+    padding: int  # tokens that belong to no document
+
+
 class Agreed(NamedTuple):
     """Holds what all ranks know of a step before its update."""
 
     loss: float  # mean over its labels, in nats
-    grad_norm: float  # global
+    scale: float  # of the gradient that is there, for it to be that of the loss
+    grad_norm: float  # global, of the loss
+    padding_fraction: float  # of the step's tokens
     leave: bool  # a rank was asked to
     save: bool  # by the clock
     rank_seconds: list[float]  # that each needed for data and forward passes of the step before
@@ -123,18 +133,19 @@ class Training:
                 started, waited = time.perf_counter(), self.batches.waited
                 first = step == self.state["step"] + 1  # which compiles and allocates
                 timeout_s = STARTUP_TIMEOUT_S if first else None
-                nats = self.forward_and_backward(step, timeout_s)
+                computed = self.forward_and_backward(step, timeout_s)
                 if step < training.last_step:
                     with self.clock.phase("data"):
                         self.batches.copy_ahead(step)  # that of step + 1, while the device still works on this one
-                agreed = self.agree(nats)
+                agreed = self.agree(computed)
                 loss, grad_norm = agreed.loss, agreed.grad_norm
                 rate, skip_reason = learning_rate(step - 1, training), self.bad_steps.skip_reason(loss, grad_norm)
                 self.watch.heartbeat(f"the update of step {step}", timeout_s)
-                norms = layer_norms(self.engine) if training.norms_due(step) else {}
+                norms = layer_norms(self.engine, agreed.scale) if training.norms_due(step) else {}
                 phases = self.clock.seconds()
                 with self.clock.phase("update"):
-                    update(self.engine, rate, None if skip_reason else clip_factor(grad_norm, training.grad_clip))
+                    factor = agreed.scale * clip_factor(grad_norm, training.grad_clip)
+                    update(self.engine, rate, None if skip_reason else factor)
                 row = {
                     "step": step,
                     "tokens": step * training.global_batch_tokens,
@@ -143,6 +154,7 @@ class Training:
                     "grad_norm": grad_norm,
                     **norms,
                     **self.used(step),
+                    "padding_fraction": agreed.padding_fraction,
                     **self.speed(time.perf_counter() - started, self.batches.waited - waited),
                     "update_seconds": None,  # that of the step before
                     **phases,
@@ -184,38 +196,54 @@ class Training:
             "save_stall_fraction": self.save_stall_fraction,
         }
 
-    def forward_and_backward(self, step: int, timeout_s: float | None) -> torch.Tensor:
-        """Accumulate the step's gradients, for `update` to apply -> this rank's sum of losses in nats, not yet read."""
-        scored, world, micro_batch = self.batches.scored, groups.world_size(), self.config.training.micro_batch
+    def forward_and_backward(self, step: int, timeout_s: float | None) -> Computed:
+        """Accumulate the step's gradients for `update`, as if every token had a label: `agree` counts them."""
+        training, world = self.config.training, groups.world_size()
         self.watch.heartbeat(f"the data of step {step}", timeout_s)
         with self.clock.phase("data"):
-            inputs, labels = (x.split(micro_batch) for x in self.batches.get(step - 1))
-        nats = torch.zeros((), device=self.device)
-        for number, (x, y) in enumerate(zip(inputs, labels, strict=True), start=1):  # [micro_batch, context] each
+            batch = self.batches.get(step - 1)
+            micro_batches = zip(*(x.split(training.micro_batch) for x in (batch.inputs, batch.labels)), strict=True)
+        nats, labels = torch.zeros(2, device=self.device, dtype=torch.float64)
+        for number, (x, y) in enumerate(micro_batches, start=1):  # [micro_batch, context] each
             self.watch.heartbeat(f"micro-batch {number} of step {step}", timeout_s)
             with self.clock.phase("forward"):
-                loss, _ = self.engine(x, labels=y)
+                if batch.cu_seqlens is None:
+                    loss, count = self.engine(x, labels=y)
+                else:
+                    documents = batch.cu_seqlens[number - 1]
+                    loss, count = self.engine(x.view(1, -1), labels=y.view(1, -1), cu_seqlens=documents)
             with self.clock.phase("backward"):
-                # The engine averages over ranks and micro-batches: this makes it the mean over all labels of the step.
-                self.engine.backward(loss * (world * self.accumulation / scored))
+                # The engine averages over ranks and micro-batches.
+                self.engine.backward(loss * (world * self.accumulation / training.global_batch_tokens))
             nats += loss.detach()
+            labels += count
             if number < self.accumulation:
                 self.engine.step()  # DeepSpeed counts micro-batches in it; no update
-        return nats
+        return Computed(nats, labels, batch.padding)
 
-    def agree(self, nats: torch.Tensor) -> Agreed:
+    def agree(self, computed: Computed) -> Agreed:
         """Sum over ranks what the step's decisions depend on: the only read from the device in a step."""
         rank_seconds = [0.0] * groups.world_size()
         rank_seconds[groups.rank()] = self.own_seconds
-        nats_sum, squares, leave, save, *rank_seconds = groups.all_reduce_sum(
-            nats,
+        nats, labels, padding, squares, leave, save, *rank_seconds = groups.all_reduce_sum(
+            *computed,
             gradient_norm_squared(self.engine),
             bool(self.preemption.requested_by),
             groups.rank() == 0 and self.saver.minutes_are_up(),
             *rank_seconds,
             device=self.device,
         )
-        return Agreed(nats_sum / self.batches.scored, math.sqrt(squares), bool(leave), bool(save), rank_seconds)
+        tokens, labels = self.config.training.global_batch_tokens, max(labels, 1.0)
+        scale = tokens / labels
+        return Agreed(
+            loss=nats / labels,
+            scale=scale,
+            grad_norm=scale * math.sqrt(squares),
+            padding_fraction=padding / tokens,
+            leave=bool(leave),
+            save=bool(save),
+            rank_seconds=rank_seconds,
+        )
 
     def report_skipped_step(self, row: dict, skip_reason: str) -> None:
         """Write down a bad step; raises GiveUp if there are too many."""

@@ -12,6 +12,7 @@ TAGS = {
     "tokens": "progress/tokens",
     "source_tokens": "data/source_tokens",
     "source_epochs": "data/source_epochs",
+    "padding_fraction": "data/padding_fraction",
     "loss": "loss/train",
     "valid_loss": "loss/valid",
     "valid_bits_per_byte": "loss/valid_bits_per_byte",

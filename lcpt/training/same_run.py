@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 Changes = dict[str, tuple[Any, Any]]  # key -> (the value that the checkpoint was saved under, the value now)
 
 CHANGEABLE = ("model.activation_checkpointing", "model.z_loss")  # what a model computes does not depend on them
+UNSAID = {"data.mask_documents": False}  # what training did before checkpoints said it
 SCHEDULE = ("max_steps", "lr", "schedule", "warmup_steps", "final_lr_fraction", "decay_fraction")
 # Of what may change in a run, the settings that decide its result: on a finished run they would change nothing.
 RECIPE = (*SCHEDULE, "weight_decay", "betas", "grad_clip", "precision")
@@ -30,7 +31,7 @@ RECIPE = (*SCHEDULE, "weight_decay", "betas", "grad_clip", "precision")
 def check_same_run(step: Path, config: Config) -> None:
     """Raise ValueError, naming all that differs, if the run was begun with another model, seed, context or batch."""
     saved = _saved(step).model
-    then = read_state(step) | _saved_model(step)
+    then = UNSAID | read_state(step) | _saved_model(step)
     now = _batches(config) | flatten(asdict(config.model), "model")
     differing = {
         name: (then.get(name), value)
@@ -111,6 +112,7 @@ def _batches(config: Config) -> dict:
     return {
         "run.seed": config.run.seed,
         "data.context": config.data.context,
+        "data.mask_documents": config.data.mask_documents,
         "training.global_batch_tokens": config.training.global_batch_tokens,
     }
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from lcpt.data import Prefetcher
+from lcpt.data import BatchPhase, Prefetcher
 from lcpt.model import GPT, load_weights
 from lcpt.parallel import groups
 from lcpt.training.validation import Validation
@@ -22,7 +22,14 @@ def set_up(config: Config, start: Start) -> tuple[GPT, Prefetcher, Validation | 
     The model's weights are those of the checkpoint, else of training.init_from, else drawn from run.seed.
     """
     training, context = config.training, config.data.context
-    batches = Prefetcher(start.source, config.run.seed, config.sequences, context, groups.rank(), groups.world_size())
+    phase = BatchPhase(
+        first=0,
+        source=start.source,
+        context=context,
+        sequences=config.sequences,
+        micro_batch=training.micro_batch,
+    )
+    batches = Prefetcher([phase], config.run.seed, groups.rank(), groups.world_size())
     validation = None
     if start.valid:
         validation = Validation(start.valid, training.valid_tokens, context, training.micro_batch)

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
-from lcpt.data import Corpus, DataError, SampleSource, Tokenizer
+from lcpt.data import Corpus, DataError, Task, Tokenizer
 from lcpt.evaluation.perplexity import bits_per_byte
 from lcpt.evaluation.windows import Window, stack, text_bytes, windows
 from lcpt.parallel import groups
@@ -25,7 +25,7 @@ class Validation:
     batch: windows of the full context that a forward pass holds.
     """
 
-    def __init__(self, source: SampleSource, tokens: int, context: int, batch: int):
+    def __init__(self, source: Corpus | Task, tokens: int, context: int, batch: int):
         chosen = held_out(source, tokens, context)
         self.batches = list(_batches(chosen, context, batch))
         self._known_shapes: set[tuple[int, ...]] = set()
@@ -55,11 +55,12 @@ class Validation:
         return measured
 
 
-def held_out(source: SampleSource, tokens: int, context: int) -> list[Window]:
+def held_out(source: Corpus | Task, tokens: int, context: int) -> list[Window]:
     """Choose windows of `tokens` labels spread evenly over a corpus's documents, or a task's first samples."""
     if isinstance(source, Corpus):
         return list(spread_windows(source, tokens, context))
-    return [Window(number, *source.sample(number, 0, context)) for number in range(max(1, tokens // context))]
+    samples = (source.sample(number, 0, context) for number in range(max(1, tokens // context)))
+    return [Window(number, sample.inputs, sample.labels) for number, sample in enumerate(samples)]
 
 
 def spread_windows(corpus: Corpus, tokens: int, context: int) -> Iterator[Window]:

@@ -34,6 +34,7 @@ KEYS = {
     "save_stall_fraction",
     "source_tokens",
     "source_epochs",
+    "padding_fraction",
 }
 VALID = {"valid_loss", "valid_bits_per_byte", "valid_tokens_scored", "valid_bytes_scored"}
 LATER = ("save_stall_fraction", "peak_memory_bytes")  # which go on after the last step

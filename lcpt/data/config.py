@@ -1,0 +1,50 @@
+"""Configure the data of training."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Optional
+
+from omegaconf import MISSING
+
+from lcpt.data.errors import DataError
+from lcpt.data.mixture import SourceConfig, check_sources
+from lcpt.data.synthetic import SyntheticConfig, is_task
+
+
+@dataclass
+class DataConfig:
+    """Says what to train on.
+
+    path, valid_path: prepared folders, or synthetic:TASK. sources: prepared folders to mix, in place of path. context:
+    tokens of a sequence. mask_documents: a document does not see those before it in its sequence.
+    """
+
+    path: Optional[str] = MISSING  # noqa: UP045  OmegaConf reads this annotation on every Python
+    valid_path: Optional[str] = None  # noqa: UP045
+    context: int = 8192
+    synthetic: SyntheticConfig = field(default_factory=SyntheticConfig)
+    sources: Optional[list[SourceConfig]] = None  # noqa: UP045
+    mask_documents: bool = True
+
+    def __post_init__(self):
+        if self.context < 1:
+            raise DataError(f"data.context is {self.context}; it must be 1 or more tokens")
+        if self.path is None and self.sources is None:
+            raise DataError("neither data.path nor data.sources is set; set one of them")
+        if self.path is not None and self.sources is not None:
+            raise DataError("data.path and data.sources are both set; set one of them to null")
+        if self.sources is not None:
+            check_sources(self.sources)
+        if self.valid_path and is_task(self.path or "") != is_task(self.valid_path):
+            raise DataError(
+                f"data.valid_path is {self.valid_path} and training takes {self.origin}; take text for both or a "
+                "task for both, which gives fresh samples"
+            )
+
+    @property
+    def origin(self) -> str:
+        """Name the training data, for messages: the path, or each source with its weight."""
+        if self.sources is None:
+            return self.path or "nothing"
+        return f"data.sources {', '.join(f'{source.path} {source.weight}' for source in self.sources)}"

@@ -1,0 +1,32 @@
+"""Write the borders of packed documents as attention takes them: cu_seqlens, the offsets at which documents begin.
+
+The samples of a micro-batch lie one after the other in one row; each begins a document.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+TOKENS_A_DOCUMENT = 64  # on average, in texts whose micro-batches all get offsets of one length
+
+
+def cu_seqlens(micro_batches: Sequence[Sequence[np.ndarray]], context: int) -> np.ndarray:
+    """Return the offsets of each micro-batch, int32 [micro-batches, N + 1], from the starts in each of its samples.
+
+    They end in the number of tokens, repeated up to one length: N is a 64th of the tokens, doubled where one of the
+    micro-batches has more documents. So compiled code meets few shapes.
+    """
+    offsets = [
+        np.concatenate([starts + number * context for number, starts in enumerate(samples)])
+        for samples in micro_batches
+    ]
+    tokens = max(map(len, micro_batches)) * context
+    n, most = max(1, tokens // TOKENS_A_DOCUMENT), max(map(len, offsets))
+    while n < most:
+        n *= 2
+    padded = np.full((len(offsets), n + 1), tokens, dtype=np.int32)
+    for row, found in zip(padded, offsets, strict=True):
+        row[: len(found)] = found
+    return padded
