@@ -124,15 +124,16 @@ def _rank(function, number, world, port, pipe):
 
 @pytest.fixture(scope="session")
 def make_corpus(tmp_path_factory):
-    """make_corpus(seed, tokenizer=None, sentences=…) -> a prepared folder of simple sentences, 4 documents."""
+    """make_corpus(seed, tokenizer=None, sentences=…, count=4) -> a prepared folder of so many documents of simple
+    sentences."""
     from lcpt.data import prepare
 
-    def make(seed, tokenizer=None, sentences=150):
+    def make(seed, tokenizer=None, sentences=150, count=4):
         draw = random.Random(seed)
         words = "the a small old river house walked saw under and quickly never green bird sang to of in 12 345".split()
         documents = [
             " ".join(" ".join(draw.choices(words, k=draw.randint(4, 9))).capitalize() + "." for _ in range(sentences))
-            for _ in range(4)
+            for _ in range(count)
         ]
         folder = tmp_path_factory.mktemp("corpus")
         (folder / "text.jsonl").write_text("\n".join(json.dumps({"text": text}) for text in documents) + "\n")

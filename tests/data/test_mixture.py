@@ -8,8 +8,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from lcpt.data import Corpus, DataError, Mixture, Prefetcher, SourceConfig, batch
-from lcpt.data.mixture import Split
+from lcpt.data import BatchPhase, Contiguous, Corpus, DataConfig, DataError, Prefetcher, SourceConfig, batch, open_text
+from lcpt.data.mixture import Mixture, Split
 from lcpt.data.order import n_windows, window_start
 
 CONTEXT, SEED = 64, 5
@@ -28,7 +28,30 @@ def mixture(folders):
 
 
 def mix(folders, weights=(0.5, 0.3, 0.2), **settings):
-    return Mixture([SourceConfig(str(path), w, **settings) for path, w in zip(folders, weights, strict=True)])
+    return opened([SourceConfig(str(path), w, **settings) for path, w in zip(folders, weights, strict=True)])
+
+
+def opened(sources):
+    return open_text(DataConfig(None, sources=sources))
+
+
+def borders(cu_seqlens, micro_batch):
+    """The documents' offsets in each sequence, from those in each micro-batch."""
+    found = []
+    for offsets in cu_seqlens.astype(int):
+        assert offsets[0] == 0 and offsets[-1] == micro_batch * CONTEXT
+        within = np.unique(offsets[offsets < micro_batch * CONTEXT])
+        for sequence in range(micro_batch):
+            own = within[within // CONTEXT == sequence] - sequence * CONTEXT
+            assert own[0] == 0
+            found.append(own.tolist())
+    return found
+
+
+def assert_same(found, expected):
+    """Two samples or batches."""
+    for name, x in expected._asdict().items():
+        np.testing.assert_array_equal(getattr(found, name), x)
 
 
 @pytest.mark.parametrize("weights", WEIGHTS, ids=str)
@@ -74,12 +97,12 @@ def test_the_draw_never_changes_by_accident():
 
 def test_samples_are_those_of_each_source_in_its_own_order(mixture, folders):
     own = [0, 0, 0]
-    corpora = [Corpus(folder) for folder in folders]
+    corpora = [Contiguous(Corpus(folder)) for folder in folders]
     for number in range(200):
         drawn = [mixture.drawn(n, CONTEXT) for n in (number, number + 1)]
         [source] = [i for i, path in enumerate(map(str, folders)) if drawn[0][path] != drawn[1][path]]
         expected = corpora[source].sample(own[source], SEED, CONTEXT)
-        np.testing.assert_array_equal(mixture.sample(number, SEED, CONTEXT), expected)
+        assert_same(mixture.sample(number, SEED, CONTEXT), expected)
         names = corpora[source].documents(own[source], SEED, CONTEXT)
         assert mixture.documents(number, SEED, CONTEXT) == [f"{folders[source]}: {name}" for name in names]
         own[source] += 1
@@ -111,24 +134,28 @@ def test_every_source_is_used_whole_in_each_epoch(mixture, folders):
 def test_batches_do_not_depend_on_ranks_micro_batches_or_resume(folders, mixture, world, micro_batch):
     """Opened again, read from any step on, in any order."""
     expected = [batch(mixture, SEED, step, 8, CONTEXT) for step in range(12)]
-    loaders = [Prefetcher(mix(folders), SEED, 8, CONTEXT, rank, world) for rank in range(world)]
+    phase = BatchPhase(first=0, source=mix(folders), context=CONTEXT, sequences=8, micro_batch=micro_batch)
+    loaders = [Prefetcher([phase], SEED, rank, world) for rank in range(world)]
     for step in (5, 6, 7, 11, 0, 1, 9):  # as on resume
         parts = [loader.get(step) for loader in loaders]
-        for found, whole in zip(zip(*parts, strict=True), expected[step], strict=True):
-            micro = [x for part in found for x in np.split(part, len(part) // micro_batch)]
-            np.testing.assert_array_equal(np.concatenate(micro), whole)
+        for name in ("inputs", "labels"):
+            joined = np.concatenate([getattr(part, name) for part in parts])
+            np.testing.assert_array_equal(joined, getattr(expected[step], name))
+        assert sum((borders(part.cu_seqlens, micro_batch) for part in parts), []) == borders(
+            expected[step].cu_seqlens, 1
+        )
     for loader in loaders:
         loader.close()
 
 
 def test_one_source_is_that_source(folders):
-    alone, corpus = mix(folders[:1], [1.0]), Corpus(folders[0])
-    np.testing.assert_array_equal(batch(alone, SEED, 3, 4, CONTEXT), batch(corpus, SEED, 3, 4, CONTEXT))
-    assert alone.drawn(7, CONTEXT) == corpus.drawn(7, CONTEXT) == {str(folders[0]): (7 * 64, alone_epochs(corpus))}
-
-
-def alone_epochs(corpus):
-    return 7 / n_windows(corpus.tokens, CONTEXT)
+    alone, corpus = mix(folders[:1], [1.0]), Contiguous(Corpus(folders[0]))
+    assert_same(batch(alone, SEED, 3, 4, CONTEXT), batch(corpus, SEED, 3, 4, CONTEXT))
+    assert (
+        alone.drawn(7, CONTEXT)
+        == corpus.drawn(7, CONTEXT)
+        == {str(folders[0]): (7 * 64, 7 / corpus.samples_in_epoch(CONTEXT), corpus.fingerprint)}
+    )
 
 
 def test_the_fingerprint_is_that_of_content_and_weights(folders, mixture):
@@ -141,7 +168,7 @@ def test_a_source_that_runs_out_is_named_with_what_would_do(folders):
     path, corpus = folders[1], Corpus(folders[1])
     windows, sequences = n_windows(corpus.tokens, CONTEXT), 8
     sources = [SourceConfig(str(folders[0]), 0.75), SourceConfig(str(path), 0.25, max_repeats=1.5)]
-    mixture = Mixture(sources)
+    mixture = opened(sources)
     enough = max(n for n in range(1000) if mixture.drawn(n * sequences, CONTEXT)[str(path)].epochs <= 1.5)
     mixture.check_lasts(enough, sequences, CONTEXT)
     with pytest.raises(DataError, match=rf"{path} runs out after step {enough} of {enough + 1}:") as caught:
@@ -150,14 +177,14 @@ def test_a_source_that_runs_out_is_named_with_what_would_do(folders):
     drawn = mixture.drawn((enough + 1) * sequences, CONTEXT)[str(path)]
     assert drawn.epochs <= needed < drawn.epochs + 0.011 and drawn.tokens == drawn.epochs * windows * CONTEXT
     sources[1].max_repeats = needed
-    Mixture(sources).check_lasts(enough + 1, sequences, CONTEXT)
+    opened(sources).check_lasts(enough + 1, sequences, CONTEXT)
 
 
 @pytest.mark.parametrize("hundredths", range(100, 400))
 def test_a_limit_in_decimals_is_met_exactly(hundredths):
     """2.3 epochs of 100 windows are 230 samples, though 2.3 · 100 is less in floating point."""
     mixture = Mixture.__new__(Mixture)
-    mixture.corpora = [SimpleNamespace(folder="a", tokens=101 * CONTEXT)]
+    mixture.parts = [SimpleNamespace(folder="a", used=0, samples_in_epoch=lambda context: 100)]
     mixture._split, mixture._max_repeats = Split([1.0]), [hundredths / 100]
     mixture.check_lasts(hundredths, 1, CONTEXT)
     with pytest.raises(DataError, match=f"after step {hundredths} of {hundredths + 1}:"):
@@ -167,7 +194,7 @@ def test_a_limit_in_decimals_is_met_exactly(hundredths):
 def test_the_source_that_runs_out_first_is_named(folders):
     sources = [SourceConfig(str(folders[2]), 0.2, 1), SourceConfig(str(folders[1]), 0.8, 1)]
     with pytest.raises(DataError, match=f"{folders[1]} runs out"):
-        Mixture(sources).check_lasts(10**9, 8, CONTEXT)
+        opened(sources).check_lasts(10**9, 8, CONTEXT)
 
 
 @pytest.mark.parametrize(
@@ -188,5 +215,5 @@ def test_the_source_that_runs_out_first_is_named(folders):
 )
 def test_sources_that_cannot_be_are_refused(sources, parts):
     with pytest.raises(DataError) as caught:
-        Mixture([SourceConfig(*source) for source in sources])
+        opened([SourceConfig(*source) for source in sources])
     assert all(part in str(caught.value) for part in ("data.sources", *parts)) and "\n" not in str(caught.value)

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lcpt.data import Corpus, DataError, Tokenizer, parallel_encode, prepare
+from lcpt.data import Contiguous, Corpus, DataError, Tokenizer, parallel_encode, prepare
 from lcpt.data.atomic_folder import new_folder
 from lcpt.data.documents import documents
 from lcpt.data.manifest import load_manifest, render, with_sha256
@@ -86,7 +86,7 @@ def test_content_alone_decides_the_fingerprint_and_the_order(tmp_path, prepared,
     assert one.document(0)[0] != renamed.document(0)[0]
     assert one.fingerprint == renamed.fingerprint
     for n in range(9):
-        np.testing.assert_array_equal(one.sample(n, 7, 100)[0], renamed.sample(n, 7, 100)[0])
+        np.testing.assert_array_equal(*(Contiguous(x).sample(n, 7, 100).inputs for x in (one, renamed)))
     others = [
         corpus_of("c.jsonl", texts[::-1], model),
         corpus_of("d.jsonl", [*texts[:-1], texts[-1] + "!"], model),
@@ -103,7 +103,7 @@ def test_a_folder_prepared_before_keeps_its_fingerprint_and_order(tmp_path, prep
     corpus = Corpus(tmp_path / "old")
     assert corpus.fingerprint == old["sha256"] != Corpus(prepared).fingerprint
     start = window_start(3, corpus.tokens, 50, 7, old["sha256"])
-    np.testing.assert_array_equal(corpus.sample(3, 7, 50)[0], corpus.read(start, start + 50))
+    np.testing.assert_array_equal(Contiguous(corpus).sample(3, 7, 50).inputs, corpus.read(start, start + 50))
 
 
 def test_empty_documents_are_skipped_and_counted(tmp_path, prepared):

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from lcpt.data import DataError, Prefetcher, SyntheticConfig, Task, batch, batch_documents
+from lcpt.data import BatchPhase, DataError, Prefetcher, SyntheticConfig, Task, batch, batch_documents
 from lcpt.data.synthetic import TASKS
 
 CONTEXT, VOCABULARY = 96, 64
@@ -43,7 +43,7 @@ def test_an_oracle_that_sees_the_past_knows_every_answer(task):
     """From the inputs up to and with the question alone; a first key asked for must have stood there before."""
     source = make(task)
     for number in range(50):
-        inputs, labels = source.sample(number, 3, CONTEXT)
+        inputs, labels = source.sample(number, 3, CONTEXT)[:2]
         assert inputs.shape == labels.shape == (CONTEXT,) and inputs.dtype == labels.dtype == np.int64
         assert inputs.min() >= 0 and inputs.max() < VOCABULARY and labels.max() < VOCABULARY
         asked = np.flatnonzero(labels >= 0)
@@ -102,11 +102,13 @@ def test_a_sample_is_what_it_was_yesterday():
 @pytest.mark.parametrize("world", [1, 2])
 def test_ranks_join_to_the_global_batch(task, world):
     source = make(task)
-    loaders = [Prefetcher(source, 5, 4, CONTEXT, rank, world) for rank in range(world)]
+    phase = BatchPhase(first=0, source=source, context=CONTEXT, sequences=4, micro_batch=1)
+    loaders = [Prefetcher([phase], 5, rank, world) for rank in range(world)]
     for step in (0, 1, 9):
-        joined = np.concatenate([loader.get(step) for loader in loaders], axis=1)
-        np.testing.assert_array_equal(joined, batch(source, 5, step, 4, CONTEXT))
-        assert (joined[1] >= 0).sum() == loaders[0].scored
+        parts, whole = [loader.get(step) for loader in loaders], batch(source, 5, step, 4, CONTEXT)
+        np.testing.assert_array_equal(np.concatenate([part.inputs for part in parts]), whole.inputs)
+        np.testing.assert_array_equal(np.concatenate([part.labels for part in parts]), whole.labels)
+        assert (whole.labels >= 0).sum() == 4 * source.scored(CONTEXT) and whole.cu_seqlens is None
     for loader in loaders:
         loader.close()
 

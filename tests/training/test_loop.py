@@ -1,5 +1,6 @@
 """The loop against AdamW written out here, on one process, without DeepSpeed, ranks, micro-batches or chunks."""
 
+import itertools
 import math
 
 import numpy as np
@@ -8,7 +9,7 @@ import torch
 
 from lcpt.checkpoint import find_checkpoint, read_manifest, read_state, read_tensors
 from lcpt.config import load_config
-from lcpt.data import Corpus, batch
+from lcpt.data import open_text
 from lcpt.model import GPT
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -16,15 +17,22 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 
 def plainly(config):
     """-> losses, gradient norms, learning rates, and {"weights", "exp_avg", "exp_avg_sq"} after the last step."""
-    training, corpus = config.training, Corpus(config.data.path)
+    training, source = config.training, open_text(config.data)
     torch.manual_seed(config.run.seed)
     model = GPT(config.model)
     state = {group: {n: torch.zeros_like(p) for n, p in model.named_parameters()} for group in MOMENTS}
     losses, norms, rates = [], [], []
     for step in range(training.max_steps):
-        rows = batch(corpus, config.run.seed, step, config.sequences, config.data.context)
-        inputs, labels = map(torch.from_numpy, rows)
-        loss = torch.nn.functional.cross_entropy(model(inputs).flatten(0, 1), labels.flatten())
+        nats = count = 0
+        for number in range(step * config.sequences, (step + 1) * config.sequences):
+            sample = source.sample(number, config.run.seed, config.data.context)
+            for start, stop in itertools.pairwise([*sample.starts, config.data.context]):  # each document alone
+                logits = model(torch.from_numpy(sample.inputs[None, start:stop]))[0]
+                labels = torch.from_numpy(sample.labels[start:stop])
+                nats += torch.nn.functional.cross_entropy(logits, labels, reduction="sum", ignore_index=-1)
+                count += int((labels >= 0).sum())
+        assert count < 0.97 * training.global_batch_tokens  # documents end
+        loss = nats / count
         gradients = dict(zip(state["exp_avg"], torch.autograd.grad(loss, list(model.parameters())), strict=True))
         norm = math.sqrt(sum(float(g.double().square().sum()) for g in gradients.values()))
         warmup, after = training.warmup_steps, (step + 1 - training.warmup_steps)
@@ -46,15 +54,17 @@ def plainly(config):
 
 
 @pytest.fixture(scope="module")
-def grad_clip(tiny_yaml):
-    """An override that clips half of the steps."""
-    norms = plainly(load_config(tiny_yaml, ["run.dir=none"]))[1]
-    return f"training.grad_clip={np.median(norms)}"
+def settings(tiny_yaml, make_corpus, train_folder):
+    """Overrides: documents of a third to a few sequences, and a limit that clips half of the steps."""
+    folder = make_corpus(seed=7, tokenizer=train_folder / "tokenizer.model", sentences=1, count=400)
+    short = f"data.path={folder}"
+    norms = plainly(load_config(tiny_yaml, ["run.dir=none", short]))[1]
+    return [short, f"training.grad_clip={np.median(norms)}"]
 
 
 @pytest.fixture(scope="module")
-def expected(tiny_yaml, grad_clip):
-    return plainly(load_config(tiny_yaml, ["run.dir=none", grad_clip]))
+def expected(tiny_yaml, settings):
+    return plainly(load_config(tiny_yaml, ["run.dir=none", *settings]))
 
 
 def relative(found, expected):
@@ -79,9 +89,9 @@ def relative(found, expected):
     ],
     ids=lambda x: ", ".join(x) if isinstance(x, list) else str(x),
 )
-def test_equals_adamw_on_one_process(train_ranks, expected, grad_clip, world, stage, overrides):
+def test_equals_adamw_on_one_process(train_ranks, expected, settings, world, stage, overrides):
     """Losses, gradient norms, rates, weights and moments, whatever divides the work."""
-    run = train_ranks(world, f"parallel.zero_stage={stage}", grad_clip, *overrides)
+    run = train_ranks(world, f"parallel.zero_stage={stage}", *settings, *overrides)
     losses, norms, rates, groups = expected
     assert [row["loss"] for row in run.rows] == pytest.approx(losses, rel=1e-5)
     assert [row["grad_norm"] for row in run.rows] == pytest.approx(norms, rel=1e-5)
@@ -98,8 +108,8 @@ def test_equals_adamw_on_one_process(train_ranks, expected, grad_clip, world, st
         assert relative(whole, same) < 1e-5, group
 
 
-def test_bf16_is_near_fp32(train_ranks, expected, grad_clip):
-    run = train_ranks(2, "training.precision=bf16", "training.micro_batch=2", grad_clip)
+def test_bf16_is_near_fp32(train_ranks, expected, settings):
+    run = train_ranks(2, "training.precision=bf16", "training.micro_batch=2", *settings)
     assert [row["loss"] for row in run.rows] == pytest.approx(expected[0], rel=0.01)
     weights = read_tensors(step := find_checkpoint(run.dir), read_manifest(step))
     whole, same = (torch.cat([x[n].flatten() for n in sorted(x)]) for x in (weights, expected[3]["weights"]))
@@ -107,8 +117,8 @@ def test_bf16_is_near_fp32(train_ranks, expected, grad_clip):
     assert not torch.equal(whole, whole.bfloat16().float())  # the fp32 copy, not the rounded one
 
 
-def test_stopping_early_changes_nothing_before(train_ranks, expected, grad_clip):
-    run = train_ranks(1, "training.stop_after_steps=3", "training.micro_batch=8", grad_clip)
+def test_stopping_early_changes_nothing_before(train_ranks, expected, settings):
+    run = train_ranks(1, "training.stop_after_steps=3", "training.micro_batch=8", *settings)
     assert [row["loss"] for row in run.rows] == pytest.approx(expected[0][:3], rel=1e-5)
     assert [row["learning_rate"] for row in run.rows] == pytest.approx(expected[2][:3], rel=1e-12)
     assert read_state(find_checkpoint(run.dir))["step"] == 3

@@ -3,7 +3,7 @@
 import pytest
 
 from lcpt.checkpoint import find_checkpoint, read_state
-from lcpt.data import Mixture, SourceConfig
+from lcpt.data import DataConfig, SourceConfig, open_text
 
 STEPS = 6
 
@@ -16,7 +16,8 @@ def settings(train_folder, make_corpus):
     listed = ", ".join(
         f"{{path: {s.path}, weight: {s.weight}, max_repeats: {s.max_repeats or 'null'}}}" for s in sources
     )
-    return Mixture(sources), ["data.path=null", f"data.sources=[{listed}]", f"training.max_steps={STEPS}"]
+    overrides = ["data.path=null", f"data.sources=[{listed}]", f"training.max_steps={STEPS}"]
+    return open_text(DataConfig(None, sources=sources)), overrides
 
 
 @pytest.fixture(scope="module")

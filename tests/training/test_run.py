@@ -8,7 +8,7 @@ import torch
 
 from lcpt.checkpoint import find_checkpoint, read_manifest, read_state
 from lcpt.config import load_config
-from lcpt.data import Corpus, Tokenizer, batch
+from lcpt.data import Corpus, Tokenizer, batch, open_text
 from lcpt.data.order import n_windows
 from lcpt.model import GPT, load_weights
 
@@ -149,6 +149,7 @@ def test_the_checkpoint_holds_all_that_a_restart_needs(run):
         "adam_step": 40,
         "run.seed": 0,
         "data.context": 32,
+        "data.mask_documents": True,
         "training.global_batch_tokens": 256,
         "data fingerprint": corpus.fingerprint,
     }
@@ -178,7 +179,8 @@ def test_init_from_starts_from_the_given_weights(run, trained, train_ranks, sour
     """Its first loss is that of the saved model, its moments begin at zero."""
     path = run.dir if source == "run" else find_checkpoint(run.dir)
     again = train_ranks(1, f"training.init_from={path}", "training.max_steps=3", "training.micro_batch=8", "run.seed=5")
-    inputs, labels = map(torch.from_numpy, batch(Corpus(run.config.data.path), 5, 0, 8, 32))
+    drawn = batch(open_text(run.config.data), 5, 0, 8, 32)
+    inputs, labels = torch.from_numpy(drawn.inputs), torch.from_numpy(drawn.labels)
     total, count = trained(inputs, labels=labels)
     assert again.rows[0]["loss"] == pytest.approx(total.item() / count.item(), rel=1e-5)
 

@@ -40,7 +40,7 @@ def test_the_loss_is_the_mean_over_answers(run):
     torch.manual_seed(0)
     model = GPT(run.config.model)
     task = Task("synthetic:mqar", SyntheticConfig(items=3), 330, "train")
-    inputs, labels = map(torch.from_numpy, batch(task, 0, 0, 8, 32))
+    inputs, labels = (torch.from_numpy(x) for x in batch(task, 0, 0, 8, 32)[:2])
     expected = torch.nn.functional.cross_entropy(model(inputs).flatten(0, 1), labels.flatten(), ignore_index=-1)
     assert run.rows[0]["loss"] == pytest.approx(expected.item(), rel=1e-5)
 
