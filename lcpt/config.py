@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
@@ -17,6 +17,7 @@ from lcpt.model import ModelConfig
 from lcpt.model.config_version import upgrade
 from lcpt.training.config import TrainingConfig
 from lcpt.training.engine import ParallelConfig
+from lcpt.training.phases import PhaseConfig, divide
 from lcpt.training.run_folder import RunConfig
 from lcpt.utils.errors import one_line
 
@@ -33,6 +34,7 @@ class Config:
     training: TrainingConfig = field(default_factory=TrainingConfig)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    phases: list[PhaseConfig] = field(default_factory=list)
 
     def __post_init__(self):
         tokens, context = self.training.global_batch_tokens, self.data.context
@@ -56,6 +58,15 @@ class Config:
         for path in (self.data.path, self.data.valid_path):
             if path and is_task(path):
                 Task(path, self.data.synthetic, self.model.vocab_size, "").scored(context)
+        divide(self)  # raises where a phase is wrong
+
+    def changed(self, sections: dict[str, dict[str, Any]]) -> Config:
+        """Return this config with these keys changed, and without phases. Raises ValueError that names the key."""
+        base = OmegaConf.structured(replace(self, phases=[]))
+        try:
+            return cast(Config, OmegaConf.to_object(OmegaConf.merge(base, sections)))
+        except OmegaConfBaseException as error:
+            raise ValueError(f"{error.full_key}: {_one_line(error)}") from None
 
     @property
     def sequences(self) -> int:

@@ -6,7 +6,7 @@ from lcpt.data.contiguous import Contiguous
 from lcpt.data.errors import DataError
 from lcpt.data.mixture import Mixture, SourceConfig
 from lcpt.data.prepare import prepare
-from lcpt.data.sample_source import Sample, SampleSource
+from lcpt.data.sample_source import Drawn, Sample, SampleSource
 from lcpt.data.shards import Corpus
 from lcpt.data.sources import open_text
 from lcpt.data.synthetic import SyntheticConfig, Task, is_task
@@ -21,6 +21,7 @@ __all__ = [
     "Corpus",
     "DataConfig",
     "DataError",
+    "Drawn",
     "Mixture",
     "Prefetcher",
     "Sample",

@@ -18,12 +18,13 @@ class Contiguous:
     """Is a SampleSource of the windows of a corpus.
 
     mask_documents: documents in a window are apart, and no label crosses a border. longest: the context of the windows
-    that are ordered, a multiple of every context asked for; None: that context. used: tokens that the run drew before
-    sample 0, which begins there, and is short where that is within a window.
+    that are ordered, a multiple of every context asked for; None: that context.
     """
 
-    def __init__(self, corpus: Corpus, mask_documents: bool = True, longest: int | None = None, used: int = 0):
-        self.corpus, self._mask, self._longest, self.used = corpus, mask_documents, longest, used
+    used = 0  # tokens drawn before sample 0, which begins there, and is short where that is within a window
+
+    def __init__(self, corpus: Corpus, mask_documents: bool = True, longest: int | None = None):
+        self.corpus, self._mask, self._longest = corpus, mask_documents, longest
         self.folder, self.vocab_size, self.fingerprint = corpus.folder, corpus.vocab_size, corpus.fingerprint
         self.tokenizer_sha256, self.attachments = corpus.tokenizer_sha256, corpus.attachments
 
@@ -60,7 +61,11 @@ class Contiguous:
         """Count what is used of the folder after the first `samples` samples."""
         tokens = (self.used // context + samples) * context if samples else self.used
         epochs = tokens / (self.samples_in_epoch(context) * context)
-        return {str(self.folder): Drawn(tokens, epochs, self.fingerprint)}
+        return {str(self.folder): Drawn(tokens, epochs, self.fingerprint, self.order(context))}
+
+    def order(self, context: int) -> str:
+        """Name the order in which samples of that context come."""
+        return f"windows of {self._longest_of(context)}"
 
     def _window(self, number: int, seed: int, context: int) -> tuple[int, int]:
         """Return where a sample begins and ends in the stream."""

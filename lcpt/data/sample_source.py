@@ -23,6 +23,7 @@ class Drawn(NamedTuple):
     tokens: int
     epochs: float | None  # None: it has no end
     fingerprint: str
+    order: str  # names that in which it is used
 
 
 class SampleSource(Protocol):

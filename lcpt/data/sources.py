@@ -1,31 +1,43 @@
-"""Open what data.path or data.sources name, as a source of training samples."""
+"""Open what data.path or data.sources name, as a source of training samples that goes on where a run has come to."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Iterable, Mapping
 
 from lcpt.data.config import DataConfig
 from lcpt.data.contiguous import Contiguous
 from lcpt.data.mixture import Mixture
+from lcpt.data.sample_source import Drawn
 from lcpt.data.shards import Corpus
 
 
 def open_text(
     data: DataConfig,
     open_corpus: Callable[[str], Corpus] = Corpus,
-    longest: int | None = None,
-    used: Mapping[str, int] | None = None,
+    longest: Mapping[str, int] | None = None,
+    before: Iterable[Drawn] = (),
 ) -> Contiguous | Mixture:
     """Open the prepared folders of training.
 
-    longest: see Contiguous. used: tokens that the run has drawn before, by the fingerprint of the folder. Raises
-    DataError where a folder cannot be opened, or does not go with the others.
+    longest: see Contiguous, by path. before: what the run has drawn by now. Raises DataError where a folder cannot be
+    opened, or does not go with the others.
     """
+    known = {drawn.fingerprint: drawn for drawn in before}
 
     def samples(path: str) -> Contiguous:
-        corpus = open_corpus(path)
-        return Contiguous(corpus, data.mask_documents, longest, (used or {}).get(corpus.fingerprint, 0))
+        found = Contiguous(open_corpus(path), data.mask_documents, (longest or {}).get(path))
+        if drawn := known.get(found.fingerprint):
+            found.used = position(found, drawn, data.context)
+        return found
 
     if data.sources is None:
         return samples(data.path or "")
     return Mixture(data.sources, [samples(source.path) for source in data.sources])
+
+
+def position(source: Contiguous, drawn: Drawn, context: int) -> int:
+    """Find where a source goes on, in tokens: where it stopped, or in another order with the next epoch."""
+    if drawn.order == source.order(context):
+        return drawn.tokens
+    return math.ceil(drawn.epochs or 0) * source.samples_in_epoch(context) * context

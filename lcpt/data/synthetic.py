@@ -64,6 +64,8 @@ class Task:
     attachments: dict[str, Path] = {}
     tokenizer_sha256: str | None = None
 
+    used = 0  # tokens drawn before sample 0
+
     def __init__(self, path: str, config: SyntheticConfig, vocab_size: int, stream: str):
         self.name, self.vocab_size, self.stream = path, vocab_size, stream
         task = path.removeprefix(PREFIX)
@@ -100,7 +102,7 @@ class Task:
 
     def sample(self, number: int, seed: int, context: int) -> Sample:
         """Return sample 0, 1, 2, …; its labels are -1 where nothing is asked."""
-        return Sample(*self.full_sample(number, seed, context)[:2])
+        return Sample(*self.full_sample(self._before(context) + number, seed, context)[:2])
 
     def full_sample(self, number: int, seed: int, context: int) -> TaskSample:
         rng = _Random(f"{self.fingerprint}/{self.stream}/{seed}/{number}")
@@ -109,10 +111,18 @@ class Task:
         return sample
 
     def documents(self, number: int, seed: int, context: int) -> list[str]:
-        return [f"{self.name} sample {number} of seed {seed}"]
+        return [f"{self.name} sample {self._before(context) + number} of seed {seed}"]
 
     def drawn(self, samples: int, context: int) -> dict[str, Drawn]:
-        return {self.name: Drawn(samples * context, None, self.fingerprint)}
+        tokens = (self._before(context) + samples) * context
+        return {self.name: Drawn(tokens, None, self.fingerprint, self.order(context))}
+
+    def order(self, context: int) -> str:
+        """Name the order in which samples of that context come."""
+        return f"samples of {context}"
+
+    def _before(self, context: int) -> int:
+        return -(-self.used // context)
 
 
 class _Random:

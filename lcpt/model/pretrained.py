@@ -139,8 +139,10 @@ def _open_step(step: Path, manifest: dict) -> Pretrained:
     tensors, state = read_tensors(step, manifest), read_state(step)
     path = step / "config.yaml"
     try:
-        given = cast(dict, OmegaConf.to_container(OmegaConf.load(path)))
-        section, context = given["model"], given["data"]["context"]
+        given = OmegaConf.load(path)
+        for key in (key for key in state if key == "data.context" or key.startswith("model.")):
+            OmegaConf.update(given, key, state[key])  # what the run's phase has in place of it
+        section, context = cast(dict, OmegaConf.to_container(given.model)), given.data.context
     except Exception as error:  # a YAML parser's errors have no common class
         raise CheckpointError(f"{path} is no config of a run ({first_line(error)}); use another checkpoint") from error
     model = _build(model_config(section, path), tensors, step)

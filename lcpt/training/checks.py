@@ -7,19 +7,20 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 
 from lcpt.checkpoint import open_checkpoint, read_state
-from lcpt.data import Contiguous, Corpus, Mixture, SampleSource, Task, is_task, open_text
+from lcpt.data import Contiguous, Corpus, Mixture, Task, is_task
 from lcpt.model import GPT
 from lcpt.model.weights import check_tensors
 from lcpt.parallel import groups
 from lcpt.training.engine import check_deepspeed
 from lcpt.training.out_of_memory import check_fits
+from lcpt.training.phase_data import OpenPhase, open_phases
+from lcpt.training.phases import Phase, divide
 from lcpt.training.resume import find_start
 from lcpt.training.run_folder import check_writable, lock
 from lcpt.training.same_run import (
@@ -47,8 +48,7 @@ class Start:
     state: dict  # of the checkpoint
     complete: bool  # there is nothing left to do
     changes: Changes  # of settings since the checkpoint
-    accumulation: int  # micro-batches a step
-    source: SampleSource
+    phases: list[OpenPhase]
     valid: Corpus | Task | None
 
 
@@ -76,28 +76,30 @@ def check_start(config: Config, world: int, lock_seconds: float | None = None) -
 
 
 def _check_on_this_rank(config: Config, world: int, checkpoint: Path | None, damaged: list[Path]) -> Start:
-    training = config.training
+    training, phases = config.training, divide(config)
     state = read_state(checkpoint) if checkpoint else {"step": 0}
     complete = state["step"] >= training.last_step and "unvalidated" not in state
     changes: Changes = {}
     if checkpoint:
-        check_same_run(checkpoint, config)
+        check_same_run(checkpoint, config, phases)
         changes = changed_settings(checkpoint, config)
         if complete:
             check_not_finished_otherwise(checkpoint, changes)
         elif state["step"] < training.last_step:
-            check_rate(checkpoint, config)
+            check_rate(checkpoint, config, phases)
     if not complete:
-        check_fits(config, world)
+        for phase in phases:
+            check_fits(phase.config, world)
         check_deepspeed(training, config.parallel)
-    accumulation = 0 if complete else micro_batches(config.sequences, training.micro_batch, world)
-    source = open_training_source(config, hashed=not complete)
+    accumulation = [0 if complete else _accumulation(phase, world) for phase in phases]
+    opened = open_phases(phases, accumulation, hashed=not complete, before={})
     if checkpoint:
-        check_same_data(checkpoint, config, source)
-    check_vocabulary(config, source)
-    source.check_context(config.data.context)
-    if isinstance(source, Mixture) and not complete:
-        source.check_lasts(training.last_step, config.sequences, config.data.context)
+        check_same_data(checkpoint, opened)
+    for each in opened:
+        check_vocabulary(config, each.source)
+        if not complete:
+            each.check_lasts(training.last_step)
+    source = opened[0].source
     valid = None
     if config.data.valid_path and not complete:
         valid = open_source(config, config.data.valid_path, "valid", hashed=True)
@@ -114,10 +116,16 @@ def _check_on_this_rank(config: Config, world: int, checkpoint: Path | None, dam
         state=state,
         complete=complete,
         changes=changes,
-        accumulation=accumulation,
-        source=source,
+        phases=opened,
         valid=valid,
     )
+
+
+def _accumulation(phase: Phase, world: int) -> int:
+    try:
+        return micro_batches(phase.config.sequences, phase.config.training.micro_batch, world)
+    except ValueError as error:
+        raise ValueError(f"{phase.name}{error}") from None
 
 
 def micro_batches(sequences: int, micro_batch: int, world: int) -> int:
@@ -152,13 +160,6 @@ def _either(numbers: list[int]) -> str:
     return f"{', '.join(others)} or {last}" if others else last
 
 
-def open_training_source(config: Config, hashed: bool) -> SampleSource:
-    """Open data.path or data.sources; with `hashed` rank 0 reads prepared folders whole to check their hashes."""
-    if config.data.path is not None and is_task(config.data.path):
-        return Task(config.data.path, config.data.synthetic, config.model.vocab_size, "train")
-    return open_text(config.data, partial(Corpus, hash_shards=hashed and groups.rank() == 0))
-
-
 def open_source(config: Config, path: str, stream: str, hashed: bool) -> Corpus | Task:
     """Open a task or a prepared folder; with `hashed` rank 0 reads all of it to check its hashes."""
     if is_task(path):
@@ -166,7 +167,7 @@ def open_source(config: Config, path: str, stream: str, hashed: bool) -> Corpus 
     return Corpus(path, hash_shards=hashed and groups.rank() == 0)
 
 
-def check_vocabulary(config: Config, source: SampleSource | Corpus) -> None:
+def check_vocabulary(config: Config, source: Corpus | Contiguous | Mixture | Task) -> None:
     corpus = source.parts[0] if isinstance(source, Mixture) else source  # the others have the same tokenizer
     if isinstance(corpus, Corpus | Contiguous) and corpus.vocab_size != config.model.vocab_size:
         raise ValueError(

@@ -9,6 +9,9 @@ from typing import Optional
 from lcpt.training.bad_steps import BadStepsConfig
 from lcpt.training.profiling import ProfileConfig
 
+# The keys that decide the learning rate of a step.
+SCHEDULE = ("max_steps", "lr", "schedule", "schedule_counts", "warmup_steps", "final_lr_fraction", "decay_fraction")
+
 
 @dataclass
 class TrainingConfig:
@@ -18,6 +21,7 @@ class TrainingConfig:
     micro_batch: int = 1  # sequences a rank holds at one time
     lr: float = 6e-4
     schedule: str = "cosine"  # cosine | wsd
+    schedule_counts: str = "steps"  # steps | tokens: what its progress is measured in; phases may have other batches
     warmup_steps: int = 100
     final_lr_fraction: float = 0.1
     decay_fraction: float = 0.2  # of all steps, wsd only
@@ -39,6 +43,8 @@ class TrainingConfig:
     def __post_init__(self):
         if self.schedule not in ("cosine", "wsd"):
             raise ValueError(f"training.schedule is {self.schedule!r}; it is cosine or wsd")
+        if self.schedule_counts not in ("steps", "tokens"):
+            raise ValueError(f"training.schedule_counts is {self.schedule_counts!r}; it is steps or tokens")
         if self.precision not in ("fp32", "bf16"):
             raise ValueError(f"training.precision is {self.precision!r}; it is fp32 or bf16")
         self.compile = str(self.compile).lower()  # YAML knows true and false as booleans

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from lcpt.model.cost import activation_elements, model_cost
 from lcpt.training.communication import communication_per_step
 from lcpt.training.fitting import HEADROOM, fitting_settings, memory_on_gpu
+from lcpt.training.phases import Phase, divide
 from lcpt.utils.gpus import gpu_bytes
 
 if TYPE_CHECKING:
@@ -15,20 +16,27 @@ if TYPE_CHECKING:
 
 
 def describe(config: Config, world: int, gpu: str | None = None) -> str:
-    """Format a table: parameters, FLOPs of the algorithm that really runs, estimated memory of one of `world` ranks,
-    what they send each other; for a GPU of lcpt.utils.gpus, which settings fit it. ValueError for an unknown GPU."""
+    """Format a table for each phase of a run: parameters, FLOPs of the algorithm that really runs, estimated memory of
+    one of `world` ranks, what they send each other; for a GPU of lcpt.utils.gpus, which settings fit it. ValueError for
+    an unknown GPU."""
+    return "\n".join(_describe(phase, config.training.last_step, world, gpu) for phase in divide(config))
+
+
+def _describe(phase: Phase, end: int, world: int, gpu: str | None) -> str:
+    config, steps = phase.config, max(0, min(end, phase.last_step) - phase.first_step + 1)
     model, training, context = config.model, config.training, config.data.context
     cost = model_cost(model, context)
     memory = memory_on_gpu(config, world, cost.parameters, activation_elements(model), training.micro_batch)
     host = {"copies to save from": 12 * cost.parameters / world}
     if config.parallel.offload_optimizer:
         host["optimizer"] = 12 * cost.parameters / world
-    tokens = training.last_step * training.global_batch_tokens
-    rows = {
+    tokens = steps * training.global_batch_tokens
+    rows = {"phase": _shown(phase)} if phase.number else {}
+    rows |= {
         "layers": ", ".join(f"{model.kinds.count(kind)} {kind}" for kind in sorted(set(model.kinds))),
         "parameters": f"{cost.parameters:,}",
         "FLOPs a token": f"{cost.flops_forward / 1e6:,.1f} M forward, {cost.flops_step / 1e6:,.1f} M a training step",
-        "FLOPs of the run": f"{cost.flops_step * tokens:.3g} for {tokens:,} tokens in {training.last_step:,} steps",
+        "FLOPs of the run": f"{cost.flops_step * tokens:.3g} for {tokens:,} tokens in {steps:,} steps",
         "decoding state": f"{cost.state_bytes / 2**20:,.1f} MiB a sequence of {context:,} tokens",
         "communication": _communication(config, cost.parameters, world),
         f"memory a rank of {world}": _gibibytes(memory),
@@ -37,6 +45,16 @@ def describe(config: Config, world: int, gpu: str | None = None) -> str:
     if gpu is not None:
         rows |= _on_gpu(config, world, gpu, sum(memory.values()))
     return "\n".join(f"{name:20s}{value}" for name, value in rows.items()) + "\n"
+
+
+def _shown(phase: Phase) -> str:
+    data, training = phase.config.data, phase.config.training
+    last = phase.tokens_after(phase.last_step)
+    return (
+        f"{phase.number}, steps {phase.first_step:,} to {phase.last_step:,}, up to {last:,} tokens: {data.origin}, "
+        f"data.context {data.context:,}, {training.global_batch_tokens:,} tokens a step"
+        f"{', a schedule of its own' if phase.has_schedule else ''}"
+    )
 
 
 def _communication(config: Config, parameters: int, world: int) -> str:

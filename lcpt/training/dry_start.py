@@ -9,6 +9,7 @@ from lcpt.parallel import groups
 from lcpt.parallel.launchers import Place
 from lcpt.training.checks import check_start
 from lcpt.training.history import History
+from lcpt.training.phases import phase_of
 from lcpt.training.run_folder import unlock
 
 if TYPE_CHECKING:
@@ -34,9 +35,11 @@ def dry_start(config: Config, ranks: int) -> str:
         return f"the next start would be refused once: {reason}"
     where = f"go on from {start.checkpoint.name}" if start.checkpoint else "begin"
     on = f"{ranks} ranks" if ranks > 1 else "1 rank"
-    drawn = start.source.drawn(config.training.last_step * config.sequences, config.data.context)
+    end = config.training.last_step
+    drawn = phase_of(start.phases, end).drawn(end)
+    accumulation = ", then ".join(str(each.accumulation) for each in start.phases)
     epochs = ", ".join(f"{each.epochs:.3g} of {path}" for path, each in drawn.items() if each.epochs is not None)
     return (
-        f"a start on {on} would {where}; micro-batches a rank and step: {start.accumulation}"
+        f"a start on {on} would {where}; micro-batches a rank and step: {accumulation}"
         f"{epochs and f'; epochs in the whole run: {epochs}'}"
     )

@@ -153,6 +153,14 @@ def deepspeed_config(training: TrainingConfig, parallel: ParallelConfig, accumul
     return derived | parallel.deepspeed | {"zero_optimization": zero | parallel.deepspeed.get("zero_optimization", {})}
 
 
+def set_accumulation(engine, micro_batch: int, accumulation: int) -> None:
+    """Let the engine's next steps be of so many micro-batches, of that many sequences each."""
+    engine.set_train_micro_batch_size(micro_batch)
+    engine.set_train_batch_size(micro_batch * accumulation * engine.dp_world_size)
+    engine.optimizer.gradient_accumulation_steps = accumulation  # ZeRO optimizers have a copy
+    engine.micro_steps = 0  # a step ends where a multiple of the accumulation does
+
+
 def update(engine, rate: float, factor: float | None) -> None:
     """Update the weights at this learning rate with the step's gradient times `factor`; None: leave them as they are.
 

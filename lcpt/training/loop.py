@@ -9,25 +9,26 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
-from lcpt.data import batch_documents
 from lcpt.parallel import groups
 from lcpt.training.bad_steps import BadSteps
 from lcpt.training.checks import Start, check_start
 from lcpt.training.device_batches import DeviceBatches
-from lcpt.training.engine import adam_step, build_engine, update
+from lcpt.training.engine import adam_step, build_engine, set_accumulation, update
 from lcpt.training.exit_codes import GiveUp, Preempted
 from lcpt.training.history import History
 from lcpt.training.layer_norms import layer_norms
 from lcpt.training.metric_sinks import build_sinks
 from lcpt.training.optimizer import clip_factor
 from lcpt.training.phase_clock import PhaseClock
+from lcpt.training.phase_data import OpenPhase
+from lcpt.training.phases import phase_of
 from lcpt.training.preemption import Preemption
 from lcpt.training.profiling import Profiler
 from lcpt.training.resume import restore
 from lcpt.training.run_folder import begin, finish, write_marker
 from lcpt.training.same_run import data_position
 from lcpt.training.saving import Saver
-from lcpt.training.schedule import learning_rate
+from lcpt.training.schedule import rate_in_phases
 from lcpt.training.setup import set_up
 from lcpt.training.telemetry import Telemetry, log_rank0
 from lcpt.training.throughput import Throughput, of_ranks
@@ -102,26 +103,27 @@ class Training:
         watch: Watchdog,
     ):
         self.config, self.state, self.preemption, self.watch = config, start.state, preemption, watch
-        self.source, self.accumulation = start.source, start.accumulation
+        self.phases = start.phases
         self.run, self.device, self.began = Path(config.run.dir), groups.device(), time.perf_counter()
         with groups.raise_on_all_ranks():
-            model, batches, self.validation = set_up(config, start)
+            model, batches, self.validations = set_up(config, start)
             self.batches = DeviceBatches(batches, self.device)
         begin(self.run, config_yaml, history, start)
         watch.write_stacks_to(self.run / "stacks")
-        self.engine = build_engine(model, config.training, config.parallel, self.accumulation)
+        self.engine = build_engine(model, config.training, config.parallel, start.phases[0].accumulation)
         if start.checkpoint:
             restore(self.engine, start.checkpoint)
-        attachments = {"config.yaml": self.run / "config.yaml", **self.source.attachments}
+        attachments = {"config.yaml": self.run / "config.yaml", **start.phases[0].source.attachments}
         self.saver = Saver(self.engine, self.run / "checkpoints", config.checkpoint, attachments, watch)
         self.bad_steps = BadSteps(config.training.bad_steps, self.state.get("bad_steps"))
         with groups.raise_on_all_ranks():
             is_main, done = groups.rank() == 0, self.state["step"]
             sinks = build_sinks(self.run, config.run.wandb_project, config_yaml, done) if is_main else []
-        self.telemetry = Telemetry(self.run, config.training, done, sinks)
-        self.throughput = Throughput(config.model, config.data.context, self.device)
+        last_step = config.training.last_step
+        self.telemetry = Telemetry(self.run, last_step, self.tokens_after(last_step), self.tokens_after(done), sinks)
         self.profiler, self.clock = Profiler(self.run, config.training.profile), PhaseClock(self.device)
         self.own_seconds = 0.0  # that this rank needed for data and forward passes of the step before
+        self.enter(phase_of(self.phases, done))
 
     def loop(self) -> None:
         training = self.config.training
@@ -130,6 +132,8 @@ class Training:
                 self.end_step(self.state["unvalidated"], save=True, leave=False)
             for step in range(self.state["step"] + 1, training.last_step + 1):
                 self.profiler.before(step)
+                if step > self.phase.last_step:
+                    self.enter(phase_of(self.phases, step))
                 started, waited = time.perf_counter(), self.batches.waited
                 first = step == self.state["step"] + 1  # which compiles and allocates
                 timeout_s = STARTUP_TIMEOUT_S if first else None
@@ -139,7 +143,8 @@ class Training:
                         self.batches.copy_ahead(step)  # that of step + 1, while the device still works on this one
                 agreed = self.agree(computed)
                 loss, grad_norm = agreed.loss, agreed.grad_norm
-                rate, skip_reason = learning_rate(step - 1, training), self.bad_steps.skip_reason(loss, grad_norm)
+                rate = rate_in_phases(step, [each.phase for each in self.phases], training)
+                skip_reason = self.bad_steps.skip_reason(loss, grad_norm)
                 self.watch.heartbeat(f"the update of step {step}", timeout_s)
                 norms = layer_norms(self.engine, agreed.scale) if training.norms_due(step) else {}
                 phases = self.clock.seconds()
@@ -148,7 +153,7 @@ class Training:
                     update(self.engine, rate, None if skip_reason else factor)
                 row = {
                     "step": step,
-                    "tokens": step * training.global_batch_tokens,
+                    "tokens": self.tokens_after(step),
                     "loss": loss,
                     "learning_rate": rate,
                     "grad_norm": grad_norm,
@@ -173,6 +178,17 @@ class Training:
             self.telemetry.close()
             self.batches.close()
 
+    def enter(self, opened: OpenPhase) -> None:
+        """Go over to a phase: its batches come by themselves."""
+        self.phase, config = opened, opened.config
+        set_accumulation(self.engine, config.training.micro_batch, opened.accumulation)
+        self.engine.module.config = config.model
+        self.throughput = Throughput(config.model, config.data.context, self.device)
+
+    def tokens_after(self, step: int) -> int:
+        """Count the tokens of the run up to and with a step."""
+        return phase_of(self.phases, step).phase.tokens_after(step)
+
     @property
     def save_stall_fraction(self) -> float:
         """The part of the time since this start in which saving stalled training."""
@@ -180,7 +196,7 @@ class Training:
 
     def used(self, step: int) -> dict[str, dict[str, float]]:
         """Count what the run has drawn from each folder or task up to and with this step."""
-        drawn = self.source.drawn(step * self.config.sequences, self.config.data.context)
+        drawn = self.phase.drawn(step)
         return {
             "source_tokens": {path: each.tokens for path, each in drawn.items()},
             "source_epochs": {path: each.epochs for path, each in drawn.items() if each.epochs is not None},
@@ -189,7 +205,7 @@ class Training:
     def speed(self, seconds: float, waited: float) -> dict[str, float | None]:
         """Say how fast a step was that took so many seconds, of which it waited some for data, and in what memory."""
         return {
-            **self.throughput.of(self.config.training.global_batch_tokens / seconds),
+            **self.throughput.of(self.phase.config.training.global_batch_tokens / seconds),
             "peak_memory_bytes": peak_memory_bytes(self.device),
             "step_seconds": seconds,
             "data_wait_fraction": waited / seconds,
@@ -198,7 +214,7 @@ class Training:
 
     def forward_and_backward(self, step: int, timeout_s: float | None) -> Computed:
         """Accumulate the step's gradients for `update`, as if every token had a label: `agree` counts them."""
-        training, world = self.config.training, groups.world_size()
+        training, accumulation = self.phase.config.training, self.phase.accumulation
         self.watch.heartbeat(f"the data of step {step}", timeout_s)
         with self.clock.phase("data"):
             batch = self.batches.get(step - 1)
@@ -214,10 +230,10 @@ class Training:
                     loss, count = self.engine(x.view(1, -1), labels=y.view(1, -1), cu_seqlens=documents)
             with self.clock.phase("backward"):
                 # The engine averages over ranks and micro-batches.
-                self.engine.backward(loss * (world * self.accumulation / training.global_batch_tokens))
+                self.engine.backward(loss * (groups.world_size() * accumulation / training.global_batch_tokens))
             nats += loss.detach()
             labels += count
-            if number < self.accumulation:
+            if number < accumulation:
                 self.engine.step()  # DeepSpeed counts micro-batches in it; no update
         return Computed(nats, labels, batch.padding)
 
@@ -233,7 +249,7 @@ class Training:
             *rank_seconds,
             device=self.device,
         )
-        tokens, labels = self.config.training.global_batch_tokens, max(labels, 1.0)
+        tokens, labels = self.phase.config.training.global_batch_tokens, max(labels, 1.0)
         scale = tokens / labels
         return Agreed(
             loss=nats / labels,
@@ -247,8 +263,7 @@ class Training:
 
     def report_skipped_step(self, row: dict, skip_reason: str) -> None:
         """Write down a bad step; raises GiveUp if there are too many."""
-        config, step = self.config, row["step"]
-        documents = batch_documents(self.source, config.run.seed, step - 1, config.sequences, config.data.context)
+        step, documents = row["step"], self.phase.documents(row["step"])
         self.telemetry.skipped(step, skip_reason, documents)
         if self.bad_steps.are_too_many:
             self.telemetry.step(row)
@@ -280,8 +295,9 @@ class Training:
     def end_step(self, row: dict, save: bool, leave: bool) -> None:
         """Validate, write down and save what is due after a step; raises Preempted when asked to leave."""
         training, step, unvalidated = self.config.training, row["step"], {}
-        if self.validation and (step == training.max_steps or step % training.valid_every_steps == 0):
-            measured = self.validation.run(self.engine, self.device, self.watch, self.preemption)
+        validation = self.validations.get(self.phase.phase.number)
+        if validation and (step == training.max_steps or step % training.valid_every_steps == 0):
+            measured = validation.run(self.engine, self.device, self.watch, self.preemption)
             if measured is None:
                 leave, unvalidated = True, {"unvalidated": row}  # the next start begins with this validation
             else:
@@ -300,7 +316,7 @@ class Training:
                     "step": step,
                     "tokens": row["tokens"],
                     "adam_step": adam_step(self.engine),
-                    **data_position(self.config, self.source),
+                    **data_position(self.phase, step),
                     "bad_steps": self.bad_steps.state(),
                     **unvalidated,
                 },

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -10,29 +11,34 @@ from typing import TYPE_CHECKING, Any, cast
 from omegaconf import DictConfig, OmegaConf
 
 from lcpt.checkpoint import read_state
-from lcpt.data import DataConfig, SampleSource, SourceConfig
+from lcpt.data import DataConfig, Drawn, SourceConfig
 from lcpt.model import ModelConfig
 from lcpt.model.config_version import VERSION, upgrade_saved
-from lcpt.training.config import TrainingConfig
+from lcpt.training.config import SCHEDULE, TrainingConfig
+from lcpt.training.phases import MAY_CHANGE, Phase, phase_of
 from lcpt.training.schedule import check_no_jump
 
 if TYPE_CHECKING:
     from lcpt.config import Config
+    from lcpt.training.phase_data import OpenPhase
 
 Changes = dict[str, tuple[Any, Any]]  # key -> (the value that the checkpoint was saved under, the value now)
 
 CHANGEABLE = ("model.activation_checkpointing", "model.z_loss")  # what a model computes does not depend on them
 UNSAID = {"data.mask_documents": False}  # what training did before checkpoints said it
-SCHEDULE = ("max_steps", "lr", "schedule", "warmup_steps", "final_lr_fraction", "decay_fraction")
 # Of what may change in a run, the settings that decide its result: on a finished run they would change nothing.
 RECIPE = (*SCHEDULE, "weight_decay", "betas", "grad_clip", "precision")
 
 
-def check_same_run(step: Path, config: Config) -> None:
-    """Raise ValueError, naming all that differs, if the run was begun with another model, seed, context or batch."""
-    saved = _saved(step).model
-    then = UNSAID | read_state(step) | _saved_model(step)
-    now = _batches(config) | flatten(asdict(config.model), "model")
+def check_same_run(step: Path, config: Config, phases: Sequence[Phase]) -> None:
+    """Raise ValueError, naming all that differs, if the run was begun with another model, seed, context or batch.
+
+    Of phases, the one that the checkpoint is of must be the same; later ones may be others.
+    """
+    saved, state = _saved(step).model, read_state(step)
+    then = UNSAID | _saved_model(step) | state
+    phase = phase_of(phases, state["step"])
+    now = flatten(asdict(config.model), "model") | _batches(phase)
     differing = {
         name: (then.get(name), value)
         for name, value in now.items()
@@ -46,16 +52,27 @@ def check_same_run(step: Path, config: Config) -> None:
         raise ValueError(f"{step.parents[1]} was begun with {_listed(differing)}; {remedy}name another run.dir")
 
 
-def check_same_data(step: Path, config: Config, source: SampleSource) -> None:
-    """Raise ValueError if the run was begun with other data."""
-    then = read_state(step)["data fingerprint"]
-    if then != source.fingerprint:
-        begun, now = _saved_origin(step), config.data.origin
+def check_same_data(step: Path, phases: Sequence[OpenPhase]) -> None:
+    """Raise ValueError if the run was begun with other data, or has come to another place in them."""
+    state = read_state(step)
+    opened = phase_of(phases, state["step"])
+    then, now = state["data fingerprint"], opened.source.fingerprint
+    if then != now:
+        begun, origin = _saved_origin(step), opened.config.data.origin
         raise ValueError(
-            f"{step.parents[1]} was begun with other data than {now} (fingerprint {then[:12]}…, this is "
-            f"{source.fingerprint[:12]}…){'' if begun == now else f': with {begun}'}; set data.path or "
+            f"{step.parents[1]} was begun with other data than {origin} (fingerprint {then[:12]}…, this is "
+            f"{now[:12]}…){'' if begun == origin else f': with {begun}'}; set data.path or "
             "data.sources to what it was begun with, or name another run.dir"
         )
+    drawn = {each.fingerprint: each for each in opened.drawn(state["step"]).values()}
+    for path, each in saved_drawn(state).items():
+        if (found := drawn.get(each.fingerprint)) is None or (found.tokens, found.order) != (each.tokens, each.order):
+            others = f"{found.tokens:,} in {found.order}" if found else "nothing"
+            raise ValueError(
+                f"{step.parents[1]} has drawn {each.tokens:,} tokens of {path} in {each.order} by {step.name}, and "
+                f"these phases draw {others}: keep the phases before that step and the longest context of each folder "
+                "as they were, or name another run.dir"
+            )
 
 
 def check_not_finished_otherwise(step: Path, changes: Changes) -> None:
@@ -68,12 +85,17 @@ def check_not_finished_otherwise(step: Path, changes: Changes) -> None:
         )
 
 
-def check_rate(step: Path, config: Config) -> None:
-    """Raise ValueError if the learning rate would jump up at the first step after the checkpoint `step`."""
+def check_rate(step: Path, config: Config, phases: Sequence[Phase]) -> None:
+    """Raise ValueError if the learning rate would jump up at the first step after the checkpoint `step`.
+
+    What a phase with a schedule of its own begins at was meant.
+    """
+    done = read_state(step)["step"]
+    if config.training.allow_lr_jump or phase_of(phases, done + 1).has_schedule:
+        return
     saved = _saved(step).get("training", {})
     old = TrainingConfig(**{name: saved[name] for name in SCHEDULE if name in saved})
-    if not config.training.allow_lr_jump:
-        check_no_jump(read_state(step)["step"], old, config.training)
+    check_no_jump(done, old, config.training)
 
 
 def changed_settings(step: Path, config: Config) -> Changes:
@@ -94,9 +116,15 @@ def shown(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
-def data_position(config: Config, source: SampleSource) -> dict:
-    """Collect what, beside the step, decides the next batch."""
-    return _batches(config) | {"data fingerprint": source.fingerprint}
+def data_position(opened: OpenPhase, step: int) -> dict:
+    """Collect what decides the batches after a step, and what the model is in this phase."""
+    drawn = {path: each._asdict() for path, each in opened.drawn(step).items()}
+    return _batches(opened.phase) | {"data fingerprint": opened.source.fingerprint, "data drawn": drawn}
+
+
+def saved_drawn(state: dict) -> dict[str, Drawn]:
+    """Return what a run had drawn, by path, at a checkpoint with this state; nothing from before it was saved."""
+    return {path: Drawn(**each) for path, each in state.get("data drawn", {}).items()}
 
 
 def flatten(section: dict, name: str = "") -> dict[str, Any]:
@@ -108,12 +136,17 @@ def flatten(section: dict, name: str = "") -> dict[str, Any]:
     return items
 
 
-def _batches(config: Config) -> dict:
+def _batches(phase: Phase) -> dict:
+    """Collect what is the same in all steps of a phase, and decides their result."""
+    config = phase.config
+    model = flatten(asdict(config.model), "model")
+    changing = tuple(f"model.{key}" for key in MAY_CHANGE["model"]) if phase.number else ()
     return {
         "run.seed": config.run.seed,
         "data.context": config.data.context,
         "data.mask_documents": config.data.mask_documents,
         "training.global_batch_tokens": config.training.global_batch_tokens,
+        **{key: value for key, value in model.items() if key.startswith(changing)},
     }
 
 
@@ -139,4 +172,5 @@ def _saved_model(step: Path) -> dict[str, Any]:
 
 
 def _defaults(config: Config) -> dict[str, Any]:
-    return flatten({section.name: asdict(type(getattr(config, section.name))()) for section in fields(config)})
+    sections = (field.name for field in fields(config) if field.name != "phases")
+    return {"phases": []} | flatten({name: asdict(type(getattr(config, name))()) for name in sections})

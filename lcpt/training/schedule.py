@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from dataclasses import replace
 
 from lcpt.training.config import TrainingConfig
+from lcpt.training.phases import Phase, phase_of
 
 JUMP = 1.5  # times the rate that the old schedule leads to
 
@@ -14,13 +17,34 @@ def learning_rate(step: int, training: TrainingConfig) -> float:
 
     cosine: half a cosine. wsd: constant, then linear over the last `decay_fraction` of all steps (arXiv 2404.06395).
     """
-    warmup, last, cosine = training.warmup_steps, training.max_steps, training.schedule == "cosine"
-    if step < warmup:
-        return training.lr * (step + 1) / warmup
+    return _rate(step + 1, training.warmup_steps, training.max_steps, training)
+
+
+def rate_in_phases(step: int, phases: Sequence[Phase], training: TrainingConfig) -> float:
+    """Compute the rate of step 1 … max_steps of a run, whose section `training` this is.
+
+    A phase with a schedule of its own runs through it in its own steps. The others follow the run's, which counts steps
+    or tokens, as training.schedule_counts says.
+    """
+    phase = phase_of(phases, step)
+    if phase.has_schedule:
+        return learning_rate(step - phase.first_step, replace(phase.config.training, max_steps=phase.steps))
+    if training.schedule_counts == "steps":
+        return learning_rate(step - 1, training)
+    counts = step, training.warmup_steps, training.max_steps
+    done, warmup, last = (phase_of(phases, count).tokens_after(count) for count in counts)
+    return _rate(done, warmup, last, training)
+
+
+def _rate(done: int, warmup: int, last: int, training: TrainingConfig) -> float:
+    """Compute the rate of a step that ends at `done` of `last` steps or tokens, `warmup` of which are warm-up."""
+    if done <= warmup:
+        return training.lr * done / warmup
+    cosine = training.schedule == "cosine"
     start = warmup if cosine else max(warmup, round(last * (1 - training.decay_fraction)))
-    if step < start:
+    if done <= start:
         return training.lr
-    progress = (step + 1 - start) / (last - start)
+    progress = (done - start) / (last - start)
     remaining = (1 + math.cos(math.pi * progress)) / 2 if cosine else 1 - progress
     return training.lr * (training.final_lr_fraction + (1 - training.final_lr_fraction) * remaining)
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from lcpt.data import BatchPhase, Prefetcher
+from lcpt.data import Prefetcher
 from lcpt.model import GPT, load_weights
 from lcpt.parallel import groups
 from lcpt.training.validation import Validation
@@ -16,25 +16,20 @@ if TYPE_CHECKING:
     from lcpt.training.checks import Start
 
 
-def set_up(config: Config, start: Start) -> tuple[GPT, Prefetcher, Validation | None]:
-    """Build (model, this rank's batches, validation if there is any).
+def set_up(config: Config, start: Start) -> tuple[GPT, Prefetcher, dict[int, Validation]]:
+    """Build (model, this rank's batches, the validation of each phase by its number if there is any).
 
     The model's weights are those of the checkpoint, else of training.init_from, else drawn from run.seed.
     """
-    training, context = config.training, config.data.context
-    phase = BatchPhase(
-        first=0,
-        source=start.source,
-        context=context,
-        sequences=config.sequences,
-        micro_batch=training.micro_batch,
-    )
-    batches = Prefetcher([phase], config.run.seed, groups.rank(), groups.world_size())
-    validation = None
+    phases = [phase.batches() for phase in start.phases]
+    batches = Prefetcher(phases, config.run.seed, groups.rank(), groups.world_size())
+    validations = {}
     if start.valid:
-        validation = Validation(start.valid, training.valid_tokens, context, training.micro_batch)
+        for phase in (opened.phase for opened in start.phases):
+            context, micro_batch = phase.config.data.context, phase.config.training.micro_batch
+            validations[phase.number] = Validation(start.valid, config.training.valid_tokens, context, micro_batch)
     torch.manual_seed(config.run.seed)
     model = GPT(config.model)
     if weights := start.checkpoint or start.init_from:
         load_weights(model, weights, verified=True)
-    return model, batches, validation
+    return model, batches, validations

@@ -15,7 +15,6 @@ from typing import Any
 from tqdm import tqdm
 
 from lcpt.parallel import groups
-from lcpt.training.config import TrainingConfig
 from lcpt.training.metric_sinks import Sink
 
 LOG_SECONDS = 30.0  # between two lines of a log, where a bar on a terminal would move
@@ -29,20 +28,22 @@ def log_rank0(line: str) -> None:
 
 
 class Telemetry:
-    """Does nothing but on rank 0. `step` takes one row of metrics, floats unrounded; `done` steps came before.
+    """Does nothing but on rank 0. `step` takes one row of metrics, floats unrounded.
+
+    done: tokens, of `total`, that came before.
 
     A sink that cannot write is left out from then on, with a warning: it keeps no checkpoint from being saved.
     """
 
-    def __init__(self, folder: Path, training: TrainingConfig, done: int, sinks: list[Sink]):
+    def __init__(self, folder: Path, last_step: int, total: int, done: int, sinks: list[Sink]):
         self._folder, self.is_main = folder, groups.rank() == 0
         if self.is_main:
             self._metrics = open(folder / "metrics.jsonl", "ab", buffering=0)  # noqa: SIM115  close() closes it
             self._unwritten: list[str] = []
             self._sinks = sinks
-            self._total, so_far = (steps * training.global_batch_tokens for steps in (training.last_step, done))
+            self._total = total
             self._bar = tqdm(
-                initial=so_far,
+                initial=done,
                 total=self._total,
                 unit="tok",
                 unit_scale=True,
@@ -50,7 +51,7 @@ class Telemetry:
                 smoothing=0.1,
                 disable=None,  # shown on a terminal only
             )
-            self._last_step, self._said, self._valid = training.last_step, -LOG_SECONDS, ""
+            self._last_step, self._said, self._valid = last_step, -LOG_SECONDS, ""
 
     def step(self, row: dict[str, Any]) -> None:
         if not self.is_main:

@@ -16,6 +16,7 @@ from lcpt.config import ConfigError, load_config, to_yaml
 from lcpt.model import ModelConfig, load_pretrained
 from lcpt.model.config_version import BEFORE, VERSION, upgrade_saved
 from lcpt.model.pretrained import model_config, open_pretrained
+from lcpt.training.phases import divide
 from lcpt.training.same_run import check_same_data, check_same_run
 
 SAVED = Path(__file__).parent / "saved-at-version-1"
@@ -38,20 +39,26 @@ def test_an_old_model_computes_what_it_did(source):
 
 
 def load_saved(*overrides):
+    """-> its config, its phases, and them with data."""
     config = load_config(STEP / "config.yaml", overrides)
-    state = json.loads((STEP / "state.json").read_text())
-    return config, SimpleNamespace(fingerprint=state["data fingerprint"])
+    state, phases = json.loads((STEP / "state.json").read_text()), divide(config)
+    source = SimpleNamespace(fingerprint=state["data fingerprint"])
+    opened = SimpleNamespace(source=source, config=config, last_step=phases[0].last_step, drawn=lambda step: {})
+    return config, phases, [opened]
 
 
 def test_an_old_run_goes_on_with_the_defaults_of_its_day():
-    """Its config.yaml, or the YAML that it came from, has no version, and so has today's defaults."""
-    config, source = load_saved("model.version=1")
-    check_same_run(STEP, config)
-    check_same_data(STEP, config, source)
+    """Its config.yaml, or the YAML that it came from, has no version, and so has today's defaults; and its documents
+    saw one another."""
+    config, phases, opened = load_saved("model.version=1", "data.mask_documents=false")
+    check_same_run(STEP, config, phases)
+    check_same_data(STEP, opened)
     with pytest.raises(
         ValueError, match=r"key_shift False, this is True;.* model.version=1 gives the defaults of that"
     ):
-        check_same_run(STEP, load_saved()[0])
+        check_same_run(STEP, *load_saved()[:2])
+    with pytest.raises(ValueError, match=r"data.mask_documents False, this is True; .*name another run.dir"):
+        check_same_run(STEP, *load_saved("model.version=1")[:2])
 
 
 def test_a_hand_written_config_has_the_defaults_of_today(tmp_path):

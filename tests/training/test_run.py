@@ -152,6 +152,14 @@ def test_the_checkpoint_holds_all_that_a_restart_needs(run):
         "data.mask_documents": True,
         "training.global_batch_tokens": 256,
         "data fingerprint": corpus.fingerprint,
+        "data drawn": {
+            run.config.data.path: {
+                "tokens": 40 * 256,
+                "epochs": 8 * 40 / n_windows(corpus.tokens, 32),
+                "fingerprint": corpus.fingerprint,
+                "order": "windows of 32",
+            }
+        },
     }
 
 

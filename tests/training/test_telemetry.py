@@ -9,7 +9,6 @@ import pytest
 import torch
 
 from lcpt.model.cost import model_cost
-from lcpt.training.config import TrainingConfig
 from lcpt.training.metric_sinks import WandB, tags
 from lcpt.training.profiling import ProfileConfig, Profiler
 from lcpt.training.telemetry import Telemetry, speed
@@ -106,7 +105,7 @@ def test_a_sink_that_fails_keeps_no_checkpoint_from_being_saved(tmp_path, capsys
     good: list[dict] = []
     bad_sink = types.SimpleNamespace(log=lambda row: None, flush=fail, close=fail)
     sinks = [bad_sink, types.SimpleNamespace(log=good.append, flush=lambda: None, close=lambda: None)]
-    telemetry = Telemetry(tmp_path, TrainingConfig(max_steps=200), 0, sinks)
+    telemetry = Telemetry(tmp_path, 200, 200, 0, sinks)
     row = {"step": 1, "tokens": 8, "loss": 4.0, "learning_rate": 0.1, "mfu": None, "tflops_per_second": 1.0}
     row |= {"tokens_per_second": 1.0, "peak_memory_bytes": 1}
     telemetry.step(row)
