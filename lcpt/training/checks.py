@@ -17,6 +17,8 @@ from lcpt.data import Contiguous, Corpus, Mixture, Task, is_task
 from lcpt.model import GPT
 from lcpt.model.weights import check_tensors
 from lcpt.parallel import groups
+from lcpt.training.branching import KEYS as BRANCH_KEYS
+from lcpt.training.branching import check_same_tokenizer, drawn_before, find_trunk
 from lcpt.training.engine import check_deepspeed
 from lcpt.training.out_of_memory import check_fits
 from lcpt.training.phase_data import OpenPhase, open_phases
@@ -45,6 +47,8 @@ class Start:
     checkpoint: Path | None  # to continue from
     damaged: list[Path]  # newer ones that are not whole
     init_from: Path | None  # the step folder whose weights a new run begins with
+    branch_from: Path | None  # the one that a new run begins with whole
+    branch: dict  # what every checkpoint of a branch says of its trunk
     state: dict  # of the checkpoint
     complete: bool  # there is nothing left to do
     changes: Changes  # of settings since the checkpoint
@@ -58,13 +62,23 @@ def check_start(config: Config, world: int, lock_seconds: float | None = None) -
     It changes nothing on the disk, but takes the lock of a run folder that is there; lock_seconds: see `lock`.
     Raises SetupError, the same on all ranks.
     """
-    run, init_from = Path(config.run.dir), None
+    run, init_from, trunk = Path(config.run.dir), None, None
+    branch: dict = {}
     with groups.raise_on_all_ranks():
         if groups.rank() == 0 and run.is_dir():
             lock(run, lock_seconds)
     checkpoint, damaged = find_start(run)
     with groups.raise_on_all_ranks():
-        start = _check_on_this_rank(config, world, checkpoint, damaged)
+        if groups.rank() == 0 and config.training.branch_from:
+            if checkpoint:
+                log_rank0("note: training.branch_from is passed over, since the run goes on from its own checkpoint")
+            else:
+                trunk, branch = find_trunk(config)
+    trunk, branch = groups.broadcast((trunk, branch))
+    with groups.raise_on_all_ranks():
+        start = _check_on_this_rank(config, world, checkpoint, damaged, branch)
+        if trunk:
+            check_same_tokenizer(trunk, start.phases[0].source.tokenizer_sha256, config.data.origin)
         if groups.rank() == 0 and not start.complete:
             check_writable(run)
             if config.training.init_from:
@@ -72,12 +86,14 @@ def check_start(config: Config, world: int, lock_seconds: float | None = None) -
     init_from = groups.broadcast(init_from)
     for name, (then, now) in ({} if start.complete else start.changes).items():
         log_rank0(f"{name} {shown(then)} -> {shown(now)}")
-    return replace(start, init_from=init_from)
+    return replace(start, init_from=init_from, branch_from=trunk)
 
 
-def _check_on_this_rank(config: Config, world: int, checkpoint: Path | None, damaged: list[Path]) -> Start:
+def _check_on_this_rank(
+    config: Config, world: int, checkpoint: Path | None, damaged: list[Path], branch: dict
+) -> Start:
     training, phases = config.training, divide(config)
-    state = read_state(checkpoint) if checkpoint else {"step": 0}
+    state = read_state(checkpoint) if checkpoint else {"step": 0, **branch}
     complete = state["step"] >= training.last_step and "unvalidated" not in state
     changes: Changes = {}
     if checkpoint:
@@ -92,7 +108,7 @@ def _check_on_this_rank(config: Config, world: int, checkpoint: Path | None, dam
             check_fits(phase.config, world)
         check_deepspeed(training, config.parallel)
     accumulation = [0 if complete else _accumulation(phase, world) for phase in phases]
-    opened = open_phases(phases, accumulation, hashed=not complete, before={})
+    opened = open_phases(phases, accumulation, hashed=not complete, before=drawn_before(state))
     if checkpoint:
         check_same_data(checkpoint, opened)
     for each in opened:
@@ -113,6 +129,8 @@ def _check_on_this_rank(config: Config, world: int, checkpoint: Path | None, dam
         checkpoint=checkpoint,
         damaged=damaged,
         init_from=None,
+        branch_from=None,
+        branch={key: state[key] for key in BRANCH_KEYS if key in state},
         state=state,
         complete=complete,
         changes=changes,

@@ -33,6 +33,7 @@ class TrainingConfig:
     compile: str = "auto"  # torch.compile of the blocks: auto (on a GPU) | true | false
     device: str = "auto"  # auto: a GPU if there is one; cuda; cpu
     init_from: Optional[str] = None  # noqa: UP045  a run or step folder whose weights to start from
+    branch_from: Optional[str] = None  # noqa: UP045  one whose moments and place in the data to take too
     valid_every_steps: int = 250
     valid_tokens: int = 2**18  # scored at each validation: labels of text, tokens of a task's samples
     bad_steps: BadStepsConfig = field(default_factory=BadStepsConfig)
@@ -66,6 +67,11 @@ class TrainingConfig:
                 raise ValueError(f"training.{name} is {value}; it must be ≥ 1")
         if not 0 <= self.warmup_steps < self.max_steps:
             raise ValueError(f"training.warmup_steps is {self.warmup_steps}; it must lie in 0 … {self.max_steps - 1}")
+        if self.init_from and self.branch_from:
+            raise ValueError(
+                "training.init_from and training.branch_from are both set; init_from begins with the weights alone, "
+                "branch_from with moments and place in the data too: set one of them"
+            )
         if not 0 < self.lr < math.inf:
             raise ValueError(f"training.lr is {self.lr}; it must be > 0 and finite")
         for name in ("weight_decay", "grad_clip", "hang_seconds", "norms_every_steps"):

@@ -34,6 +34,8 @@ def dry_start(config: Config, ranks: int) -> str:
     if reason := history.crash_loop_reason(step):
         return f"the next start would be refused once: {reason}"
     where = f"go on from {start.checkpoint.name}" if start.checkpoint else "begin"
+    if start.branch_from:
+        where = f"branch off {start.branch_from}"
     on = f"{ranks} ranks" if ranks > 1 else "1 rank"
     end = config.training.last_step
     drawn = phase_of(start.phases, end).drawn(end)

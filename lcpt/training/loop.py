@@ -77,6 +77,8 @@ def train(config: Config, config_yaml: str, history: History, preemption: Preemp
     else:
         if start.checkpoint:
             log_rank0(f"{run} continues from {start.checkpoint.name}")
+        elif start.branch_from:
+            log_rank0(f"{run} branches off {start.branch_from}")
         training = Training(config, config_yaml, start, history, preemption, watch)
         training.loop()
         saver = training.saver
@@ -103,7 +105,7 @@ class Training:
         watch: Watchdog,
     ):
         self.config, self.state, self.preemption, self.watch = config, start.state, preemption, watch
-        self.phases = start.phases
+        self.phases, self.branch = start.phases, start.branch
         self.run, self.device, self.began = Path(config.run.dir), groups.device(), time.perf_counter()
         with groups.raise_on_all_ranks():
             model, batches, self.validations = set_up(config, start)
@@ -111,8 +113,8 @@ class Training:
         begin(self.run, config_yaml, history, start)
         watch.write_stacks_to(self.run / "stacks")
         self.engine = build_engine(model, config.training, config.parallel, start.phases[0].accumulation)
-        if start.checkpoint:
-            restore(self.engine, start.checkpoint)
+        if moments := start.checkpoint or start.branch_from:
+            restore(self.engine, moments)
         attachments = {"config.yaml": self.run / "config.yaml", **start.phases[0].source.attachments}
         self.saver = Saver(self.engine, self.run / "checkpoints", config.checkpoint, attachments, watch)
         self.bad_steps = BadSteps(config.training.bad_steps, self.state.get("bad_steps"))
@@ -317,6 +319,7 @@ class Training:
                     "tokens": row["tokens"],
                     "adam_step": adam_step(self.engine),
                     **data_position(self.phase, step),
+                    **self.branch,
                     "bad_steps": self.bad_steps.state(),
                     **unvalidated,
                 },

@@ -17,6 +17,7 @@ import torch
 from omegaconf import MISSING
 
 from lcpt.parallel import groups
+from lcpt.training.branching import record
 from lcpt.training.exit_codes import GiveUp
 from lcpt.training.history import History
 from lcpt.training.resume import set_aside
@@ -62,6 +63,8 @@ def begin(folder: Path, config_yaml: str, history: History, start: Start) -> Non
                 for name in ("summary.json", "preempted.json"):
                     (folder / name).unlink(missing_ok=True)
                 replace_text(folder / "config.yaml", config_yaml)
+                if start.branch_from:
+                    record(start.branch_from, folder)
                 replace_text(folder / "environment.json", json.dumps(environment(), indent=2) + "\n")
     if refusal := groups.broadcast(refusal):
         raise GiveUp(refusal)

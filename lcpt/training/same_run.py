@@ -36,7 +36,7 @@ def check_same_run(step: Path, config: Config, phases: Sequence[Phase]) -> None:
     Of phases, the one that the checkpoint is of must be the same; later ones may be others.
     """
     saved, state = _saved(step).model, read_state(step)
-    then = UNSAID | _saved_model(step) | state
+    then = UNSAID | saved_model(step) | state
     phase = phase_of(phases, state["step"])
     now = flatten(asdict(config.model), "model") | _batches(phase)
     differing = {
@@ -49,7 +49,7 @@ def check_same_run(step: Path, config: Config, phases: Sequence[Phase]) -> None:
         of_model = any(name.startswith("model.") for name in differing)
         old = version < VERSION and of_model
         remedy = f"model.version={version} gives the defaults of that day; else " if old else ""
-        raise ValueError(f"{step.parents[1]} was begun with {_listed(differing)}; {remedy}name another run.dir")
+        raise ValueError(f"{step.parents[1]} was begun with {listed(differing)}; {remedy}name another run.dir")
 
 
 def check_same_data(step: Path, phases: Sequence[OpenPhase]) -> None:
@@ -80,7 +80,7 @@ def check_not_finished_otherwise(step: Path, changes: Changes) -> None:
     idle = {name: values for name, values in changes.items() if name.removeprefix("training.") in RECIPE}
     if idle:
         raise ValueError(
-            f"{step.parents[1]} is complete, and was trained with {_listed(idle)}; name another run.dir, "
+            f"{step.parents[1]} is complete, and was trained with {listed(idle)}; name another run.dir, "
             "or train on with a larger training.max_steps"
         )
 
@@ -103,7 +103,7 @@ def changed_settings(step: Path, config: Config) -> Changes:
 
     A key that it lacks meant today's default. The run's folder may have moved, and its data as well.
     """
-    saved = flatten(cast(dict, OmegaConf.to_container(_saved(step)))) | _saved_model(step)
+    saved = flatten(cast(dict, OmegaConf.to_container(_saved(step)))) | saved_model(step)
     now, defaults = flatten(asdict(config)), _defaults(config)
     pairs = {name: (saved.get(name, defaults.get(name)), now.get(name)) for name in {**now, **saved}}
     return {
@@ -150,7 +150,7 @@ def _batches(phase: Phase) -> dict:
     }
 
 
-def _listed(differing: Changes) -> str:
+def listed(differing: Changes) -> str:
     return "; ".join(f"{name} {then}, this is {now}" for name, (then, now) in differing.items())
 
 
@@ -165,7 +165,7 @@ def _saved_origin(step: Path) -> str:
     return DataConfig(path=data.path, sources=sources).origin
 
 
-def _saved_model(step: Path) -> dict[str, Any]:
+def saved_model(step: Path) -> dict[str, Any]:
     """Return the keys of the section `model`: one that it lacks has the value of its day."""
     merged = OmegaConf.merge(OmegaConf.structured(ModelConfig), upgrade_saved(_saved(step).model))
     return flatten(cast(dict, OmegaConf.to_container(merged)), "model")

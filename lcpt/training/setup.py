@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 def set_up(config: Config, start: Start) -> tuple[GPT, Prefetcher, dict[int, Validation]]:
     """Build (model, this rank's batches, the validation of each phase by its number if there is any).
 
-    The model's weights are those of the checkpoint, else of training.init_from, else drawn from run.seed.
+    The model's weights are those of the checkpoint, else of training.init_from or branch_from, else drawn from
+    run.seed.
     """
     phases = [phase.batches() for phase in start.phases]
     batches = Prefetcher(phases, config.run.seed, groups.rank(), groups.world_size())
@@ -30,6 +31,6 @@ def set_up(config: Config, start: Start) -> tuple[GPT, Prefetcher, dict[int, Val
             validations[phase.number] = Validation(start.valid, config.training.valid_tokens, context, micro_batch)
     torch.manual_seed(config.run.seed)
     model = GPT(config.model)
-    if weights := start.checkpoint or start.init_from:
+    if weights := start.checkpoint or start.init_from or start.branch_from:
         load_weights(model, weights, verified=True)
     return model, batches, validations
