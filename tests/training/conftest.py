@@ -28,14 +28,14 @@ def imported():
 
 @pytest.fixture(scope="session")
 def train_ranks(run_ranks, tiny_yaml, tmp_path_factory):
-    """train_ranks(world, *overrides, dir=None, code=0) -> what the run of `world` ranks, which must end with that exit
-    code, left: config, dir, rows of metrics."""
+    """train_ranks(world, *overrides, dir=None, code=0, yaml=tiny_yaml) -> what the run of `world` ranks, which must end
+    with that exit code, left: config, dir, rows of metrics."""
     from lcpt.config import load_config, to_yaml
     from lcpt.training import job
 
-    def run(world, *overrides, dir=None, code=0, timeout=60):
+    def run(world, *overrides, dir=None, code=0, timeout=60, yaml=tiny_yaml):
         folder = dir or tmp_path_factory.mktemp("run") / "run"
-        config = load_config(tiny_yaml, [f"run.dir={folder}", *overrides])
+        config = load_config(yaml, [f"run.dir={folder}", *overrides])
         codes = run_ranks(lambda: job.run(config, to_yaml(config)), world, timeout)
         assert codes == [code] * world
         metrics = folder / "metrics.jsonl"

@@ -1,0 +1,73 @@
+"""The recipes of configs/recipes/, run in small: lengths are a 512th of what they say, the model is tiny."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from lcpt.config import load_config
+from lcpt.training.phases import divide
+
+RECIPES = Path(__file__).parents[2] / "configs/recipes"
+TINY = [
+    "model.n_layers=4",
+    "model.d_model=32",
+    "model.n_heads=2",
+    "model.vocab_size=330",
+    "model.attention.block_size=8",
+    "model.attention.polysketch.size=8",
+    "training.precision=fp32",
+    "training.valid_tokens=64",
+    "training.valid_every_steps=1000",
+]
+
+
+def shrunk(section):
+    """The same with small lengths: contexts of 16 for 8,192, four sequences a step, a step for each thousand."""
+    if isinstance(section, list):
+        return [shrunk(item) for item in section]
+    if not isinstance(section, dict):
+        return section
+    small = {key: shrunk(value) for key, value in section.items()}
+    for key, divisor in (("context", 512), ("until_step", 1000), ("max_steps", 1000), ("warmup_steps", 1000)):
+        if key in small:
+            small[key] //= divisor
+    return small | ({"global_batch_tokens": 256} if "global_batch_tokens" in small else {})
+
+
+@pytest.fixture(scope="module")
+def train(train_ranks, train_folder, make_corpus, valid_folder, tmp_path_factory):
+    """train(recipe, *overrides) -> the run of that recipe."""
+    books = make_corpus(seed=5, tokenizer=train_folder / "tokenizer.model", sentences=100)
+    places = {"data/prepared/web": train_folder, "data/prepared/books": books, "data/prepared/valid": valid_folder}
+
+    def run(recipe, *overrides):
+        text = (RECIPES / f"{recipe}.yaml").read_text()
+        for place, folder in places.items():
+            text = text.replace(place, str(folder))
+        path = tmp_path_factory.mktemp("recipe") / "small.yaml"
+        path.write_text(yaml.safe_dump(shrunk(yaml.safe_load(text))))
+        return train_ranks(1, *TINY, *overrides, yaml=path)
+
+    return run
+
+
+def test_a_trunk_is_annealed_in_a_branch(train):
+    trunk = train("trunk", "training.max_steps=6")
+    branch = train("anneal", f"training.branch_from={trunk.dir}", "training.max_steps=5")
+    rates = [row["learning_rate"] for row in trunk.rows + branch.rows]
+    assert rates == pytest.approx([6e-4] * 6 + [6e-4 * n / 5 for n in (4, 3, 2, 1, 0)])
+    before, after = trunk.rows[-1]["source_tokens"], branch.rows[0]["source_tokens"]
+    assert all(before[path] <= after[path] <= before[path] + 256 for path in before)
+
+
+def test_the_context_grows_in_one_run(train):
+    run = train("longer-context")
+    assert [phase.config.data.context for phase in divide(run.config)] == [16, 32, 64]
+    assert len(run.rows) == 20 and run.rows[-1]["learning_rate"] == pytest.approx(0.05 * 6e-4)
+    assert sum(run.rows[-1]["source_tokens"].values()) > 19 * 256
+
+
+@pytest.mark.parametrize("recipe", sorted(path.stem for path in RECIPES.glob("*.yaml")))
+def test_every_recipe_is_a_config(recipe):
+    load_config(RECIPES / f"{recipe}.yaml")
