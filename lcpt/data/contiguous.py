@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import numpy as np
 
+from lcpt.data.corpus_samples import CorpusSamples
 from lcpt.data.errors import DataError
 from lcpt.data.order import n_windows, window_start
-from lcpt.data.sample_source import Drawn, Sample
+from lcpt.data.sample_source import Sample
 from lcpt.data.shards import Corpus
 
 
-class Contiguous:
+class Contiguous(CorpusSamples):
     """Is a SampleSource of the windows of a corpus.
 
     mask_documents: documents in a window are apart, and no label crosses a border. longest: the context of the windows
@@ -23,13 +24,8 @@ class Contiguous:
     """
 
     def __init__(self, corpus: Corpus, mask_documents: bool = True, longest: int | None = None, used: int = 0):
-        self.corpus, self._mask, self._longest, self.used = corpus, mask_documents, longest, used
-        self.folder, self.vocab_size, self.fingerprint = corpus.folder, corpus.vocab_size, corpus.fingerprint
-        self.tokenizer_sha256, self.attachments = corpus.tokenizer_sha256, corpus.attachments
-
-    def check_context(self, context: int) -> None:
-        """Raise DataError when the stream is shorter than one window."""
-        self.samples_in_epoch(context)
+        super().__init__(corpus, used)
+        self._mask, self._longest = mask_documents, longest
 
     def samples_in_epoch(self, context: int) -> int:
         longest = self._longest_of(context)
@@ -55,12 +51,6 @@ class Contiguous:
         """List the ids of the documents in that window."""
         start, stop = self._window(number, seed, context)
         return self.corpus.document_ids(start, stop + 1)
-
-    def drawn(self, samples: int, context: int) -> dict[str, Drawn]:
-        """Count what is used of the folder after the first `samples` samples."""
-        tokens = (self.used // context + samples) * context if samples else self.used
-        epochs = tokens / (self.samples_in_epoch(context) * context)
-        return {str(self.folder): Drawn(tokens, epochs, self.fingerprint)}
 
     def _window(self, number: int, seed: int, context: int) -> tuple[int, int]:
         """Return where a sample begins and ends in the stream."""
