@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 Changes = dict[str, tuple[Any, Any]]  # key -> (the value that the checkpoint was saved under, the value now)
 
 CHANGEABLE = ("model.activation_checkpointing", "model.z_loss")  # what a model computes does not depend on them
-UNSAID = {"data.mask_documents": False}  # what training did before checkpoints said it
+UNSAID = {"data.mask_documents": False, "data.packing": "contiguous"}  # what training did before checkpoints said it
 SCHEDULE = ("max_steps", "lr", "schedule", "warmup_steps", "final_lr_fraction", "decay_fraction")
 # Of what may change in a run, the settings that decide its result: on a finished run they would change nothing.
 RECIPE = (*SCHEDULE, "weight_decay", "betas", "grad_clip", "precision")
@@ -113,6 +113,7 @@ def _batches(config: Config) -> dict:
         "run.seed": config.run.seed,
         "data.context": config.data.context,
         "data.mask_documents": config.data.mask_documents,
+        "data.packing": config.data.packing,
         "training.global_batch_tokens": config.training.global_batch_tokens,
     }
 
