@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from lcpt.checkpoint import open_checkpoint, read_state
-from lcpt.data import Contiguous, Corpus, Mixture, SampleSource, Task, is_task, open_text
+from lcpt.data import Corpus, CorpusSamples, Mixture, SampleSource, Task, is_task, open_text
 from lcpt.model import GPT
 from lcpt.model.weights import check_tensors
 from lcpt.parallel import groups
@@ -168,7 +168,7 @@ def open_source(config: Config, path: str, stream: str, hashed: bool) -> Corpus 
 
 def check_vocabulary(config: Config, source: SampleSource | Corpus) -> None:
     corpus = source.parts[0] if isinstance(source, Mixture) else source  # the others have the same tokenizer
-    if isinstance(corpus, Corpus | Contiguous) and corpus.vocab_size != config.model.vocab_size:
+    if isinstance(corpus, Corpus | CorpusSamples) and corpus.vocab_size != config.model.vocab_size:
         raise ValueError(
             f"{corpus.folder} was tokenised with {corpus.vocab_size} pieces and model.vocab_size is "
             f"{config.model.vocab_size}; set model.vocab_size={corpus.vocab_size}"
