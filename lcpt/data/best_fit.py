@@ -39,10 +39,10 @@ class BestFit(CorpusSamples):
     def __init__(self, corpus: Corpus, longest: int | None = None, used: int = 0):
         super().__init__(corpus, used)
         self._longest = longest
-        self._packing = functools.lru_cache(maxsize=GROUP)(self._pack)
+        self._packing = functools.lru_cache(maxsize=GROUP)(self.pack)
 
     def samples_in_epoch(self, context: int) -> int:
-        regions, bins = self._shape(context)
+        regions, bins = self.shape(context)
         return regions * bins
 
     def sample(self, number: int, seed: int, context: int) -> Sample:
@@ -65,7 +65,7 @@ class BestFit(CorpusSamples):
         names = [name for start in starts for name in self.corpus.document_ids(start, start + 1)]
         return list(dict.fromkeys(names))
 
-    def _shape(self, context: int) -> tuple[int, int]:
+    def shape(self, context: int) -> tuple[int, int]:
         """Count (regions, sequences of each). Raises DataError where there is no token, or another context too.
 
         A region has less than a context of tokens more than its length, which the sequences hold; more of them, up
@@ -90,7 +90,7 @@ class BestFit(CorpusSamples):
 
     def _parts(self, number: int, seed: int, context: int) -> Parts:
         """Find the parts of the stream in a sample."""
-        regions, bins = self._shape(context)
+        regions, bins = self.shape(context)
         epoch, index = divmod(self.used // context + number, regions * bins)
         group, within = divmod(index, GROUP * bins)
         first = group * GROUP
@@ -100,9 +100,9 @@ class BestFit(CorpusSamples):
         region = permute(first + slot, regions, keys)
         return self._packing(region, context, epoch % 2 == 1).bin(number_in_region)
 
-    def _pack(self, region: int, context: int, short_first: bool) -> Packing:
+    def pack(self, region: int, context: int, short_first: bool) -> Packing:
         """Pack a region of the stream."""
-        regions, bins = self._shape(context)
+        regions, bins = self.shape(context)
         begin, end = (self.corpus.tokens * i // regions for i in (region, region + 1))
         pieces = cut_documents(*self.corpus.document_spans(begin, end), begin, end, context, short_first)
         return best_fit_decreasing(pieces, bins, context)
