@@ -49,11 +49,14 @@ def check_shard(folder: Path, manifest: dict, shard: dict, hashed: bool) -> None
         raise DataError(f"{path}: damaged, its sha256 is not the manifest's; {REMEDY}")
 
 
-def map_shard(path: Path) -> dict[str, np.ndarray]:
-    """Map the tensors of a shard into memory, by name: what is not looked at is not read. They are read-only."""
+def map_shard(path: Path, size: int) -> dict[str, np.ndarray]:
+    """Map the tensors of a shard of that many bytes into memory, by name, read-only: what is not used is not read.
+
+    Raises DataError where the file is no longer there, or is shorter now.
+    """
     try:
-        content = np.asarray(np.memmap(path, dtype=np.uint8, mode="r"))
-    except (OSError, ValueError) as error:  # it was there when the corpus was opened
+        content = np.asarray(np.memmap(path, dtype=np.uint8, mode="r", shape=(size,)))
+    except (OSError, ValueError) as error:
         raise DataError(f"{path}: cannot be read ({first_line(error)}); {REMEDY}") from None
     begin = 8 + int.from_bytes(content[:8].tobytes(), "little")
     header = json.loads(content[8:begin].tobytes())

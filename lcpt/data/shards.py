@@ -137,7 +137,8 @@ class Corpus:
         return range(first, bisect.bisect_left(self._token_starts, stop, lo=first, hi=self._n_shards))
 
     def _map_shard(self, shard: int) -> dict[str, np.ndarray]:
-        return map_shard(self.folder / self.manifest["shards"][shard]["file"])
+        listed = self.manifest["shards"][shard]
+        return map_shard(self.folder / listed["file"], listed["size_bytes"])
 
     def _read_ids(self, shard: int) -> list[str]:
         return self._shard(shard)["ids"].tobytes().decode().split("\n")
