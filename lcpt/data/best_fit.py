@@ -24,7 +24,7 @@ from lcpt.data.packing import Packing, Parts, best_fit_decreasing
 from lcpt.data.sample_source import Sample
 from lcpt.data.shards import Corpus
 
-REGION = 254  # contexts in a region at least: with fewer, pieces that cross its ends would need padding of over 1 %
+REGION = 254  # contexts at least: a hundredth is one for the pieces that cross a region's end, and room to spare
 GROUP = 16  # regions
 
 
@@ -32,8 +32,8 @@ class BestFit(CorpusSamples):
     """Is a SampleSource of sequences that are packed with whole documents, each token in one of an epoch.
 
     longest: see Contiguous; it can only be the one context that is asked for. used: tokens that the run drew before
-    sample 0, whole sequences of that context. Padding is 1 % at most in an epoch of 99 sequences or more; of a
-    smaller folder the last sequence is only filled as far as its tokens go.
+    sample 0, whole sequences of that context. Padding is 1 % at most in an epoch of 100 sequences or more, and
+    less than one sequence in a shorter one.
     """
 
     def __init__(self, corpus: Corpus, longest: int | None = None, used: int = 0):

@@ -2,6 +2,7 @@
 
 import hashlib
 import random
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -59,7 +60,7 @@ def test_every_token_is_in_one_sample_of_an_epoch(numbered_folder, name, context
     padding = sum(sample.padding for sample in samples)
     assert inputs.dtype == labels.dtype == samples[0].starts.dtype == np.int64
     assert padding == len(samples) * context - total
-    assert padding <= 0.01 * len(samples) * context or total < 99 * context and padding < 2 * context
+    assert padding <= 0.01 * len(samples) * context or len(samples) < 100 and padding < context
 
     real = np.concatenate([np.arange(context) < context - sample.padding for sample in samples])
     np.testing.assert_array_equal(np.sort(inputs[real]), np.arange(total))
@@ -80,6 +81,25 @@ def test_every_token_is_in_one_sample_of_an_epoch(numbered_folder, name, context
     whole = np.isin(ends - lengths, begins[sizes == lengths[document[begins]]])
     cut = (~whole & (lengths <= context)).sum()
     assert cut <= {"0.6 of a context": 0.45, "uniform": 0.05, "log-normal": 0.01}.get(name, 0) * len(lengths)
+
+
+@pytest.mark.parametrize("context", [1, 5, 8192])
+def test_sequences_hold_a_region_and_little_more(context):
+    """For folders of any size: a region's pieces are up to context - 1 tokens more than its part of the stream."""
+    draw = random.Random(0)
+    contexts = [*range(1, 2000), *(draw.randrange(1, 10**n) for n in range(4, 12) for _ in range(50))]
+    for tokens in (n * context + extra for n in contexts for extra in (0, -draw.randrange(context))):
+        regions, bins = BestFit(SimpleNamespace(**attributes(tokens))).shape(context)
+        longest = -(-tokens // regions)
+        assert bins * context >= longest + (context - 1 if regions > 1 else 0)
+        assert 254 <= bins <= 514 or regions == 1
+        padding = regions * bins * context - tokens
+        assert padding <= regions * bins * context / 100 if regions * bins >= 100 else padding < context
+
+
+def attributes(tokens):
+    names = ("folder", "vocab_size", "fingerprint", "tokenizer_sha256", "attachments")
+    return {"tokens": tokens, **dict.fromkeys(names)}
 
 
 def test_long_documents_are_cut_elsewhere_in_the_next_epoch(numbered_folder):
