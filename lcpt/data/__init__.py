@@ -1,8 +1,10 @@
 """Turn text into tokens, shards, an order and batches; turn tasks into batches."""
 
 from lcpt.data.batches import Batch, BatchPhase, Prefetcher, batch, batch_documents, rows
+from lcpt.data.best_fit import BestFit
 from lcpt.data.config import DataConfig
 from lcpt.data.contiguous import Contiguous
+from lcpt.data.corpus_samples import CorpusSamples
 from lcpt.data.errors import DataError
 from lcpt.data.mixture import Mixture, SourceConfig
 from lcpt.data.prepare import prepare
@@ -17,8 +19,10 @@ from lcpt.data.verify import verify
 __all__ = [
     "Batch",
     "BatchPhase",
+    "BestFit",
     "Contiguous",
     "Corpus",
+    "CorpusSamples",
     "DataConfig",
     "DataError",
     "Drawn",

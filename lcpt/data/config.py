@@ -18,6 +18,7 @@ class DataConfig:
 
     path, valid_path: prepared folders, or synthetic:TASK. sources: prepared folders to mix, in place of path. context:
     tokens of a sequence. mask_documents: a document does not see those before it in its sequence.
+    packing: contiguous, sequences are windows of the text; best_fit, documents no longer than the context stay whole.
     """
 
     path: Optional[str] = MISSING  # noqa: UP045  OmegaConf reads this annotation on every Python
@@ -26,6 +27,7 @@ class DataConfig:
     synthetic: SyntheticConfig = field(default_factory=SyntheticConfig)
     sources: Optional[list[SourceConfig]] = None  # noqa: UP045
     mask_documents: bool = True
+    packing: str = "contiguous"
 
     def __post_init__(self):
         if self.context < 1:
@@ -36,6 +38,12 @@ class DataConfig:
             raise DataError("data.path and data.sources are both set; set one of them to null")
         if self.sources is not None:
             check_sources(self.sources)
+        if self.packing not in ("contiguous", "best_fit"):
+            raise DataError(f"data.packing is {self.packing}; it is contiguous or best_fit")
+        if self.packing == "best_fit" and not self.mask_documents:
+            raise DataError("data.packing best_fit puts unrelated documents together; set data.mask_documents=true")
+        if self.packing == "best_fit" and is_task(self.path or ""):
+            raise DataError(f"data.packing best_fit needs documents, and {self.path} has none; set it to contiguous")
         if self.valid_path and is_task(self.path or "") != is_task(self.valid_path):
             raise DataError(
                 f"data.valid_path is {self.valid_path} and training takes {self.origin}; take text for both or a "

@@ -8,29 +8,23 @@ from __future__ import annotations
 
 import numpy as np
 
+from lcpt.data.corpus_samples import CorpusSamples
 from lcpt.data.errors import DataError
 from lcpt.data.order import n_windows, window_start
-from lcpt.data.sample_source import Drawn, Sample
+from lcpt.data.sample_source import Sample
 from lcpt.data.shards import Corpus
 
 
-class Contiguous:
+class Contiguous(CorpusSamples):
     """Is a SampleSource of the windows of a corpus.
 
     mask_documents: documents in a window are apart, and no label crosses a border. longest: the context of the windows
     that are ordered, a multiple of every context asked for; None: that context.
     """
 
-    used = 0  # tokens drawn before sample 0, which begins there, and is short where that is within a window
-
     def __init__(self, corpus: Corpus, mask_documents: bool = True, longest: int | None = None):
-        self.corpus, self._mask, self._longest = corpus, mask_documents, longest
-        self.folder, self.vocab_size, self.fingerprint = corpus.folder, corpus.vocab_size, corpus.fingerprint
-        self.tokenizer_sha256, self.attachments = corpus.tokenizer_sha256, corpus.attachments
-
-    def check_context(self, context: int) -> None:
-        """Raise DataError when the stream is shorter than one window."""
-        self.samples_in_epoch(context)
+        super().__init__(corpus)
+        self._mask, self._longest = mask_documents, longest
 
     def samples_in_epoch(self, context: int) -> int:
         longest = self._longest_of(context)
@@ -57,14 +51,7 @@ class Contiguous:
         start, stop = self._window(number, seed, context)
         return self.corpus.document_ids(start, stop + 1)
 
-    def drawn(self, samples: int, context: int) -> dict[str, Drawn]:
-        """Count what is used of the folder after the first `samples` samples."""
-        tokens = (self.used // context + samples) * context if samples else self.used
-        epochs = tokens / (self.samples_in_epoch(context) * context)
-        return {str(self.folder): Drawn(tokens, epochs, self.fingerprint, self.order(context))}
-
     def order(self, context: int) -> str:
-        """Name the order in which samples of that context come."""
         return f"windows of {self._longest_of(context)}"
 
     def _window(self, number: int, seed: int, context: int) -> tuple[int, int]:

@@ -17,7 +17,7 @@ from typing import Optional
 
 from omegaconf import MISSING
 
-from lcpt.data.contiguous import Contiguous
+from lcpt.data.corpus_samples import CorpusSamples
 from lcpt.data.errors import DataError
 from lcpt.data.sample_source import Drawn, Sample
 from lcpt.data.synthetic import is_task
@@ -108,13 +108,13 @@ class Mixture:
     parts: the samples of each source. Raises DataError where two have different tokenizers or the same content.
     """
 
-    def __init__(self, sources: Sequence[SourceConfig], parts: Sequence[Contiguous]):
+    def __init__(self, sources: Sequence[SourceConfig], parts: Sequence[CorpusSamples]):
         check_sources(sources)
         self.parts = list(parts)
         self._max_repeats = [source.max_repeats for source in sources]
         self._split = Split([source.weight for source in sources])
         first = self.parts[0]
-        by_content: dict[str, Contiguous] = {}
+        by_content: dict[str, CorpusSamples] = {}
         for part in self.parts:
             if part.tokenizer_sha256 != first.tokenizer_sha256:
                 raise DataError(
@@ -131,7 +131,7 @@ class Mixture:
         self.fingerprint = hashlib.sha256("".join(lines).encode()).hexdigest()
 
     def check_context(self, context: int) -> None:
-        """Raise DataError when a source is shorter than one window."""
+        """Raise DataError when a source has no sample of that context."""
         for part in self.parts:
             try:
                 part.check_context(context)

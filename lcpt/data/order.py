@@ -1,4 +1,4 @@
-"""Choose the window of the token stream that is training sample number g.
+"""Choose the window of the token stream that is training sample number g, and permute numbers.
 
 Every epoch cuts the stream into windows from its own random start, so that borders fall elsewhere each time, and
 visits each window once in its own random order. The order is computed, not stored: nothing to build, share or save.
@@ -26,7 +26,7 @@ def window_start(sample: int, tokens: int, context: int, seed: int, fingerprint:
     """Find where in a stream of `tokens` the context + 1 tokens of sample 0, 1, 2, … begin."""
     windows = n_windows(tokens, context)
     epoch, index = divmod(sample, windows)
-    offset, *keys = _draws(seed, fingerprint, epoch)
+    offset, *keys = draws(seed, fingerprint, epoch)
     latest = min(context - 1, tokens - 1 - windows * context)
     return offset % (latest + 1) + permute(index, windows, keys) * context
 
@@ -48,8 +48,8 @@ def permute(index: int, size: int, keys: list[int]) -> int:
             return index
 
 
-def _draws(seed: int, fingerprint: str, epoch: int) -> tuple[int, ...]:
-    """Draw 1 + ROUNDS random 64-bit numbers."""
+def draws(seed: int, fingerprint: str, epoch: int) -> tuple[int, ...]:
+    """Draw 1 + ROUNDS random 64-bit numbers: a choice, and the keys of a permutation."""
     digest = hashlib.blake2b(f"{seed}/{fingerprint}/{epoch}".encode(), digest_size=8 * (1 + ROUNDS)).digest()
     return struct.unpack(f"<{1 + ROUNDS}Q", digest)
 

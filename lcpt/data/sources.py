@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping
 
+from lcpt.data.best_fit import BestFit
 from lcpt.data.config import DataConfig
 from lcpt.data.contiguous import Contiguous
+from lcpt.data.corpus_samples import CorpusSamples
 from lcpt.data.mixture import Mixture
 from lcpt.data.sample_source import Drawn
 from lcpt.data.shards import Corpus
@@ -17,7 +19,7 @@ def open_text(
     open_corpus: Callable[[str], Corpus] = Corpus,
     longest: Mapping[str, int] | None = None,
     before: Iterable[Drawn] = (),
-) -> Contiguous | Mixture:
+) -> CorpusSamples | Mixture:
     """Open the prepared folders of training.
 
     longest: see Contiguous, by path. before: what the run has drawn by now. Raises DataError where a folder cannot be
@@ -25,8 +27,12 @@ def open_text(
     """
     known = {drawn.fingerprint: drawn for drawn in before}
 
-    def samples(path: str) -> Contiguous:
-        found = Contiguous(open_corpus(path), data.mask_documents, (longest or {}).get(path))
+    def samples(path: str) -> CorpusSamples:
+        corpus = open_corpus(path)
+        if data.packing == "best_fit":
+            found: CorpusSamples = BestFit(corpus)
+        else:
+            found = Contiguous(corpus, data.mask_documents, (longest or {}).get(path))
         if drawn := known.get(found.fingerprint):
             found.used = position(found, drawn, data.context)
         return found
@@ -36,7 +42,7 @@ def open_text(
     return Mixture(data.sources, [samples(source.path) for source in data.sources])
 
 
-def position(source: Contiguous, drawn: Drawn, context: int) -> int:
+def position(source: CorpusSamples, drawn: Drawn, context: int) -> int:
     """Find where a source goes on, in tokens: where it stopped, or in another order with the next epoch."""
     if drawn.order == source.order(context):
         return drawn.tokens

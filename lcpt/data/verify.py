@@ -9,7 +9,7 @@ from tqdm import tqdm
 
 from lcpt.data.errors import DataError
 from lcpt.data.manifest import MANIFEST, TOKENIZER, load_manifest
-from lcpt.data.shard_files import check_tokenizer, open_shard
+from lcpt.data.shard_files import check_shard, check_tokenizer
 
 
 def verify(folder: str | Path) -> dict[str, str]:
@@ -27,7 +27,7 @@ def verify(folder: str | Path) -> dict[str, str]:
         return {MANIFEST: str(error)}
     found = {MANIFEST: "", TOKENIZER: _damage(check_tokenizer, folder, manifest)}
     for shard in tqdm(manifest["shards"], desc="verifying", unit="shard"):
-        found[shard["file"]] = _damage(open_shard, folder, manifest, shard, True)
+        found[shard["file"]] = _damage(check_shard, folder, manifest, shard, True)
     for path in sorted(folder.iterdir()):
         if path.name not in found:
             found[path.name] = f"{path}: not a file of this corpus; remove it"

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from lcpt.checkpoint import open_checkpoint, read_state
-from lcpt.data import Contiguous, Corpus, Mixture, Task, is_task
+from lcpt.data import Corpus, CorpusSamples, Mixture, Task, is_task
 from lcpt.model import GPT
 from lcpt.model.weights import check_tensors
 from lcpt.parallel import groups
@@ -185,9 +185,9 @@ def open_source(config: Config, path: str, stream: str, hashed: bool) -> Corpus 
     return Corpus(path, hash_shards=hashed and groups.rank() == 0)
 
 
-def check_vocabulary(config: Config, source: Corpus | Contiguous | Mixture | Task) -> None:
+def check_vocabulary(config: Config, source: Corpus | CorpusSamples | Mixture | Task) -> None:
     corpus = source.parts[0] if isinstance(source, Mixture) else source  # the others have the same tokenizer
-    if isinstance(corpus, Corpus | Contiguous) and corpus.vocab_size != config.model.vocab_size:
+    if isinstance(corpus, Corpus | CorpusSamples) and corpus.vocab_size != config.model.vocab_size:
         raise ValueError(
             f"{corpus.folder} was tokenised with {corpus.vocab_size} pieces and model.vocab_size is "
             f"{config.model.vocab_size}; set model.vocab_size={corpus.vocab_size}"

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 from lcpt.data import (
     BatchPhase,
-    Contiguous,
     Corpus,
+    CorpusSamples,
     DataError,
     Drawn,
     Mixture,
@@ -21,6 +21,7 @@ from lcpt.data import (
 )
 from lcpt.parallel import groups
 from lcpt.training.phases import Phase
+from lcpt.training.telemetry import log_rank0
 
 if TYPE_CHECKING:
     from lcpt.config import Config
@@ -31,7 +32,7 @@ class OpenPhase:
     """Holds a phase and what it is trained on."""
 
     phase: Phase
-    source: Contiguous | Mixture | Task
+    source: CorpusSamples | Mixture | Task
     before: Mapping[str, Drawn]  # by path, what the run has drawn before it
     accumulation: int  # micro-batches of a rank in a step
 
@@ -95,6 +96,7 @@ def open_phases(
                 f"{phase.name}{phase.config.data.origin} and {phases[0].config.data.origin} of the first phase were "
                 "made with different tokenizers; prepare one of them again with --tokenizer of the other"
             )
+        _note_next_epochs(phase, source, before)
         found.append(OpenPhase(phase=phase, source=source, before=before, accumulation=micro_batches))
         before = found[-1].drawn(phase.last_step)
     return found
@@ -102,7 +104,7 @@ def open_phases(
 
 def _open(
     config: Config, open_corpus: Callable[[str], Corpus], longest: Mapping[str, int], before: Mapping[str, Drawn]
-) -> Contiguous | Mixture | Task:
+) -> CorpusSamples | Mixture | Task:
     path = config.data.path
     if path is None or not is_task(path):
         return open_text(config.data, open_corpus, longest, before.values())
@@ -110,6 +112,18 @@ def _open(
     if path in before:
         task.used = before[path].tokens
     return task
+
+
+def _note_next_epochs(phase: Phase, source: CorpusSamples | Mixture | Task, before: Mapping[str, Drawn]) -> None:
+    """Say of which folders a phase passes over the rest of an epoch: in another order there is no such place."""
+    then = {each.fingerprint: each for each in before.values()}
+    for path, now in source.drawn(0, phase.config.data.context).items():
+        drawn = then.get(now.fingerprint)
+        if drawn and drawn.epochs and drawn.order != now.order:
+            log_rank0(
+                f"note: {phase.name}{path} goes on with its next epoch, since its {now.order} have another order than "
+                f"the {drawn.order} before"
+            )
 
 
 def _longest(phases: Sequence[Phase]) -> dict[str, int]:

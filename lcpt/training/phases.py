@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 OWN_SCHEDULE = tuple(key for key in SCHEDULE if key not in ("max_steps", "schedule_counts"))
 MAY_CHANGE = {
-    "data": ("path", "sources", "context", "mask_documents"),
+    "data": ("path", "sources", "context", "mask_documents", "packing"),
     "training": ("global_batch_tokens", "micro_batch", *OWN_SCHEDULE),
     "model": ("rope_base", "rope_scaling"),
 }

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 Changes = dict[str, tuple[Any, Any]]  # key -> (the value that the checkpoint was saved under, the value now)
 
 CHANGEABLE = ("model.activation_checkpointing", "model.z_loss")  # what a model computes does not depend on them
-UNSAID = {"data.mask_documents": False}  # what training did before checkpoints said it
+UNSAID = {"data.mask_documents": False, "data.packing": "contiguous"}  # what training did before checkpoints said it
 # Of what may change in a run, the settings that decide its result: on a finished run they would change nothing.
 RECIPE = (*SCHEDULE, "weight_decay", "betas", "grad_clip", "precision")
 
@@ -145,6 +145,7 @@ def _batches(phase: Phase) -> dict:
         "run.seed": config.run.seed,
         "data.context": config.data.context,
         "data.mask_documents": config.data.mask_documents,
+        "data.packing": config.data.packing,
         "training.global_batch_tokens": config.training.global_batch_tokens,
         **{key: value for key, value in model.items() if key.startswith(changing)},
     }

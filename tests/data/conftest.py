@@ -1,5 +1,6 @@
 """A small corpus of whole-ish documents and its prepared folder, made once."""
 
+import hashlib
 import json
 import lzma
 import os
@@ -8,9 +9,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from lcpt.data import Corpus, prepare
+from lcpt.data.manifest import MANIFEST, SCHEMA_VERSION, TOKENIZER, render, with_sha256
+from lcpt.data.writer import ShardWriter
 
 ROOT = Path(__file__).parents[2]
 
@@ -42,6 +46,42 @@ def prepared(jsonl, tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def corpus(prepared) -> Corpus:
     return Corpus(prepared)
+
+
+@pytest.fixture
+def numbered_folder(tmp_path):
+    """numbered_folder(lengths, shard_tokens) -> a prepared folder of documents of those lengths, called 0, 1, …
+
+    Every token is its own place in the stream, so a sample tells where each of its tokens is from.
+    """
+
+    def make(lengths, shard_tokens=4096) -> Path:
+        folder = tmp_path / f"numbered-{len(list(tmp_path.iterdir()))}"
+        folder.mkdir()
+        (folder / TOKENIZER).write_bytes(b"none")
+        sha256, total = hashlib.sha256(b"none").hexdigest(), int(sum(lengths))
+        writer = ShardWriter(folder, np.dtype(np.uint32), sha256, shard_tokens)
+        for number, tokens in enumerate(np.split(np.arange(total), np.cumsum(lengths)[:-1])):
+            writer.add(str(number), tokens, len(tokens))
+        writer.close()
+        manifest = {
+            "schema_version": SCHEMA_VERSION,
+            "dtype": "uint32",
+            "vocab_size": total,
+            "bos_id": 0,
+            "tokenizer_sha256": sha256,
+            "fingerprint": writer.content.hexdigest(),
+            "tokens": total,
+            "documents": len(lengths),
+            "bytes": total,
+            "documents_not_exact": 0,
+            "sources": [],
+            "shards": writer.shards,
+        }
+        (folder / MANIFEST).write_bytes(render(with_sha256(manifest)))
+        return folder
+
+    return make
 
 
 @pytest.fixture

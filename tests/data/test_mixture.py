@@ -151,11 +151,8 @@ def test_batches_do_not_depend_on_ranks_micro_batches_or_resume(folders, mixture
 def test_one_source_is_that_source(folders):
     alone, corpus = mix(folders[:1], [1.0]), Contiguous(Corpus(folders[0]))
     assert_same(batch(alone, SEED, 3, 4, CONTEXT), batch(corpus, SEED, 3, 4, CONTEXT))
-    assert (
-        alone.drawn(7, CONTEXT)
-        == corpus.drawn(7, CONTEXT)
-        == {str(folders[0]): (7 * 64, 7 / corpus.samples_in_epoch(CONTEXT), corpus.fingerprint)}
-    )
+    drawn = Drawn(7 * 64, 7 / corpus.samples_in_epoch(CONTEXT), corpus.fingerprint, "windows of 64")
+    assert alone.drawn(7, CONTEXT) == corpus.drawn(7, CONTEXT) == {str(folders[0]): drawn}
 
 
 def test_the_fingerprint_is_that_of_content_and_weights(folders, mixture):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from lcpt.data import DataError
-from lcpt.data.order import _draws, n_windows, permute, window_start
+from lcpt.data.order import draws, n_windows, permute, window_start
 
 
 @pytest.mark.parametrize("size", [*range(1, 70), 127, 128, 129, 1000, 4095, 4097])
@@ -22,7 +22,7 @@ def test_permutation_is_well_mixed():
     size, times = 12, 6000
     counts, follows = np.zeros((size, size)), 0
     for seed in range(times):
-        _, *keys = _draws(seed, "fingerprint", 0)
+        _, *keys = draws(seed, "fingerprint", 0)
         images = [permute(index, size, keys) for index in range(size)]
         counts[range(size), images] += 1
         follows += sum(b == a + 1 for a, b in itertools.pairwise(images))

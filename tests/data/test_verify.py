@@ -98,3 +98,18 @@ def test_other_manifests_are_refused(folder):
         path.write_bytes(content)
         with pytest.raises(DataError, match="manifest.json: damaged"):
             Corpus(folder)
+
+
+def test_a_shard_that_goes_after_opening_is_named(folder):
+    """Shards are read when they are needed, a long time after the checks at the start."""
+    corpus = Corpus(folder)
+    path = folder / corpus.manifest["shards"][1]["file"]
+    start = corpus.manifest["shards"][0]["tokens"]
+    content = path.read_bytes()
+    path.write_bytes(content[:-9])
+    for _ in range(2):
+        with pytest.raises(DataError, match=f"{path.name}: cannot be read .*; prepare the data again, or restore"):
+            corpus.read(start, start + 5)
+        path.unlink(missing_ok=True)
+    path.write_bytes(content)
+    assert len(corpus.read(start, start + 5)) == 5
