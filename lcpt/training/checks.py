@@ -48,7 +48,7 @@ class Start:
     changes: Changes  # of settings since the checkpoint
     accumulation: int  # micro-batches a step
     source: SampleSource
-    valid: SampleSource | None
+    valid: dict[str, SampleSource]  # by name; that of data.valid_path has the name ""
 
 
 def check_start(config: Config, world: int, lock_seconds: float | None = None) -> Start:
@@ -97,15 +97,6 @@ def _check_on_this_rank(config: Config, world: int, checkpoint: Path | None, dam
     source.scored(config.data.context)  # raises where no sample is so long
     if isinstance(source, Mixture) and not complete:
         source.check_lasts(training.last_step, config.sequences, config.data.context)
-    valid = None
-    if config.data.valid_path and not complete:
-        valid = open_source(config, config.data.valid_path, "valid", hashed=True)
-        check_vocabulary(config, valid)
-        if valid.tokenizer_sha256 != source.tokenizer_sha256:
-            raise ValueError(
-                f"{config.data.valid_path} and {config.data.origin} were made with different tokenizers; "
-                "prepare one of them again with --tokenizer of the other"
-            )
     return Start(
         checkpoint=checkpoint,
         damaged=damaged,
@@ -115,7 +106,7 @@ def _check_on_this_rank(config: Config, world: int, checkpoint: Path | None, dam
         changes=changes,
         accumulation=accumulation,
         source=source,
-        valid=valid,
+        valid={} if complete else open_valid_sets(config, source),
     )
 
 
@@ -157,6 +148,23 @@ def open_training_source(config: Config, hashed: bool) -> SampleSource:
     if data.sources is not None:
         return Mixture(data.sources, hash_shards=hashed and groups.rank() == 0)
     return open_source(config, data.path or "", "train", hashed)
+
+
+def open_valid_sets(config: Config, source: SampleSource) -> dict[str, SampleSource]:
+    """Open the validation sets, by name. ValueError where one does not fit the training data, or is there twice."""
+    opened: dict[str, SampleSource] = {}
+    by_content: dict[str, str] = {}
+    for name, path in config.data.valid_sets.items():
+        opened[name] = valid = open_source(config, path, "valid", hashed=True)
+        check_vocabulary(config, valid)
+        if valid.tokenizer_sha256 != source.tokenizer_sha256:
+            raise ValueError(
+                f"{path} and {config.data.origin} were made with different tokenizers; "
+                "prepare one of them again with --tokenizer of the other"
+            )
+        if (twin := by_content.setdefault(valid.fingerprint, name)) != name:
+            raise ValueError(f"data.valid: {twin} and {name} hold the same, {path}; list it under one name")
+    return opened
 
 
 def open_source(config: Config, path: str, stream: str, hashed: bool) -> SampleSource:

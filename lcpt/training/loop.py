@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, NoReturn
 
 import torch
 
@@ -31,6 +31,7 @@ from lcpt.training.schedule import learning_rate
 from lcpt.training.setup import set_up
 from lcpt.training.telemetry import Telemetry, log_rank0
 from lcpt.training.throughput import Throughput, of_ranks
+from lcpt.training.validation import validate
 from lcpt.training.watchdog import STARTUP_TIMEOUT_S, Watchdog
 from lcpt.training.zero_shards import gradient_norm_squared
 from lcpt.utils.memory import peak_memory_bytes
@@ -95,7 +96,7 @@ class Training:
         self.source, self.accumulation = start.source, start.accumulation
         self.run, self.device, self.began = Path(config.run.dir), groups.device(), time.perf_counter()
         with groups.raise_on_all_ranks():
-            model, batches, self.validation = set_up(config, start)
+            model, batches, self.validations = set_up(config, start)
             self.batches = DeviceBatches(batches, self.device)
         begin(self.run, config_yaml, history, start)
         watch.write_stacks_to(self.run / "stacks")
@@ -118,6 +119,8 @@ class Training:
         try:
             if "unvalidated" in self.state:
                 self.end_step(self.state["unvalidated"], save=True, leave=False)
+            if self.state["step"] == 0:
+                self.validate_start()
             for step in range(self.state["step"] + 1, training.last_step + 1):
                 self.profiler.before(step)
                 started, waited = time.perf_counter(), self.batches.waited
@@ -160,6 +163,18 @@ class Training:
             self.saver.settle()
             self.telemetry.close()
             self.batches.close()
+
+    def validate_start(self) -> None:
+        """Validate the weights that a new run begins with, as step 0; raises Preempted when asked to leave."""
+        measured = self.validate("the first validation")
+        if measured is None:
+            self.leave(0)  # unsaved: the next start begins anew
+        if measured:
+            self.telemetry.start({"step": 0, "tokens": 0, **measured})
+
+    def validate(self, place: str = "validation") -> dict[str, float] | None:
+        """Measure every validation set, none where there is none; None if any rank was asked to leave."""
+        return validate(self.validations, self.engine, self.device, self.watch, self.preemption, place)
 
     @property
     def save_stall_fraction(self) -> float:
@@ -252,8 +267,8 @@ class Training:
     def end_step(self, row: dict, save: bool, leave: bool) -> None:
         """Validate, write down and save what is due after a step; raises Preempted when asked to leave."""
         training, step, unvalidated = self.config.training, row["step"], {}
-        if self.validation and (step == training.max_steps or step % training.valid_every_steps == 0):
-            measured = self.validation.run(self.engine, self.device, self.watch, self.preemption)
+        if step == training.max_steps or step % training.valid_every_steps == 0:
+            measured = self.validate()
             if measured is None:
                 leave, unvalidated = True, {"unvalidated": row}  # the next start begins with this validation
             else:
@@ -280,9 +295,13 @@ class Training:
             )
         if leave:
             self.saver.finish()
-            asked = self.preemption.requested_by or "another rank's signal"
-            write_marker(self.run, step, asked)
-            raise Preempted(f"{asked} ended the run after step {step}; the same command continues it")
+            self.leave(step)
+
+    def leave(self, step: int) -> NoReturn:
+        """End this start after a step, since a rank was asked to leave."""
+        asked = self.preemption.requested_by or "another rank's signal"
+        write_marker(self.run, step, asked)
+        raise Preempted(f"{asked} ended the run after step {step}; the same command continues it")
 
 
 def not_finite(row: dict) -> list[str]:

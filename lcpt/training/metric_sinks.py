@@ -47,10 +47,11 @@ class Sink(Protocol):
 
 
 def tags(row: Mapping[str, Any]) -> dict[str, float]:
-    """Name the numbers of a row by their tag, those of a mapping, such as norms by layer, tag/key."""
+    """Name the numbers of a row by their tag: of a mapping, such as norms by layer, tag/key; of name/set, tag/set."""
     flat: dict[str, float] = {}
     for name, value in row.items():
-        tag = TAGS.get(name, f"other/{name}")
+        metric, slash, of_set = name.partition("/")
+        tag = TAGS.get(metric, f"other/{metric}") + slash + of_set
         if isinstance(value, Mapping):
             flat |= {f"{tag}/{key}": number for key, number in value.items()}
         elif value is not None and name != "step":
@@ -59,13 +60,13 @@ def tags(row: Mapping[str, Any]) -> dict[str, float]:
 
 
 class TensorBoard:
-    """Writes event files, for a run that goes on from step `done`: points of later steps are dropped."""
+    """Writes event files, for a run that goes on from step `done`: points of later steps are dropped; at 0, all."""
 
     def __init__(self, folder: Path, config_yaml: str, done: int):
         from torch.utils.tensorboard import SummaryWriter
         from torch.utils.tensorboard.summary import hparams
 
-        self._writer = SummaryWriter(str(folder), purge_step=done + 1)
+        self._writer = SummaryWriter(str(folder), purge_step=done + 1 if done else 0)
         self._writer.add_text("config", "".join(f"    {line}\n" for line in config_yaml.splitlines()), done)
         for summary in hparams(hyperparameters(config_yaml), {"loss/train": None, "loss/valid": None}):
             self._writer._get_file_writer().add_summary(summary)

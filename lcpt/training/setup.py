@@ -16,18 +16,19 @@ if TYPE_CHECKING:
     from lcpt.training.checks import Start
 
 
-def set_up(config: Config, start: Start) -> tuple[GPT, Prefetcher, Validation | None]:
-    """Build (model, this rank's batches, validation if there is any).
+def set_up(config: Config, start: Start) -> tuple[GPT, Prefetcher, dict[str, Validation]]:
+    """Build (model, this rank's batches, validations by name).
 
     The model's weights are those of the checkpoint, else of training.init_from, else drawn from run.seed.
     """
     training, context = config.training, config.data.context
     batches = Prefetcher(start.source, config.run.seed, config.sequences, context, groups.rank(), groups.world_size())
-    validation = None
-    if start.valid:
-        validation = Validation(start.valid, training.valid_tokens, context, training.micro_batch)
+    validations = {
+        name: Validation(source, training.valid_tokens, context, training.micro_batch)
+        for name, source in start.valid.items()
+    }
     torch.manual_seed(config.run.seed)
     model = GPT(config.model)
     if weights := start.checkpoint or start.init_from:
         load_weights(model, weights, verified=True)
-    return model, batches, validation
+    return model, batches, validations
