@@ -55,6 +55,8 @@ class Config:
         for path in (self.data.path, *self.data.valid_sets.values()):
             if path and is_task(path):
                 Task(path, self.data.synthetic, self.model.vocab_size, "").scored(context)
+                if self.training.sample_every_steps is not None:
+                    raise ValueError(f"training.sample_every_steps needs text, and {path} has none; set it to null")
                 if self.training.valid_tokens < context:
                     raise ValueError(
                         f"training.valid_tokens {self.training.valid_tokens} is less than a sample of {path}, "

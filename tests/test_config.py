@@ -106,6 +106,7 @@ def test_impossible_combinations_are_named(file, overrides, parts):
         ("training.micro_batch=0", ["training.micro_batch"]),
         ("training.global_batch_tokens=10000", ["training.global_batch_tokens", "10000", "8192"]),
         ("training.valid_tokens=0", ["training.valid_tokens", "0"]),
+        ("training.sample_every_steps=0", ["training.sample_every_steps", "0"]),
         ("data.context=0", ["data.context", "0"]),
         ("model.n_heads=7", ["n_heads", "7"]),
         ("model.n_kv_heads=5", ["n_kv_heads", "5"]),
@@ -301,6 +302,8 @@ def test_text_is_validated_on_few_labels_and_a_task_on_whole_samples(file):
     assert load_config(file, few).training.valid_tokens == 5
     task = ["data.path=synthetic:mqar", "data.valid_path=null", "data.valid={m: synthetic:mqar}"]
     text = message(file, *few, *task)
+    sampling = message(file, *few, *task, "training.sample_every_steps=5")
+    assert "training.sample_every_steps needs text, and synthetic:mqar has none" in sampling
     assert "training.valid_tokens 5 is less than a sample of synthetic:mqar, data.context 64" in text
 
 

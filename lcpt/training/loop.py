@@ -26,6 +26,7 @@ from lcpt.training.profiling import Profiler
 from lcpt.training.resume import restore
 from lcpt.training.run_folder import begin, finish, write_marker
 from lcpt.training.same_run import data_position
+from lcpt.training.samples import open_samples
 from lcpt.training.saving import Saver
 from lcpt.training.schedule import learning_rate
 from lcpt.training.setup import set_up
@@ -98,6 +99,7 @@ class Training:
         with groups.raise_on_all_ranks():
             model, batches, self.validations = set_up(config, start)
             self.batches = DeviceBatches(batches, self.device)
+            self.samples = open_samples(config.data) if config.training.sample_every_steps else None
         begin(self.run, config_yaml, history, start)
         watch.write_stacks_to(self.run / "stacks")
         self.engine = build_engine(model, config.training, config.parallel, self.accumulation)
@@ -275,6 +277,9 @@ class Training:
                 row |= measured
         if not unvalidated:
             self.telemetry.step(row)
+            if self.samples and training.sample_due(step):
+                text = self.samples.draw(self.engine, self.device, self.watch, step)
+                self.telemetry.sample(step, self.samples.name, self.samples.prompt, text)
             leave = leave and step < training.last_step
             if step == training.last_step:
                 self.check_end(row)

@@ -39,9 +39,10 @@ TAGS = {
 
 
 class Sink(Protocol):
-    """Takes rows of metrics; may raise OSError."""
+    """Takes rows of metrics, and prompts with what the model writes after them; may raise OSError."""
 
     def log(self, row: Mapping[str, Any]) -> None: ...
+    def text(self, step: int, tag: str, prompt: str, text: str) -> None: ...
     def flush(self) -> None: ...
     def close(self) -> None: ...
 
@@ -67,13 +68,16 @@ class TensorBoard:
         from torch.utils.tensorboard.summary import hparams
 
         self._writer = SummaryWriter(str(folder), purge_step=done + 1 if done else 0)
-        self._writer.add_text("config", "".join(f"    {line}\n" for line in config_yaml.splitlines()), done)
+        self._writer.add_text("config", _verbatim(config_yaml), done)
         for summary in hparams(hyperparameters(config_yaml), {"loss/train": None, "loss/valid": None}):
             self._writer._get_file_writer().add_summary(summary)
 
     def log(self, row: Mapping[str, Any]) -> None:
         for tag, value in tags(row).items():
             self._writer.add_scalar(tag, value, row["step"])
+
+    def text(self, step: int, tag: str, prompt: str, text: str) -> None:
+        self._writer.add_text(tag, f"prompt:\n\n{_verbatim(prompt)}\ncontinued:\n\n{_verbatim(text)}", step)
 
     def flush(self) -> None:
         self._writer.flush()
@@ -102,11 +106,19 @@ class WandB:
     def log(self, row: Mapping[str, Any]) -> None:
         self._run.log(tags(row), step=row["step"])
 
+    def text(self, step: int, tag: str, prompt: str, text: str) -> None:
+        self._run.log({tag: prompt + text}, step=step)
+
     def flush(self) -> None:
         pass  # it uploads on its own
 
     def close(self) -> None:
         self._run.finish()
+
+
+def _verbatim(text: str) -> str:
+    """Write text so that Markdown shows it as it is."""
+    return "".join(f"    {line}\n" for line in text.splitlines())
 
 
 def build_sinks(folder: Path, wandb_project: str | None, config_yaml: str, done: int) -> list[Sink]:

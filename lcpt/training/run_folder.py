@@ -53,7 +53,7 @@ def begin(folder: Path, config_yaml: str, history: History, start: Start) -> Non
             lock(folder)
             set_aside(start.damaged)
             last_seen = None
-            for name in ("metrics.jsonl", "skipped.jsonl"):
+            for name in ("metrics.jsonl", "skipped.jsonl", "samples.jsonl"):
                 if (folder / name).exists():
                     last_seen = last_seen or (folder / name).stat().st_mtime
                     drop_rows_after(folder / name, kept)

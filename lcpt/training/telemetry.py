@@ -82,6 +82,14 @@ class Telemetry:
                 file.write(json.dumps(row) + "\n")
             log_rank0(f"warning: step {step} is skipped: {reason}; its documents are in {path}")
 
+    def sample(self, step: int, name: str, prompt: str, text: str) -> None:
+        """Note how the model continues the prompt, which `name` is the source of."""
+        if self.is_main:
+            row, path = {"step": step, "prompt": prompt, "text": text}, self._folder / "samples.jsonl"
+            with contextlib.suppress(OSError), open(path, "a", encoding="utf-8") as file:
+                file.write(json.dumps(row, ensure_ascii=False) + "\n")
+            self._each_sink(lambda sink: sink.text(step, f"samples/{name}", prompt, text))
+
     def flush(self) -> OSError | None:
         """Sync every row so far to the disk: a checkpoint must not outlive the rows before it. Returns the error."""
         if not self.is_main:
