@@ -42,7 +42,7 @@ class Checkpoint:
 def write_average(sources: Sequence[str | Path], output: str | Path) -> dict:
     """Export the mean of checkpoints to a new folder that appears whole or not at all; returns its config.json.
 
-    sources: step folders, or runs (their newest whole step). Each tensor is summed in float64; memory holds one model.
+    sources: step folders, or runs (their newest whole step). Each tensor is summed in float64, one after the other.
     Raises CheckpointError where there are fewer than two, one twice, a damaged one, or of different models.
     """
     if len(sources) < 2:
@@ -124,4 +124,4 @@ def _load_mean(model: GPT, opened: list[Checkpoint]) -> None:
                     "mean; take checkpoints of one run and its branches"
                 )
             total += part
-        tensor.copy_(total / len(opened))
+        tensor.copy_(total.div_(len(opened)))
