@@ -10,6 +10,7 @@ from typing import Any, cast
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
+from yaml.constructor import ConstructorError
 
 from lcpt.checkpoint import CheckpointConfig
 from lcpt.data import DataConfig, Task, is_task
@@ -43,8 +44,6 @@ class Config:
                 f"training.global_batch_tokens {tokens} is no multiple of data.context {context}; "
                 f"take {max(1, round(tokens / context)) * context}"
             )
-        if self.training.valid_tokens < context:
-            raise ValueError(f"training.valid_tokens {self.training.valid_tokens} is less than data.context {context}")
         if (most := self.model.max_positions) is not None and context > most:
             raise ValueError(
                 f"data.context {context} exceeds model.max_positions {most}; raise it, or shorten the context"
@@ -55,9 +54,16 @@ class Config:
                 "fp32 copy of the weights"
             )
 
-        for path in (self.data.path, self.data.valid_path):
+        for path in (self.data.path, *self.data.valid_sets.values()):
             if path and is_task(path):
                 Task(path, self.data.synthetic, self.model.vocab_size, "").scored(context)
+                if self.training.sample_every_steps is not None:
+                    raise ValueError(f"training.sample_every_steps needs text, and {path} has none; set it to null")
+                if self.training.valid_tokens < context:
+                    raise ValueError(
+                        f"training.valid_tokens {self.training.valid_tokens} is less than a sample of {path}, "
+                        f"data.context {context}"
+                    )
         divide(self)  # raises where a phase is wrong
 
     def changed(self, sections: dict[str, dict[str, Any]]) -> Config:
@@ -84,6 +90,10 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     try:
         given = OmegaConf.merge(OmegaConf.load(path), OmegaConf.from_dotlist(list(overrides)))
     except Exception as error:  # a YAML parser's errors have no common class
+        if isinstance(error, ConstructorError) and "duplicate key" in str(error.problem):
+            mark = error.problem_mark
+            where = f"{path}, line {mark.line + 1}" if mark and mark.name == str(path) else "an override"
+            raise ConfigError(f"{where}: {error.problem}; each key may stand there once") from error
         raise ConfigError(f"{path} is no readable YAML: {_one_line(error)}") from error
     schema = OmegaConf.structured(Config)
     try:
@@ -116,10 +126,18 @@ def _check_sections(schema: DictConfig, given, key: str = "") -> None:
         raise ConfigError(f"{key or 'the config'} is a section with {', '.join(map(str, schema))}; set one of them")
     for name in given:
         section = schema._get_node(name) if name in schema else None
-        if isinstance(section, DictConfig):
+        if isinstance(section, DictConfig) and is_dataclass(section._metadata.object_type):
             _check_sections(section, given[name], f"{key}.{name}".lstrip("."))
+        elif isinstance(section, DictConfig):
+            _check_mapping(section, given[name], f"{key}.{name}")
         if isinstance(section, ListConfig):
             _check_list(section, given[name], f"{key}.{name}")
+
+
+def _check_mapping(schema: DictConfig, given, key: str) -> None:
+    """Raise ConfigError where a value stands in the place of a mapping with keys of its own."""
+    if not (OmegaConf.is_dict(given) or (given is None and schema._is_optional())):
+        raise ConfigError(f"{key} is a mapping, such as {{name: value}}; write {given} as one")
 
 
 def _check_list(schema: ListConfig, given, key: str) -> None:

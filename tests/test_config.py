@@ -105,7 +105,8 @@ def test_impossible_combinations_are_named(file, overrides, parts):
         ("training.lr=0", ["training.lr", "0"]),
         ("training.micro_batch=0", ["training.micro_batch"]),
         ("training.global_batch_tokens=10000", ["training.global_batch_tokens", "10000", "8192"]),
-        ("training.valid_tokens=5", ["training.valid_tokens", "5"]),
+        ("training.valid_tokens=0", ["training.valid_tokens", "0"]),
+        ("training.sample_every_steps=0", ["training.sample_every_steps", "0"]),
         ("data.context=0", ["data.context", "0"]),
         ("model.n_heads=7", ["n_heads", "7"]),
         ("model.n_kv_heads=5", ["n_kv_heads", "5"]),
@@ -256,6 +257,54 @@ def test_sources_that_cannot_be_are_named(file, given, parts):
     file.write_text("run: {dir: x}")
     text = message(file, *given)
     assert all(part in text for part in parts), text
+
+
+def test_validation_sets_have_names_and_an_order(file):
+    file.write_text("run: {dir: x}\ndata: {path: a, valid: {web: b, books: c}}")
+    config = load_config(file, ["data.valid.code=d"])
+    assert list(config.data.valid_sets.items()) == [("web", "b"), ("books", "c"), ("code", "d")]
+    file.write_text(to_yaml(config))
+    assert load_config(file) == config and list(load_config(file).data.valid_sets) == ["web", "books", "code"]
+    assert load_config(file, ["data.valid=null", "data.valid_path=e"]).data.valid_sets == {"": "e"}
+    assert load_config(file, ["data.valid=null"]).data.valid_sets == {}
+
+
+@pytest.mark.parametrize(
+    "given, parts",
+    [
+        (["data.valid={a: b}", "data.valid_path=c"], ["data.valid_path and data.valid are both set"]),
+        (["data.valid={a: b, c: d, a: e}"], ["an override", "duplicate key a"]),
+        (["data.valid=b"], ["data.valid is a mapping", "write b as one"]),
+        (["data.valid=[b]"], ["data.valid is a mapping"]),
+        (["data.valid={a: null}"], ["data.valid.a"]),
+        (["data.valid={a: {b: c}}"], ["data.valid.a is"]),
+        (["data.valid={5: b}"], ["data.valid.5"]),
+        (["data.valid={'': b}"], ["data.valid: ''", "name"]),
+        (["data.valid={a b: c}"], ["data.valid: 'a b'"]),
+        (["data.valid={a/b: c}"], ["data.valid: 'a/b'"]),
+        (["data.valid={a: b, c: synthetic:mqar}"], ["data.valid.c is synthetic:mqar", "training takes a"]),
+    ],
+)
+def test_validation_sets_that_cannot_be_are_named(file, given, parts):
+    file.write_text("run: {dir: x}\ndata: {path: a}")
+    text = message(file, *given)
+    assert all(part in text for part in parts), text
+
+
+def test_one_name_of_two_validation_sets_is_named_with_its_line(file):
+    file.write_text("run: {dir: x}\ndata:\n  path: a\n  valid:\n    books: b\n    code: c\n    books: d\n")
+    assert "experiment.yaml, line 7: found duplicate key books" in message(file)
+
+
+def test_text_is_validated_on_few_labels_and_a_task_on_whole_samples(file):
+    """Of text a window is as long as it must be."""
+    few = ["training.valid_tokens=5", "data.context=64", "training.global_batch_tokens=128", "model.vocab_size=256"]
+    assert load_config(file, few).training.valid_tokens == 5
+    task = ["data.path=synthetic:mqar", "data.valid_path=null", "data.valid={m: synthetic:mqar}"]
+    text = message(file, *few, *task)
+    sampling = message(file, *few, *task, "training.sample_every_steps=5")
+    assert "training.sample_every_steps needs text, and synthetic:mqar has none" in sampling
+    assert "training.valid_tokens 5 is less than a sample of synthetic:mqar, data.context 64" in text
 
 
 def test_to_yaml_round_trips(file):

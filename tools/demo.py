@@ -157,7 +157,7 @@ def collect(config, run: Path) -> dict:
     seen, held_out = ([c.document(n)[1] for n in range(len(c))] for c in (train_corpus, valid_corpus))
     return {
         "tokens": rows[-1]["tokens"],
-        "tokens_per_second": rows[-1]["tokens"] / sum(row["step_seconds"] for row in rows),
+        "tokens_per_second": rows[-1]["tokens"] / sum(row.get("step_seconds", 0) for row in rows),
         "bits_per_byte": evaluation["bits_per_byte"],
         "xz_bits_per_byte": xz_bits_per_byte(tokenizer.decode(tokens[1:].tolist()) for tokens in held_out),
         "unigram_bits_per_byte": unigram_bits_per_byte(

@@ -31,7 +31,7 @@ class Run:
 
     folder: Path
     config: dict  # of config.yaml
-    rows: list[dict]  # of metrics.jsonl
+    rows: list[dict]  # of metrics.jsonl, a step each; without step 0, which is a validation alone
     evaluation: dict | None  # of evaluation.json, which tools/evaluate.py wrote
     recall: dict | None  # of recall.json, which it wrote too
     fingerprint: str  # of its training data
@@ -57,6 +57,7 @@ def read_run(folder: str | Path) -> Run:
         config = cast(dict, OmegaConf.to_container(OmegaConf.load(folder / "config.yaml")))
         lines = (folder / "metrics.jsonl").read_text().splitlines(keepends=True)
         rows = [json.loads(line) for line in lines if line.endswith("\n")]  # a run may be writing the last one
+        rows = [row for row in rows if row["step"]]
         others = [_read_json(folder / f"{name}.json") for name in ("evaluation", "recall", "environment")]
     except Exception as error:  # a YAML parser's errors have no common class
         raise DataError(f"{folder}: a file of this run is damaged ({first_line(error)})") from None
@@ -180,7 +181,7 @@ MUST_AGREE: dict[str, Callable[[Run], object]] = {
     "contexts": lambda run: run.config["data"]["context"],
     "training data": lambda run: run.fingerprint,
     "numbers of tokens": lambda run: run.rows[-1]["tokens"],
-    "validation data": lambda run: (run.config["data"]["valid_path"], run.config["training"]["valid_tokens"]),
+    "validation data": lambda run: (first_valid_path(run.config["data"]), run.config["training"]["valid_tokens"]),
     "texts in evaluation.json": lambda run: run.evaluation and run.evaluation["fingerprint"],
     "windows in evaluation.json": lambda run: (
         run.evaluation and (run.evaluation["window"], run.evaluation["stride"], run.evaluation["carry_state"])
@@ -188,6 +189,11 @@ MUST_AGREE: dict[str, Callable[[Run], object]] = {
     "tasks in recall.json": lambda run: run.recall and (run.recall["fingerprint"], run.recall["context"]),
     "devices": lambda run: run.device,
 }
+
+
+def first_valid_path(data: dict) -> str | None:
+    """Return what the plain valid_loss of a run is of; a config of earlier versions has no data.valid."""
+    return next(iter((data.get("valid") or {"": data["valid_path"]}).values()))
 
 
 def warnings(runs: list[Run]) -> list[str]:

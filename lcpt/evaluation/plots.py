@@ -18,15 +18,13 @@ def loss_curve(metrics: Path, output: Path) -> None:
     rows = [json.loads(line) for line in metrics.read_text().splitlines()]
     figure, axes = _axes("tokens", "loss (nats a token)")
     axes.xaxis.set_major_formatter("{x:,.0f}")
-    axes.plot([r["tokens"] for r in rows], [r["loss"] for r in rows], color="tab:blue", label="training")
-    measured = [r for r in rows if "valid_loss" in r]
-    axes.plot(
-        [r["tokens"] for r in measured],
-        [r["valid_loss"] for r in measured],
-        "o-",
-        color="tab:orange",
-        label="validation",
-    )
+    keys = list(dict.fromkeys(key for row in rows for key in row if key.startswith("valid_loss")))
+    lines = {"loss": "training"}
+    lines |= {key: f"validation: {key.partition('/')[2]}" for key in keys[1:]} or {"valid_loss": "validation"}
+    for key, label in lines.items():
+        measured = [r for r in rows if key in r]  # at step 0 there is a validation alone
+        line = "-" if key == "loss" else "o-"
+        axes.plot([r["tokens"] for r in measured], [r[key] for r in measured], line, label=label)
     axes.legend(frameon=False)
     _save(figure, output)
 

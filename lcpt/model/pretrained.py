@@ -1,7 +1,8 @@
 """Open a trained model from a run, a step or an export, and write it as an export.
 
     export/model.safetensors    every parameter and buffer by name, whole, fp32
-           config.json          the model's config, its training in three numbers, hashes of the other two files
+           config.json          the model's config, its training in three numbers, hashes of the other two files; of a
+                                mean of checkpoints `mean_of`: their run, step and sha256
            tokenizer.model      SentencePiece
 
 A checkpoint serves to train on: in slices, with Adam's moments. An export serves to use the model, and to pass it on.
@@ -87,10 +88,19 @@ def write_export(source: str | Path, output: str | Path) -> dict:
     """Export what `source` holds (see open_pretrained) to a new folder that appears whole or not at all; returns its
     config.json. Raises CheckpointError if `output` exists and is no empty folder, and DataError if it is being written.
     """
+    check_output(output)
+    return write_pretrained(open_pretrained(source), output)
+
+
+def check_output(output: str | Path) -> None:
+    """Raise CheckpointError if an export's place exists and is no empty folder."""
     output = Path(output)
     if output.exists() and not (output.is_dir() and not any(output.iterdir())):
         raise CheckpointError(f"{output} exists and is no empty folder; choose another --output")
-    trained = open_pretrained(source)
+
+
+def write_pretrained(trained: Pretrained, output: str | Path, mean_of: list[dict] | None = None) -> dict:
+    """Write a model as an export, as write_export does; mean_of: the checkpoints whose weights were averaged."""
     trained.check_tokenizer()
     with new_folder(output) as folder:
         shutil.copyfile(trained.tokenizer, folder / TOKENIZER)
@@ -105,6 +115,7 @@ def write_export(source: str | Path, output: str | Path) -> dict:
             "model": asdict(trained.model.config),
             "files": {name: size_and_sha256(folder / name) for name in (WEIGHTS, TOKENIZER)},
         }
+        content |= {"mean_of": mean_of} if mean_of else {}
         content["sha256"] = self_sha256(content)
         (folder / CONFIG).write_text(json.dumps(content, indent=2) + "\n")
     return content
@@ -137,15 +148,8 @@ def _open_export(folder: Path) -> Pretrained:
 
 def _open_step(step: Path, manifest: dict) -> Pretrained:
     tensors, state = read_tensors(step, manifest), read_state(step)
-    path = step / "config.yaml"
-    try:
-        given = OmegaConf.load(path)
-        for key in (key for key in state if key == "data.context" or key.startswith("model.")):
-            OmegaConf.update(given, key, state[key])  # what the run's phase has in place of it
-        section, context = cast(dict, OmegaConf.to_container(given.model)), given.data.context
-    except Exception as error:  # a YAML parser's errors have no common class
-        raise CheckpointError(f"{path} is no config of a run ({first_line(error)}); use another checkpoint") from error
-    model = _build(model_config(section, path), tensors, step)
+    config, context = step_config(step)
+    model = _build(config, tensors, step)
     return Pretrained(
         folder=step,
         model=model,
@@ -154,6 +158,19 @@ def _open_step(step: Path, manifest: dict) -> Pretrained:
         step=state["step"],
         tokens=state["tokens"],
     )
+
+
+def step_config(step: Path) -> tuple[ModelConfig, int]:
+    """Read (the model's config, the tokens of a sequence) of a step folder."""
+    path = step / "config.yaml"
+    try:
+        given, state = OmegaConf.load(path), read_state(step)
+        for key in (key for key in state if key == "data.context" or key.startswith("model.")):
+            OmegaConf.update(given, key, state[key])  # what the run's phase has in place of it
+        section, context = cast(dict, OmegaConf.to_container(given.model)), given.data.context
+    except Exception as error:  # a YAML parser's errors have no common class
+        raise CheckpointError(f"{path} is no config of a run ({first_line(error)}); use another checkpoint") from error
+    return model_config(section, path), context
 
 
 def _read_config(path: Path) -> dict:
@@ -173,7 +190,7 @@ def _read_config(path: Path) -> dict:
         )
     if content.get("sha256") != self_sha256(content):
         raise CheckpointError(f"{path} does not match its own hash: it was damaged or edited; {REMEDY}")
-    if differing := content.keys() ^ KEYS:
+    if differing := (content.keys() ^ KEYS) - {"mean_of"}:
         raise CheckpointError(
             f"{path} has keys too many or too few for schema {SCHEMA_VERSION}: "
             f"{', '.join(sorted(differing))}; use the lcpt that wrote it"

@@ -53,7 +53,7 @@ class Start:
     complete: bool  # there is nothing left to do
     changes: Changes  # of settings since the checkpoint
     phases: list[OpenPhase]
-    valid: Corpus | Task | None
+    valid: dict[str, Corpus | Task]  # by name; that of data.valid_path has the name ""
 
 
 def check_start(config: Config, world: int, lock_seconds: float | None = None) -> Start:
@@ -115,16 +115,6 @@ def _check_on_this_rank(
         check_vocabulary(config, each.source)
         if not complete:
             each.check_lasts(training.last_step)
-    source = opened[0].source
-    valid = None
-    if config.data.valid_path and not complete:
-        valid = open_source(config, config.data.valid_path, "valid", hashed=True)
-        check_vocabulary(config, valid)
-        if valid.tokenizer_sha256 != source.tokenizer_sha256:
-            raise ValueError(
-                f"{config.data.valid_path} and {config.data.origin} were made with different tokenizers; "
-                "prepare one of them again with --tokenizer of the other"
-            )
     return Start(
         checkpoint=checkpoint,
         damaged=damaged,
@@ -135,7 +125,7 @@ def _check_on_this_rank(
         complete=complete,
         changes=changes,
         phases=opened,
-        valid=valid,
+        valid={} if complete else open_valid_sets(config, opened[0].source.tokenizer_sha256),
     )
 
 
@@ -176,6 +166,23 @@ def _nearest_divisors(number: int, wanted: int, count: int = 8) -> list[int]:
 def _either(numbers: list[int]) -> str:
     *others, last = map(str, numbers)
     return f"{', '.join(others)} or {last}" if others else last
+
+
+def open_valid_sets(config: Config, tokenizer_sha256: str | None) -> dict[str, Corpus | Task]:
+    """Open the validation sets, by name. ValueError where one does not fit the training data, or is there twice."""
+    opened: dict[str, Corpus | Task] = {}
+    by_content: dict[str, str] = {}
+    for name, path in config.data.valid_sets.items():
+        opened[name] = valid = open_source(config, path, "valid", hashed=True)
+        check_vocabulary(config, valid)
+        if valid.tokenizer_sha256 != tokenizer_sha256:
+            raise ValueError(
+                f"{path} and {config.data.origin} were made with different tokenizers; "
+                "prepare one of them again with --tokenizer of the other"
+            )
+        if (twin := by_content.setdefault(valid.fingerprint, name)) != name:
+            raise ValueError(f"data.valid: {twin} and {name} hold the same, {path}; list it under one name")
+    return opened
 
 
 def open_source(config: Config, path: str, stream: str, hashed: bool) -> Corpus | Task:

@@ -36,6 +36,7 @@ class TrainingConfig:
     branch_from: Optional[str] = None  # noqa: UP045  one whose moments and place in the data to take too
     valid_every_steps: int = 250
     valid_tokens: int = 2**18  # scored at each validation: labels of text, tokens of a task's samples
+    sample_every_steps: Optional[int] = None  # noqa: UP045  the model continues a text, for TensorBoard and samples.jsonl
     bad_steps: BadStepsConfig = field(default_factory=BadStepsConfig)
     norms_every_steps: int = 100  # norms of each layer's gradient and weights; 0: never
     profile: ProfileConfig = field(default_factory=ProfileConfig)
@@ -62,6 +63,7 @@ class TrainingConfig:
             "micro_batch",
             "valid_every_steps",
             "valid_tokens",
+            "sample_every_steps",
         ):
             if (value := getattr(self, name)) is not None and value < 1:
                 raise ValueError(f"training.{name} is {value}; it must be ≥ 1")
@@ -83,6 +85,10 @@ class TrainingConfig:
 
     def norms_due(self, step: int) -> bool:
         return self.norms_every_steps > 0 and step % self.norms_every_steps == 0
+
+    def sample_due(self, step: int) -> bool:
+        every = self.sample_every_steps
+        return every is not None and (step == self.max_steps or step % every == 0)
 
     @property
     def last_step(self) -> int:

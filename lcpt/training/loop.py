@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, NoReturn
 
 import torch
 
@@ -27,11 +27,13 @@ from lcpt.training.profiling import Profiler
 from lcpt.training.resume import restore
 from lcpt.training.run_folder import begin, finish, write_marker
 from lcpt.training.same_run import data_position
+from lcpt.training.samples import open_samples
 from lcpt.training.saving import Saver
 from lcpt.training.schedule import rate_in_phases
 from lcpt.training.setup import set_up
 from lcpt.training.telemetry import Telemetry, log_rank0
 from lcpt.training.throughput import Throughput, of_ranks
+from lcpt.training.validation import validate
 from lcpt.training.watchdog import STARTUP_TIMEOUT_S, Watchdog
 from lcpt.training.zero_shards import gradient_norm_squared
 from lcpt.utils.memory import peak_memory_bytes
@@ -110,6 +112,7 @@ class Training:
         with groups.raise_on_all_ranks():
             model, batches, self.validations = set_up(config, start)
             self.batches = DeviceBatches(batches, self.device)
+            self.samples = open_samples(config.data) if config.training.sample_every_steps else None
         begin(self.run, config_yaml, history, start)
         watch.write_stacks_to(self.run / "stacks")
         self.engine = build_engine(model, config.training, config.parallel, start.phases[0].accumulation)
@@ -132,6 +135,8 @@ class Training:
         try:
             if "unvalidated" in self.state:
                 self.end_step(self.state["unvalidated"], save=True, leave=False)
+            if self.state["step"] == 0:
+                self.validate_start()
             for step in range(self.state["step"] + 1, training.last_step + 1):
                 self.profiler.before(step)
                 if step > self.phase.last_step:
@@ -190,6 +195,19 @@ class Training:
     def tokens_after(self, step: int) -> int:
         """Count the tokens of the run up to and with a step."""
         return phase_of(self.phases, step).phase.tokens_after(step)
+
+    def validate_start(self) -> None:
+        """Validate the weights that a new run begins with, as step 0; raises Preempted when asked to leave."""
+        measured = self.validate("the first validation")
+        if measured is None:
+            self.leave(0)  # unsaved: the next start begins anew
+        if measured:
+            self.telemetry.start({"step": 0, "tokens": 0, **measured})
+
+    def validate(self, place: str = "validation") -> dict[str, float] | None:
+        """Measure every validation set, none where there is none; None if any rank was asked to leave."""
+        validations = self.validations[self.phase.phase.number]
+        return validate(validations, self.engine, self.device, self.watch, self.preemption, place)
 
     @property
     def save_stall_fraction(self) -> float:
@@ -297,15 +315,17 @@ class Training:
     def end_step(self, row: dict, save: bool, leave: bool) -> None:
         """Validate, write down and save what is due after a step; raises Preempted when asked to leave."""
         training, step, unvalidated = self.config.training, row["step"], {}
-        validation = self.validations.get(self.phase.phase.number)
-        if validation and (step == training.max_steps or step % training.valid_every_steps == 0):
-            measured = validation.run(self.engine, self.device, self.watch, self.preemption)
+        if step == training.max_steps or step % training.valid_every_steps == 0:
+            measured = self.validate()
             if measured is None:
                 leave, unvalidated = True, {"unvalidated": row}  # the next start begins with this validation
             else:
                 row |= measured
         if not unvalidated:
             self.telemetry.step(row)
+            if self.samples and training.sample_due(step):
+                text = self.samples.draw(self.engine, self.device, self.watch, step)
+                self.telemetry.sample(step, self.samples.name, self.samples.prompt, text)
             leave = leave and step < training.last_step
             if step == training.last_step:
                 self.check_end(row)
@@ -327,9 +347,13 @@ class Training:
             )
         if leave:
             self.saver.finish()
-            asked = self.preemption.requested_by or "another rank's signal"
-            write_marker(self.run, step, asked)
-            raise Preempted(f"{asked} ended the run after step {step}; the same command continues it")
+            self.leave(step)
+
+    def leave(self, step: int) -> NoReturn:
+        """End this start after a step, since a rank was asked to leave."""
+        asked = self.preemption.requested_by or "another rank's signal"
+        write_marker(self.run, step, asked)
+        raise Preempted(f"{asked} ended the run after step {step}; the same command continues it")
 
 
 def not_finite(row: dict) -> list[str]:

@@ -40,18 +40,20 @@ TAGS = {
 
 
 class Sink(Protocol):
-    """Takes rows of metrics; may raise OSError."""
+    """Takes rows of metrics, and prompts with what the model writes after them; may raise OSError."""
 
     def log(self, row: Mapping[str, Any]) -> None: ...
+    def text(self, step: int, tag: str, prompt: str, text: str) -> None: ...
     def flush(self) -> None: ...
     def close(self) -> None: ...
 
 
 def tags(row: Mapping[str, Any]) -> dict[str, float]:
-    """Name the numbers of a row by their tag, those of a mapping, such as norms by layer, tag/key."""
+    """Name the numbers of a row by their tag: of a mapping, such as norms by layer, tag/key; of name/set, tag/set."""
     flat: dict[str, float] = {}
     for name, value in row.items():
-        tag = TAGS.get(name, f"other/{name}")
+        metric, slash, of_set = name.partition("/")
+        tag = TAGS.get(metric, f"other/{metric}") + slash + of_set
         if isinstance(value, Mapping):
             flat |= {f"{tag}/{key}": number for key, number in value.items()}
         elif value is not None and name != "step":
@@ -60,20 +62,23 @@ def tags(row: Mapping[str, Any]) -> dict[str, float]:
 
 
 class TensorBoard:
-    """Writes event files, for a run that goes on from step `done`: points of later steps are dropped."""
+    """Writes event files, for a run that goes on from step `done`: points of later steps are dropped; at 0, all."""
 
     def __init__(self, folder: Path, config_yaml: str, done: int):
         from torch.utils.tensorboard import SummaryWriter
         from torch.utils.tensorboard.summary import hparams
 
-        self._writer = SummaryWriter(str(folder), purge_step=done + 1)
-        self._writer.add_text("config", "".join(f"    {line}\n" for line in config_yaml.splitlines()), done)
+        self._writer = SummaryWriter(str(folder), purge_step=done + 1 if done else 0)
+        self._writer.add_text("config", _verbatim(config_yaml), done)
         for summary in hparams(hyperparameters(config_yaml), {"loss/train": None, "loss/valid": None}):
             self._writer._get_file_writer().add_summary(summary)
 
     def log(self, row: Mapping[str, Any]) -> None:
         for tag, value in tags(row).items():
             self._writer.add_scalar(tag, value, row["step"])
+
+    def text(self, step: int, tag: str, prompt: str, text: str) -> None:
+        self._writer.add_text(tag, f"prompt:\n\n{_verbatim(prompt)}\ncontinued:\n\n{_verbatim(text)}", step)
 
     def flush(self) -> None:
         self._writer.flush()
@@ -102,11 +107,19 @@ class WandB:
     def log(self, row: Mapping[str, Any]) -> None:
         self._run.log(tags(row), step=row["step"])
 
+    def text(self, step: int, tag: str, prompt: str, text: str) -> None:
+        self._run.log({tag: prompt + text}, step=step)
+
     def flush(self) -> None:
         pass  # it uploads on its own
 
     def close(self) -> None:
         self._run.finish()
+
+
+def _verbatim(text: str) -> str:
+    """Write text so that Markdown shows it as it is."""
+    return "".join(f"    {line}\n" for line in text.splitlines())
 
 
 def build_sinks(folder: Path, wandb_project: str | None, config_yaml: str, done: int) -> list[Sink]:

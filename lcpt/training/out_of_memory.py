@@ -38,8 +38,8 @@ def check_fits(config: Config, world: int) -> None:
             said = f"{_gib(needed)} of weights on a rank, and its GPU has {_gib(total)}"
             raise ValueError(weights.format(said) + ", parallel.zero_stage=3 or more ranks")
     tokens = {"training.global_batch_tokens": training.global_batch_tokens}
-    if config.data.valid_path and is_task(config.data.valid_path):  # of text there is no more than there is
-        tokens["training.valid_tokens"] = training.valid_tokens
+    if tasks := sum(map(is_task, config.data.valid_sets.values())):  # of text there is no more than there is
+        tokens["training.valid_tokens" + f" of {tasks} tasks" * (tasks > 1)] = tasks * training.valid_tokens
     for name, count in tokens.items():
         if (needed := TOKEN * count // world) > host:
             raise ValueError(

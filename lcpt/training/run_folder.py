@@ -47,16 +47,17 @@ def begin(folder: Path, config_yaml: str, history: History, start: Start) -> Non
     end of an earlier start left. Raises, the same on all ranks, SetupError, and GiveUp in a crash loop.
     """
     step, refusal = start.state["step"], None
+    kept = step - ("unvalidated" in start.state) if start.checkpoint else -1  # a new run validates at step 0 again
     with groups.raise_on_all_ranks():
         if groups.rank() == 0:
             (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
             lock(folder)
             set_aside(start.damaged)
             last_seen = None
-            for name in ("metrics.jsonl", "skipped.jsonl"):
+            for name in ("metrics.jsonl", "skipped.jsonl", "samples.jsonl"):
                 if (folder / name).exists():
                     last_seen = last_seen or (folder / name).stat().st_mtime
-                    drop_rows_after(folder / name, step - ("unvalidated" in start.state))
+                    drop_rows_after(folder / name, kept)
             refusal = history.refuse_crash_loop(step)
             if not refusal:
                 history.begin(step, last_seen, start.changes)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import TYPE_CHECKING
 
 import torch
@@ -16,21 +17,25 @@ if TYPE_CHECKING:
     from lcpt.training.checks import Start
 
 
-def set_up(config: Config, start: Start) -> tuple[GPT, Prefetcher, dict[int, Validation]]:
-    """Build (model, this rank's batches, the validation of each phase by its number if there is any).
+def set_up(config: Config, start: Start) -> tuple[GPT, Prefetcher, dict[int, dict[str, Validation]]]:
+    """Build (model, this rank's batches, the validations of each phase by its number, each by name).
 
     The model's weights are those of the checkpoint, else of training.init_from or branch_from, else drawn from
     run.seed.
     """
-    phases = [phase.batches() for phase in start.phases]
-    batches = Prefetcher(phases, config.run.seed, groups.rank(), groups.world_size())
-    validations = {}
-    if start.valid:
-        for phase in (opened.phase for opened in start.phases):
-            context, micro_batch = phase.config.data.context, phase.config.training.micro_batch
-            validations[phase.number] = Validation(start.valid, config.training.valid_tokens, context, micro_batch)
+    phases = [opened.phase for opened in start.phases]
+    batches = Prefetcher(
+        [opened.batches() for opened in start.phases], config.run.seed, groups.rank(), groups.world_size()
+    )
+
+    @cache
+    def validations(context: int, micro_batch: int) -> dict[str, Validation]:
+        tokens = config.training.valid_tokens
+        return {name: Validation(source, tokens, context, micro_batch) for name, source in start.valid.items()}
+
+    by_phase = {p.number: validations(p.config.data.context, p.config.training.micro_batch) for p in phases}
     torch.manual_seed(config.run.seed)
     model = GPT(config.model)
     if weights := start.checkpoint or start.init_from or start.branch_from:
         load_weights(model, weights, verified=True)
-    return model, batches, validations
+    return model, batches, by_phase

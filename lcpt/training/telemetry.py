@@ -28,7 +28,7 @@ def log_rank0(line: str) -> None:
 
 
 class Telemetry:
-    """Does nothing but on rank 0. `step` takes one row of metrics, floats unrounded.
+    """Does nothing but on rank 0. `start` and `step` take a row of metrics, floats unrounded.
 
     done: tokens, of `total`, that came before.
 
@@ -53,9 +53,19 @@ class Telemetry:
             )
             self._last_step, self._said, self._valid = last_step, -LOG_SECONDS, ""
 
+    def start(self, row: dict[str, Any]) -> None:
+        """Take the row of step 0: a validation alone."""
+        if self.is_main:
+            self._record(row)
+            log_rank0(f"before the first step: {self._valid.removeprefix(', ')}")
+
     def step(self, row: dict[str, Any]) -> None:
-        if not self.is_main:
-            return
+        """Take the row of a step that was made."""
+        if self.is_main:
+            self._record(row)
+            self._show(row, f"step {row['step']}: loss {row['loss']:.3f}{self._valid}")
+
+    def _record(self, row: dict[str, Any]) -> None:
         self._unwritten.append(json.dumps(_without_nan(row)) + "\n")
         if error := self._write():
             log_rank0(f"warning: {self._folder}/metrics.jsonl cannot be written ({error}); its rows wait for room")
@@ -64,7 +74,6 @@ class Telemetry:
             self._valid = f", valid {row['valid_bits_per_byte']:.3f} bits/byte"
         elif "valid_loss" in row:
             self._valid = f", valid {row['valid_loss']:.3f}"
-        self._show(row, f"step {row['step']}: loss {row['loss']:.3f}{self._valid}")
 
     def skipped(self, step: int, reason: str, documents: list[str]) -> None:
         """Note a step that did not update the weights: in skipped.jsonl, and above the bar."""
@@ -73,6 +82,14 @@ class Telemetry:
             with contextlib.suppress(OSError), open(path, "a") as file:
                 file.write(json.dumps(row) + "\n")
             log_rank0(f"warning: step {step} is skipped: {reason}; its documents are in {path}")
+
+    def sample(self, step: int, name: str, prompt: str, text: str) -> None:
+        """Note how the model continues the prompt, which `name` is the source of."""
+        if self.is_main:
+            row, path = {"step": step, "prompt": prompt, "text": text}, self._folder / "samples.jsonl"
+            with contextlib.suppress(OSError), open(path, "a", encoding="utf-8") as file:
+                file.write(json.dumps(row, ensure_ascii=False) + "\n")
+            self._each_sink(lambda sink: sink.text(step, f"samples/{name}", prompt, text))
 
     def flush(self) -> OSError | None:
         """Sync every row so far to the disk: a checkpoint must not outlive the rows before it. Returns the error."""

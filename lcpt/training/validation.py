@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 import torch
@@ -32,18 +32,20 @@ class Validation:
         self.bytes = round(sum(window.bytes for window in chosen))  # of all ranks; a task has none
 
     @torch.no_grad()
-    def run(self, model, device: torch.device, watch: Watchdog, preemption: Preemption) -> dict[str, float] | None:
+    def run(
+        self, model, device: torch.device, watch: Watchdog, preemption: Preemption, place: str = "validation"
+    ) -> dict[str, float] | None:
         """Return valid_loss (nats a label), valid_tokens_scored, and of text valid_bits_per_byte, valid_bytes_scored.
 
         They are those of the windows of all ranks, all of which call it. None if any rank was asked to leave before
-        the last batch.
+        the last batch. place: what the watchdog calls it.
         """
         sums = torch.zeros(2, dtype=torch.float64, device=device)  # nats and labels
         for number, (inputs, labels) in enumerate(self.batches):
-            # A shape that is new may have to be compiled.
-            timeout_s = None if inputs.shape in self._known_shapes else STARTUP_TIMEOUT_S
+            # A shape that is new may have to be compiled, and before the first step the start is not over.
+            usual = inputs.shape in self._known_shapes and not watch.is_starting
             self._known_shapes.add(inputs.shape)
-            watch.heartbeat(f"batch {number} of validation", timeout_s)
+            watch.heartbeat(f"batch {number} of {place}", None if usual else STARTUP_TIMEOUT_S)
             if any(groups.all_reduce_sum(bool(preemption.requested_by), device=device)):
                 return None
             loss, count = model(torch.from_numpy(inputs).to(device), labels=torch.from_numpy(labels).to(device))
@@ -53,6 +55,28 @@ class Validation:
         if self.bytes:
             measured |= {"valid_bits_per_byte": bits_per_byte(nats, self.bytes), "valid_bytes_scored": self.bytes}
         return measured
+
+
+def validate(
+    validations: Mapping[str, Validation],
+    model,
+    device: torch.device,
+    watch: Watchdog,
+    preemption: Preemption,
+    place: str = "validation",
+) -> dict[str, float] | None:
+    """Run each validation -> its measures as "valid_loss/NAME" …, and those of the first as "valid_loss" … too.
+
+    One without a name has these alone. None if any rank was asked to leave.
+    """
+    row: dict[str, float] = {}
+    for name, validation in validations.items():
+        measured = validation.run(model, device, watch, preemption, f"{place} on {name}" if name else place)
+        if measured is None:
+            return None
+        named = {f"{key}/{name}": value for key, value in measured.items()} if name else {}
+        row = (row or measured) | named
+    return row
 
 
 def held_out(source: Corpus | Task, tokens: int, context: int) -> list[Window]:
@@ -70,7 +94,7 @@ def spread_windows(corpus: Corpus, tokens: int, context: int) -> Iterator[Window
     """
     numbers, begins = choose_windows(corpus.document_lengths() - 1, tokens, context)
     if not len(numbers):
-        raise DataError(f"{corpus.folder}: no document has a token to score; give other data as data.valid_path")
+        raise DataError(f"{corpus.folder}: no document has a token to score; validate on other data")
     token_bytes = Tokenizer(corpus.tokenizer).token_bytes()
     opened = None
     for number, begin in zip(numbers.tolist(), begins.tolist(), strict=True):

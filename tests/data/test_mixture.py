@@ -8,7 +8,18 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from lcpt.data import BatchPhase, Contiguous, Corpus, DataConfig, DataError, Prefetcher, SourceConfig, batch, open_text
+from lcpt.data import (
+    BatchPhase,
+    Contiguous,
+    Corpus,
+    DataConfig,
+    DataError,
+    Drawn,
+    Prefetcher,
+    SourceConfig,
+    batch,
+    open_text,
+)
 from lcpt.data.mixture import Mixture, Split
 from lcpt.data.order import n_windows, window_start
 

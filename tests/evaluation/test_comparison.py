@@ -61,6 +61,7 @@ def make_run(tmp_path):
         ]
         rows[-2] |= {"valid_loss": 9.0, "valid_bits_per_byte": 9.0}
         rows[-1] |= {"valid_loss": loss + 0.5, "valid_bits_per_byte": 1.25}
+        rows.insert(0, {"step": 0, "tokens": 0, "valid_loss": 9.0, "valid_loss/books": 9.0})
         (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
         for file, content in (("evaluation", evaluation), ("recall", recall), ("summary", {} if finished else None)):
             if content is not None:
@@ -132,6 +133,10 @@ def test_kinds_are_those_of_the_layers(make_run):
         ({"data__path": "nowhere"}, "different training data: somewhere: a; nowhere: b"),
         ({"data__context": 32}, "different contexts"),
         ({"data__valid_path": "nowhere"}, "different validation data: elsewhere 64: a; nowhere 64: b"),
+        (
+            {"data__valid_path": None, "data__valid": {"books": "nowhere", "code": "elsewhere"}},
+            "different validation data: elsewhere 64: a; nowhere 64: b",
+        ),
         (
             {"evaluation": EVALUATION | {"fingerprint": "e" * 64}},
             f"different texts in evaluation.json: {'f' * 12}: a; {'e' * 12}",

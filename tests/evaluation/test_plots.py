@@ -19,6 +19,25 @@ def test_both_pictures_are_drawn(tmp_path):
     assert (tmp_path / "position.png").read_bytes().startswith(PNG)
 
 
+def test_each_validation_set_is_a_line(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(plots, "_save", lambda figure, output: drawn.append(figure))
+    rows = [
+        {"step": 0, "tokens": 0, "valid_loss": 5.0, "valid_loss/books": 5.0, "valid_loss/code": 6.0},
+        {"step": 1, "tokens": 10, "loss": 3.0},
+        {"step": 2, "tokens": 20, "loss": 2.0, "valid_loss": 2.5, "valid_loss/books": 2.5, "valid_loss/code": 4.0},
+    ]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    loss_curve(tmp_path / "metrics.jsonl", tmp_path / "loss.png")
+    lines = {line.get_label(): (list(line.get_xdata()), list(line.get_ydata())) for line in drawn[0].axes[0].lines}
+    assert lines == {
+        "training": ([10, 20], [3.0, 2.0]),
+        "validation: books": ([0, 20], [5.0, 2.5]),
+        "validation: code": ([0, 20], [6.0, 4.0]),
+    }
+    pyplot.close(drawn[0])
+
+
 def test_recall_is_drawn_over_distances_with_the_level_of_chance(tmp_path, monkeypatch):
     drawn = []
     monkeypatch.setattr(plots, "_save", lambda figure, output: drawn.append(figure))

@@ -37,7 +37,7 @@ def test_the_deepspeed_launcher_trains_on_two_ranks(run, launcher, script, tiny_
     )
     assert done.returncode == 0, done.stderr
     rows = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
-    assert [row["step"] for row in rows] == [1, 2, 3, 4] and rows[-1]["valid_bits_per_byte"] > 0
+    assert [row["step"] for row in rows] == [0, 1, 2, 3, 4] and rows[-1]["valid_bits_per_byte"] > 0
     assert json.loads((tmp_path / "run/environment.json").read_text())["world_size"] == 2
     assert (tmp_path / "run/checkpoints/latest").read_text().strip() == "step-00000004"
     said = [line for line in done.stderr.splitlines() if line.startswith("step ")]

@@ -29,7 +29,7 @@ def imported():
 @pytest.fixture(scope="session")
 def train_ranks(run_ranks, tiny_yaml, tmp_path_factory):
     """train_ranks(world, *overrides, dir=None, code=0, yaml=tiny_yaml) -> what the run of `world` ranks, which must end
-    with that exit code, left: config, dir, rows of metrics."""
+    with that exit code, left: config, dir, rows of metrics, one a step, and what it validated before, {} if nothing."""
     from lcpt.config import load_config, to_yaml
     from lcpt.training import job
 
@@ -38,11 +38,24 @@ def train_ranks(run_ranks, tiny_yaml, tmp_path_factory):
         config = load_config(yaml, [f"run.dir={folder}", *overrides])
         codes = run_ranks(lambda: job.run(config, to_yaml(config)), world, timeout)
         assert codes == [code] * world
-        metrics = folder / "metrics.jsonl"
-        rows = [json.loads(line) for line in metrics.read_text().splitlines()] if metrics.exists() else []
-        return SimpleNamespace(config=config, dir=folder, rows=rows)
+        rows = read_rows(folder) if (folder / "metrics.jsonl").exists() else []
+        return SimpleNamespace(config=config, dir=folder, rows=of_steps(rows), before=at_start(rows))
 
     return run
+
+
+def read_rows(folder):
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def of_steps(rows):
+    return [row for row in rows if row["step"]]
+
+
+def at_start(rows):
+    """The row of step 0, which may stand there once, at the beginning."""
+    assert all(row["step"] for row in rows[1:])
+    return {} if not rows or rows[0]["step"] else rows[0]
 
 
 class Job:
@@ -87,7 +100,11 @@ class Job:
 
     @property
     def rows(self):
-        return [json.loads(line) for line in (self.dir / "metrics.jsonl").read_text().splitlines()]
+        return of_steps(read_rows(self.dir))
+
+    @property
+    def before(self):
+        return at_start(read_rows(self.dir))
 
 
 def _rank(number, yaml, overrides, world, port, output, sabotage):

@@ -241,19 +241,28 @@ def test_a_run_that_ends_with_broken_weights_is_not_finished(start_job, valid_fo
     assert mended.wait() == [0, 0] and mended.rows[-1]["valid_loss"] < 10, mended.text
 
 
-def test_a_validation_alone_that_is_not_finite_ends_the_run_with_3(start_job, valid_folder):
+@pytest.fixture(scope="module")
+def passes(valid_folder):
+    """The forward passes of a validation, one of which comes before the first step."""
+    from lcpt.data import Corpus
+    from lcpt.training.validation import Validation
+
+    return len(Validation(Corpus(valid_folder), 256, 32, 8).batches)
+
+
+def test_a_validation_alone_that_is_not_finite_ends_the_run_with_3(start_job, valid_folder, passes):
     """The last update broke the weights: the loss before it was as it should be."""
     settings = ["training.micro_batch=8", f"data.valid_path={valid_folder}", "checkpoint.every_steps=1"]
-    forward_passes = range(7, 100)  # those of the validation after step 6
+    forward_passes = range(passes + 7, 100)  # those of the validation after step 6
     job = start_job(1, *settings, "training.valid_every_steps=100", sabotage=spoil(math.nan, 0, forward_passes))
     assert job.wait() == [GIVE_UP], job.text
     assert "with valid_loss nan" in job.text and job.rows[-1]["loss"] > 0
     assert (job.dir / "checkpoints/latest").read_text() == "step-00000005\n"
 
 
-def test_a_step_whose_validation_is_not_finite_is_not_saved(start_job, valid_folder):
+def test_a_step_whose_validation_is_not_finite_is_not_saved(start_job, valid_folder, passes):
     settings = ["training.micro_batch=8", f"data.valid_path={valid_folder}", "checkpoint.every_steps=1"]
-    job = start_job(1, *settings, sabotage=spoil(math.nan, 0, [5]))  # the validation after step 4
+    job = start_job(1, *settings, sabotage=spoil(math.nan, 0, [passes + 5]))  # the validation after step 4
     assert job.wait() == [0], job.text
     assert job.rows[3]["valid_loss"] is None and job.rows[5]["valid_loss"] > 0
     assert not (job.dir / "checkpoints/step-00000004").exists()

@@ -100,8 +100,10 @@ def test_every_step_has_a_row_with_all_metrics(run, train_folder):
         assert row["fastest_rank_seconds"] <= row["slowest_rank_seconds"] and row["slowest_rank"] in (0, 1)
         assert 0 <= row["data_wait_fraction"] <= 1
     assert max(row["slowest_rank_seconds"] for row in run.rows) > 0
+    assert run.before.keys() == {"step", "tokens"} | VALID and run.before["tokens"] == 0
+    assert run.before["valid_loss"] == pytest.approx(math.log(330), rel=0.1)
     lines = (run.dir / "metrics.jsonl").read_text().splitlines()
-    digits = [len(str(json.loads(line)["loss"])) for line in lines]
+    digits = [len(str(json.loads(line)["loss"])) for line in lines[1:]]
     assert max(digits) > 12  # unrounded
 
 
@@ -113,7 +115,7 @@ def test_tensorboard_holds_the_same(run):
     losses = events.Scalars("loss/train")
     assert [event.step for event in losses] == list(range(1, STEPS + 1))
     assert [event.value for event in losses] == pytest.approx([row["loss"] for row in run.rows], rel=1e-6)
-    assert [event.step for event in events.Scalars("loss/valid_bits_per_byte")] == [15, 30, 40]
+    assert [event.step for event in events.Scalars("loss/valid_bits_per_byte")] == [0, 15, 30, 40]
     assert not [tag for tag in events.Tags()["scalars"] if tag.startswith("other/")]  # every metric has its group
     [text] = events.Tensors("config/text_summary")
     assert f"dir: {run.dir}" in text.tensor_proto.string_val[0].decode()
@@ -183,14 +185,16 @@ def test_validation_loss_by_hand(run, trained, valid_folder):
 
 
 @pytest.mark.parametrize("source", ["run", "step folder"])
-def test_init_from_starts_from_the_given_weights(run, trained, train_ranks, source):
-    """Its first loss is that of the saved model, its moments begin at zero."""
+def test_init_from_starts_from_the_given_weights(run, trained, train_ranks, valid_folder, source):
+    """Its first loss is that of the saved model, and so is the validation before it; its moments begin at zero."""
     path = run.dir if source == "run" else find_checkpoint(run.dir)
-    again = train_ranks(1, f"training.init_from={path}", "training.max_steps=3", "training.micro_batch=8", "run.seed=5")
+    settings = ["training.max_steps=3", "training.micro_batch=8", "run.seed=5", f"data.valid_path={valid_folder}"]
+    again = train_ranks(1, f"training.init_from={path}", *settings)
     drawn = batch(open_text(run.config.data), 5, 0, 8, 32)
     inputs, labels = torch.from_numpy(drawn.inputs), torch.from_numpy(drawn.labels)
     total, count = trained(inputs, labels=labels)
     assert again.rows[0]["loss"] == pytest.approx(total.item() / count.item(), rel=1e-5)
+    assert again.before["valid_loss"] == pytest.approx(run.rows[-1]["valid_loss"], rel=1e-5)
 
 
 @pytest.mark.parametrize("tokens", [1, 90, 220, 10**6])

@@ -59,6 +59,15 @@ CASES = {
         [*mixed("valid"), "data.valid_path={foreign}"],
         ["{foreign} and data.sources {train} 0.5, {valid} 0.5", "different tokenizers"],
     ),
+    "no named validation set": (["data.valid={{books: {valid}, code: {nowhere}}}"], ["{nowhere}"]),
+    "tokenizer of a named set": (
+        ["data.valid={{books: {valid}, code: {foreign}}}"],
+        ["{foreign} and {train}", "different tokenizers"],
+    ),
+    "one validation set twice": (
+        ["data.valid={{books: {valid}, text: {train}, code: {copy}}}"],
+        ["data.valid: text and code hold the same, {copy}"],
+    ),
     "other sequences": (["training.micro_batch=2", "training.global_batch_tokens=192"], ["among 1 or 3 ranks"]),
 }
 FINISHED = {  # what a finished run must not pass over

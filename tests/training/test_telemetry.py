@@ -75,6 +75,8 @@ def test_wandb_gets_every_row(monkeypatch, tmp_path):
     sink = WandB("books", tmp_path / "first", "run: {seed: 3}")
     sink.log({"step": 7, "loss": 4.0, "gradient_norms": {"blocks.0": 0.5}, "mfu": None})
     assert logged == [(7, {"loss/train": 4.0, "gradient_norms/blocks.0": 0.5})]
+    sink.text(8, "samples/books", "It was", " dark")
+    assert logged[1:] == [(8, {"samples/books": "It was dark"})]
     assert given["project"] == "books" and given["id"] == "first" and given["config"] == {"run": {"seed": 3}}
 
 

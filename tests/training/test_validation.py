@@ -25,7 +25,8 @@ AWKWARD = "It was a dark night — naïve 北京 café “quoted” ﬁne.\n\n  
 def validate(source, tokens, context, batch=1, model=None):
     measures = Validation(source, tokens, context, batch)
     model = model or (lambda x, labels: ((labels >= 0).sum().double(), (labels >= 0).sum()))
-    watch, preemption = SimpleNamespace(heartbeat=lambda *_: None), SimpleNamespace(requested_by=None)
+    watch = SimpleNamespace(heartbeat=lambda *_: None, is_starting=False)
+    preemption = SimpleNamespace(requested_by=None)
     return measures, measures.run(model, CPU, watch, preemption)
 
 
