@@ -9,21 +9,21 @@ from collections.abc import Sequence
 
 import numpy as np
 
-TOKENS_A_DOCUMENT = 64  # on average, in texts whose micro-batches all get offsets of one length
+LEAST = 16  # documents: few enough to cost nothing, and most micro-batches of long texts get offsets of one length
 
 
 def cu_seqlens(micro_batches: Sequence[Sequence[np.ndarray]], context: int) -> np.ndarray:
     """Return the offsets of each micro-batch, int32 [micro-batches, N + 1], from the starts in each of its samples.
 
-    They end in the number of tokens, repeated up to one length: N is a 64th of the tokens, doubled where one of the
-    micro-batches has more documents. So compiled code meets few shapes.
+    They end in the number of tokens, repeated up to one length: N is LEAST, doubled as often as the micro-batch with the
+    most documents needs. So compiled code meets few shapes, and kernels few documents that are empty.
     """
     offsets = [
         np.concatenate([starts + number * context for number, starts in enumerate(samples)])
         for samples in micro_batches
     ]
     tokens = max(map(len, micro_batches)) * context
-    n, most = max(1, tokens // TOKENS_A_DOCUMENT), max(map(len, offsets))
+    n, most = LEAST, max(map(len, offsets))
     while n < most:
         n *= 2
     padded = np.full((len(offsets), n + 1), tokens, dtype=np.int32)
