@@ -21,7 +21,7 @@ from lcpt_kernels.feature_maps import per_head
 from lcpt_kernels.sparse import ROWS
 from torch import Tensor, nn
 
-from lcpt.attention.base import Attention, Projected, in_fp32
+from lcpt.attention.base import Attention, Projected, in_fp32, positions_in_documents
 
 AUX_LOSS_WEIGHT = (
     20.0  # where a loss pushes all scores one way, their share comes to rest 1 / AUX_LOSS_WEIGHT off its target
@@ -88,10 +88,11 @@ class Sparse(Attention):
         """sparse_attention with these marks, both [B, ·, H]."""
 
     def attend(self, p: Projected, state=None, keep: bool = False, cu_seqlens: Tensor | None = None):
-        past = 0 if state is None else state[0].shape[1]
-        positions = torch.arange(past, past + p.q.shape[1], device=p.q.device)
-        if cu_seqlens is not None:
-            positions = positions - cu_seqlens[:-1].repeat_interleave(cu_seqlens.diff(), output_size=len(positions))
+        if cu_seqlens is None:
+            past = 0 if state is None else state[0].shape[1]
+            positions = torch.arange(past, past + p.q.shape[1], device=p.q.device)
+        else:
+            positions = positions_in_documents(cu_seqlens, p.q.shape[1])
         marks = self.marks(p, positions)
         kept: tuple[Tensor, ...] = p.k, _gated(p.v, marks.k_gate), marks.k
         if state is not None:
