@@ -3,7 +3,8 @@
 sparse_qk: every head drops a share of its queries and of its keys. sparse_hash: it sees the keys in the bucket of its
 query alone. A query that is dropped, or finds no key, adds nothing: the residual stream passes it on. Keys are dropped
 or hashed per key-value head. Decisions depend on a token itself and its position alone, never on later tokens, nor on
-the batch: they are the same in training, in its recomputation, in evaluation and in decoding.
+the batch: they are the same in training, in its recomputation, in evaluation and in decoding. Where they are learned,
+the pull towards a share is by all tokens of a micro-batch, packed documents together.
 
 With a window, a query that is not dropped sees its last tokens, itself among them, whatever is decided about them.
 """
