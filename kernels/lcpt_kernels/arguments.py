@@ -51,6 +51,11 @@ def check_power(degree: int, shift: float) -> None:
     require(0 <= shift < math.inf, f"shift is {shift}; it must be ≥ 0 and finite")
 
 
+def is_on_device(x: Tensor) -> bool:
+    """Return whether the host would wait for a device to read x."""
+    return x.device.type != "cpu"
+
+
 def check_packed(cu_seqlens: Tensor, batch: int, tokens: int) -> None:
     """Raise ValueError if cu_seqlens does not fit. On a GPU, and in compiled code, its values are checked on the
     device, so the host does not wait for them."""
@@ -61,7 +66,7 @@ def check_packed(cu_seqlens: Tensor, batch: int, tokens: int) -> None:
     require(batch == 1, f"packed documents need B = 1, not {batch}")
     if cu_seqlens.ndim != 1 or len(cu_seqlens) < 2:
         raise ValueError(f"cu_seqlens is {list(cu_seqlens.shape)}; it must be [N + 1]")
-    if cu_seqlens.device.type != "cpu" or torch.compiler.is_compiling():
+    if is_on_device(cu_seqlens) or torch.compiler.is_compiling():
         rises = (cu_seqlens[0] == 0) & (cu_seqlens[-1] == tokens) & (cu_seqlens.diff() >= 0).all()
         torch._assert_async(rises, "cu_seqlens must rise from 0 to T")
         return
@@ -77,7 +82,7 @@ def check_packed_summaries(name: str, rows: int, summaries: int, block_size: int
     if summaries < 1 or rows % summaries:
         raise ValueError(f"{name} has {rows} rows, no multiple of {summaries} summaries")
     whole = (cu_seqlens.diff() // block_size).sum() * summaries
-    if cu_seqlens.device.type != "cpu" or torch.compiler.is_compiling():
+    if is_on_device(cu_seqlens) or torch.compiler.is_compiling():
         torch._assert_async(whole <= rows, f"{name} has fewer rows than whole blocks have summaries")
         return
     require(

@@ -4,10 +4,19 @@ from __future__ import annotations
 
 import math
 
+import torch
 from torch import Tensor
 
 from lcpt_kernels import reference
-from lcpt_kernels.arguments import check_backend, check_pair, check_power, require
+from lcpt_kernels.arguments import (
+    LEAST_GATE,
+    check_backend,
+    check_packed,
+    check_pair,
+    check_power,
+    is_on_device,
+    require,
+)
 from lcpt_kernels.autocast import under_autocast
 from lcpt_kernels.chunked import Plan, Power, StateInput, block_causal_attention
 from lcpt_kernels.streaming import each_document
@@ -62,7 +71,7 @@ def polynomial_attention(
     check_power(degree, shift)
     offset = scale**degree if offset is None else offset
 
-    def one(q, k, v):
+    def one(q, k, v, log_gate=None):
         k, v = reference.per_query_head(q.shape[2], k, v)
         if backend == "reference":
             return reference.polynomial_attention(q, k, v, degree, scale, shift, offset)
@@ -75,6 +84,17 @@ def polynomial_attention(
             block_size=ROWS,
             local_blocks=every_block,
         )
-        return block_causal_attention(q, k, v, None, StateInput(None, v, None), plan)[0]
+        return block_causal_attention(q, k, v, None, StateInput(None, v, None), plan, log_gate)[0]
 
-    return each_document(one, cu_seqlens, {"q": q, "k": k, "v": v})
+    if cu_seqlens is None or not is_on_device(q) or backend == "reference":
+        return each_document(one, cu_seqlens, {"q": q, "k": k, "v": v})
+    check_packed(cu_seqlens, *q.shape[:2])
+    return one(q, k, v, _gate_of_documents(cu_seqlens, q))
+
+
+def _gate_of_documents(cu_seqlens: Tensor, q: Tensor) -> Tensor:
+    """Return log gates [1, T, H] that forget everything before each document's first token, and nothing else: the host
+    does not wait for cu_seqlens."""
+    gate = torch.zeros(q.shape[1] + 1, device=q.device)  # an empty last document begins at T
+    gate = gate.index_fill(0, cu_seqlens.long(), LEAST_GATE)[:-1]
+    return gate[None, :, None].expand(-1, -1, q.shape[2])

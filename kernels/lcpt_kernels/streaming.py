@@ -159,6 +159,19 @@ def each_document(
     summaries = summaries or {}
     if cu_seqlens is None:
         return attend_one(**tensors, **summaries)
+    # A graph has no loop over lengths that are read from a tensor: it would be that of one batch.
+    run = torch.compiler.disable(_one_by_one) if torch.compiler.is_compiling() else _one_by_one
+    return run(attend_one, cu_seqlens, tensors, summaries, block_size, number)
+
+
+def _one_by_one(
+    attend_one: Callable[..., Tensor],
+    cu_seqlens: Tensor,
+    tensors: Mapping[str, Tensor | None],
+    summaries: Mapping[str, Tensor | None],
+    block_size: int,
+    number: int,
+) -> Tensor:
     first_tensor = next(iter(tensors.values()))
     assert first_tensor is not None
     check_packed(cu_seqlens, *first_tensor.shape[:2])

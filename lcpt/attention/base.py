@@ -100,7 +100,7 @@ class Attention(nn.Module, ABC):
             k, k_plain = run(self.k_norm, k, rotary, self.keep_plain)
             return Projected(q, k, v, self.gate(x), q_plain, k_plain, x)
         key_shift = self.key_shift.view(self.n_kv_heads, -1)
-        starts = None if cu_seqlens is None else starts_of(cu_seqlens, x.shape[1])
+        starts = None if cu_seqlens is None else positions_in_documents(cu_seqlens, x.shape[1]) == 0
         shifted, k_plain = run(self.k_norm, k, rotary, self.keep_plain, key_shift, last_key, starts)
         return Projected(q, shifted, v, self.gate(x), q_plain, k_plain, x, k[:, -1:])
 
@@ -210,10 +210,11 @@ class LinearCost(Attention):
         return 4 * self.n_kv_heads * (self.features() * (self.head_dim + 1) + tail)
 
 
-def starts_of(cu_seqlens: Tensor, tokens: int) -> Tensor:
-    """Mark the first token of each packed document: bool [T]. The host does not wait for the device."""
-    marks = torch.zeros(tokens + 1, dtype=torch.bool, device=cu_seqlens.device)  # an empty last one begins at T
-    return marks.index_fill(0, cu_seqlens.long(), True)[:tokens]
+def positions_in_documents(cu_seqlens: Tensor, tokens: int) -> Tensor:
+    """Return the position of each token in its packed document, int64 [T]. Documents may be empty."""
+    # With output_size the host does not wait for the device.
+    starts = cu_seqlens[:-1].repeat_interleave(cu_seqlens.diff(), output_size=tokens)
+    return torch.arange(tokens, device=cu_seqlens.device) - starts
 
 
 def in_fp32(x: Tensor) -> Tensor:

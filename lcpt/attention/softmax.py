@@ -1,17 +1,24 @@
-"""softmax: exp(q·k/√d) over all earlier tokens, by PyTorch's SDPA, the baseline; or over a sliding window of them."""
+"""softmax: exp(q·k/√d) over all earlier tokens, or over a sliding window of them: the baseline.
+
+By PyTorch's SDPA. Packed documents on a GPU: by the FlashAttention inside PyTorch, and in fp32, which it does not know,
+by SDPA under a mask.
+"""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Optional
 
 import torch
 import torch.nn.functional as F
+from lcpt_kernels.arguments import check_packed, is_on_device
 from lcpt_kernels.streaming import each_document
 from torch import Tensor
 
-from lcpt.attention.base import Attention, KeyValueCache, Projected
+from lcpt.attention.base import Attention, KeyValueCache, Projected, positions_in_documents
 
 
 @dataclass
@@ -29,7 +36,9 @@ class Softmax(KeyValueCache):
         return cls if config.softmax.window is None else WindowSoftmax
 
     def attend_to(self, q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor | None) -> Tensor:
-        return each_document(_sdpa, cu_seqlens, {"q": q, "k": k, "v": v})
+        if cu_seqlens is None:
+            return _sdpa(q, k, v)
+        return _in_documents(q, k, v, cu_seqlens, _sdpa)
 
     def attend_flops(self, context: int) -> tuple[float, float]:
         product = self.n_heads * self.head_dim * context  # one of T×T×D, its causal half
@@ -51,7 +60,10 @@ class WindowSoftmax(KeyValueCache):
         return o, tuple(x[:, gone:].clone() for x in state)  # copies: views would keep everything
 
     def attend_to(self, q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor | None) -> Tensor:
-        return each_document(lambda q, k, v: _in_window(q, k, v, self.window), cu_seqlens, {"q": q, "k": k, "v": v})
+        in_window = partial(_in_window, window=self.window)
+        if cu_seqlens is None:
+            return in_window(q, k, v)
+        return _in_documents(q, k, v, cu_seqlens, in_window, self.window)
 
     def attend_flops(self, context: int) -> tuple[float, float]:
         keys = context / 2 if context <= self.window else 2 * self.window  # masked ones are computed too
@@ -60,6 +72,50 @@ class WindowSoftmax(KeyValueCache):
 
     def state_bytes(self, context: int) -> int:
         return super().state_bytes(min(context, self.window - 1))
+
+
+def _in_documents(
+    q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, one: Callable[..., Tensor], window: int | None = None
+) -> Tensor:
+    """Packed documents, B = 1, each for itself: by one(q, k, v) on a CPU; elsewhere the host does not wait for
+    cu_seqlens."""
+    if not is_on_device(q):
+        return each_document(one, cu_seqlens, {"q": q, "k": k, "v": v})
+    check_packed(cu_seqlens, *q.shape[:2])
+    if q.dtype in (torch.bfloat16, torch.float16) and q.shape[3] % 8 == 0 and q.shape[3] <= 256:
+        return _flash(q, k, v, cu_seqlens, window)
+    return _sdpa(q, k, v, _document_mask(cu_seqlens, q.shape[1], window))
+
+
+def _flash(q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, window: int | None) -> Tensor:
+    """The operator under torch.nn.attention.varlen: its signature is that of PyTorch 2.7 still, its public function's
+    is not, which had no window at first."""
+    ends, longest = cu_seqlens.int(), q.shape[1]  # longest: a bound that the host knows
+    o, *_ = torch.ops.aten._flash_attention_forward(
+        q[0],
+        k[0],
+        v[0],
+        ends,
+        ends,
+        longest,
+        longest,
+        0.0,
+        is_causal=window is None,
+        return_debug_mask=False,
+        window_size_left=None if window is None else window - 1,
+        window_size_right=None if window is None else 0,
+    )
+    return o[None]
+
+
+def _document_mask(cu_seqlens: Tensor, tokens: int, window: int | None) -> Tensor:
+    """Who sees whom, bool [T, T]."""
+    t = torch.arange(tokens, device=cu_seqlens.device)
+    reach = positions_in_documents(cu_seqlens, tokens)  # how many tokens before itself a token sees
+    if window is not None:
+        reach = reach.clamp(max=window - 1)
+    distance = t[:, None] - t
+    return (distance >= 0) & (distance <= reach[:, None])
 
 
 def _in_window(q: Tensor, k: Tensor, v: Tensor, window: int) -> Tensor:

@@ -3,7 +3,8 @@
 sparse_qk: every head drops a share of its queries and of its keys. sparse_hash: it sees the keys in the bucket of its
 query alone. A query that is dropped, or finds no key, adds nothing: the residual stream passes it on. Keys are dropped
 or hashed per key-value head. Decisions depend on a token itself and its position alone, never on later tokens, nor on
-the batch: they are the same in training, in its recomputation, in evaluation and in decoding.
+the batch: they are the same in training, in its recomputation, in evaluation and in decoding. Where they are learned,
+the pull towards a share is by all tokens of a micro-batch, packed documents together.
 
 With a window, a query that is not dropped sees its last tokens, itself among them, whatever is decided about them.
 """
@@ -21,7 +22,7 @@ from lcpt_kernels.feature_maps import per_head
 from lcpt_kernels.sparse import ROWS
 from torch import Tensor, nn
 
-from lcpt.attention.base import Attention, Projected, in_fp32
+from lcpt.attention.base import Attention, Projected, in_fp32, positions_in_documents
 
 AUX_LOSS_WEIGHT = (
     20.0  # where a loss pushes all scores one way, their share comes to rest 1 / AUX_LOSS_WEIGHT off its target
@@ -88,10 +89,11 @@ class Sparse(Attention):
         """sparse_attention with these marks, both [B, ·, H]."""
 
     def attend(self, p: Projected, state=None, keep: bool = False, cu_seqlens: Tensor | None = None):
-        past = 0 if state is None else state[0].shape[1]
-        positions = torch.arange(past, past + p.q.shape[1], device=p.q.device)
-        if cu_seqlens is not None:
-            positions = positions - cu_seqlens[:-1].repeat_interleave(cu_seqlens.diff(), output_size=len(positions))
+        if cu_seqlens is None:
+            past = 0 if state is None else state[0].shape[1]
+            positions = torch.arange(past, past + p.q.shape[1], device=p.q.device)
+        else:
+            positions = positions_in_documents(cu_seqlens, p.q.shape[1])
         marks = self.marks(p, positions)
         kept: tuple[Tensor, ...] = p.k, _gated(p.v, marks.k_gate), marks.k
         if state is not None:

@@ -8,10 +8,12 @@ from dataclasses import dataclass, field
 from typing import NamedTuple, cast
 
 import torch
+from lcpt_kernels.arguments import is_on_device
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from lcpt.attention import AttentionConfig
+from lcpt.attention.base import positions_in_documents
 from lcpt.model.config_version import VERSION, check_version
 from lcpt.model.feed_forward import ACTIVATIONS, FeedForward, default_width
 from lcpt.model.loss import cross_entropy, token_losses
@@ -129,7 +131,8 @@ class GPT(nn.Module):
     def forward(self, tokens: Tensor, labels: Tensor | None = None, cu_seqlens: Tensor | None = None):
         """Return logits, or with labels like them, shifted, < 0 where none, (loss sum in nats, count of labels ≥ 0).
 
-        cu_seqlens int [N + 1]: documents packed in one sequence, B = 1, each as if alone.
+        cu_seqlens int [N + 1]: documents packed in one sequence, B = 1, each as if alone. Its last entry may be
+        repeated to a fixed length: documents may be empty. On a GPU the host does not read it.
         """
         hidden = self.hidden(tokens, cu_seqlens)
         if labels is None:
@@ -172,12 +175,13 @@ class GPT(nn.Module):
 
     def hidden(self, tokens: Tensor, cu_seqlens: Tensor | None = None) -> Tensor:
         """Return the normed output of the last block, [B, T, d_model]."""
-        positions = torch.arange(tokens.shape[1], device=tokens.device)
-        if cu_seqlens is not None:
-            # With output_size the host need not wait for the device.
-            starts = cu_seqlens[:-1].repeat_interleave(cu_seqlens.diff(), output_size=len(positions))
-            positions = positions - starts
-        x, rotary = self._embed(tokens, positions, tokens.shape[1])
+        length: int | None = tokens.shape[1]
+        if cu_seqlens is None:
+            positions = torch.arange(tokens.shape[1], device=tokens.device)
+        else:
+            positions = positions_in_documents(cu_seqlens, tokens.shape[1])
+            length = None if is_on_device(cu_seqlens) else int(cu_seqlens.diff().max())
+        x, rotary = self._embed(tokens, positions, length)
         delta: Tensor | None = None
         for block in self.blocks:
             if self.config.activation_checkpointing is True and torch.is_grad_enabled():
@@ -192,15 +196,16 @@ class GPT(nn.Module):
         losses = [loss for block in self.blocks if (loss := block.attention.aux_loss()) is not None]
         return sum(loss - loss.detach() for loss in losses)
 
-    def _embed(self, tokens: Tensor, positions: Tensor, length: int) -> tuple[Tensor, RotaryTable]:
+    def _embed(self, tokens: Tensor, positions: Tensor, length: int | None) -> tuple[Tensor, RotaryTable]:
         """Return the first block's input [B, T, d_model], and the table that turns queries and keys, or None.
 
-        `length` is that of the longest sequence, known without asking the device.
+        `length` is that of the longest sequence or document; None: only the device knows it. There the lookup of a
+        learned position beyond the last fails on its own.
         """
         config, x = self.config, self.embedding(tokens)
         if config.max_positions is None:
             return x, scaled_rotary_table(positions, config.head_dim, config.rope_base, config.rope_scaling)
-        if length > config.max_positions:
+        if length is not None and length > config.max_positions:
             raise ValueError(f"a sequence of {length} tokens exceeds model.max_positions {config.max_positions}")
         return x + self.positions(positions), None
 

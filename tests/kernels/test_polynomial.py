@@ -97,6 +97,22 @@ def test_causality(n):
     assert all(torch.equal(x.grad[:, n:], torch.zeros_like(x.grad[:, n:])) for x in second.values())
 
 
+@pytest.mark.parametrize("degree, shift", [(4, 1.0), (8, 0.0)])
+def test_packed_documents_on_a_device(monkeypatch, degree, shift):
+    """Where the host does not read the offsets: gates between documents, in one call, with no trace of the others."""
+    lengths = [1, ROWS, 0, 2, 2 * ROWS + 3, ROWS - 3, 0, 0]
+    leaves = [x.requires_grad_() for x in inputs(sum(lengths), b=1).values()]
+    options = {"degree": degree, "shift": shift, "cu_seqlens": torch.tensor([0, *lengths]).cumsum(0).int()}
+    expected = polynomial_attention(*leaves, **options)
+    monkeypatch.setattr(polynomial, "is_on_device", lambda x: True)
+    monkeypatch.setattr(polynomial, "each_document", None)
+    found = polynomial_attention(*leaves, **options)
+    do = torch.randn_like(expected)
+    of_found, of_expected = ([o, *torch.autograd.grad(o, leaves, do)] for o in (found, expected))
+    for one, other in zip(of_found, of_expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-12)
+
+
 def test_reads_no_memory_that_nobody_wrote(agree, poisoned):
     agree(polynomial_attention, inputs(2 * ROWS + 1), 1e-10)
 

@@ -154,33 +154,3 @@ def test_initial_weights_have_the_stated_deviation_and_loss_ln_v():
 def test_impossible_shapes_are_named(changes, named):
     with pytest.raises(ValueError, match=named):
         config(**changes)
-
-
-@pytest.mark.parametrize("recompute", [False, "selective", True])
-def test_packed_documents_are_documents_alone(kind, recompute):
-    """Loss, logits and the gradient of every weight: nothing is seen across a boundary, positions begin anew."""
-    model = build(kind, activation_checkpointing=recompute).double()
-    lengths, x, labels = [5, 1, 11, 2], tokens(1, 19), tokens(1, 20)[:, 1:]
-    ends = torch.tensor([0, *torch.tensor(lengths).cumsum(0)])
-    packed, count = model(x, labels=labels, cu_seqlens=ends)
-    alone = [model(a, labels=b)[0] for a, b in zip(x.split(lengths, 1), labels.split(lengths, 1), strict=True)]
-    assert count == 19
-    torch.testing.assert_close(packed, torch.stack(alone).sum(), rtol=1e-6, atol=1e-6)
-    logits = torch.cat([model(a) for a in x.split(lengths, 1)], dim=1)
-    torch.testing.assert_close(model(x, cu_seqlens=ends), logits, rtol=1e-9, atol=1e-9)
-    assert not torch.allclose(model(x), logits, atol=1e-4)
-    weights = list(model.parameters())
-    found = torch.autograd.grad(packed, weights, allow_unused=True)
-    for one, other in zip(found, torch.autograd.grad(sum(alone), weights, allow_unused=True), strict=True):
-        if other is not None:
-            torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
-
-
-@pytest.mark.parametrize("kind", [kind for kind in ATTENTION if kind not in ("softmax", "polynomial")])
-def test_the_host_does_not_wait_for_packed_documents(kind):
-    """On a device, a step reads no number of theirs; tensors on "meta" have none to read."""
-    with torch.device("meta"):
-        model, x = build(kind), torch.zeros(1, 19, dtype=torch.int64)
-        loss, _ = model(x, labels=x, cu_seqlens=torch.tensor([0, 11, 19]))
-        loss.backward()
-    assert all(p.grad is not None and p.grad.shape == p.shape for p in model.parameters())

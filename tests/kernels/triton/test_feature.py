@@ -48,7 +48,7 @@ def test_16_bits(agree, dtype, gated):
 
 
 def test_packed_documents(agree, small_tiles):
-    lengths = [C, 1, C + 3, 0, 3]
+    lengths = [C, 1, C + 3, 0, 3, 0, 0]
     ends = torch.tensor([0, *torch.tensor(lengths).cumsum(0)], dtype=torch.int32, device=DEVICE)
     agree(inputs(sum(lengths), gated=True), attention=feature_attention, block_size=C, cu_seqlens=ends, **OFFSET)
 

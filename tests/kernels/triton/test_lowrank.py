@@ -52,7 +52,7 @@ def test_keys_of_earlier_blocks(agree):
 
 
 def test_packed_documents(agree):
-    lengths = [C, 1, 2 * C + 1, 0, 3]
+    lengths = [C, 1, 2 * C + 1, 0, 3, 0, 0]
     ends = torch.tensor([0, *torch.tensor(lengths).cumsum(0)], dtype=torch.int32, device=DEVICE)
     agree(inputs(sum(lengths), n=3), block_size=C, summaries=R, local_blocks=1, cu_seqlens=ends)
 

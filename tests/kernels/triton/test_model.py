@@ -51,7 +51,7 @@ def outcome(model, **options):
         ("kernel", {"n_kv_heads": 1}, {}),
         ("feedforward", {}, {}),
         ("flurka", {}, {}),
-        ("polysketch", {"pattern": ["flurka", "softmax", "kernel"]}, {"cu_seqlens": [0, 18, T]}),
+        ("polysketch", {"pattern": ["flurka", "softmax", "kernel"]}, {"cu_seqlens": [0, 18, T, T, T]}),
         ("sparse_qk", {}, {}),
         ("sparse_hash", {"n_kv_heads": 1}, {}),
         ("lowrank", {"n_kv_heads": 1}, {}),

@@ -117,7 +117,7 @@ def test_norms(agree, norm, dtype, tolerance):
     agree(given, tolerance, dtype=dtype, **hashed(given))
 
 
-@pytest.mark.parametrize("lengths, window", [([40, 1, 0, 34, 3], 0), ([40, 1, 0, 34, 3], 4)], ids=str)
+@pytest.mark.parametrize("lengths, window", [([40, 1, 0, 34, 3, 0, 0], 0), ([40, 1, 0, 34, 3, 0, 0], 4)], ids=str)
 def test_packed_documents(agree, lengths, window):
     """The definition takes them one at a time."""
     ends = torch.tensor([0, *torch.tensor(lengths).cumsum(0)], dtype=torch.int32, device=DEVICE)

@@ -122,9 +122,9 @@ def test_norms(agree, factor, dtype, tolerance):
 @pytest.mark.parametrize(
     "lengths, local_blocks, gated",
     [
-        ([C, 1, 2 * C + 1, 3], 1, True),
-        ([C, 1, 2 * C + 1, 3], 2, False),
-        ([5, 0, C + 7, 0], 2, True),
+        ([C, 1, 2 * C + 1, 3, 0, 0, 0], 1, True),
+        ([1, 2 * C + 1, C, 0, 0, 0], 2, False),
+        ([5, 0, 2 * C, 0, 0], 2, True),
         ([2, 1, 3], 1, True),
     ],
     ids=str,

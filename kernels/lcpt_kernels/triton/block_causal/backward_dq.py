@@ -137,7 +137,10 @@ def block_backward_dq_kernel(
     TYPE: tl.constexpr = tl.float32 if v.dtype.element_ty == tl.float32 else tl.bfloat16
     PRECISION: tl.constexpr = "ieee" if value_state.dtype.element_ty == TYPE else "tf32"
     batch, first, stop, begin, end = load_block(blocks, block)
-    t = first + tl.program_id(0) % pieces * BM + tl.arange(0, BM)
+    lowest = first + tl.program_id(0) % pieces * BM
+    if lowest >= stop:  # beyond a short block, or beyond the last document
+        return
+    t = lowest + tl.arange(0, BM)
     inside = (t < stop) & (t >= past)
     q, a = head_rows(q, q_strides, batch, head), head_rows(a, a_strides, batch, head)
     k, v = head_rows(k, k_strides, batch, key_head), head_rows(v, v_strides, batch, key_head)
@@ -199,7 +202,7 @@ def block_backward_dq_kernel(
     dgate_local_rows = tl.zeros((BM,), tl.float32)
     l_local = tl.zeros((BM,), tl.float32)
     start = tl.maximum(begin, first - (LOCAL_BLOCKS - 1) * block_size)
-    last = tl.minimum(stop, first + (tl.program_id(0) % pieces + 1) * BM)
+    last = tl.minimum(stop, lowest + BM)
     g_before, before_rest = load_gate_cumsum(
         gate_cumsum, gates, first - 1, key_heads, start < first, GATED and LOCAL_BLOCKS == 2
     )
