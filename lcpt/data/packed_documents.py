@@ -15,8 +15,8 @@ LEAST = 16  # documents: few enough to cost nothing, and most micro-batches of l
 def cu_seqlens(micro_batches: Sequence[Sequence[np.ndarray]], context: int) -> np.ndarray:
     """Return the offsets of each micro-batch, int32 [micro-batches, N + 1], from the starts in each of its samples.
 
-    They end in the number of tokens, repeated up to one length: N is LEAST, doubled as often as the micro-batch with the
-    most documents needs. So compiled code meets few shapes, and kernels few documents that are empty.
+    They end in the number of tokens, repeated up to one length: N is LEAST, doubled until the micro-batch with the most
+    documents fits. So compiled code meets few shapes, and kernels few documents that are empty.
     """
     offsets = [
         np.concatenate([starts + number * context for number, starts in enumerate(samples)])
