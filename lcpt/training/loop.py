@@ -19,7 +19,6 @@ from lcpt.training.history import History
 from lcpt.training.layer_norms import layer_norms
 from lcpt.training.metric_sinks import build_sinks
 from lcpt.training.optimizer import clip_factor
-from lcpt.training.phase_clock import PhaseClock
 from lcpt.training.phase_data import OpenPhase
 from lcpt.training.phases import phase_of
 from lcpt.training.preemption import Preemption
@@ -31,6 +30,7 @@ from lcpt.training.samples import open_samples
 from lcpt.training.saving import Saver
 from lcpt.training.schedule import rate_in_phases
 from lcpt.training.setup import set_up
+from lcpt.training.step_clock import StepClock
 from lcpt.training.telemetry import Telemetry, log_rank0
 from lcpt.training.throughput import Throughput, of_ranks
 from lcpt.training.validation import validate
@@ -126,7 +126,7 @@ class Training:
             sinks = build_sinks(self.run, config.run.wandb_project, config_yaml, done) if is_main else []
         last_step = config.training.last_step
         self.telemetry = Telemetry(self.run, last_step, self.tokens_after(last_step), self.tokens_after(done), sinks)
-        self.profiler, self.clock = Profiler(self.run, config.training.profile), PhaseClock(self.device)
+        self.profiler, self.clock = Profiler(self.run, config.training.profile), StepClock(self.device)
         self.own_seconds = 0.0  # that this rank needed for data and forward passes of the step before
         self.enter(phase_of(self.phases, done))
 
@@ -139,14 +139,14 @@ class Training:
                 self.validate_start()
             for step in range(self.state["step"] + 1, training.last_step + 1):
                 self.profiler.before(step)
-                if step > self.phase.last_step:
+                if enters := step > self.phase.last_step:
                     self.enter(phase_of(self.phases, step))
                 started, waited = time.perf_counter(), self.batches.waited
-                first = step == self.state["step"] + 1  # which compiles and allocates
-                timeout_s = STARTUP_TIMEOUT_S if first else None
+                new = enters or step == self.state["step"] + 1  # compiles, and allocates
+                timeout_s = STARTUP_TIMEOUT_S if new else None
                 computed = self.forward_and_backward(step, timeout_s)
                 if step < training.last_step:
-                    with self.clock.phase("data"):
+                    with self.clock.part("data"):
                         self.batches.copy_ahead(step)  # that of step + 1, while the device still works on this one
                 agreed = self.agree(computed)
                 loss, grad_norm = agreed.loss, agreed.grad_norm
@@ -154,8 +154,8 @@ class Training:
                 skip_reason = self.bad_steps.skip_reason(loss, grad_norm)
                 self.watch.heartbeat(f"the update of step {step}", timeout_s)
                 norms = layer_norms(self.engine, agreed.scale) if training.norms_due(step) else {}
-                phases = self.clock.seconds()
-                with self.clock.phase("update"):
+                seconds = self.clock.seconds()
+                with self.clock.part("update"):
                     factor = agreed.scale * clip_factor(grad_norm, training.grad_clip)
                     update(self.engine, rate, None if skip_reason else factor)
                 row = {
@@ -169,10 +169,10 @@ class Training:
                     "padding_fraction": agreed.padding_fraction,
                     **self.speed(time.perf_counter() - started, self.batches.waited - waited),
                     "update_seconds": None,  # that of the step before
-                    **phases,
+                    **seconds,
                     **of_ranks(agreed.rank_seconds),
                 }
-                self.own_seconds = phases["data_seconds"] + phases["forward_seconds"]
+                self.own_seconds = seconds["data_seconds"] + seconds["forward_seconds"]
                 self.bad_steps.record(loss, skip_reason)
                 if skip_reason:
                     self.report_skipped_step(row, skip_reason)
@@ -236,19 +236,19 @@ class Training:
         """Accumulate the step's gradients for `update`, as if every token had a label: `agree` counts them."""
         training, accumulation = self.phase.config.training, self.phase.accumulation
         self.watch.heartbeat(f"the data of step {step}", timeout_s)
-        with self.clock.phase("data"):
+        with self.clock.part("data"):
             batch = self.batches.get(step - 1)
             micro_batches = zip(*(x.split(training.micro_batch) for x in (batch.inputs, batch.labels)), strict=True)
         nats, labels = torch.zeros(2, device=self.device, dtype=torch.float64)
         for number, (x, y) in enumerate(micro_batches, start=1):  # [micro_batch, context] each
             self.watch.heartbeat(f"micro-batch {number} of step {step}", timeout_s)
-            with self.clock.phase("forward"):
+            with self.clock.part("forward"):
                 if batch.cu_seqlens is None:
                     loss, count = self.engine(x, labels=y)
                 else:
                     documents = batch.cu_seqlens[number - 1]
                     loss, count = self.engine(x.view(1, -1), labels=y.view(1, -1), cu_seqlens=documents)
-            with self.clock.phase("backward"):
+            with self.clock.part("backward"):
                 # The engine averages over ranks and micro-batches.
                 self.engine.backward(loss * (groups.world_size() * accumulation / training.global_batch_tokens))
             nats += loss.detach()

@@ -1,4 +1,4 @@
-"""Measure how long the phases of a step take, on a GPU by events on its stream: nothing waits for them."""
+"""Measure how long the parts of a step take, on a GPU by events on its stream: nothing waits for them."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from contextlib import contextmanager
 import torch
 
 
-class PhaseClock:
-    """Sums the time in each phase. `seconds` gives the sums since the last call; the device must have been read."""
+class StepClock:
+    """Sums the time in each part. `seconds` gives the sums since the last call; the device must have been read."""
 
     def __init__(self, device: torch.device):
         self._on_gpu = device.type == "cuda"
         self._spans: defaultdict[str, list] = defaultdict(list)
 
     @contextmanager
-    def phase(self, name: str) -> Iterator[None]:
+    def part(self, name: str) -> Iterator[None]:
         start = self._now()
         yield
         self._spans[name].append((start, self._now()))
