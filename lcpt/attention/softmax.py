@@ -7,7 +7,6 @@ by SDPA under a mask.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Optional
@@ -38,7 +37,7 @@ class Softmax(KeyValueCache):
     def attend_to(self, q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor | None) -> Tensor:
         if cu_seqlens is None:
             return _sdpa(q, k, v)
-        return _in_documents(q, k, v, cu_seqlens, _sdpa)
+        return softmax_in_documents(q, k, v, cu_seqlens)
 
     def attend_flops(self, context: int) -> tuple[float, float]:
         product = self.n_heads * self.head_dim * context  # one of T×T×D, its causal half
@@ -60,10 +59,9 @@ class WindowSoftmax(KeyValueCache):
         return o, tuple(x[:, gone:].clone() for x in state)  # copies: views would keep everything
 
     def attend_to(self, q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor | None) -> Tensor:
-        in_window = partial(_in_window, window=self.window)
         if cu_seqlens is None:
-            return in_window(q, k, v)
-        return _in_documents(q, k, v, cu_seqlens, in_window, self.window)
+            return _in_window(q, k, v, self.window)
+        return softmax_in_documents(q, k, v, cu_seqlens, self.window)
 
     def attend_flops(self, context: int) -> tuple[float, float]:
         keys = context / 2 if context <= self.window else 2 * self.window  # masked ones are computed too
@@ -74,17 +72,19 @@ class WindowSoftmax(KeyValueCache):
         return super().state_bytes(min(context, self.window - 1))
 
 
-def _in_documents(
-    q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, one: Callable[..., Tensor], window: int | None = None
-) -> Tensor:
-    """Packed documents, B = 1, each for itself: by one(q, k, v) on a CPU; elsewhere the host does not wait for
-    cu_seqlens."""
+def softmax_in_documents(q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, window: int | None = None) -> Tensor:
+    """Return softmax attention of packed documents, B = 1, each for itself: q [1, T, H, D], k and v [1, T, Hkv, D].
+
+    window: tokens that one sees, itself among them; None: all earlier ones. On a GPU the host does not wait for
+    cu_seqlens.
+    """
     if not is_on_device(q):
+        one = _sdpa if window is None else partial(_in_window, window=window)
         return each_document(one, cu_seqlens, {"q": q, "k": k, "v": v})
     check_packed(cu_seqlens, *q.shape[:2])
     if q.dtype in (torch.bfloat16, torch.float16) and q.shape[3] % 8 == 0 and q.shape[3] <= 256:
         return _flash(q, k, v, cu_seqlens, window)
-    return _sdpa(q, k, v, _document_mask(cu_seqlens, q.shape[1], window))
+    return _sdpa(q, k, v, document_mask(cu_seqlens, q.shape[1], window))
 
 
 def _flash(q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, window: int | None) -> Tensor:
@@ -108,7 +108,7 @@ def _flash(q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, window: int | No
     return o[None]
 
 
-def _document_mask(cu_seqlens: Tensor, tokens: int, window: int | None) -> Tensor:
+def document_mask(cu_seqlens: Tensor, tokens: int, window: int | None) -> Tensor:
     """Who sees whom, bool [T, T]."""
     t = torch.arange(tokens, device=cu_seqlens.device)
     reach = positions_in_documents(cu_seqlens, tokens)  # how many tokens before itself a token sees

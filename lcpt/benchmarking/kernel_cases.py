@@ -39,6 +39,7 @@ class Case:
     pieces: tuple[int, ...] = ()  # where the sequence is cut: states go from one piece to the next
     local: str = "softmax"  # of flurka
     marks: str = "both"  # of sparse: kept, hashed, both
+    window: int | None = None  # of softmax
 
     @property
     def whole_blocks(self) -> int:
@@ -89,6 +90,7 @@ def cases() -> list[Case]:
     feature = Case(attention="feature", sketch=64)
     flurka = Case(attention="flurka", sketch=64, local_blocks=2)
     sparse, lowrank = Case(attention="sparse"), Case(attention="lowrank", local_blocks=2)
+    softmax = Case(attention="softmax", lengths=(1, 2000, 256, 1916, 0, 0))
     return [
         *headline,
         *squared,
@@ -105,6 +107,8 @@ def cases() -> list[Case]:
         replace(sparse, lengths=(1, 2000, 256, 1916)),
         lowrank,
         replace(lowrank, dtype="fp32", key_heads=4, lengths=(700, 0, 3000, 473)),
+        *(replace(softmax, dtype=dtype) for dtype in DTYPES),
+        replace(softmax, key_heads=4, head_dim=128, window=256),
     ]
 
 
@@ -125,6 +129,7 @@ def smaller(case: Case) -> Case:
         heads=heads,
         key_heads=1,
         block_size=size,
+        window=case.window and 5,
         lengths=lengths,
         pieces=pieces,
     )
@@ -198,6 +203,7 @@ INPUTS = {
     "flurka": flurka_inputs,
     "sparse": sparse_inputs,
     "lowrank": lowrank_inputs,
+    "softmax": sparse_inputs,
 }
 
 
@@ -212,6 +218,7 @@ def options(case: Case, device: torch.device) -> dict:
         "flurka": {"local": case.local, "scale": scale, "offset": 0.01, **blocks},
         "sparse": marks(case, device) if case.attention == "sparse" else {},
         "lowrank": {"summaries": case.summaries, **blocks},
+        "softmax": {"window": case.window},
     }
     chosen = given[case.attention]
     if case.lengths:

@@ -3,23 +3,39 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
+from typing import Any
 
 import torch
 from lcpt_kernels import feature_attention, flurka_attention, lowrank_attention, sparse_attention, squared_attention
 from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
 
+from lcpt.attention.softmax import document_mask, softmax_in_documents
 from lcpt.benchmarking.kernel_cases import Case, inputs, options
 
 LIMITS = {"fp32": 1e-5, "bf16": 5e-3, "fp16": 5e-3}  # docs/contract.md
-FUNCTIONS = {
+
+
+def packed_softmax(q, k, v, *, window: int | None, backend: str, cu_seqlens: Tensor | None = None) -> Tensor:
+    """Call what the kind softmax calls in training; as the reference, it is one softmax under a mask."""
+    cu_seqlens = torch.tensor([0, q.shape[1]], device=q.device) if cu_seqlens is None else cu_seqlens
+    if backend == "triton":
+        return softmax_in_documents(q, k, v, cu_seqlens, window)
+    mask = document_mask(cu_seqlens, q.shape[1], window)
+    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+    return scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=True).transpose(1, 2)
+
+
+FUNCTIONS: dict[str, Callable[..., Any]] = {
     "squared": squared_attention,
     "feature": feature_attention,
     "flurka": flurka_attention,
     "sparse": sparse_attention,
     "lowrank": lowrank_attention,
+    "softmax": packed_softmax,
 }
 OF_QUERY_HEADS = {"o", "a", "q", "phi_q", "q_far", "q_keep", "k_keep", "q_bucket", "k_bucket"}
 QUADRATIC = 8192  # tokens up to which the definition itself is affordable, a head at a time
@@ -32,6 +48,8 @@ def check(case: Case, device: torch.device, repeats: int, backend: str = "triton
     "seconds", "passed"}.
     """
     began = time.monotonic()
+    if case.attention == "softmax":
+        repeats = 0  # PyTorch's own backward pass adds up in any order
     given, how = inputs(case, device), options(case, device)
     do = torch.randn(case.batch, case.tokens, case.heads, case.head_dim, device=device).to(given["v"].dtype)
     with nan_filled_memory():
