@@ -7,16 +7,16 @@ at the end compares every variant with the first one on the same books and seeds
 from __future__ import annotations
 
 import argparse
-import subprocess
 import sys
 from pathlib import Path
 
 from tqdm import tqdm
 
-from lcpt.config import Config, ConfigError, load_config
+from lcpt.config import ConfigError, load_config
 from lcpt.data import DataError
 from lcpt.data.manifest import fingerprint_of, load_manifest
 from lcpt.evaluation.quality_rows import print_table, row_of
+from lcpt.evaluation.quality_runs import train_and_evaluate
 from lcpt.evaluation.result_rows import append_row, has_row, read_rows
 from lcpt.evaluation.variants import read_variants
 from lcpt.parallel import groups
@@ -50,7 +50,7 @@ def main() -> int:
             run = Path(args.runs) / Path(args.config).stem / f"{variant}-{seed}"
             changes = [*data, *variants[variant], f"run.dir={run}", f"run.seed={seed}"]
             config = load_config(args.config, changes)  # an error names the variant's key before anything starts
-            if train_and_evaluate(args.config, changes, config):
+            if train_and_evaluate(args.config, changes, run, {"evaluation": config.data.valid_path or ""}):
                 row = row_of(run, variant, variants[variant], report_header(groups.device()))
                 append_row(output, row)
             else:
@@ -70,18 +70,6 @@ def data_of(folder: str | None) -> list[str]:
         return []
     vocab_size = load_manifest(Path(folder) / "valid")["vocab_size"]
     return [f"data.path={folder}/train", f"data.valid_path={folder}/valid", f"model.vocab_size={vocab_size}"]
-
-
-def train_and_evaluate(config_path: str, changes: list[str], config: Config) -> bool:
-    """Run both commands; False where one of them failed, which has said why."""
-    run = Path(config.run.dir)
-    train = ["launch/pretrain.py", "--config", config_path, *changes]
-    score = ["tools/evaluate.py", "--checkpoint", run, "--data", config.data.valid_path, "--batch", "8"]
-    commands = [] if (run / "summary.json").exists() else [train]
-    commands += [[*score, "--output", run / "evaluation.json"]]
-    return all(
-        subprocess.run([sys.executable, *map(str, command)], check=False).returncode == 0 for command in commands
-    )
 
 
 if __name__ == "__main__":
