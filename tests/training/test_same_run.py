@@ -4,8 +4,10 @@ import json
 
 import pytest
 
+from lcpt.training import schedule as schedules
 from lcpt.training.config import TrainingConfig
-from lcpt.training.schedule import check_no_jump, learning_rate
+from lcpt.training.phases import Phase
+from lcpt.training.schedule import Schedule, learning_rate
 
 BAD_INPUT = 2
 SETTINGS = ["training.micro_batch=4", "checkpoint.every_steps=2"]
@@ -13,6 +15,12 @@ SETTINGS = ["training.micro_batch=4", "checkpoint.every_steps=2"]
 
 def schedule(lr=3e-3, max_steps=8, warmup_steps=2, **settings):
     return TrainingConfig(lr=lr, max_steps=max_steps, warmup_steps=warmup_steps, **settings)
+
+
+def check_no_jump(done, *trainings):
+    whole = dict(number=0, first_step=1, tokens_before=0, config=None, has_schedule=False)
+    old, new = (Schedule(each, [Phase(last_step=each.max_steps, **whole)]) for each in trainings)
+    schedules.check_no_jump(done, old, new)
 
 
 SMOOTH = {
