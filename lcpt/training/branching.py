@@ -11,7 +11,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lcpt.checkpoint import open_checkpoint, read_state
+from lcpt.checkpoint import CheckpointError, open_checkpoint, read_state
 from lcpt.data import Drawn
 from lcpt.data.manifest import TOKENIZER
 from lcpt.training.phases import MAY_CHANGE
@@ -30,7 +30,10 @@ def find_trunk(config: Config) -> tuple[Path, dict]:
 
     Raises CheckpointError where there is none, ValueError where it has another model or seed.
     """
-    step, _ = open_checkpoint(config.training.branch_from or "")
+    try:
+        step, _ = open_checkpoint(config.training.branch_from or "")
+    except CheckpointError as error:
+        raise CheckpointError(f"training.branch_from: {error}") from None
     state, then = read_state(step), saved_model(step)
     then |= {key: value for key, value in state.items() if key in then} | {"run.seed": state["run.seed"]}
     now = flatten(asdict(config.model), "model") | {"run.seed": config.run.seed}
@@ -59,6 +62,8 @@ def drawn_before(state: dict) -> dict[str, Drawn]:
 def check_same_tokenizer(step: Path, tokenizer_sha256: str | None, origin: str) -> None:
     """Raise ValueError unless the trunk's tokenizer is that of the branch's data."""
     trunk = file_sha256(step / TOKENIZER) if (step / TOKENIZER).exists() else None
+    if trunk != tokenizer_sha256 and None in (trunk, tokenizer_sha256):
+        raise ValueError(f"training.branch_from: {step} and {origin} are of a task and of text; a branch keeps to one")
     if trunk != tokenizer_sha256:
         raise ValueError(
             f"training.branch_from: {step} has another tokenizer than {origin}; prepare that text with --tokenizer "
