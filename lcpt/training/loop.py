@@ -143,7 +143,8 @@ class Training:
                 if step > self.phase.last_step:
                     self.enter(phase_of(self.phases, step))
                 started, waited = time.perf_counter(), self.batches.waited
-                first = step == self.state["step"] + 1  # which compiles and allocates
+                # What is first of its shapes compiles and allocates.
+                first = step in (self.state["step"] + 1, self.phase.phase.first_step)
                 timeout_s = STARTUP_TIMEOUT_S if first else None
                 computed = self.forward_and_backward(step, timeout_s)
                 if step < training.last_step:

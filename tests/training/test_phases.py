@@ -13,6 +13,7 @@ from lcpt.model.pretrained import open_pretrained
 from lcpt.training.phase_data import open_phases
 from lcpt.training.phases import divide, phase_of
 from lcpt.training.schedule import learning_rate, rate_in_phases
+from lcpt.training.watchdog import Watchdog
 
 STEPS = 8
 
@@ -272,6 +273,23 @@ def test_a_run_goes_on_bit_by_bit_from_any_step_of_any_phase(train_ranks, phased
     stopped = train_ranks(1, *phased, f"training.stop_after_steps={step}", dir=tmp_path / "run")
     again = train_ranks(1, *phased, dir=stopped.dir)
     assert [row["loss"] for row in again.rows] == [row["loss"] for row in whole.rows]
+
+
+def test_the_first_step_of_a_phase_may_compile(train_ranks, phased, monkeypatch, tmp_path):
+    """Its shapes are new: no hang is seen in the minutes that this takes."""
+    heartbeat = Watchdog.heartbeat
+
+    def recorded(self, place, timeout_s=None):
+        with open(tmp_path / "places", "a") as file:
+            file.write(f"{place}: {timeout_s}\n")
+        heartbeat(self, place, timeout_s)
+
+    monkeypatch.setattr(Watchdog, "heartbeat", recorded)
+    train_ranks(1, *phased)
+    places = (tmp_path / "places").read_text().splitlines()
+    for place in ("the data of step", "micro-batch 1 of step", "the update of step"):
+        patient = [line for line in places if line.startswith(place) and not line.endswith("None")]
+        assert [line.split(": ")[0] for line in patient] == [f"{place} {step}" for step in (1, 4, 7)]
 
 
 def test_a_checkpoint_is_of_the_model_of_its_phase(whole):
