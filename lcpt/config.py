@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
@@ -69,6 +70,7 @@ class Config:
     def changed(self, sections: dict[str, dict[str, Any]]) -> Config:
         """Return this config with these keys changed, and without phases. Raises ValueError that names the key."""
         base = OmegaConf.structured(replace(self, phases=[]))
+        _check_sections(base, OmegaConf.create(sections))
         try:
             return cast(Config, OmegaConf.to_object(OmegaConf.merge(base, sections)))
         except OmegaConfBaseException as error:
@@ -87,15 +89,20 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     for override in overrides:
         if "=" not in override:
             raise ConfigError(f"override {override!r} is not of the form section.key=value")
+    schema = OmegaConf.structured(Config)
     try:
-        given = OmegaConf.merge(OmegaConf.load(path), OmegaConf.from_dotlist(list(overrides)))
+        changes = OmegaConf.from_dotlist(list(overrides))
+        _check_sections(schema, changes)  # before the merge, which cannot say what does not fit
+        given = OmegaConf.merge(OmegaConf.load(path), changes)
+    except ConfigError:
+        raise
     except Exception as error:  # a YAML parser's errors have no common class
         if isinstance(error, ConstructorError) and "duplicate key" in str(error.problem):
             mark = error.problem_mark
-            where = f"{path}, line {mark.line + 1}" if mark and mark.name == str(path) else "an override"
+            in_file = mark and mark.name == os.path.abspath(path)
+            where = f"{path}, line {mark.line + 1}" if mark and in_file else "an override"
             raise ConfigError(f"{where}: {error.problem}; each key may stand there once") from error
         raise ConfigError(f"{path} is no readable YAML: {_one_line(error)}") from error
-    schema = OmegaConf.structured(Config)
     try:
         _check_sections(schema, given)
         version = OmegaConf.select(given, "model.version")
@@ -129,9 +136,9 @@ def _check_sections(schema: DictConfig, given, key: str = "") -> None:
         if isinstance(section, DictConfig) and is_dataclass(section._metadata.object_type):
             _check_sections(section, given[name], f"{key}.{name}".lstrip("."))
         elif isinstance(section, DictConfig):
-            _check_mapping(section, given[name], f"{key}.{name}")
+            _check_mapping(section, given[name], f"{key}.{name}".lstrip("."))
         if isinstance(section, ListConfig):
-            _check_list(section, given[name], f"{key}.{name}")
+            _check_list(section, given[name], f"{key}.{name}".lstrip("."))
 
 
 def _check_mapping(schema: DictConfig, given, key: str) -> None:
@@ -141,16 +148,18 @@ def _check_mapping(schema: DictConfig, given, key: str) -> None:
 
 
 def _check_list(schema: ListConfig, given, key: str) -> None:
-    """Raise ConfigError where a section stands in the place of a list, or in a list of sections one is wrong."""
-    if OmegaConf.is_dict(given):
+    """Raise ConfigError where something else stands in the place of a list, or in a list of sections one is wrong."""
+    if OmegaConf.is_dict(given) and all(str(name).isdigit() for name in given):
+        raise ConfigError(f"{key} is a list, none of whose items can be set alone; write all of it, such as [a, b]")
+    if not (OmegaConf.is_list(given) or (given is None and schema._is_optional())):
         raise ConfigError(f"{key} is a list, such as [a, b]; write {given} as one")
     element = schema._metadata.element_type
-    if not is_dataclass(element) or not OmegaConf.is_list(given):
+    if not is_dataclass(element) or given is None:
         return
     for number, item in enumerate(given):
+        _check_sections(OmegaConf.structured(element), item, f"{key}[{number}]")
         try:
-            if OmegaConf.is_dict(item):
-                OmegaConf.merge(OmegaConf.structured(element), item)
+            OmegaConf.merge(OmegaConf.structured(element), item)
         except ConfigKeyError as error:
             known = ", ".join(each.name for each in fields(element))
             raise ConfigError(f"unknown key {key}[{number}].{error.key}; known are {known}") from error

@@ -291,9 +291,32 @@ def test_validation_sets_that_cannot_be_are_named(file, given, parts):
     assert all(part in text for part in parts), text
 
 
-def test_one_name_of_two_validation_sets_is_named_with_its_line(file):
+def test_one_name_of_two_validation_sets_is_named_with_its_line(file, monkeypatch):
     file.write_text("run: {dir: x}\ndata:\n  path: a\n  valid:\n    books: b\n    code: c\n    books: d\n")
-    assert "experiment.yaml, line 7: found duplicate key books" in message(file)
+    monkeypatch.chdir(file.parent)
+    for path in (file, file.name):
+        assert "experiment.yaml, line 7: found duplicate key books" in message(path)
+
+
+@pytest.mark.parametrize(
+    "given, text",
+    [
+        ("phases=3", "phases is a list, such as [a, b]; write 3 as one"),
+        ("phases.0.until_step=5", "phases is a list, none of whose items can be set alone"),
+        ("data.sources.1.weight=0.5", "data.sources is a list, none of whose items can be set alone"),
+        ("phases=[{until_step: 3, data: [a]}, {}]", "phases[0].data is a mapping"),
+        ("phases=[{until_step: 3}, null]", "phases[1] is a section with until_step"),
+        ("phases=[{until_step: x}, {}]", "phases[0].until_step: "),
+        ("phases=[{data: {sources: {a: 1}}}]", "phases, number 1: data.sources is a list"),
+        ("phases=[{data: {sources: [{path: a, wight: 1}]}}]", "number 1: unknown key data.sources[0].wight"),
+        ("phases=[{model: {rope_scaling: linear}}]", "number 1: model.rope_scaling is a section"),
+    ],
+)
+def test_what_does_not_fit_in_a_list_is_named(file, given, text):
+    file.write_text("run: {dir: x}\ndata: {sources: [{path: a, weight: 1}]}\nphases: [{until_step: 2}, {}]")
+    found = message(file, given)
+    assert found.startswith("phases") or not text.startswith("phases")
+    assert text in found and "\n" not in found
 
 
 def test_text_is_validated_on_few_labels_and_a_task_on_whole_samples(file):

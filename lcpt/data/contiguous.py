@@ -64,5 +64,8 @@ class Contiguous(CorpusSamples):
     def _longest_of(self, context: int) -> int:
         longest = self._longest or context
         if longest % context:
-            raise DataError(f"a context of {longest} tokens is no multiple of {context}, which this run has too")
+            raise DataError(
+                f"data.context {context} does not divide {longest}, the longest that a phase takes of it; take "
+                "another, or data.packing=best_fit"
+            )
         return longest

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 
+from lcpt.data.errors import DataError
 from lcpt.data.sample_source import Drawn, Sample
 from lcpt.data.shards import Corpus
 
@@ -12,6 +13,7 @@ class CorpusSamples(ABC):
     """Is a SampleSource of a prepared folder."""
 
     used = 0  # tokens that the run drew of it before sample 0, which is short where they end within one
+    passed = 0  # of those, the ones it passed over
 
     def __init__(self, corpus: Corpus):
         self.corpus = corpus
@@ -36,10 +38,13 @@ class CorpusSamples(ABC):
 
     def check_context(self, context: int) -> None:
         """Raise DataError when the folder has no sample of that context."""
-        self.samples_in_epoch(context)
+        try:
+            self.samples_in_epoch(context)
+        except DataError as error:
+            raise DataError(f"{self.folder}: {error}") from None
 
     def drawn(self, samples: int, context: int) -> dict[str, Drawn]:
         """Count what is used of the folder after the first `samples` samples, padding among it."""
         tokens = (self.used // context + samples) * context if samples else self.used
         epochs = tokens / (self.samples_in_epoch(context) * context)
-        return {str(self.folder): Drawn(tokens, epochs, self.fingerprint, self.order(context))}
+        return {str(self.folder): Drawn(tokens, epochs, self.fingerprint, self.order(context), self.passed)}

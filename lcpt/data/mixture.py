@@ -136,7 +136,7 @@ class Mixture:
             try:
                 part.check_context(context)
             except DataError as error:
-                raise DataError(f"data.sources: {part.folder}: {error}") from None
+                raise DataError(f"data.sources: {error}") from None
 
     def sample(self, number: int, seed: int, context: int) -> Sample:
         source, own = self._split.place(number)

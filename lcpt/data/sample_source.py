@@ -20,10 +20,11 @@ class Sample(NamedTuple):
 class Drawn(NamedTuple):
     """Says how much of a folder or task a run has used."""
 
-    tokens: int
+    tokens: int  # up to the place in the folder that the run has come to
     epochs: float | None  # None: it has no end
     fingerprint: str
     order: str  # names that in which it is used
+    passed: int = 0  # of the tokens, those passed over where the order changed
 
 
 class SampleSource(Protocol):

@@ -22,8 +22,8 @@ def open_text(
 ) -> CorpusSamples | Mixture:
     """Open the prepared folders of training.
 
-    longest: see Contiguous, by path. before: what the run has drawn by now. Raises DataError where a folder cannot be
-    opened, or does not go with the others.
+    longest: see Contiguous, by fingerprint. before: what the run has drawn by now. Raises DataError where a folder
+    cannot be opened, or does not go with the others.
     """
     known = {drawn.fingerprint: drawn for drawn in before}
 
@@ -32,9 +32,10 @@ def open_text(
         if data.packing == "best_fit":
             found: CorpusSamples = BestFit(corpus)
         else:
-            found = Contiguous(corpus, data.mask_documents, (longest or {}).get(path))
+            found = Contiguous(corpus, data.mask_documents, (longest or {}).get(corpus.fingerprint))
         if drawn := known.get(found.fingerprint):
             found.used = position(found, drawn, data.context)
+            found.passed = drawn.passed + found.used - drawn.tokens
         return found
 
     if data.sources is None:

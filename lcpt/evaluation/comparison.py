@@ -86,15 +86,19 @@ def _read_json(path: Path) -> dict | None:
 
 def figures(run: Run) -> dict[str, float | None]:
     """Compute what a run cost and reached; None where it was not measured."""
-    model, data = run.config["model"], run.config["data"]
-    cost = model_cost(model_config(model, run.folder / "config.yaml"), data["context"])
+    model = run.config["model"]
+    cost = model_cost(model_config(model, run.folder / "config.yaml"), last_context(run))
     step_seconds = statistics.median(row["step_seconds"] for row in run.rows)
+    tokens = [row["tokens"] for row in run.rows]  # phases have batches of their own
+    seconds_a_token = [
+        row["step_seconds"] / (now - before) for row, before, now in zip(run.rows, [0, *tokens], tokens, strict=False)
+    ]
     last = [row["loss"] for row in run.rows[-max(1, len(run.rows) // LAST) :] if row["loss"] is not None]
     validated = [row for row in run.rows if "valid_loss" in row][-1:] or [{}]
     repeated, rare = repeated_bigrams(run)
     return {
         "parameters": cost.parameters,
-        "tokens": run.rows[-1]["tokens"],
+        "tokens": tokens[-1],
         "loss": statistics.fmean(last) if last else None,
         "valid_loss": validated[0].get("valid_loss"),
         "valid_bits_per_byte": validated[0].get("valid_bits_per_byte"),
@@ -106,9 +110,15 @@ def figures(run: Run) -> dict[str, float | None]:
         "loss_other_tokens": repeated.get("other_loss"),
         "recall": run.recall and run.recall["accuracy"],
         "step_milliseconds": 1e3 * step_seconds,
-        "tokens_per_second": run.config["training"]["global_batch_tokens"] / step_seconds,
+        "tokens_per_second": 1 / statistics.median(seconds_a_token),
         "state_bytes": cost.state_bytes,
     }
+
+
+def last_context(run: Run) -> int:
+    """Return the context that a run ends with: that of its last phase, if it has phases."""
+    last = (run.config.get("phases") or [{"data": {}}])[-1]
+    return last["data"].get("context", run.config["data"]["context"])
 
 
 def _loss_last_quarter(evaluation: dict) -> float | None:
@@ -178,7 +188,7 @@ def _mean_and_spread(values: list[float | None]) -> dict[str, float | None]:
 
 MUST_AGREE: dict[str, Callable[[Run], object]] = {
     "vocabularies": lambda run: run.config["model"]["vocab_size"],
-    "contexts": lambda run: run.config["data"]["context"],
+    "contexts": last_context,
     "training data": lambda run: run.fingerprint,
     "numbers of tokens": lambda run: run.rows[-1]["tokens"],
     "validation data": lambda run: (first_valid_path(run.config["data"]), run.config["training"]["valid_tokens"]),

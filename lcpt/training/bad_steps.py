@@ -50,9 +50,10 @@ class BadSteps:
                 return f"its loss {loss:.3f} leaps up from a mean of {mean:.3f} (standard deviation {deviation:.3f})"
         return None
 
-    def record(self, loss: float, skip_reason: str | None) -> None:
+    def record(self, loss: float | None, skip_reason: str | None) -> None:
+        """Note a step; loss: None where its batch had nothing to predict."""
         self._bad.append(skip_reason is not None)
-        if skip_reason is None:
+        if skip_reason is None and loss is not None:
             self._losses.append(loss)
 
     @property

@@ -11,11 +11,11 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lcpt.checkpoint import open_checkpoint, read_state
+from lcpt.checkpoint import CheckpointError, open_checkpoint, read_state
 from lcpt.data import Drawn
 from lcpt.data.manifest import TOKENIZER
-from lcpt.training.phases import MAY_CHANGE
-from lcpt.training.same_run import CHANGEABLE, flatten, listed, saved_drawn, saved_model
+from lcpt.training.phases import MAY_CHANGE, divide
+from lcpt.training.same_run import CHANGEABLE, flatten, listed, saved_drawn, saved_model, shown
 from lcpt.training.telemetry import log_rank0
 from lcpt.utils.hashing import file_sha256
 
@@ -30,16 +30,16 @@ def find_trunk(config: Config) -> tuple[Path, dict]:
 
     Raises CheckpointError where there is none, ValueError where it has another model or seed.
     """
-    step, _ = open_checkpoint(config.training.branch_from or "")
+    try:
+        step, _ = open_checkpoint(config.training.branch_from or "")
+    except CheckpointError as error:
+        raise CheckpointError(f"training.branch_from: {error}") from None
     state, then = read_state(step), saved_model(step)
     then |= {key: value for key, value in state.items() if key in then} | {"run.seed": state["run.seed"]}
-    now = flatten(asdict(config.model), "model") | {"run.seed": config.run.seed}
+    now = flatten(asdict(divide(config)[0].config.model), "model") | {"run.seed": config.run.seed}
     may_change = (*CHANGEABLE, *(f"model.{key}" for key in MAY_CHANGE["model"]))
-    differing = {
-        name: (then.get(name), value)
-        for name, value in now.items()
-        if then.get(name) != value and not name.startswith(may_change)
-    }
+    changes = {name: (then.get(name), value) for name, value in now.items() if then.get(name) != value}
+    differing = {name: values for name, values in changes.items() if not name.startswith(may_change)}
     if differing:
         raise ValueError(
             f"training.branch_from: {step} has {listed(differing)}; a branch is of the same model and seed, "
@@ -47,6 +47,8 @@ def find_trunk(config: Config) -> tuple[Path, dict]:
         )
     if "data drawn" not in state:
         raise ValueError(f"training.branch_from: {step} is of an older lcpt and does not say what was drawn; train on")
+    for name, (old, new) in changes.items():
+        log_rank0(f"{name} {shown(old)} -> {shown(new)}")
     drawn = {path: each._asdict() for path, each in saved_drawn(state).items()}
     return step, dict(zip(KEYS, (str(step), drawn), strict=True))
 
@@ -59,6 +61,8 @@ def drawn_before(state: dict) -> dict[str, Drawn]:
 def check_same_tokenizer(step: Path, tokenizer_sha256: str | None, origin: str) -> None:
     """Raise ValueError unless the trunk's tokenizer is that of the branch's data."""
     trunk = file_sha256(step / TOKENIZER) if (step / TOKENIZER).exists() else None
+    if trunk != tokenizer_sha256 and None in (trunk, tokenizer_sha256):
+        raise ValueError(f"training.branch_from: {step} and {origin} are of a task and of text; a branch keeps to one")
     if trunk != tokenizer_sha256:
         raise ValueError(
             f"training.branch_from: {step} has another tokenizer than {origin}; prepare that text with --tokenizer "

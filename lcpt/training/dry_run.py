@@ -31,12 +31,12 @@ def _describe(phase: Phase, end: int, world: int, gpu: str | None) -> str:
     if config.parallel.offload_optimizer:
         host["optimizer"] = 12 * cost.parameters / world
     tokens = steps * training.global_batch_tokens
-    rows = {"phase": _shown(phase)} if phase.number else {}
+    rows, whole = ({"phase": _shown(phase)}, "phase") if phase.number else ({}, "run")
     rows |= {
         "layers": ", ".join(f"{model.kinds.count(kind)} {kind}" for kind in sorted(set(model.kinds))),
         "parameters": f"{cost.parameters:,}",
         "FLOPs a token": f"{cost.flops_forward / 1e6:,.1f} M forward, {cost.flops_step / 1e6:,.1f} M a training step",
-        "FLOPs of the run": f"{cost.flops_step * tokens:.3g} for {tokens:,} tokens in {steps:,} steps",
+        f"FLOPs of the {whole}": f"{cost.flops_step * tokens:.3g} for {tokens:,} tokens in {steps:,} steps",
         "decoding state": f"{cost.state_bytes / 2**20:,.1f} MiB a sequence of {context:,} tokens",
         "communication": _communication(config, cost.parameters, world),
         f"memory a rank of {world}": _gibibytes(memory),

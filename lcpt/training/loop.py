@@ -54,6 +54,7 @@ class Agreed(NamedTuple):
     """Holds what all ranks know of a step before its update."""
 
     loss: float  # mean over its labels, in nats
+    has_labels: bool  # a batch may have none, where all documents are of one token
     scale: float  # of the gradient that is there, for it to be that of the loss
     grad_norm: float  # global, of the loss
     padding_fraction: float  # of the step's tokens
@@ -139,11 +140,12 @@ class Training:
                 self.validate_start()
             for step in range(self.state["step"] + 1, training.last_step + 1):
                 self.profiler.before(step)
-                if enters := step > self.phase.last_step:
+                if step > self.phase.last_step:
                     self.enter(phase_of(self.phases, step))
                 started, waited = time.perf_counter(), self.batches.waited
-                new = enters or step == self.state["step"] + 1  # compiles, and allocates
-                timeout_s = STARTUP_TIMEOUT_S if new else None
+                # What is first of its shapes compiles and allocates.
+                first = step in (self.state["step"] + 1, self.phase.phase.first_step)
+                timeout_s = STARTUP_TIMEOUT_S if first else None
                 computed = self.forward_and_backward(step, timeout_s)
                 if step < training.last_step:
                     with self.clock.part("data"):
@@ -173,7 +175,7 @@ class Training:
                     **of_ranks(agreed.rank_seconds),
                 }
                 self.own_seconds = seconds["data_seconds"] + seconds["forward_seconds"]
-                self.bad_steps.record(loss, skip_reason)
+                self.bad_steps.record(loss if agreed.has_labels else None, skip_reason)
                 if skip_reason:
                     self.report_skipped_step(row, skip_reason)
                 if said := self.profiler.after(step, last=agreed.leave or step == training.last_step):
@@ -218,7 +220,7 @@ class Training:
         """Count what the run has drawn from each folder or task up to and with this step."""
         drawn = self.phase.drawn(step)
         return {
-            "source_tokens": {path: each.tokens for path, each in drawn.items()},
+            "source_tokens": {path: each.tokens - each.passed for path, each in drawn.items()},
             "source_epochs": {path: each.epochs for path, each in drawn.items() if each.epochs is not None},
         }
 
@@ -269,10 +271,11 @@ class Training:
             *rank_seconds,
             device=self.device,
         )
-        tokens, labels = self.phase.config.training.global_batch_tokens, max(labels, 1.0)
+        tokens, has_labels, labels = self.phase.config.training.global_batch_tokens, labels > 0, max(labels, 1.0)
         scale = tokens / labels
         return Agreed(
             loss=nats / labels,
+            has_labels=has_labels,
             scale=scale,
             grad_norm=scale * math.sqrt(squares),
             padding_fraction=padding / tokens,

@@ -86,15 +86,21 @@ def open_phases(
     accumulation: of each phase. before: what was drawn, by path, before the first step. Raises DataError where a folder
     cannot be opened, has no window of a phase's context, or has another tokenizer than the first phase.
     """
-    open_corpus, longest = cache(partial(Corpus, hash_shards=hashed and groups.rank() == 0)), _longest(phases)
+    open_corpus = cache(partial(Corpus, hash_shards=hashed and groups.rank() == 0))
+    longest = _longest(phases, open_corpus)
     found: list[OpenPhase] = []
     for phase, micro_batches in zip(phases, accumulation, strict=True):
         source = _open(phase.config, open_corpus, longest, before)
-        source.check_context(phase.config.data.context)
-        if found and source.tokenizer_sha256 != found[0].source.tokenizer_sha256:
+        try:
+            source.check_context(phase.config.data.context)
+        except DataError as error:
+            raise DataError(f"{phase.name}{error}") from None
+        if found and source.tokenizer_sha256 != (first := found[0].source.tokenizer_sha256):
+            both = f"{phase.name}{phase.config.data.origin} and {phases[0].config.data.origin} of the first phase"
+            if None in (source.tokenizer_sha256, first):
+                raise DataError(f"{both} are a task and text; a run trains on one of them in all its phases")
             raise DataError(
-                f"{phase.name}{phase.config.data.origin} and {phases[0].config.data.origin} of the first phase were "
-                "made with different tokenizers; prepare one of them again with --tokenizer of the other"
+                f"{both} were made with different tokenizers; prepare one of them again with --tokenizer of the other"
             )
         _note_next_epochs(phase, source, before)
         found.append(OpenPhase(phase=phase, source=source, before=before, accumulation=micro_batches))
@@ -126,11 +132,12 @@ def _note_next_epochs(phase: Phase, source: CorpusSamples | Mixture | Task, befo
             )
 
 
-def _longest(phases: Sequence[Phase]) -> dict[str, int]:
-    """Find the longest context in which each prepared folder is used, by its path."""
+def _longest(phases: Sequence[Phase], open_corpus: Callable[[str], Corpus]) -> dict[str, int]:
+    """Find the longest context in which each prepared folder is cut into windows, by its fingerprint."""
     found: dict[str, int] = {}
-    for phase in phases:
-        data = phase.config.data
-        for path in [data.path] if data.sources is None else [source.path for source in data.sources]:
-            found[path or ""] = max(found.get(path or "", 0), data.context)
+    for data in (phase.config.data for phase in phases):
+        paths = [data.path or ""] if data.sources is None else [source.path for source in data.sources]
+        if data.packing == "contiguous" and not is_task(paths[0]):
+            for content in (open_corpus(path).fingerprint for path in paths):
+                found[content] = max(found.get(content, 0), data.context)
     return found

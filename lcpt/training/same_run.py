@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -14,9 +14,9 @@ from lcpt.checkpoint import read_state
 from lcpt.data import DataConfig, Drawn, SourceConfig
 from lcpt.model import ModelConfig
 from lcpt.model.config_version import VERSION, upgrade_saved
-from lcpt.training.config import SCHEDULE, TrainingConfig
-from lcpt.training.phases import MAY_CHANGE, Phase, phase_of
-from lcpt.training.schedule import check_no_jump
+from lcpt.training.config import SCHEDULE
+from lcpt.training.phases import MAY_CHANGE, Phase, PhaseConfig, divide, phase_of
+from lcpt.training.schedule import Schedule, check_no_jump
 
 if TYPE_CHECKING:
     from lcpt.config import Config
@@ -77,7 +77,13 @@ def check_same_data(step: Path, phases: Sequence[OpenPhase]) -> None:
 
 def check_not_finished_otherwise(step: Path, changes: Changes) -> None:
     """Raise ValueError if a finished run would have to be trained again for these changes to take effect."""
-    idle = {name: values for name, values in changes.items() if name.removeprefix("training.") in RECIPE}
+    idle = {
+        name: values
+        for name, values in changes.items()
+        if name.removeprefix("training.") in RECIPE
+        or name.startswith("phases[")
+        and not name.endswith(".training.micro_batch")
+    }
     if idle:
         raise ValueError(
             f"{step.parents[1]} is complete, and was trained with {listed(idle)}; name another run.dir, "
@@ -91,11 +97,22 @@ def check_rate(step: Path, config: Config, phases: Sequence[Phase]) -> None:
     What a phase with a schedule of its own begins at was meant.
     """
     done = read_state(step)["step"]
-    if config.training.allow_lr_jump or phase_of(phases, done + 1).has_schedule:
-        return
-    saved = _saved(step).get("training", {})
-    old = TrainingConfig(**{name: saved[name] for name in SCHEDULE if name in saved})
-    check_no_jump(done, old, config.training)
+    phase = phase_of(phases, done + 1)
+    if not (config.training.allow_lr_jump or phase.has_schedule and phase.first_step == done + 1):
+        check_no_jump(done, _saved_schedule(step, config), Schedule(config.training, phases))
+
+
+def _saved_schedule(step: Path, config: Config) -> Schedule:
+    saved = cast(dict, OmegaConf.to_container(_saved(step)))
+    keys = (*SCHEDULE, "global_batch_tokens")
+    given = {key: saved["training"][key] for key in keys if key in saved.get("training", {})}
+    then = replace(
+        config,
+        training=replace(config.training, **given),
+        data=replace(config.data, context=saved["data"]["context"]),
+        phases=[PhaseConfig(**phase) for phase in saved.get("phases", [])],
+    )
+    return Schedule(then.training, divide(then))
 
 
 def changed_settings(step: Path, config: Config) -> Changes:
@@ -103,12 +120,18 @@ def changed_settings(step: Path, config: Config) -> Changes:
 
     A key that it lacks meant today's default. The run's folder may have moved, and its data as well.
     """
-    saved = flatten(cast(dict, OmegaConf.to_container(_saved(step)))) | saved_model(step)
-    now, defaults = flatten(asdict(config)), _defaults(config)
+    saved = flatten(_phases_apart(cast(dict, OmegaConf.to_container(_saved(step))))) | saved_model(step)
+    now, defaults = flatten(_phases_apart(asdict(config))), _defaults(config)
     pairs = {name: (saved.get(name, defaults.get(name)), now.get(name)) for name in {**now, **saved}}
     return {
         name: pair for name, pair in pairs.items() if pair[0] != pair[1] and name not in ("run.dir", "model.version")
     }
+
+
+def _phases_apart(config: dict) -> dict:
+    """Give each phase a key of its own, so that what changes is a key in it."""
+    phases = {f"phases[{number}]": phase for number, phase in enumerate(config.get("phases", []))}
+    return {name: section for name, section in config.items() if name != "phases"} | phases
 
 
 def shown(value: Any) -> str:
@@ -174,4 +197,4 @@ def saved_model(step: Path) -> dict[str, Any]:
 
 def _defaults(config: Config) -> dict[str, Any]:
     sections = (field.name for field in fields(config) if field.name != "phases")
-    return {"phases": []} | flatten({name: asdict(type(getattr(config, name))()) for name in sections})
+    return flatten({name: asdict(type(getattr(config, name))()) for name in sections})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import NamedTuple
 
 from lcpt.training.config import TrainingConfig
 from lcpt.training.phases import Phase, phase_of
@@ -36,6 +37,22 @@ def rate_in_phases(step: int, phases: Sequence[Phase], training: TrainingConfig)
     return _rate(done, warmup, last, training)
 
 
+class Schedule(NamedTuple):
+    """Holds what decides the rate of every step of a run."""
+
+    training: TrainingConfig  # the run's
+    phases: Sequence[Phase]
+
+    def rate(self, step: int) -> float:
+        """Compute the rate of step 1 … max_steps."""
+        return rate_in_phases(step, self.phases, self.training)
+
+    def owner(self, step: int) -> tuple[str, TrainingConfig]:
+        """Find whose schedule a step follows: (what a message begins with, the section `training`)."""
+        phase = phase_of(self.phases, step)
+        return (phase.name, phase.config.training) if phase.has_schedule else ("", self.training)
+
+
 def _rate(done: int, warmup: int, last: int, training: TrainingConfig) -> float:
     """Compute the rate of a step that ends at `done` of `last` steps or tokens, `warmup` of which are warm-up."""
     if done <= warmup:
@@ -49,19 +66,19 @@ def _rate(done: int, warmup: int, last: int, training: TrainingConfig) -> float:
     return training.lr * (training.final_lr_fraction + (1 - training.final_lr_fraction) * remaining)
 
 
-def check_no_jump(done: int, old: TrainingConfig, new: TrainingConfig) -> None:
-    """Raise ValueError if, after `done` steps under `old`, the rate of `new` jumps up. `old` needs its schedule alone.
+def check_no_jump(done: int, old: Schedule, new: Schedule) -> None:
+    """Raise ValueError if, after `done` steps under `old`, the rate of `new` jumps up.
 
     A model that has settled at a low rate forgets at a far higher one what its decay has won, and may diverge.
     """
     # The old schedule's next rate is no jump, since a warm-up rises steeply; nor is its last one, since a run may go on
     # where it ended. Half as much again is room for a deliberate change, and less than any schedule that begins anew.
-    last = learning_rate(done - 1, old)
-    usual = max(last, learning_rate(done, old) if done < old.max_steps else 0.0)
-    rate = learning_rate(done, new)
+    last = old.rate(done)
+    usual = max(last, old.rate(done + 1) if done < old.training.max_steps else 0.0)
+    rate, (name, training) = new.rate(done + 1), new.owner(done + 1)
     if rate > JUMP * usual:
-        smooth = f"training.lr={new.lr * usual / rate:.3g} goes on from there, " if usual else ""
+        smooth = f"training.lr={training.lr * usual / rate:.3g} goes on from there, " if usual else ""
         raise ValueError(
-            f"the learning rate would jump from {last:.3g} at step {done} to {rate:.3g} at step {done + 1}: {smooth}"
-            "training.init_from and another run.dir warm up anew, training.allow_lr_jump=true takes the jump"
+            f"{name}the learning rate would jump from {last:.3g} at step {done} to {rate:.3g} at step {done + 1}: "
+            f"{smooth}training.init_from and another run.dir warm up anew, training.allow_lr_jump=true takes the jump"
         )

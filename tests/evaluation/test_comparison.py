@@ -103,6 +103,21 @@ def test_loss_on_repeated_bigrams(make_run, rare, loss):
     assert found == [(2.0, loss, 3.0), (None,) * 3, (None,) * 3]
 
 
+def test_a_run_with_phases_is_counted_as_it_ended(make_run):
+    """The last of four steps has ten times the tokens of the others, in twice the context."""
+    folder = make_run("phased", steps=4, data__context=32)
+    with open(folder / "config.yaml", "a") as file:
+        file.write("phases: [{data: {}, training: {}}, {data: {context: 64}, training: {}}]\n")
+    text = (folder / "metrics.jsonl").read_text().replace('"tokens": 400', '"tokens": 1300')
+    (folder / "metrics.jsonl").write_text(text)
+    whole = read_run(make_run("whole"))
+    report = compare([read_run(folder), whole])
+    phased, other = report["runs"]
+    assert phased["tokens_per_second"] == pytest.approx(2 / (1 / 100 + 2 / 100))  # of 100, 50, 33 and 250 a second
+    assert phased["state_bytes"] == other["state_bytes"]
+    assert not any("contexts" in warning for warning in report["warnings"])
+
+
 def test_seeds_are_one_row(make_run):
     runs = [make_run(f"poly-{seed}", loss=loss, run__seed=seed) for seed, loss in ((0, 2.0), (1, 3.0), (2, 4.0))]
     other = make_run("other", training__lr=1.0)

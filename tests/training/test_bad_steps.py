@@ -79,6 +79,14 @@ def test_bad_steps_are_counted_over_the_last_100():
     assert judge.count == 3 and judge.are_too_many
 
 
+def test_steps_without_a_label_are_not_what_is_usual():
+    """Their loss is 0: text after them would be a leap."""
+    judge = BadSteps(BadStepsConfig())
+    for _ in range(64):
+        judge.record(None, None)
+    assert judge.skip_reason(4.0, 1.0) is None and judge.state()["losses"] == [] and judge.count == 0
+
+
 def test_the_state_is_everything():
     judge = steady()
     judge.record(math.nan, "nan")

@@ -55,9 +55,10 @@ def test_it_anneals_on_a_schedule_of_its_own_and_goes_on_where_it_stopped(train_
     assert {each["step"] for each in recorded} == {"step-00000003"}
 
 
-def test_a_branch_goes_to_a_longer_context_and_another_rope_base(train_ranks, at_step_3, trunk):
+def test_a_branch_goes_to_a_longer_context_and_another_rope_base(train_ranks, at_step_3, trunk, capfd):
     """In another order of windows: the folder goes on with its next epoch."""
     longer = train_ranks(1, at_step_3, "data.context=64", "model.rope_base=50000", "training.max_steps=3")
+    assert "model.rope_base 10000.0 -> 50000.0\n" in capfd.readouterr().err
     [path] = longer.rows[0]["source_epochs"]
     assert longer.rows[0]["source_epochs"][path] > 1 > trunk.rows[2]["source_epochs"][path]
 
@@ -69,9 +70,10 @@ def test_a_branch_goes_to_a_longer_context_and_another_rope_base(train_ranks, at
         (["model.attention.gate=data"], ["model.attention.gate none, this is data"]),
         (["run.seed=4"], ["run.seed 0, this is 4"]),
         (["data.path={foreign}"], ["another tokenizer", "{foreign}", "--tokenizer"]),
-        (["training.branch_from={nowhere}"], ["{nowhere}", "no run folder"]),
+        (["training.branch_from={nowhere}"], ["training.branch_from: {nowhere}", "no run folder"]),
+        (["data.path=synthetic:mqar"], ["synthetic:mqar are of a task and of text"]),
     ],
-    ids=["width", "gate", "seed", "tokenizer", "nowhere"],
+    ids=["width", "gate", "seed", "tokenizer", "nowhere", "task"],
 )
 def test_what_cannot_branch_is_refused(train_ranks, make_corpus, tmp_path, trunk, capfd, overrides, parts):
     places = {"foreign": make_corpus(seed=9), "nowhere": tmp_path / "nowhere"}

@@ -7,12 +7,13 @@ import pytest
 
 from lcpt.checkpoint import find_checkpoint, read_state
 from lcpt.config import ConfigError, load_config
-from lcpt.data import Corpus, batch
+from lcpt.data import Corpus, DataError, batch
 from lcpt.data.order import n_windows, window_start
 from lcpt.model.pretrained import open_pretrained
 from lcpt.training.phase_data import open_phases
 from lcpt.training.phases import divide, phase_of
 from lcpt.training.schedule import learning_rate, rate_in_phases
+from lcpt.training.watchdog import Watchdog
 
 STEPS = 8
 
@@ -179,6 +180,41 @@ def test_one_phase_after_another_of_the_same_settings_is_one_run(tiny_yaml):
         assert part.drawn(step) == only.drawn(step) and part.documents(step) == only.documents(step)
 
 
+def test_a_folder_of_two_names_is_one(tiny_yaml, folders):
+    """It goes on where it was, in the windows of the longer context."""
+    alias = folders[0].replace("/data", "/./data")
+    first, second = opened(
+        configured(tiny_yaml, f"phases=[{{until_step: 3}}, {{data: {{path: {alias}, context: 64}}}}]")
+    )
+    assert alias != folders[0] and first.drawn(3)[folders[0]].order == "windows of 64"
+    [drawn] = second.drawn(6).values()
+    assert (drawn.tokens, drawn.passed) == (6 * 256, 0)
+
+
+def test_only_windows_must_divide_the_longest(tiny_yaml):
+    """A phase that packs takes any context; tokens that it passes over were not trained on."""
+    packed = "{data: {packing: best_fit, context: 48}, training: {global_batch_tokens: 192}}"
+    first, second = opened(configured(tiny_yaml, f"phases=[{{until_step: 3}}, {packed}]"))
+    assert first.drawn(3) == opened(configured(tiny_yaml))[0].drawn(3)
+    [drawn] = second.drawn(6).values()
+    assert drawn.passed > 0 and drawn.tokens - drawn.passed == 3 * 256 + 3 * 192
+
+
+@pytest.mark.parametrize(
+    "phase, parts",
+    [
+        ("{data: {context: 48}, training: {global_batch_tokens: 192}}", ["phase 1", "context 32", "divide 48"]),
+        ("{data: {context: 65536}, training: {global_batch_tokens: 65536}}", ["phase", "{folder}: ", "65,536 + 1"]),
+        ("{data: {path: 'synthetic:mqar', context: 64}}", ["phase 2", "synthetic:mqar and {folder}", "task and text"]),
+    ],
+)
+def test_what_a_phase_cannot_be_made_of_is_named(tiny_yaml, folders, phase, parts):
+    config = configured(tiny_yaml, "training.valid_tokens=65536", f"phases=[{{until_step: 3}}, {phase}]")
+    with pytest.raises(DataError) as caught:
+        opened(config)
+    assert all(part.format(folder=folders[0]) in str(caught.value) for part in parts), caught.value
+
+
 def test_a_dry_run_shows_every_phase(tiny_yaml, phased):
     from lcpt.training.dry_run import describe
 
@@ -187,7 +223,7 @@ def test_a_dry_run_shows_every_phase(tiny_yaml, phased):
     assert "1, steps 1 to 3, up to 768 tokens" in first and "data.context 16, 256 tokens a step" in first
     assert "2, steps 4 to 6, up to 2,304 tokens" in second and "512 tokens a step" in second
     assert "data.context 64" in third and third.endswith("a schedule of its own")
-    assert shown.count("parameters ") == 3 and "1,536 tokens in 3 steps" in shown
+    assert shown.count("parameters ") == shown.count("FLOPs of the phase ") == 3 and "1,536 tokens in 3 steps" in shown
     assert "phase" not in describe(configured(tiny_yaml), world=2)
 
 
@@ -239,6 +275,23 @@ def test_a_run_goes_on_bit_by_bit_from_any_step_of_any_phase(train_ranks, phased
     assert [row["loss"] for row in again.rows] == [row["loss"] for row in whole.rows]
 
 
+def test_the_first_step_of_a_phase_may_compile(train_ranks, phased, monkeypatch, tmp_path):
+    """Its shapes are new: no hang is seen in the minutes that this takes."""
+    heartbeat = Watchdog.heartbeat
+
+    def recorded(self, place, timeout_s=None):
+        with open(tmp_path / "places", "a") as file:
+            file.write(f"{place}: {timeout_s}\n")
+        heartbeat(self, place, timeout_s)
+
+    monkeypatch.setattr(Watchdog, "heartbeat", recorded)
+    train_ranks(1, *phased)
+    places = (tmp_path / "places").read_text().splitlines()
+    for place in ("the data of step", "micro-batch 1 of step", "the update of step"):
+        patient = [line for line in places if line.startswith(place) and not line.endswith("None")]
+        assert [line.split(": ")[0] for line in patient] == [f"{place} {step}" for step in (1, 4, 7)]
+
+
 def test_a_checkpoint_is_of_the_model_of_its_phase(whole):
     for step, context, base in ((3, 16, 10000), (4, 32, 10000), (7, 64, 50000)):
         found = open_pretrained(whole.dir / f"checkpoints/step-{step:08d}")
@@ -262,7 +315,9 @@ def test_later_phases_may_change_and_earlier_ones_may_not(train_ranks, phased, c
     again = train_ranks(1, steps, later, dir=first.dir)
     assert [row["tokens"] for row in again.rows] == [256, 512, 768, 1280, 1792, 2048, 2304, 2560]
     assert json.loads((first.dir / "starts.json").read_text())[-1]["changes"].keys() == {
-        "phases",
+        "phases[1].until_step",
+        "phases[2].training.lr",
+        "phases[2].training.warmup_steps",
         "training.stop_after_steps",
     }
     assert read_state(find_checkpoint(first.dir))["tokens"] == 2560

@@ -152,6 +152,7 @@ def test_the_checkpoint_holds_all_that_a_restart_needs(run):
         "run.seed": 0,
         "data.context": 32,
         "data.mask_documents": True,
+        "data.packing": "contiguous",
         "training.global_batch_tokens": 256,
         "data fingerprint": corpus.fingerprint,
         "data drawn": {
@@ -160,6 +161,7 @@ def test_the_checkpoint_holds_all_that_a_restart_needs(run):
                 "epochs": 8 * 40 / n_windows(corpus.tokens, 32),
                 "fingerprint": corpus.fingerprint,
                 "order": "windows of 32",
+                "passed": 0,
             }
         },
     }

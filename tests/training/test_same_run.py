@@ -4,8 +4,12 @@ import json
 
 import pytest
 
+from lcpt.config import load_config, to_yaml
+from lcpt.training import schedule as schedules
 from lcpt.training.config import TrainingConfig
-from lcpt.training.schedule import check_no_jump, learning_rate
+from lcpt.training.phases import Phase, divide
+from lcpt.training.same_run import changed_settings, check_not_finished_otherwise, check_rate
+from lcpt.training.schedule import Schedule, learning_rate
 
 BAD_INPUT = 2
 SETTINGS = ["training.micro_batch=4", "checkpoint.every_steps=2"]
@@ -13,6 +17,12 @@ SETTINGS = ["training.micro_batch=4", "checkpoint.every_steps=2"]
 
 def schedule(lr=3e-3, max_steps=8, warmup_steps=2, **settings):
     return TrainingConfig(lr=lr, max_steps=max_steps, warmup_steps=warmup_steps, **settings)
+
+
+def check_no_jump(done, *trainings):
+    whole = dict(number=0, first_step=1, tokens_before=0, config=None, has_schedule=False)
+    old, new = (Schedule(each, [Phase(last_step=each.max_steps, **whole)]) for each in trainings)
+    schedules.check_no_jump(done, old, new)
 
 
 SMOOTH = {
@@ -59,6 +69,51 @@ def test_a_cosine_that_is_extended():
     """Cosine of 8 steps, the first two of them warm-up; then 12."""
     with pytest.raises(ValueError, match="from 0.0003 at step 8 to 0.000856 at step 9"):
         check_no_jump(8, schedule(), schedule(max_steps=12))
+
+
+def saved(folder, config, step):
+    """What these checks read of a checkpoint."""
+    folder.mkdir()
+    (folder / "config.yaml").write_text(to_yaml(config))
+    (folder / "state.json").write_text(json.dumps({"step": step}))
+    return folder
+
+
+PHASES = "phases=[{until_step: 2}, {until_step: 5, training: {lr: 0.001, schedule: wsd, decay_fraction: 0}}, {}]"
+
+
+def test_the_rate_of_a_phase_may_leap_where_it_begins_and_not_within(tiny_yaml, tmp_path):
+    then, now = (load_config(tiny_yaml, ["run.dir=x", p]) for p in (PHASES, PHASES.replace("0.001", "0.1")))
+    check_rate(saved(tmp_path / "2", then, 2), now, divide(now))
+    inside = saved(tmp_path / "4", then, 4)
+    check_rate(inside, then, divide(then))
+    with pytest.raises(ValueError, match="phase 2, .* from 0.001 at step 4 to 0.1 at step 5: training.lr=0.001 goes"):
+        check_rate(inside, now, divide(now))
+
+
+def test_rates_that_count_tokens_are_compared_as_such(tiny_yaml, tmp_path):
+    """The last of six steps has most of the tokens: the cosine is almost as high before it as after the warm-up."""
+    grown = "phases=[{until_step: 5}, {training: {global_batch_tokens: 25600}}]"
+    then, now = (
+        load_config(tiny_yaml, ["run.dir=x", grown, "training.schedule_counts=tokens", lr])
+        for lr in ("training.lr=0.003", "training.lr=0.006")
+    )
+    with pytest.raises(ValueError, match="from 0.003 at step 4 to 0.00599 at step 5"):
+        check_rate(saved(tmp_path / "4", then, 4), now, divide(now))
+
+
+def test_other_phases_of_a_finished_run_are_refused(tiny_yaml, tmp_path):
+    then, *now = (
+        load_config(tiny_yaml, ["run.dir=x", p])
+        for p in (PHASES, PHASES.replace("{}", "{training: {lr: 0.01}}"), PHASES.replace("lr:", "micro_batch: 2, lr:"))
+    )
+    step = saved(tmp_path / "6", then, 6)
+    other, divided = (changed_settings(step, config) for config in now)
+    assert other == {"phases[2].training.lr": (None, 0.01)}
+    with pytest.raises(ValueError, match="phases.2..training.lr None, this is 0.01"):
+        check_not_finished_otherwise(step, other)
+    assert divided == {"phases[1].training.micro_batch": (None, 2)}
+    check_not_finished_otherwise(step, divided)
 
 
 @pytest.fixture(scope="module")
