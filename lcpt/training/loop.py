@@ -28,7 +28,7 @@ from lcpt.training.run_folder import begin, finish, write_marker
 from lcpt.training.same_run import data_position
 from lcpt.training.samples import open_samples
 from lcpt.training.saving import Saver
-from lcpt.training.schedule import rate_in_phases
+from lcpt.training.schedule import Schedule
 from lcpt.training.setup import set_up
 from lcpt.training.step_clock import StepClock
 from lcpt.training.telemetry import Telemetry, log_rank0
@@ -109,6 +109,7 @@ class Training:
     ):
         self.config, self.state, self.preemption, self.watch = config, start.state, preemption, watch
         self.phases, self.branch = start.phases, start.branch
+        self.schedule = Schedule(config.training, [each.phase for each in start.phases])
         self.run, self.device, self.began = Path(config.run.dir), groups.device(), time.perf_counter()
         with groups.raise_on_all_ranks():
             model, batches, self.validations = set_up(config, start)
@@ -152,8 +153,7 @@ class Training:
                         self.batches.copy_ahead(step)  # that of step + 1, while the device still works on this one
                 agreed = self.agree(computed)
                 loss, grad_norm = agreed.loss, agreed.grad_norm
-                rate = rate_in_phases(step, [each.phase for each in self.phases], training)
-                skip_reason = self.bad_steps.skip_reason(loss, grad_norm)
+                rate, skip_reason = self.schedule.rate(step), self.bad_steps.skip_reason(loss, grad_norm)
                 self.watch.heartbeat(f"the update of step {step}", timeout_s)
                 norms = layer_norms(self.engine, agreed.scale) if training.norms_due(step) else {}
                 seconds = self.clock.seconds()

@@ -21,22 +21,6 @@ def learning_rate(step: int, training: TrainingConfig) -> float:
     return _rate(step + 1, training.warmup_steps, training.max_steps, training)
 
 
-def rate_in_phases(step: int, phases: Sequence[Phase], training: TrainingConfig) -> float:
-    """Compute the rate of step 1 … max_steps of a run, whose section `training` this is.
-
-    A phase with a schedule of its own runs through it in its own steps. The others follow the run's, which counts steps
-    or tokens, as training.schedule_counts says.
-    """
-    phase = phase_of(phases, step)
-    if phase.has_schedule:
-        return learning_rate(step - phase.first_step, replace(phase.config.training, max_steps=phase.steps))
-    if training.schedule_counts == "steps":
-        return learning_rate(step - 1, training)
-    counts = step, training.warmup_steps, training.max_steps
-    done, warmup, last = (phase_of(phases, count).tokens_after(count) for count in counts)
-    return _rate(done, warmup, last, training)
-
-
 class Schedule(NamedTuple):
     """Holds what decides the rate of every step of a run."""
 
@@ -44,8 +28,19 @@ class Schedule(NamedTuple):
     phases: Sequence[Phase]
 
     def rate(self, step: int) -> float:
-        """Compute the rate of step 1 … max_steps."""
-        return rate_in_phases(step, self.phases, self.training)
+        """Compute the rate of step 1 … max_steps.
+
+        A phase with a schedule of its own runs through it in its own steps. The others follow the run's, which counts
+        steps or tokens, as training.schedule_counts says.
+        """
+        phase, training = phase_of(self.phases, step), self.training
+        if phase.has_schedule:
+            return learning_rate(step - phase.first_step, replace(phase.config.training, max_steps=phase.steps))
+        if training.schedule_counts == "steps":
+            return learning_rate(step - 1, training)
+        counts = step, training.warmup_steps, training.max_steps
+        done, warmup, last = (phase_of(self.phases, count).tokens_after(count) for count in counts)
+        return _rate(done, warmup, last, training)
 
     def owner(self, step: int) -> tuple[str, TrainingConfig]:
         """Find whose schedule a step follows: (what a message begins with, the section `training`)."""

@@ -12,7 +12,7 @@ from lcpt.data.order import n_windows, window_start
 from lcpt.model.pretrained import open_pretrained
 from lcpt.training.phase_data import open_phases
 from lcpt.training.phases import divide, phase_of
-from lcpt.training.schedule import learning_rate, rate_in_phases
+from lcpt.training.schedule import Schedule, learning_rate
 from lcpt.training.watchdog import Watchdog
 
 STEPS = 8
@@ -114,11 +114,12 @@ def test_phases_that_cannot_be_are_refused_in_one_line(tiny_yaml, overrides, par
 def test_a_phase_has_a_schedule_of_its_own_or_that_of_the_run(tiny_yaml, phased):
     config = configured(tiny_yaml, *phased)
     phases = divide(config)
-    rates = [rate_in_phases(step, phases, config.training) for step in range(1, STEPS + 1)]
+    rates = [Schedule(config.training, phases).rate(step) for step in range(1, STEPS + 1)]
     assert rates[:6] == [learning_rate(step, config.training) for step in range(6)]
     assert rates[6:] == pytest.approx([0.001, 0.0001])  # warm after one step; the end of a cosine
     plain = configured(tiny_yaml, "training.schedule_counts=tokens")
-    assert [rate_in_phases(s + 1, divide(plain), plain.training) for s in range(6)] == pytest.approx(
+    counted = Schedule(plain.training, divide(plain))
+    assert [counted.rate(s + 1) for s in range(6)] == pytest.approx(
         [learning_rate(s, plain.training) for s in range(6)]
     )
 
@@ -134,7 +135,8 @@ def test_a_schedule_that_counts_tokens_falls_with_them(tiny_yaml):
         "training.max_steps=6",
         "phases=[{until_step: 4}, {training: {global_batch_tokens: 768}}]",
     )
-    rates = [rate_in_phases(step, divide(config), config.training) / config.training.lr for step in range(1, 7)]
+    schedule = Schedule(config.training, divide(config))
+    rates = [schedule.rate(step) / config.training.lr for step in range(1, 7)]
     assert rates == pytest.approx([0.5, 1, 7 / 8, 6 / 8, 3 / 8, 0])  # 8 batches of 256 after the warm-up
 
 
