@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from dataclasses import dataclass
+from pathlib import Path
 
 NORMAL_STEPS = 128  # whose losses a leap is measured against
 ENOUGH_STEPS = 32  # before any loss counts as a leap
@@ -72,3 +73,19 @@ class BadSteps:
 
     def state(self) -> dict:
         return {"losses": list(self._losses), "bad": list(self._bad)}
+
+    def explain(self, step: int, skip_reason: str, documents: list[str], run: Path) -> str:
+        """Say why the run ends at a bad step, whose batch is of these documents, and what to do."""
+        if self.streak == self.count:
+            first = step - self.streak + 1
+            return (
+                f"every step since {first} was bad, now step {step}: {skip_reason}; the weights broke there, "
+                f"not the data: remove what {run}/checkpoints holds of step {first - 1} and later, "
+                "lower training.lr, and start again"
+            )
+        some = ", ".join(documents[:5]) + (f" and {len(documents) - 5} more" if documents[5:] else "")
+        return (
+            f"{self.count} of the last 100 steps were bad, now step {step}: {skip_reason}; its "
+            f"batch is of {some} ({run}/skipped.jsonl has all of them); mend the data, lower "
+            "training.lr, or allow more with training.bad_steps.allowed"
+        )

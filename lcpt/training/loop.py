@@ -290,19 +290,7 @@ class Training:
         self.telemetry.skipped(step, skip_reason, documents)
         if self.bad_steps.are_too_many:
             self.telemetry.step(row)
-            if self.bad_steps.streak == self.bad_steps.count:
-                first = step - self.bad_steps.streak + 1
-                raise GiveUp(
-                    f"every step since {first} was bad, now step {step}: {skip_reason}; the weights broke there, "
-                    f"not the data: remove what {self.run}/checkpoints holds of step {first - 1} and later, "
-                    "lower training.lr, and start again"
-                )
-            some = ", ".join(documents[:5]) + (f" and {len(documents) - 5} more" if documents[5:] else "")
-            raise GiveUp(
-                f"{self.bad_steps.count} of the last 100 steps were bad, now step {step}: {skip_reason}; its "
-                f"batch is of {some} ({self.run}/skipped.jsonl has all of them); mend the data, lower "
-                "training.lr, or allow more with training.bad_steps.allowed"
-            )
+            raise GiveUp(self.bad_steps.explain(step, skip_reason, documents, self.run))
 
     def check_end(self, row: dict) -> None:
         """Raise GiveUp, before that is saved as the end of the run, if its last loss or validation is not finite."""
