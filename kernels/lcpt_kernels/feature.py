@@ -7,8 +7,11 @@ from torch import Tensor
 from lcpt_kernels import dispatch, reference
 from lcpt_kernels.arguments import BACKENDS, check_backend, check_pair, check_stream, finite_gate
 from lcpt_kernels.autocast import under_autocast
+from lcpt_kernels.between_ranks import Exchange
 from lcpt_kernels.chunked import Linear, Plan
-from lcpt_kernels.streaming import Exchange, State, attend, each_document
+from lcpt_kernels.documents import each_document
+from lcpt_kernels.state import State
+from lcpt_kernels.streaming import attend
 from lcpt_kernels.symmetric_features import Explicit
 
 
@@ -66,7 +69,7 @@ def feature_attention(
     """
     check_backend(backend, (*BACKENDS, "triton"))
     check_pair(phi_q, phi_k, v, ("phi_q", "phi_k"))
-    piece = check_stream(
+    check_stream(
         v,
         log_gate=log_gate,
         block_size=block_size,
@@ -87,18 +90,21 @@ def feature_attention(
         local_blocks=local_blocks,
     )
 
-    keys = {"b": phi_k, "v": v, "log_gate": log_gate}
-    compute = dispatch.feature(backend, phi_q, v)
-    if compute is not None and not piece:
-        present = {name: x for name, x in keys.items() if x is not None}
-        return compute(plan, phi_q, phi_q, present, None, False, cu_seqlens)[0], None
+    if backend == "reference":
 
-    def one(phi_q, phi_k, v, log_gate):
-        if backend == "reference":
+        def one(phi_q, phi_k, v, log_gate):
             phi_k, v, log_gate = reference.per_query_head(phi_q.shape[2], phi_k, v, log_gate)
             return reference.feature_attention(phi_q, phi_k, v, log_gate, offset)
-        return attend(plan, phi_q, phi_q, {"b": phi_k, "v": v, "log_gate": log_gate}, None, False)[0]
 
-    if piece:
-        return attend(plan, phi_q, phi_q, keys, initial_state, output_final_state, exchange, compute)
-    return each_document(one, cu_seqlens, {"phi_q": phi_q, "phi_k": phi_k, "v": v, "log_gate": log_gate}), None
+        return each_document(one, cu_seqlens, {"phi_q": phi_q, "phi_k": phi_k, "v": v, "log_gate": log_gate}), None
+    return attend(
+        plan,
+        phi_q,
+        phi_q,
+        {"b": phi_k, "v": v, "log_gate": log_gate},
+        initial_state=initial_state,
+        output_final_state=output_final_state,
+        cu_seqlens=cu_seqlens,
+        exchange=exchange,
+        compute=dispatch.feature(backend, phi_q, v),
+    )

@@ -14,7 +14,7 @@ from lcpt_kernels.chunked import Exponential, Linear, Plan, Power, Quadratic
 from lcpt_kernels.cross_entropy import linear_cross_entropy, linear_token_losses
 from lcpt_kernels.feature_maps import FEATURE_MAPS, feature_map, matrix_shapes
 from lcpt_kernels.symmetric_features import Explicit, QuadraticFeatures
-from lcpt_kernels.triton.block_causal.autograd import compute
+from lcpt_kernels.triton.block_causal.compute import attention as block_causal_attention
 from lcpt_kernels.triton.fused.add_norm import add_norm
 from lcpt_kernels.triton.fused.gated_activation import gated_activation
 from lcpt_kernels.triton.fused.learned_sketch import learned_sketch
@@ -81,7 +81,7 @@ def block_causal_output(
     plan, q, a, keys = PLANS[attention](tensor, head_dim, features, local_blocks)
     if gated:
         keys["log_gate"] = tensor()
-    return compute(plan, q, a, keys, None, False)[0]
+    return block_causal_attention(plan, q, a, keys, None, False)[0]
 
 
 def plan_of(local, features, scale: float, offset: float, local_blocks: int, summaries: int | None = None) -> Plan:
@@ -97,7 +97,7 @@ def plan_of(local, features, scale: float, offset: float, local_blocks: int, sum
 
 
 def squared(tensor, head_dim, size, local_blocks):
-    """Return plan, q, a and keys, as `compute` takes them."""
+    """Return plan, q, a and keys, as `block_causal_attention` takes them."""
     plan = plan_of(Power(4, 1.0), QuadraticFeatures(size, (0, 0, 1)), head_dim**-0.5 / 4, 1e-6, local_blocks)
     return plan, tensor(head_dim), tensor(size), {"k": tensor(head_dim), "v": tensor(head_dim), "b": tensor(size)}
 
