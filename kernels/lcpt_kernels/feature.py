@@ -45,7 +45,8 @@ def feature_attention(
         output_final_state: whether to return the state after the last token. For any n, f(x[:n]) and then f(x[n:],
             state) equal f(x); gradients flow through the state.
         cu_seqlens: [N + 1], int32 or int64, or None: the borders of packed documents, each attended to on its own; B =
-            1.
+            1. The first document goes on from the state or the ranks before, the last one leaves the state. An empty
+            first document (0, 0, …): the tokens begin with a document. With a state or an exchange the host reads it.
         exchange: an `Exchange` between ranks that share a sequence, or None.
         backend: "reference" (quadratic, the definition), "torch" (linear), "triton" (linear, for a GPU), or "auto".
 

@@ -69,7 +69,8 @@ def flurka_attention(
         scale: a factor of q·k; None: D^−½ for "softmax", 1 for "linear".
         gain: [H], a factor of the summaries' weights, or None: 1.
         offset: a term of the denominator. 0/0 is 0.
-        summaries: r; None: computed from the rows of phi_summary, for which packed documents on a GPU are waited for.
+        summaries: r; None: computed from the rows of phi_summary, for which packed documents on a GPU are waited for,
+            and which packed documents on several ranks do not do.
             If given, there may be more rows than whole blocks have summaries; the last ones are then not used.
         block_size: tokens of a block, c.
         local_blocks: 1 or 2.
@@ -79,7 +80,8 @@ def flurka_attention(
         output_final_state: whether to return the state after the last token. For any n, f(x[:n]) and then f(x[n:],
             state) equal f(x); gradients flow through the state.
         cu_seqlens: [N + 1], int32 or int64, or None: the borders of packed documents, each attended to on its own; B =
-            1.
+            1. The first document goes on from the state or the ranks before, the last one leaves the state. An empty
+            first document (0, 0, …): the tokens begin with a document. With a state or an exchange the host reads it.
         exchange: an `Exchange` between ranks that share a sequence, or None.
         backend: "reference" (quadratic, the definition), "torch" (linear), "triton" (linear, for a GPU), or "auto".
 
