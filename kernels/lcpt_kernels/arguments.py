@@ -86,12 +86,14 @@ def whole_blocks(cu_seqlens: Tensor, held: int, block_size: int) -> Tensor:
     )
 
 
-def check_packed_summaries(name: str, rows: int, summaries: int, block_size: int, blocks: Tensor) -> None:
-    """Raise ValueError if there are fewer rows than summaries of whole blocks; on a GPU as in `check_packed`."""
+def check_packed_summaries(
+    name: str, rows: int, summaries: int, block_size: int, cu_seqlens: Tensor, held: int = 0
+) -> None:
+    """Raise ValueError if there are fewer rows than summaries of the `whole_blocks`; on a GPU as in `check_packed`."""
     if summaries < 1 or rows % summaries:
         raise ValueError(f"{name} has {rows} rows, no multiple of {summaries} summaries")
-    whole = blocks * summaries
-    if is_on_device(blocks) or torch.compiler.is_compiling():
+    whole = whole_blocks(cu_seqlens, held, block_size) * summaries
+    if is_on_device(cu_seqlens) or torch.compiler.is_compiling():
         torch._assert_async(whole <= rows, f"{name} has fewer rows than whole blocks have summaries")
         return
     require(

@@ -191,11 +191,10 @@ def summaries_of_block(rows, summaries, tokens, block_size, cu_seqlens, initial_
     if cu_seqlens is None:
         blocks = (held % block_size + tokens) // block_size
     else:
-        packed_blocks = whole_blocks(cu_seqlens, held, block_size)
         if summaries is not None:
-            check_packed_summaries("phi_summary", rows, summaries, block_size, packed_blocks)
+            check_packed_summaries("phi_summary", rows, summaries, block_size, cu_seqlens, held)
             return summaries
-        blocks = int(packed_blocks)
+        blocks = int(whole_blocks(cu_seqlens, held, block_size))
     # Messages are formatted only if a check fails: `arguments.py`.
     if summaries is not None:
         require(summaries > 0, f"summaries {summaries} is not positive")
