@@ -85,10 +85,14 @@ def block_backward_dv_local(problem: Problem, do: Tensor, denominator: Tensor, r
 
 def block_backward_dv_state(problem: Problem, d_value_state: Tensor, d_denom_state: Tensor) -> Gradients:
     """Return the gradients through the state alone; with summaries, v has none."""
-    return _through_state(problem, d_value_state, d_denom_state, LOCAL=False)
+    # Given features alone would spill in the tiles of both terms.
+    tiles_of = "block_backward_dv" if problem.layout.pairs else "block_backward_dv_summaries"
+    return _through_state(problem, d_value_state, d_denom_state, tiles_of, LOCAL=False)
 
 
-def _through_state(problem: Problem, d_value_state: Tensor, d_denom_state: Tensor, **queries) -> Gradients:
+def _through_state(
+    problem: Problem, d_value_state: Tensor, d_denom_state: Tensor, tiles_of: str = "block_backward_dv", **queries
+) -> Gradients:
     p = problem
     new = torch.zeros if p.summaries else torch.empty  # summaries beyond those of whole blocks get 0
     dv = new(p.state_v.shape, dtype=p.state_v.dtype, device=p.v.device)
@@ -113,9 +117,9 @@ def _through_state(problem: Problem, d_value_state: Tensor, d_denom_state: Tenso
             tokens=p.b.shape[1],
             past=0,
         )
-        _launch(p, p.summaries, "block_backward_dv_summaries", **of_state, **queries, **of_summaries)
+        _launch(p, p.summaries, tiles_of, **of_state, **queries, **of_summaries)
         return Gradients(v=None, b=db, state_v=dv, mass=d_mass, dgate_state=dgate_state)
-    _launch(p, p.blocks.size, **of_state, **queries)
+    _launch(p, p.blocks.size, tiles_of, **of_state, **queries)
     return Gradients(v=dv, b=db, state_v=None, mass=d_mass, dgate_state=dgate_state)
 
 

@@ -52,6 +52,7 @@ SETTINGS: tuple[dict[str, Any], ...] = (  # the most telling first; features: th
     {"of": "squared", "head_dim": 128, "features": 32, "two_passes": True},
     {"of": "squared", "head_dim": 64, "features": 32, "gated": True, "local_blocks": 2, "two_passes": True},
     {"of": "feature", "head_dim": 64, "features": 256, "two_passes": True},
+    {"of": "fastmax", "head_dim": 64, "features": 64, "two_passes": True},
     {"of": "heads", "head_dim": 128, "keep_plain": True},
     {"of": "heads", "head_dim": 128, "keep_plain": True, "key_shift": True, "streamed": True},
     {"of": "summaries", "head_dim": 128, "gated": True},
