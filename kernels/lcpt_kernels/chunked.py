@@ -187,12 +187,11 @@ class StateInput:
             return _with_ones(self.v, rows)
         return torch.cat((_block(self.v, rows), _block(self.mass, rows)[..., None]), dim=-1)
 
-    def added(self, block: Block, plan: Plan, decay: Decay) -> Tensor:
-        """Return what the block that leaves adds to the state at the start of `block`, [.., F, Dv + 1]."""
+    def added(self, block: Block, plan: Plan, decay: Decay, out: Tensor | None = None) -> Tensor:
+        """Return what the block that leaves adds to the state at the start of `block`, [.., F, Dv + 1], in `out`."""
         assert plan.features is not None and self.b is not None and block.leaving is not None
-        return plan.features.key(_columns(self.b, block.leaving)) @ decay.scale_by_rev_cumsum(
-            block, self.values(block.leaving)
-        )
+        features, values = plan.features.key(_columns(self.b, block.leaving)), self.values(block.leaving)
+        return torch.matmul(features, decay.scale_by_rev_cumsum(block, values), out=out)
 
 
 @dataclass(frozen=True, slots=True)

@@ -41,7 +41,7 @@ class _StatePass(torch.autograd.Function):
         for number, block in enumerate(blocks):
             S = decay.decay_state(blocks[number - 1], S) if number else S
             if block.leaving:
-                S += next(additions).copy_(state_input.added(block, plan, decay))
+                S += state_input.added(block, plan, decay, out=next(additions))
         ctx.save_for_backward(v, b, state_v, mass, log_gate, S)
         ctx.plan, ctx.past = plan, past
         return added, S
