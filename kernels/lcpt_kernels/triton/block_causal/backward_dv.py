@@ -60,7 +60,7 @@ def block_backward_dv(
     if problem.summaries:
         through_state = block_backward_dv_state(problem, d_value_state, d_denom_state)
         return replace(through_state, v=block_backward_dv_local(problem, do, denominator, row_max))
-    queries = dict(do=do, do_strides=do.stride()[:3], denominator=denominator, row_max=row_max)
+    queries: dict = dict(do=do, do_strides=do.stride()[:3], denominator=denominator, row_max=row_max)
     return _through_state(problem, d_value_state, d_denom_state, LOCAL=True, **queries)
 
 
