@@ -11,7 +11,7 @@ from lcpt_kernels.lowrank import lowrank_attention
 from lcpt_kernels.polynomial import polynomial_attention
 from lcpt_kernels.sparse import sparse_attention
 from lcpt_kernels.squared import squared_attention
-from lcpt_kernels.streaming import State
+from lcpt_kernels.state import State
 
 __all__ = [
     "State",

@@ -77,11 +77,22 @@ def check_packed(cu_seqlens: Tensor, batch: int, tokens: int) -> None:
     )
 
 
-def check_packed_summaries(name: str, rows: int, summaries: int, block_size: int, cu_seqlens: Tensor) -> None:
-    """Raise ValueError if there are fewer rows than summaries of whole blocks; on a GPU as in `check_packed`."""
+def whole_blocks(cu_seqlens: Tensor, held: int, block_size: int) -> Tensor:
+    """Return how many blocks packed documents complete, a scalar; the first one, where it is not empty, goes on after
+    `held` tokens."""
+    lengths = cu_seqlens.diff()
+    return (lengths // block_size).sum() + torch.where(
+        lengths[0] > 0, (lengths[0] + held % block_size) // block_size - lengths[0] // block_size, 0
+    )
+
+
+def check_packed_summaries(
+    name: str, rows: int, summaries: int, block_size: int, cu_seqlens: Tensor, held: int = 0
+) -> None:
+    """Raise ValueError if there are fewer rows than summaries of the `whole_blocks`; on a GPU as in `check_packed`."""
     if summaries < 1 or rows % summaries:
         raise ValueError(f"{name} has {rows} rows, no multiple of {summaries} summaries")
-    whole = (cu_seqlens.diff() // block_size).sum() * summaries
+    whole = whole_blocks(cu_seqlens, held, block_size) * summaries
     if is_on_device(cu_seqlens) or torch.compiler.is_compiling():
         torch._assert_async(whole <= rows, f"{name} has fewer rows than whole blocks have summaries")
         return
@@ -108,17 +119,14 @@ def check_stream(
     cu_seqlens: Tensor | None,
     exchange,
     backend: str,
-) -> bool:
-    """Check the arguments that the functions of linear cost share. Return whether the sequence is part of a longer
-    one."""
+) -> None:
+    """Check the arguments that the functions of linear cost share."""
     require(block_size > 0, f"block_size {block_size} is not positive")
     require(local_blocks in (1, 2), f"local_blocks {local_blocks} is neither 1 nor 2")
     if log_gate is not None:
         require(log_gate.shape == v.shape[:3], f"log_gate is {list(log_gate.shape)}; it must be {list(v.shape[:3])}")
     require(initial_state is None or exchange is None, "initial_state and exchange both say what came before; give one")
     piece = initial_state is not None or output_final_state or exchange is not None
-    require(not piece or cu_seqlens is None, "states are of one sequence: give no cu_seqlens with them")
     require(not (piece and backend == "reference"), "backend reference keeps no state; take torch or auto")
     if cu_seqlens is not None:
         check_packed(cu_seqlens, *v.shape[:2])
-    return piece

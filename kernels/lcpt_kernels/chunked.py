@@ -187,6 +187,34 @@ class StateInput:
             return _with_ones(self.v, rows)
         return torch.cat((_block(self.v, rows), _block(self.mass, rows)[..., None]), dim=-1)
 
+    def added(self, block: Block, plan: Plan, decay: Decay, out: Tensor | None = None) -> Tensor:
+        """Return what the block that leaves adds to the state at the start of `block`, [.., F, Dv + 1], in `out`."""
+        assert plan.features is not None and self.b is not None and block.leaving is not None
+        features, values = plan.features.key(_columns(self.b, block.leaving)), self.values(block.leaving)
+        return torch.matmul(features, decay.scale_by_rev_cumsum(block, values), out=out)
+
+
+@dataclass(frozen=True, slots=True)
+class StateInputGradient:
+    """The gradients of a StateInput."""
+
+    b: Tensor
+    v: Tensor
+    mass: Tensor | None
+
+    def add(self, block: Block, d_added: Tensor, given: StateInput, plan: Plan, decay: Decay) -> None:
+        """Add those of the block that leaves at the start of `block`, from that of what it adds to the state."""
+        features, leaving, fading = plan.features, block.leaving, block.fading
+        assert features is not None and given.b is not None and leaving is not None and fading is not None
+        b, v = _columns(given.b, leaving), decay.scale_by_rev_cumsum(block, given.values(leaving))
+        d_values = features.key(b).mT @ d_added
+        self.b[:, :, leaving] = features.key_backward(b, d_added @ v.mT).mT
+        decay.add_gradient(fading, lambda: -_per_token(fading, d_values * v))
+        d_values = decay.scale_by_rev_cumsum(block, d_values)
+        self.v[:, :, leaving] += d_values[..., :-1]
+        if self.mass is not None:
+            self.mass[:, :, leaving] = d_values[..., -1]
+
 
 def block_causal_attention(
     q: Tensor,
@@ -198,6 +226,7 @@ def block_causal_attention(
     log_gate: Tensor | None = None,
     initial: Tensor | None = None,
     final: bool = False,
+    added: Tensor | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """Return o [B, T, H, Dv] in q's dtype, and with `final` the state [B, H, F, Dv + 1] after the last token.
 
@@ -209,32 +238,34 @@ def block_causal_attention(
             summaries.
         log_gate: [B, P + T, H], ≤ 0.
         initial: [B, H, F, Dv + 1], the state before the keys.
+        added: what blocks add to the state, from `state_pass`, which then has their gradient; None: computed here.
     """
     refuse_transforms("block-causal attention", "reference")
     state_v = None if state_input.v is v else state_input.v
-    heads_first = [
-        x if x is None else x.transpose(1, 2) for x in (q, k, v, a, state_input.b, state_v, state_input.mass, log_gate)
-    ]
-    o, state = _BlockCausal.apply(*heads_first, initial, plan, final)
+    tensors = heads_first(q, k, v, a, state_input.b, state_v, state_input.mass, log_gate)
+    o, state = _BlockCausal.apply(*tensors, initial, added, plan, final)
     return o.transpose(1, 2), state
+
+
+def heads_first(*tensors: Tensor | None) -> list[Tensor | None]:
+    """Return views [B, H, T, ...] of tensors [B, T, H, ...]."""
+    return [x if x is None else x.transpose(1, 2) for x in tensors]
 
 
 class _BlockCausal(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, q, k, v, a, b, state_v, mass, log_gate, initial, plan, final):
+    def forward(ctx, q, k, v, a, b, state_v, mass, log_gate, initial, added, plan, final):
         past, decay, features = k.shape[2] - q.shape[2], Decay(log_gate), plan.features
         state_input = StateInput(b, v if state_v is None else state_v, mass)
         o = q.new_empty(*q.shape[:3], v.shape[3])
         denominator = q.new_empty(*q.shape[:3], 1, dtype=accumulator(v))
         row_max = torch.empty_like(denominator) if isinstance(plan.local, Exponential) else None
         state = _state(plan, v, initial)
-        blocks = Block.all(plan, past, k.shape[2], final)
+        blocks, additions = Block.all(plan, past, k.shape[2], final), iter(() if added is None else added)
         for number, block in enumerate(blocks):
             state = decay.decay_state(blocks[number - 1], state) if number else state
             if block.leaving:
-                state += features.key(_columns(b, block.leaving)) @ decay.scale_by_rev_cumsum(
-                    block, state_input.values(block.leaving)
-                )
+                state += state_input.added(block, plan, decay) if added is None else next(additions)
             rows = _shift_slice(block.rows, past)
             if rows.start == rows.stop:
                 continue
@@ -258,6 +289,7 @@ class _BlockCausal(torch.autograd.Function):
             q, k, v, a, b, state_v, mass, log_gate, initial, o, denominator, row_max, state if final else None
         )
         ctx.plan = plan
+        ctx.added_shape = None if added is None else added.shape  # not kept: they would be a layer's largest tensor
         return o, state if final else None
 
     @staticmethod
@@ -269,7 +301,12 @@ class _BlockCausal(torch.autograd.Function):
         blocks = Block.all(plan, past, k.shape[2], final is not None)
         dq = torch.empty_like(q)
         dk, dv = (torch.zeros_like(x, dtype=accumulator(x)) for x in (k, v))  # a block's share comes in parts
-        da, db, d_state_v, d_mass = (x if x is None else torch.zeros_like(x) for x in (a, b, state_v, mass))
+        da = a if a is None else torch.zeros_like(a)
+        db = d_state_v = d_mass = d_added = None
+        if ctx.added_shape is not None:
+            d_added = v.new_zeros(ctx.added_shape, dtype=accumulator(v))
+        else:
+            db, d_state_v, d_mass = (x if x is None else torch.zeros_like(x) for x in (b, state_v, mass))
 
         def output_gradient(rows):
             do_rows = _block(do, rows)
@@ -285,9 +322,7 @@ class _BlockCausal(torch.autograd.Function):
         for number, block in enumerate(blocks):  # forwards, with the state: gradients of the local scores and of a
             state = decay.decay_state(blocks[number - 1], state) if number else state
             if block.leaving:
-                state += features.key(_columns(b, block.leaving)) @ decay.scale_by_rev_cumsum(
-                    block, state_input.values(block.leaving)
-                )
+                state += state_input.added(block, plan, decay)
             rows, local = _shift_slice(block.rows, past), block.local
             if rows.start == rows.stop:
                 continue
@@ -313,29 +348,24 @@ class _BlockCausal(torch.autograd.Function):
         if final is not None:
             decay.add_gradient(blocks[-1].before, lambda: (final * d_final).sum((-2, -1))[..., None])
         # Backwards, with the state's gradient: the gradients of the state's input.
+        d_input = StateInputGradient(db, dv if state_v is None else d_state_v, d_mass)
+        leaving = sum(block.leaving is not None for block in blocks)
         for number, block in reversed(list(enumerate(blocks))):
             rows = _shift_slice(block.rows, past)
             if block.leaving or initial is not None:
                 d_state += features.query(_columns(a, rows)) @ state_output_gradient(block, output_gradient(rows))
             if block.leaving:
-                b_leaving = _columns(b, block.leaving)
-                v_leaving = decay.scale_by_rev_cumsum(block, state_input.values(block.leaving))
-                d_leaving = features.key(b_leaving).mT @ d_state
-                db[:, :, block.leaving] = features.key_backward(b_leaving, d_state @ v_leaving.mT).mT
-                decay.add_gradient(block.fading, lambda f=block.fading, d=d_leaving, v=v_leaving: -_per_token(f, d * v))
-                d_leaving = decay.scale_by_rev_cumsum(block, d_leaving)
-                if state_v is None:
-                    dv[:, :, block.leaving] += d_leaving[..., :-1]
+                leaving -= 1
+                if d_added is not None:
+                    d_added[leaving] = d_state
                 else:
-                    d_state_v[:, :, block.leaving] = d_leaving[..., :-1]
-                if mass is not None:
-                    d_mass[:, :, block.leaving] = d_leaving[..., -1]
+                    d_input.add(block, d_state, state_input, plan, decay)
             d_state = decay.decay_state(blocks[number - 1], d_state) if number else d_state
         if initial is not None:
             decay.add_gradient(blocks[0].before, lambda: -(initial * d_state).sum((-2, -1))[..., None])
         d_initial = None if initial is None else d_state
         dk, dv = dk.to(k.dtype), dv.to(v.dtype)
-        return dq, dk, dv, da, db, d_state_v, d_mass, decay.gradient(), d_initial, None, None
+        return dq, dk, dv, da, db, d_state_v, d_mass, decay.gradient(), d_initial, d_added, None, None
 
 
 class Decay:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lcpt_kernels.arguments import require
 from lcpt_kernels.log import log_once
-from lcpt_kernels.streaming import PackedCompute
+from lcpt_kernels.state import Compute
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 HAVE_TRITON = find_spec("triton") is not None
@@ -20,26 +20,26 @@ WIDEST_ROW = 128  # of feature maps and other functions of rows
 MOST_HEADS = 65535  # the limit of a grid's second axis
 
 
-def squared(backend: str, a: Tensor, v: Tensor, q: Tensor | None) -> PackedCompute | None:
+def squared(backend: str, a: Tensor, v: Tensor, q: Tensor | None) -> Compute | None:
     """Return the Triton computation of squared attention, or None if PyTorch is to compute it. Raise ValueError if
     backend "triton" does not take these tensors."""
     return _block_causal("squared_attention", backend, v, v if q is None else q, a, WIDEST_SKETCH)
 
 
-def feature(backend: str, phi_q: Tensor, v: Tensor) -> PackedCompute | None:
+def feature(backend: str, phi_q: Tensor, v: Tensor) -> Compute | None:
     """Return the Triton computation of feature attention, or None, as `squared` does."""
     return _block_causal("feature_attention", backend, v, v, phi_q, WIDEST)
 
 
-def flurka(backend: str, q: Tensor, phi_q: Tensor, v: Tensor) -> PackedCompute | None:
+def flurka(backend: str, q: Tensor, phi_q: Tensor, v: Tensor) -> Compute | None:
     """Return the Triton computation of FLuRKA attention, or None, as `squared` does."""
     return _block_causal("flurka_attention", backend, v, q, phi_q, WIDEST)
 
 
-def _block_causal(name: str, backend: str, v: Tensor, q: Tensor, a: Tensor, widest: int) -> PackedCompute | None:
+def _block_causal(name: str, backend: str, v: Tensor, q: Tensor, a: Tensor, widest: int) -> Compute | None:
     if not use_triton(name, backend, obstacle(v, q) or feature_obstacle(a, widest)):
         return None
-    from lcpt_kernels.triton.block_causal.autograd import compute
+    from lcpt_kernels.triton.block_causal import compute
 
     return compute
 

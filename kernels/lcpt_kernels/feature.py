@@ -7,8 +7,11 @@ from torch import Tensor
 from lcpt_kernels import dispatch, reference
 from lcpt_kernels.arguments import BACKENDS, check_backend, check_pair, check_stream, finite_gate
 from lcpt_kernels.autocast import under_autocast
+from lcpt_kernels.between_ranks import Exchange
 from lcpt_kernels.chunked import Linear, Plan
-from lcpt_kernels.streaming import Exchange, State, attend, each_document
+from lcpt_kernels.documents import each_document
+from lcpt_kernels.state import State
+from lcpt_kernels.streaming import attend
 from lcpt_kernels.symmetric_features import Explicit
 
 
@@ -42,7 +45,8 @@ def feature_attention(
         output_final_state: whether to return the state after the last token. For any n, f(x[:n]) and then f(x[n:],
             state) equal f(x); gradients flow through the state.
         cu_seqlens: [N + 1], int32 or int64, or None: the borders of packed documents, each attended to on its own; B =
-            1.
+            1. The first document goes on from the state or the ranks before, the last one leaves the state. An empty
+            first document (0, 0, …): the tokens begin with a document. With a state or an exchange the host reads it.
         exchange: an `Exchange` between ranks that share a sequence, or None.
         backend: "reference" (quadratic, the definition), "torch" (linear), "triton" (linear, for a GPU), or "auto".
 
@@ -66,7 +70,7 @@ def feature_attention(
     """
     check_backend(backend, (*BACKENDS, "triton"))
     check_pair(phi_q, phi_k, v, ("phi_q", "phi_k"))
-    piece = check_stream(
+    check_stream(
         v,
         log_gate=log_gate,
         block_size=block_size,
@@ -87,18 +91,21 @@ def feature_attention(
         local_blocks=local_blocks,
     )
 
-    keys = {"b": phi_k, "v": v, "log_gate": log_gate}
-    compute = dispatch.feature(backend, phi_q, v)
-    if compute is not None and not piece:
-        present = {name: x for name, x in keys.items() if x is not None}
-        return compute(plan, phi_q, phi_q, present, None, False, cu_seqlens)[0], None
+    if backend == "reference":
 
-    def one(phi_q, phi_k, v, log_gate):
-        if backend == "reference":
+        def one(phi_q, phi_k, v, log_gate):
             phi_k, v, log_gate = reference.per_query_head(phi_q.shape[2], phi_k, v, log_gate)
             return reference.feature_attention(phi_q, phi_k, v, log_gate, offset)
-        return attend(plan, phi_q, phi_q, {"b": phi_k, "v": v, "log_gate": log_gate}, None, False)[0]
 
-    if piece:
-        return attend(plan, phi_q, phi_q, keys, initial_state, output_final_state, exchange, compute)
-    return each_document(one, cu_seqlens, {"phi_q": phi_q, "phi_k": phi_k, "v": v, "log_gate": log_gate}), None
+        return each_document(one, cu_seqlens, {"phi_q": phi_q, "phi_k": phi_k, "v": v, "log_gate": log_gate}), None
+    return attend(
+        plan,
+        phi_q,
+        phi_q,
+        {"b": phi_k, "v": v, "log_gate": log_gate},
+        initial_state=initial_state,
+        output_final_state=output_final_state,
+        cu_seqlens=cu_seqlens,
+        exchange=exchange,
+        compute=dispatch.feature(backend, phi_q, v),
+    )

@@ -14,10 +14,14 @@ from lcpt_kernels.arguments import (
     check_stream,
     finite_gate,
     require,
+    whole_blocks,
 )
 from lcpt_kernels.autocast import under_autocast
+from lcpt_kernels.between_ranks import Exchange
 from lcpt_kernels.chunked import Exponential, Linear, Plan
-from lcpt_kernels.streaming import Exchange, State, attend, each_document
+from lcpt_kernels.documents import each_document
+from lcpt_kernels.state import State
+from lcpt_kernels.streaming import attend
 from lcpt_kernels.symmetric_features import Explicit
 
 LOCAL: dict[str, Exponential | Linear] = {"softmax": Exponential(), "linear": Linear()}
@@ -65,7 +69,8 @@ def flurka_attention(
         scale: a factor of q·k; None: D^−½ for "softmax", 1 for "linear".
         gain: [H], a factor of the summaries' weights, or None: 1.
         offset: a term of the denominator. 0/0 is 0.
-        summaries: r; None: computed from the rows of phi_summary, for which packed documents on a GPU are waited for.
+        summaries: r; None: computed from the rows of phi_summary, for which packed documents on a GPU are waited for,
+            and which packed documents on several ranks do not do.
             If given, there may be more rows than whole blocks have summaries; the last ones are then not used.
         block_size: tokens of a block, c.
         local_blocks: 1 or 2.
@@ -75,7 +80,8 @@ def flurka_attention(
         output_final_state: whether to return the state after the last token. For any n, f(x[:n]) and then f(x[n:],
             state) equal f(x); gradients flow through the state.
         cu_seqlens: [N + 1], int32 or int64, or None: the borders of packed documents, each attended to on its own; B =
-            1.
+            1. The first document goes on from the state or the ranks before, the last one leaves the state. An empty
+            first document (0, 0, …): the tokens begin with a document. With a state or an exchange the host reads it.
         exchange: an `Exchange` between ranks that share a sequence, or None.
         backend: "reference" (quadratic, the definition), "torch" (linear), "triton" (linear, for a GPU), or "auto".
 
@@ -99,7 +105,7 @@ def flurka_attention(
     """
     check_backend(backend, (*BACKENDS, "triton"))
     check_pair(q, k, v, ("q", "k"))
-    piece = check_stream(
+    check_stream(
         v,
         log_gate=log_gate,
         block_size=block_size,
@@ -114,6 +120,10 @@ def flurka_attention(
     require(local in LOCAL, f"local {local!r} is neither softmax nor linear")
     scale = (q.shape[3] ** -0.5 if local == "softmax" else 1.0) if scale is None else scale
     start = 0 if exchange is None else exchange.start
+    require(
+        exchange is None or cu_seqlens is None or summaries is not None,
+        "packed documents on several ranks need summaries: a rank may complete no block",
+    )
     r = summaries_of_block(phi_summary.shape[1], summaries, v.shape[1], block_size, cu_seqlens, initial_state, start)
     check_shapes(phi_q, phi_summary, v_summary, mass_summary, v)
     mass: float | Tensor = block_size / r
@@ -123,8 +133,6 @@ def flurka_attention(
         else:
             phi_q = (phi_q * gain[:, None]).to(phi_q.dtype)
     phi_summary = (phi_summary * mass).to(phi_summary.dtype)
-    tokens = {"q": q, "k": k, "v": v, "phi_q": phi_q, "log_gate": log_gate}
-    of_blocks = {"phi_summary": phi_summary, "v_summary": v_summary, "mass_summary": mass_summary}
     plan = Plan(
         local=LOCAL[local],
         features=Explicit(phi_q.shape[3]),
@@ -134,14 +142,10 @@ def flurka_attention(
         local_blocks=local_blocks,
         summaries=r,
     )
-    compute = dispatch.flurka(backend, q, phi_q, v)
 
-    def linear(q, k, v, phi_q, log_gate, phi_summary, v_summary, mass_summary, **piece):
-        keys = {"k": k, "v": v, "log_gate": log_gate, "b": phi_summary, "far_v": v_summary, "mass": mass_summary}
-        return attend(plan, q, phi_q, keys, **piece, compute=compute)
+    if backend == "reference":
 
-    def one(q, phi_q, **keys):
-        if backend == "reference":
+        def one(q, phi_q, **keys):
             per_head = dict(zip(keys, reference.per_query_head(q.shape[2], *keys.values()), strict=True))
             return reference.flurka_attention(
                 q,
@@ -153,17 +157,21 @@ def flurka_attention(
                 block_size=block_size,
                 local_blocks=local_blocks,
             )
-        return linear(q, phi_q=phi_q, **keys, initial_state=None, output_final_state=False)[0]
 
-    if piece:
-        return linear(
-            **tokens, **of_blocks, initial_state=initial_state, output_final_state=output_final_state, exchange=exchange
-        )
-    if compute is not None:
-        keys = {"k": k, "v": v, "log_gate": log_gate, "b": phi_summary, "far_v": v_summary, "mass": mass_summary}
-        present = {name: x for name, x in keys.items() if x is not None}
-        return compute(plan, q, phi_q, present, None, False, cu_seqlens)[0], None
-    return each_document(one, cu_seqlens, tokens, of_blocks, block_size, r), None
+        tokens = {"q": q, "k": k, "v": v, "phi_q": phi_q, "log_gate": log_gate}
+        of_blocks = {"phi_summary": phi_summary, "v_summary": v_summary, "mass_summary": mass_summary}
+        return each_document(one, cu_seqlens, tokens, of_blocks, block_size, r), None
+    return attend(
+        plan,
+        q,
+        phi_q,
+        {"k": k, "v": v, "log_gate": log_gate, "b": phi_summary, "far_v": v_summary, "mass": mass_summary},
+        initial_state=initial_state,
+        output_final_state=output_final_state,
+        cu_seqlens=cu_seqlens,
+        exchange=exchange,
+        compute=dispatch.flurka(backend, q, phi_q, v),
+    )
 
 
 def check_shapes(phi_q, phi_summary, v_summary, mass_summary, v) -> None:
@@ -179,14 +187,14 @@ def check_shapes(phi_q, phi_summary, v_summary, mass_summary, v) -> None:
 def summaries_of_block(rows, summaries, tokens, block_size, cu_seqlens, initial_state, start) -> int:
     """Return r, or 1 where there is no whole block. `rows` are those of phi_summary, `start` the tokens on the ranks
     before."""
-    if cu_seqlens is not None and summaries is not None:
-        check_packed_summaries("phi_summary", rows, summaries, block_size, cu_seqlens)
-        return summaries
+    held = start if initial_state is None else initial_state.tail["v"].shape[1]
     if cu_seqlens is None:
-        held = start if initial_state is None else initial_state.tail["v"].shape[1]
         blocks = (held % block_size + tokens) // block_size
     else:
-        blocks = int((cu_seqlens.diff() // block_size).sum())
+        if summaries is not None:
+            check_packed_summaries("phi_summary", rows, summaries, block_size, cu_seqlens, held)
+            return summaries
+        blocks = int(whole_blocks(cu_seqlens, held, block_size))
     # Messages are formatted only if a check fails: `arguments.py`.
     if summaries is not None:
         require(summaries > 0, f"summaries {summaries} is not positive")

@@ -20,7 +20,7 @@ from lcpt_kernels.arguments import (
 )
 from lcpt_kernels.autocast import under_autocast
 from lcpt_kernels.derivatives import refuse_transforms
-from lcpt_kernels.streaming import each_document
+from lcpt_kernels.documents import each_document
 
 
 @under_autocast

@@ -19,7 +19,7 @@ from lcpt_kernels.arguments import (
 )
 from lcpt_kernels.autocast import under_autocast
 from lcpt_kernels.chunked import Plan, Power, StateInput, block_causal_attention
-from lcpt_kernels.streaming import each_document
+from lcpt_kernels.documents import each_document
 
 ROWS = 256  # queries at a time: a tile of scores has ROWS × T elements
 

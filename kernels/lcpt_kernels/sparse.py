@@ -22,8 +22,8 @@ from lcpt_kernels.arguments import BACKENDS, check_backend, check_packed, check_
 from lcpt_kernels.autocast import under_autocast
 from lcpt_kernels.chunked import accumulated
 from lcpt_kernels.derivatives import refuse_transforms
+from lcpt_kernels.documents import each_document
 from lcpt_kernels.merge_softmax import merge_outputs
-from lcpt_kernels.streaming import each_document
 from lcpt_kernels.visibility import VisibleRange, visible_ranges
 
 ROWS = 128  # queries at a time: bounds the memory of a tile of scores to ROWS × the keys that they see

@@ -7,8 +7,11 @@ from torch import Tensor
 from lcpt_kernels import dispatch, reference
 from lcpt_kernels.arguments import BACKENDS, check_backend, check_pair, check_power, check_stream, finite_gate, require
 from lcpt_kernels.autocast import under_autocast
+from lcpt_kernels.between_ranks import Exchange
 from lcpt_kernels.chunked import Plan, Power, Quadratic
-from lcpt_kernels.streaming import Exchange, State, attend, each_document
+from lcpt_kernels.documents import each_document
+from lcpt_kernels.state import State
+from lcpt_kernels.streaming import attend
 from lcpt_kernels.symmetric_features import QuadraticFeatures
 
 
@@ -55,7 +58,8 @@ def squared_attention(
         output_final_state: whether to return the state after the last token. For any n, f(x[:n]) and then f(x[n:],
             state) equal f(x); gradients flow through the state.
         cu_seqlens: [N + 1], int32 or int64, or None: the borders of packed documents, each attended to on its own; B =
-            1.
+            1. The first document goes on from the state or the ranks before, the last one leaves the state. An empty
+            first document (0, 0, …): the tokens begin with a document. With a state or an exchange the host reads it.
         exchange: an `Exchange` between ranks that share a sequence, or None.
         backend: "reference" (quadratic, the definition), "torch" (linear), "triton" (linear, for a GPU), or "auto".
 
@@ -82,7 +86,7 @@ def squared_attention(
     check_backend(backend, (*BACKENDS, "triton"))
     check_pair(a, b, v, ("a", "b"))
     require((q is None) == (k is None), "q and k are given together or not at all")
-    piece = check_stream(
+    check_stream(
         v,
         log_gate=log_gate,
         block_size=block_size,
@@ -110,14 +114,9 @@ def squared_attention(
         local_blocks=local_blocks,
     )
 
-    keys = {"b": b, "v": v, "k": k, "log_gate": log_gate}
-    compute = dispatch.squared(backend, a, v, q)
-    if compute is not None and not piece:
-        present = {name: x for name, x in keys.items() if x is not None}
-        return compute(plan, a if q is None else q, a, present, None, False, cu_seqlens)[0], None
+    if backend == "reference":
 
-    def one(a, b, v, q, k, log_gate):
-        if backend == "reference":
+        def one(a, b, v, q, k, log_gate):
             b, v, k, log_gate = reference.per_query_head(a.shape[2], b, v, k, log_gate)
             return reference.squared_attention(
                 a,
@@ -134,8 +133,16 @@ def squared_attention(
                 block_size=block_size,
                 local_blocks=local_blocks,
             )
-        return attend(plan, a if q is None else q, a, {"b": b, "v": v, "k": k, "log_gate": log_gate}, None, False)[0]
 
-    if piece:
-        return attend(plan, a if q is None else q, a, keys, initial_state, output_final_state, exchange, compute)
-    return each_document(one, cu_seqlens, {"a": a, "b": b, "v": v, "q": q, "k": k, "log_gate": log_gate}), None
+        return each_document(one, cu_seqlens, {"a": a, "b": b, "v": v, "q": q, "k": k, "log_gate": log_gate}), None
+    return attend(
+        plan,
+        a if q is None else q,
+        a,
+        {"b": b, "v": v, "k": k, "log_gate": log_gate},
+        initial_state=initial_state,
+        output_final_state=output_final_state,
+        cu_seqlens=cu_seqlens,
+        exchange=exchange,
+        compute=dispatch.squared(backend, a, v, q),
+    )

@@ -14,7 +14,7 @@ from typing import Optional
 import torch
 import torch.nn.functional as F
 from lcpt_kernels.arguments import check_packed, is_on_device
-from lcpt_kernels.streaming import each_document
+from lcpt_kernels.documents import each_document
 from torch import Tensor
 
 from lcpt.attention.base import Attention, KeyValueCache, Projected, positions_in_documents

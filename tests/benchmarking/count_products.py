@@ -30,7 +30,9 @@ def counted_run(self, *args, **kwargs):
     name = self.fn.__name__.removesuffix("_kernel") + (", norms" if is_scan and given["x"].ndim == 3 else "")
     running.append(name)
     flops[name] += 0
-    n_bytes[name] += sum(x.numel() * x.element_size() for x in tensors.values()) * (1 + is_scan)  # in place
+    if given.get("out") is given.get("x"):  # in place
+        tensors.pop("out", None)
+    n_bytes[name] += sum(x.numel() * x.element_size() for x in tensors.values()) * (1 + is_scan)
     return run(self, *args, **kwargs)
 
 

@@ -4,7 +4,8 @@ import itertools
 
 import pytest
 import torch
-from lcpt_kernels import squared_attention
+from lcpt_kernels import State, squared_attention
+from torch.utils.flop_counter import FlopCounterMode
 
 from tests.kernels.test_streaming import FAMILIES, OFFSET, C, cut, squared, with_gradients
 
@@ -62,6 +63,24 @@ def test_what_is_exchanged_does_not_grow():
         said.append(sum(x.numel() for x in ranks.tails[0].values()) + ranks.states[0][0].numel())
         assert ranks.tails[0]["v"].shape[1] < 2 * C
     assert said[0] == said[1]
+
+
+@pytest.mark.parametrize("function, inputs, shape", FAMILIES)
+@pytest.mark.parametrize("local_blocks", [1, 2])
+def test_no_product_is_computed_twice(function, inputs, shape, local_blocks):
+    """A rank computes what one call with a state before and a state after computes, forwards and backwards."""
+    options = {"block_size": C, "local_blocks": local_blocks, **OFFSET}
+    arguments = {name: x.requires_grad_() for name, x in inputs(7 * C, h=2, **shape).items()}
+    _, state = function(**cut(arguments, 0, C), output_final_state=True, **options)
+    nothing = State(state.S.detach(), {name: x[:, :0].detach() for name, x in state.tail.items()})
+
+    def operations(**past):
+        with FlopCounterMode(display=False) as counter:
+            o, after = function(**arguments, output_final_state=True, **past, **options)
+            (o.sum() + after.S.sum()).backward()
+        return counter.get_total_flops()
+
+    assert 0 < operations(exchange=Ranks([0])) <= operations(initial_state=nothing)
 
 
 def test_too_few_tokens_and_two_pasts_are_refused():

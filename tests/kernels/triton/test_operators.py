@@ -6,6 +6,7 @@ from lcpt_kernels import flurka_attention, squared_attention
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.utils.checkpoint import checkpoint
 
+from tests.kernels.test_exchange import Ranks
 from tests.kernels.test_limits import ATTENTIONS, MAPS, TRANSFORMS, pooled, twice
 from tests.kernels.triton.conftest import DEVICE
 from tests.kernels.triton.test_flurka import inputs as summarised
@@ -91,6 +92,28 @@ def test_what_the_operators_say_of_themselves(attention, given, final):
     torch.library.opcheck(forward.default, calls[forward])
     without_graph = [x.detach() if isinstance(x, torch.Tensor) else x for x in calls[backward]]
     torch.library.opcheck(backward.default, without_graph)
+
+
+def test_what_the_passes_of_an_exchange_say_of_themselves():
+    """As above, without the derivatives, which test_pieces.py compares."""
+    from lcpt_kernels.triton.block_causal import compute  # noqa: F401, which defines them
+
+    calls = {}
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("block_causal_state", "block_causal_attention"):
+            for operator in (getattr(torch.ops.lcpt_kernels, f"{name}{end}") for end in ("", "_backward")):
+
+                def note(*arguments, operator=operator):
+                    calls[operator] = arguments
+                    return operator(*arguments)
+
+                patch.setattr(torch.ops.lcpt_kernels, operator._qualified_op_name.split("::")[1], note)
+        given = leaves(C + 3, torch.bfloat16, with_qk=False, gated=True)
+        squared_attention(**given, exchange=Ranks([0]), **OPTIONS)[0].sum().backward()
+    assert len(calls) == 4
+    for operator, found in calls.items():
+        detached = [x.detach() if isinstance(x, torch.Tensor) else x for x in found]
+        torch.library.opcheck(operator.default, detached, test_utils=("test_schema", "test_faketensor"))
 
 
 def test_checkpointed():

@@ -6,6 +6,7 @@ import pytest
 import torch
 from lcpt_kernels import feature_attention, flurka_attention, squared_attention
 
+from tests.kernels import test_documents as documents
 from tests.kernels import test_streaming as small
 from tests.kernels.test_exchange import Ranks
 from tests.kernels.test_streaming import cut, with_gradients
@@ -134,3 +135,41 @@ def test_ranks_make_the_whole_of_summaries():
         with_gradients(given, shared),
         with_gradients(given, lambda leaves: flurka_attention(**leaves, **options, backend="torch")[0]),
     )
+
+
+@pytest.mark.parametrize(
+    "attention, made, run, shape, local_blocks",
+    [
+        (squared_attention, small.squared, documents.on_ranks, {"gated": True}, 2),
+        (squared_attention, small.squared, documents.on_ranks, {"gated": False, "with_qk": False}, 1),
+        (feature_attention, small.features, documents.on_ranks, {"gated": True}, 1),
+        (flurka_attention, small.flurka, documents.on_ranks, {"gated": True}, 2),
+        (flurka_attention, small.flurka, documents.in_pieces, {"gated": False}, 1),
+    ],
+)
+def test_documents_go_on_over_pieces_and_ranks(attention, made, run, shape, local_blocks):
+    ends, borders = [13, 37, 38, documents.TOKENS], [0, 25, 53, documents.TOKENS - 2, documents.TOKENS]
+    options = {"block_size": small.C, "local_blocks": local_blocks, **small.OFFSET}
+    if made is small.flurka:
+        options["summaries"] = small.R
+    given = documents.given(made, ends, shape, h=2, hkv=1)
+    given = {name: x.float().to(DEVICE) for name, x in given.items()}
+    whole = {"cu_seqlens": torch.tensor([0, *ends], device=DEVICE), "backend": "torch", **options}
+    compare(
+        with_gradients(given, lambda leaves: run(attention, leaves, ends, borders, options | {"backend": "triton"})),
+        with_gradients(given, lambda leaves: attention(**leaves, **whole)[0]),
+    )
+
+
+@pytest.mark.parametrize("gated", [True, False])
+def test_an_exchange_starts_no_kernel_twice(started, gated):
+    """Forwards and backwards what blocks add to the state is computed as often as without an exchange; a gate costs it
+    once more."""
+    given = {name: x.requires_grad_() for name, x in arguments(3 * C, gated=gated).items()}
+    counts = []
+    for exchange in (None, Ranks([0])):
+        started.clear()
+        squared_attention(**given, exchange=exchange, block_size=C, backend="triton")[0].sum().backward()
+        counts.append({name: started.count(name) for name in ("block_state_kernel", "block_forward_kernel")})
+    assert counts[1]["block_forward_kernel"] == counts[0]["block_forward_kernel"] == 1
+    assert counts[1]["block_state_kernel"] == counts[0]["block_state_kernel"] + gated

@@ -2,6 +2,7 @@
 
     forward   block_state → scan → block_forward
               each block's addition to the state; the state at each block's start; local keys and state in one output
+              with an exchange, `state_autograd.py` has computed the additions, and its backward pass has db and dv
     backward  backward_delta → block_state → scan → block_backward_dq
               δ = −do·o; the states again, since kept they would be a layer's largest tensors; dq, da
               → block_state → scan_backward → block_backward_dv, block_backward_dk
@@ -20,12 +21,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from lcpt_kernels.chunked import Exponential, Linear, Plan, Power
-from lcpt_kernels.derivatives import no_second_derivative, refuse_transforms
+from lcpt_kernels.derivatives import no_second_derivative
 from lcpt_kernels.symmetric_features import QuadraticFeatures
 from lcpt_kernels.triton.block_causal.backward_dk import block_backward_dk
 from lcpt_kernels.triton.block_causal.backward_dq import block_backward_dq
-from lcpt_kernels.triton.block_causal.backward_dv import block_backward_dv
+from lcpt_kernels.triton.block_causal.backward_dv import block_backward_dv, block_backward_dv_local
 from lcpt_kernels.triton.block_causal.block_table import Blocks, dense, packed
 from lcpt_kernels.triton.block_causal.feature_gradient import query_feature_gradient
 from lcpt_kernels.triton.block_causal.forward import block_forward
@@ -67,6 +67,8 @@ class Call:
     mass: Tensor | None
     log_gate: Tensor | None
     initial: Tensor | None
+    value_added: Tensor | None  # [N, Hkv, F, Dv] and
+    denom_added: Tensor | None  # [N, Hkv, M], what blocks add to the state, where `state_pass` computed it
     cu_seqlens: Tensor | None
     summaries: int  # summaries of a block; 0: tokens are added to the state
     local_weight: int  # a LocalWeight
@@ -78,6 +80,7 @@ class Call:
     block_size: int
     local_blocks: int
     final: bool  # whether to return the final state
+    two_passes: bool  # whether `state_pass` gives what blocks add to the state, and takes its gradient
 
     @property
     def sketch(self) -> int:
@@ -91,7 +94,7 @@ class Call:
     def blocks(self) -> Blocks:
         batch, tokens = self.v.shape[:2]
         if self.cu_seqlens is None:
-            return dense(batch, tokens, self.block_size, self.v.device, self.final)
+            return dense(batch, tokens, self.block_size, self.v.device, self.final or self.two_passes)
         return packed(self.cu_seqlens.to(self.v.device), tokens, self.block_size)
 
     def problem(self) -> Problem:
@@ -119,6 +122,12 @@ class Call:
             keep_final_state=self.final,
         )
 
+    def empty_end(self) -> Tensor:
+        """Return a tensor like the final state."""
+        batch, _, heads, width = self.v.shape
+        dimension = QuadraticFeatures(self.sketch, self.layout.coefficients).dimension
+        return self.v.new_empty(batch, heads, dimension, width + 1, dtype=torch.float32)
+
     def initial_states(self) -> tuple[Tensor | None, Tensor | None]:
         """Return value_state and denom_state before the first block, [B, Hkv, ·]."""
         if self.initial is None:
@@ -136,6 +145,7 @@ SCHEMA_TYPES = {
 }
 FIELDS = [field.name for field in fields(Call)]
 TENSOR_FIELDS = [field.name for field in fields(Call) if "Tensor" in str(field.type)]  # the first of FIELDS
+ADDED = ("value_added", "denom_added")
 ARGUMENTS = ", ".join(f"{SCHEMA_TYPES[str(field.type)]} {field.name}" for field in fields(Call))
 
 
@@ -149,69 +159,6 @@ def unflatten(arguments: tuple[Any, ...]) -> Call:
     return Call(**dict(zip(FIELDS, arguments, strict=True)))
 
 
-def compute(
-    plan: Plan,
-    q: Tensor,
-    a: Tensor,
-    keys: dict[str, Tensor],
-    initial: Tensor | None,
-    final: bool,
-    cu_seqlens: Tensor | None = None,
-) -> tuple[Tensor, Tensor | None]:
-    """Return o [B, T, H, Dv] in q's dtype, and with `final` the state [B, Hkv, F, Dv + 1] fp32 after the last token.
-
-    Args:
-        q: [B, T, H, D], a: [B, T, H, r], of the last T of the keys' P + T tokens; fp32, bf16 or fp16.
-        keys: "v" [B, P + T, Hkv, Dv]; "b" [B, P + T, Hkv, r]; "k" [B, P + T, Hkv, D], without it q is a and k is b;
-            "log_gate" [B, P + T, Hkv] ≤ 0, optional. The first P tokens start a block. With plan.summaries "b",
-            "far_v" [B, S, Hkv, Dv] and the optional "mass" [B, S, Hkv] are those of summaries of whole blocks.
-        initial: [B, Hkv, F, Dv + 1] fp32, the state before the keys, with the features of `chunked.py`.
-        cu_seqlens: [N + 1], for B = 1.
-
-    Products accumulate in fp32. In 16 bits, weights and features are bf16: fp16 has too small a range for them.
-    """
-    refuse_transforms(NAME, "reference")
-    k, features = keys.get("k"), plan.features
-    assert features is not None
-    local_weight, degree, shift = local_weight_of(plan, k)
-    call = Call(
-        q=None if k is None else q,
-        k=k,
-        v=keys["v"],
-        a=a,
-        b=keys["b"],
-        state_v=keys.get("far_v"),
-        mass=keys.get("mass"),
-        log_gate=keys.get("log_gate"),
-        initial=initial,
-        cu_seqlens=cu_seqlens,
-        summaries=plan.summaries or 0,
-        local_weight=local_weight.value,
-        degree=degree,
-        coefficients=[features.c0, features.c1, features.c2],
-        scale=plan.scale,
-        shift=shift,
-        offset=plan.offset,
-        block_size=plan.block_size,
-        local_blocks=plan.local_blocks,
-        final=final,
-    )
-    o, *_, end = torch.ops.lcpt_kernels.block_causal_attention(*flatten(call))
-    return o, end if final else None
-
-
-def local_weight_of(plan: Plan, k: Tensor | None) -> tuple[LocalWeight, int, float]:
-    """Return the local weight, its degree and its shift, which are 0 for all but POWER."""
-    if k is None:  # q is a and k is b: the local weight is that of the state
-        return LocalWeight.QUADRATIC, 0, 0.0
-    if isinstance(plan.local, Exponential):
-        return LocalWeight.EXPONENTIAL, 0, 0.0
-    if isinstance(plan.local, Linear):
-        return LocalWeight.LINEAR, 0, 0.0
-    assert isinstance(plan.local, Power)
-    return LocalWeight.POWER, plan.local.degree, plan.local.shift
-
-
 @torch.library.custom_op(
     "lcpt_kernels::block_causal_attention",
     mutates_args=(),
@@ -222,7 +169,8 @@ def forward(*arguments):
     call = unflatten(arguments)
     with on_device_of(call.v):
         problem = call.problem()
-        value_state, denom_state, *final_states = states_at_block_starts(problem, *call.initial_states())
+        added = None if call.value_added is None else (call.value_added, call.denom_added)
+        value_state, denom_state, *final_states = states_at_block_starts(problem, *call.initial_states(), added)
         o, denominator, row_max = block_forward(problem, value_state, denom_state)
         end = to_common(*final_states, call.layout, call.sketch) if final_states else None
         return o, denominator, *(denominator.new_empty(0) if x is None else x for x in (row_max, end))
@@ -232,13 +180,11 @@ def forward(*arguments):
 def _(*arguments):
     call = unflatten(arguments)
     batch, tokens, heads, _ = call.a.shape
-    key_heads, width = call.v.shape[2:]
-    o = call.a.new_empty(batch, tokens, heads, width)
+    o = call.a.new_empty(batch, tokens, heads, call.v.shape[3])
     denominator = o.new_empty(batch, tokens, heads, dtype=torch.float32)
     row_max = denominator.shape if call.local_weight == LocalWeight.EXPONENTIAL else (0,)
-    dimension = QuadraticFeatures(call.sketch, call.layout.coefficients).dimension
-    end = (batch, key_heads, dimension, width + 1) if call.final else (0,)
-    return o, denominator, denominator.new_empty(row_max), denominator.new_empty(end)
+    end = call.empty_end() if call.final else denominator.new_empty(0)
+    return o, denominator, denominator.new_empty(row_max), end
 
 
 @torch.library.custom_op(
@@ -247,7 +193,8 @@ def _(*arguments):
     schema=f"(Tensor do, Tensor? d_end, Tensor o, Tensor denominator, Tensor? row_max, {ARGUMENTS}) -> Tensor[]",
 )
 def backward(do, d_end, o, denominator, row_max, *arguments):
-    """Return the gradients of q, k, v, a, b, state_v, mass, log_gate and initial, empty where there is none."""
+    """Return the gradients of all tensors but cu_seqlens in the order of Call, empty where there is none. What blocks
+    added is not given, but computed again: kept, it would be a layer's largest tensor."""
     call = unflatten(arguments)
     with on_device_of(call.v):
         gradients = _backward(call, call.problem(), with_contiguous_rows(do), d_end, o, denominator, row_max)
@@ -308,9 +255,16 @@ def _backward(
         met=denom_state,
     )
 
-    key_gradients = block_backward_dv(p, d_value_state, d_denom_state, do, denominator, row_max)
     dk, dgate_keys = block_backward_dk(p, do, delta, denominator, row_max)
-    db = key_gradients.b
+    d_v: Tensor | None
+    db = d_state_v = d_mass = dgate_through = d_value_added = d_denom_added = None
+    if call.two_passes:
+        d_v = block_backward_dv_local(p, do, denominator, row_max)
+        d_value_added, d_denom_added = d_value_state, d_denom_state
+    else:
+        through_state = block_backward_dv(p, d_value_state, d_denom_state, do, denominator, row_max)
+        d_v, db, d_state_v = through_state.v, through_state.b, through_state.state_v
+        d_mass, dgate_through = through_state.mass, through_state.dgate_state
     d_q, d_k = (None, None) if call.q is None else (dq, dk)
     if call.q is None:  # q is a, and k is b: one gradient
         given_features = layout.coefficients == (0, 1, 0)
@@ -319,9 +273,9 @@ def _backward(
             if given_features
             else (dq + da).to(call.a.dtype)
         )
-        db = (dk + db).to(call.b.dtype)
+        db = (dk if db is None else dk + db).to(call.b.dtype)
 
-    d_log_gate = d_initial = d_mass = None
+    d_log_gate = d_initial = None
     if call.log_gate is not None:
         assert dgate_local is not None and dgate_state is not None and dgate_keys is not None
         assert through_values is not None and through_denom is not None
@@ -329,28 +283,52 @@ def _backward(
             pad(x.unflatten(2, (p.v.shape[2], -1)).sum(3), (0, 0, p.past, 0)) for x in (dgate_local, dgate_state)
         )
         through = through_values + through_denom
-        d_log_gate = gate_gradient(
-            local - dgate_keys, state_queries, key_gradients.dgate_state, through, blocks, p.past
-        ).to(call.log_gate.dtype)
+        d_log_gate = gate_gradient(local - dgate_keys, state_queries, dgate_through, through, blocks, p.past)
+        d_log_gate = d_log_gate.to(call.log_gate.dtype)
     if call.initial is not None:
         assert d_value_before is not None and d_denom_before is not None
         d_initial = from_common_backward(d_value_before, d_denom_before, layout, call.sketch).to(call.initial.dtype)
-    if call.mass is not None:
-        assert key_gradients.mass is not None
-        d_mass = key_gradients.mass.to(call.mass.dtype)
-    da, db = trimmed_rows(da, call.sketch), trimmed_rows(db, call.sketch)
-    return d_q, d_k, key_gradients.v, da, db, key_gradients.state_v, d_mass, d_log_gate, d_initial
+    if call.mass is not None and d_mass is not None:
+        d_mass = d_mass.to(call.mass.dtype)
+    da, db = trimmed_rows(da, call.sketch), None if db is None else trimmed_rows(db, call.sketch)
+    return d_q, d_k, d_v, da, db, d_state_v, d_mass, d_log_gate, d_initial, d_value_added, d_denom_added
 
 
 @backward.register_fake
 def _(do, d_end, o, denominator, row_max, *arguments):
-    differentiable = arguments[: len(TENSOR_FIELDS) - 1]  # all tensors but cu_seqlens
-    return [denominator.new_empty(0) if x is None else x.new_empty(x.shape) for x in differentiable]
+    call = unflatten(arguments)
+    shapes = dict(zip(TENSOR_FIELDS[:-1], arguments, strict=False))
+    if call.two_passes:
+        shapes |= zip(ADDED, empty_additions(call), strict=True)
+    return [
+        shapes[name].new_empty(shapes[name].shape) if some else denominator.new_empty(0)
+        for name, some in have_gradient(call).items()
+    ]
+
+
+def have_gradient(call: Call) -> dict[str, bool]:
+    """Return for all tensors but cu_seqlens, by name, whether the backward pass has their gradient."""
+    have = {name: getattr(call, name) is not None for name in TENSOR_FIELDS[:-1]}
+    if call.two_passes:  # those through the state are in the backward pass of `state_pass`
+        have |= dict(b=call.k is None, state_v=False, mass=False) | dict.fromkeys(ADDED, True)
+    return have
+
+
+def empty_additions(call: Call) -> tuple[Tensor, Tensor]:
+    """Return tensors like those of `additions`, for calls without cu_seqlens."""
+    batch, tokens, heads, width = call.v.shape
+    blocks, layout = batch * (tokens // call.block_size + 1), call.layout
+    low = layout.pairs and call.v.dtype != torch.float32
+    value_added = call.v.new_empty(
+        blocks, heads, layout.features, width, dtype=torch.bfloat16 if low else torch.float32
+    )
+    return value_added, call.v.new_empty(blocks, heads, layout.denom_elements, dtype=torch.float32)
 
 
 def save(ctx, inputs, output):
     o, denominator, row_max, _ = output
-    ctx.save_for_backward(o, denominator, row_max, *inputs[: len(TENSOR_FIELDS)])
+    tensors = [None if name in ADDED else x for name, x in zip(TENSOR_FIELDS, inputs, strict=False)]
+    ctx.save_for_backward(o, denominator, row_max, *tensors)
     ctx.constants = inputs[len(TENSOR_FIELDS) :]
 
 
@@ -360,7 +338,7 @@ def differentiate(ctx, do, d_denominator, d_row_max, d_end):
     gradients = torch.ops.lcpt_kernels.block_causal_attention_backward(
         do, d_end if call.final else None, o, denominator, row_max if row_max.numel() else None, *flatten(call)
     )
-    found = [None if x is None else dx for x, dx in zip(tensors[:-1], gradients, strict=True)]
+    found = [dx if some else None for dx, some in zip(gradients, have_gradient(call).values(), strict=True)]
     return *found, *(None for _ in FIELDS[len(found) :])
 
 
@@ -368,34 +346,53 @@ forward.register_autograd(differentiate, setup_context=save)
 backward.register_autograd(no_second_derivative(NAME, "reference"))
 
 
-def states_at_block_starts(
-    problem: Problem, value_before: Tensor | None, denom_before: Tensor | None
-) -> tuple[Tensor, ...]:
-    """Return the states at each block's start, with the queries' weights: value_state [N, Hkv, F, Dv] and denom_state
-    [N, Hkv, M]. With keep_final_state, then those at the last block's start, fp32 [B, Hkv, F, Dv] and [B, Hkv, M]."""
+def additions(problem: Problem) -> tuple[Tensor, Tensor]:
+    """Return what each block adds to the state: value_state [N, Hkv, F, Dv] and denom_state [N, Hkv, M]."""
     p = problem
-    value_state, denom_state = block_state(
+    return block_state(
         p.b, p.state_v, p.gate_rev_cumsum, p.state_blocks, p.layout, p.state_type, heads=p.v.shape[2], mass=p.mass
     )
-    value_weights, denom_weights = p.layout.weights(p.v.device)
-    value_end = scan(
-        value_state,
-        value_weights,
-        p.log_decay,
-        p.blocks,
-        p.local_blocks,
-        before=value_before,
-        keep_end=p.keep_final_state,
-    )
-    denom_end = scan(
-        denom_state,
-        denom_weights,
-        p.log_decay,
-        p.blocks,
-        p.local_blocks,
-        before=denom_before,
-        keep_end=p.keep_final_state,
+
+
+def states_at_block_starts(
+    problem: Problem,
+    value_before: Tensor | None,
+    denom_before: Tensor | None,
+    added: tuple[Tensor, Tensor] | None = None,
+) -> tuple[Tensor, ...]:
+    """Return the states at each block's start, with the queries' weights: value_state [N, Hkv, F, Dv] and denom_state
+    [N, Hkv, M]. With keep_final_state, then those at the last block's start, fp32 [B, Hkv, F, Dv] and [B, Hkv, M].
+    added: what `additions` returned; None: computed here."""
+    p = problem
+    value_added, denom_added = additions(p) if added is None else added
+    in_place = added is None
+    value_state, denom_state = (x if in_place else torch.empty_like(x) for x in (value_added, denom_added))
+    value_end, denom_end = scan_states(
+        p, (value_added, denom_added), (value_before, denom_before), (value_state, denom_state)
     )
     if value_end is None or denom_end is None:
         return value_state, denom_state
     return value_state, denom_state, value_end, denom_end
+
+
+def scan_states(
+    problem: Problem,
+    added: tuple[Tensor, Tensor],
+    before: tuple[Tensor | None, Tensor | None],
+    out: tuple[Tensor | None, Tensor | None],
+) -> list[Tensor | None]:
+    """Scan the numerator's and the denominator's state, as `scan` does."""
+    p = problem
+    return [
+        scan(
+            x,
+            weights,
+            p.log_decay,
+            p.blocks,
+            p.local_blocks,
+            before=x_before,
+            keep_end=p.keep_final_state,
+            out=x_out,
+        )
+        for x, weights, x_before, x_out in zip(added, p.layout.weights(p.v.device), before, out, strict=True)
+    ]

@@ -10,7 +10,7 @@ state, LOCAL for tokens and STATE for summaries. Notation: `block_causal/__init_
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import triton
@@ -40,7 +40,7 @@ from lcpt_kernels.triton.common.tile_io import (
 class Gradients:
     """Gradients of K = past + T tokens, or of S summaries."""
 
-    v: Tensor  # [B, K, Hkv, Dv]
+    v: Tensor | None  # [B, K, Hkv, Dv]; None with summaries where it is that through the state alone
     b: Tensor  # [B, K, Hkv, R], of summaries [B, S, Hkv, R]; through the state; fp32 where b is k too
     state_v: Tensor | None  # [B, S, Hkv, Dv]; None without summaries
     mass: Tensor | None  # [B, S, Hkv] fp32; None without mass
@@ -57,39 +57,59 @@ def block_backward_dv(
 ) -> Gradients:
     """Return the gradients. d_value_state and d_denom_state [N, Hkv, ·] are those of each block's addition to the
     state; do is [B, T, H, Dv]; denominator and row_max from `block_forward` are [B, T, H] fp32."""
+    if problem.summaries:
+        through_state = block_backward_dv_state(problem, d_value_state, d_denom_state)
+        return replace(through_state, v=block_backward_dv_local(problem, do, denominator, row_max))
+    queries: dict = dict(do=do, do_strides=do.stride()[:3], denominator=denominator, row_max=row_max)
+    return _through_state(problem, d_value_state, d_denom_state, LOCAL=True, **queries)
+
+
+def block_backward_dv_local(problem: Problem, do: Tensor, denominator: Tensor, row_max: Tensor | None) -> Tensor:
+    """Return the gradient of v through the queries of its local blocks alone."""
     p = problem
-    dv, state_dv = torch.empty(p.v.shape, dtype=p.v.dtype, device=p.v.device), None
-    new_state_gradient = torch.zeros if p.summaries else torch.empty  # summaries beyond those of whole blocks get 0
-    db = new_state_gradient(p.b.shape, dtype=p.gradient_type(p.b), device=p.b.device)
-    d_mass = None if p.mass is None else torch.zeros_like(p.mass)
-    dgate_state = torch.empty_like(p.gate_rev_cumsum) if p.gate_rev_cumsum is not None else None
-    given = dict(
-        value_state=d_value_state,
-        denom_state=d_denom_state,
+    dv = torch.empty(p.v.shape, dtype=p.v.dtype, device=p.v.device)
+    _launch(
+        p,
+        p.blocks.size,
+        dv=dv,
         do=do,
         do_strides=do.stride()[:3],
         denominator=denominator,
         row_max=row_max,
+        value_state=do,  # not read
+        LOCAL=True,
+        STATE=False,
+    )
+    return dv
+
+
+def block_backward_dv_state(problem: Problem, d_value_state: Tensor, d_denom_state: Tensor) -> Gradients:
+    """Return the gradients through the state alone; with summaries, v has none."""
+    # Given features alone would spill in the tiles of both terms.
+    tiles_of = "block_backward_dv" if problem.layout.pairs else "block_backward_dv_summaries"
+    return _through_state(problem, d_value_state, d_denom_state, tiles_of, LOCAL=False)
+
+
+def _through_state(
+    problem: Problem, d_value_state: Tensor, d_denom_state: Tensor, tiles_of: str = "block_backward_dv", **queries
+) -> Gradients:
+    p = problem
+    new = torch.zeros if p.summaries else torch.empty  # summaries beyond those of whole blocks get 0
+    dv = new(p.state_v.shape, dtype=p.state_v.dtype, device=p.v.device)
+    db = new(p.b.shape, dtype=p.gradient_type(p.b), device=p.b.device)
+    d_mass = None if p.mass is None else torch.zeros_like(p.mass)
+    dgate_state = torch.empty_like(p.gate_rev_cumsum) if p.gate_rev_cumsum is not None else None
+    of_state: dict = dict(
+        dv=dv,
+        value_state=d_value_state,
+        denom_state=d_denom_state,
         db=db,
         d_mass=d_mass,
         dgate_state=dgate_state,
+        STATE=True,
     )
-
-    def launch(dv, rows, kernel="block_backward_dv", **overrides):
-        tiles = launch_configs.tiles(kernel, p.width, p.type)
-        pieces = triton.cdiv(rows, tiles["BN"])
-        arguments = p.arguments(block_backward_dv_kernel) | given | overrides
-        block_backward_dv_kernel[(p.blocks.count * pieces, p.v.shape[2])](**arguments, dv=dv, pieces=pieces, **tiles)
-
     if p.summaries:
-        state_dv = new_state_gradient(p.state_v.shape, dtype=p.state_v.dtype, device=p.v.device)
-        launch(dv, p.blocks.size, LOCAL=True, STATE=False)
-        launch(
-            state_dv,
-            p.summaries,
-            "block_backward_dv_summaries",
-            LOCAL=False,
-            STATE=True,
+        of_summaries = dict(
             v=p.state_v,
             v_strides=p.state_v.stride()[:3],
             GATED=False,
@@ -97,9 +117,28 @@ def block_backward_dv(
             tokens=p.b.shape[1],
             past=0,
         )
-    else:
-        launch(dv, p.blocks.size, LOCAL=True, STATE=True)
-    return Gradients(v=dv, b=db, state_v=state_dv, mass=d_mass, dgate_state=dgate_state)
+        _launch(p, p.summaries, tiles_of, **of_state, **queries, **of_summaries)
+        return Gradients(v=None, b=db, state_v=dv, mass=d_mass, dgate_state=dgate_state)
+    _launch(p, p.blocks.size, tiles_of, **of_state, **queries)
+    return Gradients(v=dv, b=db, state_v=None, mass=d_mass, dgate_state=dgate_state)
+
+
+def _launch(problem: Problem, rows: int, tiles_of: str = "block_backward_dv", **given) -> None:
+    p = problem
+    tiles = launch_configs.tiles(tiles_of, p.width, p.type)
+    pieces = triton.cdiv(rows, tiles["BN"])
+    absent = dict(
+        do=None,
+        do_strides=p.v.stride()[:3],
+        denominator=None,
+        row_max=None,
+        denom_state=None,
+        db=None,
+        d_mass=None,
+        dgate_state=None,
+    )
+    arguments = p.arguments(block_backward_dv_kernel) | absent | given
+    block_backward_dv_kernel[(p.blocks.count * pieces, p.v.shape[2])](**arguments, pieces=pieces, **tiles)
 
 
 @triton.jit(do_not_specialize=["tokens", "past", "group", "block_size", "pieces"])

@@ -52,8 +52,7 @@ def gate_gradient(
     local, state_queries = exclusive_cumsum(local), exclusive_cumsum(state_queries)
     crossing = local[:, end] - local[:, :-1] + state_queries[:, after] - state_queries[:, :-1]
     batch, start, stop, _, _ = blocks.table.long().unbind(1)
-    decayed = stop > past  # as in block_log_decay
-    decayed[blocks.documents[:, 1].long() - 1] = False  # nor is a document's last block
+    decayed = _decayed(blocks, past)
     crossing += torch.where(decayed[:, None], through, 0.0)[rows]
     if state_keys is None:
         return crossing.float()
@@ -64,6 +63,26 @@ def gate_gradient(
     missing = entering.roll(-1, 0) - through - (state_keys[batch, stop] - state_keys[batch, start])
     missing = torch.where(decayed[:, None], missing / (size[batch, stop] - size[batch, start]).clamp(min=1e-30), 0.0)
     return (crossing + missing[rows] * (size[:, :-1] - size[:, first])).float()
+
+
+def state_gate_gradient(state_keys: Tensor | None, through: Tensor, blocks: Blocks, past: int, tokens: int) -> Tensor:
+    """Return the gradient of the log gate, [B, T, H] fp32, in what blocks add to the state and in the state after them.
+
+    state_keys is as in `gate_gradient`, through [N, H] what of that state goes through a block.
+    """
+    first, _, _, rows = blocks.token_blocks(tokens)
+    crossing = torch.where(_decayed(blocks, past)[:, None], through, 0.0).double()[rows]
+    if state_keys is not None:
+        sums = exclusive_cumsum(state_keys)
+        crossing += sums[:, :-1] - sums[:, first]
+    return crossing.float()
+
+
+def _decayed(blocks: Blocks, past: int) -> Tensor:
+    """Return which blocks a state decays through, [N]: as in block_log_decay, and not a document's last block."""
+    decayed = blocks.table[:, 2] > past
+    decayed[blocks.documents[:, 1].long() - 1] = False
+    return decayed
 
 
 def exclusive_cumsum(x: Tensor) -> Tensor:

@@ -32,13 +32,16 @@ def scan(
     local_blocks: int,
     before: Tensor | None,
     keep_end: bool,
+    out: Tensor | None,
 ) -> Tensor | None:
-    """In place. x [N, H, F, E] or [N, H, F]; weights [F] fp32; log_decay [N, H] fp32 or None; before [docs, H, F, E]
-    fp32: the state of the first block, None: 0. -> with keep_end, the state of the last block, like before."""
+    """x [N, H, F, E] or [N, H, F]; weights [F] fp32; log_decay [N, H] fp32 or None; before [docs, H, F, E] fp32: the
+    state of the first block, None: 0; out: x or one like it, to write the states of all blocks to, None: they are not
+    written. -> with keep_end, the state of the last block, like before."""
     end = torch.empty(len(blocks.documents), *x.shape[1:], device=x.device) if keep_end else None
     grid, tiles, sizes = launch(x, blocks, local_blocks)
     scan_kernel[grid](
         x,
+        out,
         weights,
         log_decay,
         blocks.documents,
@@ -48,6 +51,7 @@ def scan(
         GATED=log_decay is not None,
         BEFORE=before is not None,
         END=keep_end,
+        STORE=out is not None,
         **sizes,
     )
     return end
@@ -101,6 +105,7 @@ def launch(x: Tensor, blocks: Blocks, local_blocks: int) -> tuple[tuple[int, int
 @triton.jit(do_not_specialize=["tiles"])
 def scan_kernel(
     x,  # [N, heads, elements]
+    out,
     weights,  # [elements / WIDTH]
     log_decay,  # [N, heads]
     documents,  # [docs, 2]
@@ -113,6 +118,7 @@ def scan_kernel(
     GATED: tl.constexpr,
     BEFORE: tl.constexpr,
     END: tl.constexpr,
+    STORE: tl.constexpr,
     B: tl.constexpr,
 ):
     document, head = (tl.program_id(0) // tiles).to(tl.int64), tl.program_id(1)
@@ -128,9 +134,9 @@ def scan_kernel(
         state = tl.load(before + (document * heads + head) * elements + element, mask=mask, other=0.0)
     slot = first.to(tl.int64) * heads + head
     for _ in tl.range(first, last, num_stages=AHEAD):
-        at = x + slot * elements + element
-        added = tl.load(at, mask=mask, other=0.0).to(tl.float32)
-        tl.store(at, (weight * state).to(x.dtype.element_ty), mask=mask)
+        added = tl.load(x + slot * elements + element, mask=mask, other=0.0).to(tl.float32)
+        if STORE:
+            tl.store(out + slot * elements + element, (weight * state).to(x.dtype.element_ty), mask=mask)
         if LOCAL_BLOCKS == 2:
             state += earlier
         if GATED:
@@ -139,8 +145,9 @@ def scan_kernel(
             state += added
         earlier = added
         slot += heads
-    at = x + slot * elements + element
-    tl.store(at, (weight * state).to(x.dtype.element_ty), mask=mask & (first <= last))
+    if STORE:
+        at = out + slot * elements + element
+        tl.store(at, (weight * state).to(x.dtype.element_ty), mask=mask & (first <= last))
     if END:
         tl.store(end + (document * heads + head) * elements + element, state, mask=mask)
 

@@ -14,7 +14,7 @@ from lcpt_kernels.chunked import Exponential, Linear, Plan, Power, Quadratic
 from lcpt_kernels.cross_entropy import linear_cross_entropy, linear_token_losses
 from lcpt_kernels.feature_maps import FEATURE_MAPS, feature_map, matrix_shapes
 from lcpt_kernels.symmetric_features import Explicit, QuadraticFeatures
-from lcpt_kernels.triton.block_causal.autograd import compute
+from lcpt_kernels.triton.block_causal import compute
 from lcpt_kernels.triton.fused.add_norm import add_norm
 from lcpt_kernels.triton.fused.gated_activation import gated_activation
 from lcpt_kernels.triton.fused.learned_sketch import learned_sketch
@@ -48,6 +48,11 @@ SETTINGS: tuple[dict[str, Any], ...] = (  # the most telling first; features: th
     {"of": "flurka", "head_dim": 64, "features": 16},
     {"of": "flurka", "head_dim": 128, "features": 128},
     {"of": "flurka", "head_dim": 64, "features": 256, "gated": True},
+    {"of": "squared", "head_dim": 64, "features": 32, "two_passes": True},
+    {"of": "squared", "head_dim": 128, "features": 32, "two_passes": True},
+    {"of": "squared", "head_dim": 64, "features": 32, "gated": True, "local_blocks": 2, "two_passes": True},
+    {"of": "feature", "head_dim": 64, "features": 256, "two_passes": True},
+    {"of": "fastmax", "head_dim": 64, "features": 64, "two_passes": True},
     {"of": "heads", "head_dim": 128, "keep_plain": True},
     {"of": "heads", "head_dim": 128, "keep_plain": True, "key_shift": True, "streamed": True},
     {"of": "summaries", "head_dim": 128, "gated": True},
@@ -76,12 +81,22 @@ def output_of(of: str, head_dim: int, dtype: torch.dtype = torch.bfloat16, token
 
 
 def block_causal_output(
-    tensor, attention: str, head_dim: int, features: int, local_blocks: int = 1, gated: bool = False
+    tensor,
+    attention: str,
+    head_dim: int,
+    features: int,
+    local_blocks: int = 1,
+    gated: bool = False,
+    two_passes: bool = False,
 ) -> Tensor:
+    """two_passes: as with an exchange."""
     plan, q, a, keys = PLANS[attention](tensor, head_dim, features, local_blocks)
     if gated:
         keys["log_gate"] = tensor()
-    return compute(plan, q, a, keys, None, False)[0]
+    if two_passes:
+        added, S = compute.state_pass(plan, keys, past=0)
+        return compute.output_pass(plan, q, a, keys, S, added)
+    return compute.attention(plan, q, a, keys, None, False)[0]
 
 
 def plan_of(local, features, scale: float, offset: float, local_blocks: int, summaries: int | None = None) -> Plan:
@@ -97,7 +112,7 @@ def plan_of(local, features, scale: float, offset: float, local_blocks: int, sum
 
 
 def squared(tensor, head_dim, size, local_blocks):
-    """Return plan, q, a and keys, as `compute` takes them."""
+    """Return plan, q, a and keys, as `Compute` takes them."""
     plan = plan_of(Power(4, 1.0), QuadraticFeatures(size, (0, 0, 1)), head_dim**-0.5 / 4, 1e-6, local_blocks)
     return plan, tensor(head_dim), tensor(size), {"k": tensor(head_dim), "v": tensor(head_dim), "b": tensor(size)}
 

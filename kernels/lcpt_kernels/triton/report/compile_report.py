@@ -116,7 +116,8 @@ def specialise(kernel: JITFunction, arguments: dict, options: dict[str, int]) ->
 def row(launch: Launch, settings: dict, target: str, keep: Path | None = None) -> dict:
     """Return one row of the report; `keep` is the path of PTX and machine code without an ending."""
     constants = constexpr_values(launch)
-    of = ", backward" * constants.get("QUERIES", False) + ", of summaries" * (not constants.get("LOCAL", True))
+    of = ", backward" * constants.get("QUERIES", False)
+    of += ", state alone" * (not constants.get("LOCAL", True)) + ", local alone" * (not constants.get("STATE", True))
     found = {
         "kernel": launch.kernel.__name__ + of,
         "settings": settings | tiles(launch),

@@ -1,0 +1,86 @@
+"""What a sequence leaves for those that go on from it, and how a backend computes with it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from lcpt_kernels.arguments import require
+from lcpt_kernels.chunked import Plan
+
+
+class State(NamedTuple):
+    """The state after a sequence, from which a later call continues it. Its size does not grow with the sequence."""
+
+    S: Tensor  # Σ φ(b_s) [v_s, 1]ᵀ of the blocks that are no longer local, [B, Hkv, F, Dv + 1], fp32
+    tail: dict[str, Tensor]  # keys, values and gates of the local blocks, [B, < ℓc, Hkv, ·] each, by name
+
+
+class Compute(Protocol):
+    """A backend: attention at once, or in two passes between which ranks exchange states.
+
+    `keys` include those of the tail, the first ones; `initial` is S [B, Hkv, F, Dv + 1] before them, None: 0.
+    """
+
+    def attention(
+        self,
+        plan: Plan,
+        q: Tensor,
+        a: Tensor,
+        keys: dict[str, Tensor],
+        initial: Tensor | None,
+        final: bool,
+        cu_seqlens: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Return o and, with `final`, S after the keys. cu_seqlens: packed documents, without `initial` or `final`."""
+
+    def state_pass(self, plan: Plan, keys: dict[str, Tensor], past: int) -> tuple[Sequence[Tensor], Tensor]:
+        """Return what blocks add to the state, for `output_pass`, and S after the keys, of which the first `past` have
+        no queries. Nothing is before them."""
+
+    def output_pass(
+        self,
+        plan: Plan,
+        q: Tensor,
+        a: Tensor,
+        keys: dict[str, Tensor],
+        initial: Tensor | None,
+        added: Sequence[Tensor],
+    ) -> Tensor:
+        """Return o, from what `state_pass` returned for the same keys."""
+
+
+def check_state(state: State, plan: Plan, keys: Mapping[str, Tensor]) -> None:
+    """Raise ValueError if `state` is not one of a sequence like that of `keys`."""
+    assert plan.features is not None
+    require(
+        state.tail.keys() == keys.keys(),
+        f"initial_state is of a sequence with {', '.join(sorted(state.tail))}; this one has {', '.join(sorted(keys))}",
+    )
+    tail, reach = state.tail["v"].shape[1], plan.block_size * plan.local_blocks
+    require(tail < reach, f"initial_state has a tail of {tail} tokens, block_size · local_blocks is only {reach}")
+    expected = keys["v"].shape[0], keys["v"].shape[2], plan.features.dimension, keys["v"].shape[3] + 1
+    require(tuple(state.S.shape) == expected, f"initial_state.S is {tuple(state.S.shape)}, it must be {expected}")
+
+
+def tail_after(plan: Plan, keys: Mapping[str, Tensor], first: int) -> dict[str, Tensor]:
+    """Return those keys that are not in S after the last one; the first one is token `first` of its sequence."""
+    c = plan.block_size
+    blocks_in_state = max(0, (first + keys["v"].shape[1]) // c - plan.local_blocks + 1)
+    rows = (blocks_in_state - first // c) * (plan.summaries or 0)
+    start = {name: rows if name in of_summaries(plan) else blocks_in_state * c - first for name in keys}
+    # Copies: views would keep all of the sequence in memory.
+    return {name: x[:, start[name] :].clone() for name, x in keys.items()}
+
+
+def after_tail(tail: Mapping[str, Tensor], keys: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the keys of the tail and then those of `keys`, by name."""
+    return {name: torch.cat((tail[name], x), dim=1) for name, x in keys.items()}
+
+
+def of_summaries(plan: Plan) -> tuple[str, ...]:
+    """Return the names of those keys whose rows are summaries of blocks."""
+    return ("b", "far_v", "mass") if plan.summaries else ()
