@@ -18,13 +18,35 @@ REDUCE_BUCKET = 500_000_000  # gradients that DeepSpeed collects before it reduc
 LIVE_WEIGHTS = 1_000_000_000  # weights that DeepSpeed leaves gathered at stage 3
 
 
+class Flops(NamedTuple):
+    """Counts FLOPs a token."""
+
+    forward: float
+    backward: float
+    recomputed: float  # what activation checkpointing computes again in backward
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Cost:
-    parameters: int
-    flops_forward: float  # a token
-    flops_trained: float  # a token, forward and backward
-    flops_step: float  # the same with what activation checkpointing computes again
+    modules: dict[str, tuple[int, ...]]  # sizes of the parameters of "embedding", each block ("blocks.0"), "norm", …
+    flops: dict[str, Flops]  # by part: projections, attention of each kind, feed-forward, head
     state_bytes: int  # of one sequence, for decoding the token after `context`
+
+    @property
+    def parameters(self) -> int:
+        return sum(map(sum, self.modules.values()))
+
+    @property
+    def flops_forward(self) -> float:  # a token
+        return sum(part.forward for part in self.flops.values())
+
+    @property
+    def flops_trained(self) -> float:  # a token, forward and backward
+        return self.flops_forward + sum(part.backward for part in self.flops.values())
+
+    @property
+    def flops_step(self) -> float:  # the same with what activation checkpointing computes again
+        return self.flops_trained + sum(part.recomputed for part in self.flops.values())
 
 
 class Saved(NamedTuple):
@@ -39,26 +61,35 @@ def model_cost(config: ModelConfig, context: int) -> Cost:
     attention of each layer as its kind states it."""
     with torch.device("meta"):
         model = GPT(config)
-    parameters = sum(p.numel() for p in model.parameters())
-    # Every matrix of a block, but a sketch's, meets a token once, and so does the head. An embedding is no product.
-    head = config.vocab_size * config.d_model
-    matrices = head + sum(p.numel() for block in model.blocks for p in block.parameters() if p.ndim == 2)
-    forward, backward = 2.0 * matrices, 4.0 * matrices
-    recomputed = 0.0
-    for block in model.blocks:
-        attend_forward, attend_backward = block.attention.attend_flops(context)
-        forward += attend_forward
-        backward += attend_backward
-    if config.activation_checkpointing is True:
-        recomputed = forward - 2.0 * head
-    state = sum(block.attention.state_bytes(context) + block.attention.key_shift_bytes() for block in model.blocks)
+    again = float(config.activation_checkpointing is True)
+    flops: dict[str, Flops] = {}
+
+    def add(part: str, forward: float, backward: float, recomputed: float) -> None:
+        before = flops.get(part, Flops(0.0, 0.0, 0.0))
+        flops[part] = Flops(before.forward + forward, before.backward + backward, before.recomputed + recomputed)
+
+    for block, kind in zip(model.blocks, config.kinds, strict=True):
+        for part, module in {"projections": block.attention, "feed-forward": block.feed_forward}.items():
+            # Every matrix of a block, but a sketch's, meets a token once.
+            product = 2.0 * sum(p.numel() for p in module.parameters() if p.ndim == 2)
+            add(part, product, 2 * product, again * product)
+        forward, backward = block.attention.attend_flops(context)
+        add(f"attention: {kind}", forward, backward, again * forward)
+    head = 2.0 * config.vocab_size * config.d_model  # an embedding is no product
+    add("head", head, 2 * head, 0.0)
     return Cost(
-        parameters=parameters,
-        flops_forward=forward,
-        flops_trained=forward + backward,
-        flops_step=forward + backward + recomputed,
-        state_bytes=state,
+        modules=_sizes_by_module(model),
+        flops=flops,
+        state_bytes=sum(b.attention.state_bytes(context) + b.attention.key_shift_bytes() for b in model.blocks),
     )
+
+
+def _sizes_by_module(model: GPT) -> dict[str, tuple[int, ...]]:
+    modules: dict[str, list[int]] = {}
+    for name, parameter in model.named_parameters():
+        first, number, *_ = name.split(".")
+        modules.setdefault(f"{first}.{number}" if first == "blocks" else first, []).append(parameter.numel())
+    return {name: tuple(sizes) for name, sizes in modules.items()}
 
 
 def memory_per_rank(
@@ -100,6 +131,22 @@ def _head_bytes(config: ModelConfig, tokens: int, width: int) -> float:
     logits = min(tokens * config.vocab_size, LOGITS_IN_TRITON)
     matrix = config.vocab_size * config.d_model
     return 3 * width * config.d_model * tokens + width * logits + (4 + width) * matrix
+
+
+def bytes_moved(
+    config: ModelConfig, parameters: int, saved: Saved, *, tokens: int, micro_batches: int, width: int
+) -> float:
+    """Count the bytes that one rank's forward and backward passes of a step, `tokens` tokens in all, at least move
+    between a GPU and its memory.
+
+    What is saved for backward is written and read once, under full activation checkpointing that of every block.
+    In every micro-batch weights are read forward and backward, and for a recomputation; gradients are written, read and
+    added to an fp32 sum. Temporaries and a second reading of what no cache holds come on top.
+    """
+    again = config.activation_checkpointing is True
+    elements = saved.always + config.n_layers * saved.at_times
+    per_micro_batch = (2 + again) * width + 2 * width + 2 * 4
+    return 2 * width * elements * tokens + micro_batches * per_micro_batch * parameters
 
 
 def activation_elements(config: ModelConfig) -> Saved:
