@@ -15,12 +15,21 @@ import torch
 
 from lcpt.config import Config, ConfigError, load_config
 from lcpt.evaluation.plots import cells
-from lcpt.model.cost import Cost
+from lcpt.model.cost import Cost, Saved
 from lcpt.training import step_time
+from lcpt.training.checks import micro_batches
 from lcpt.training.fitting import HEADROOM
 from lcpt.training.out_of_memory import count_parameters
 from lcpt.training.phases import Phase, divide
-from lcpt.training.planning import Cluster, Prediction, best_over, costs_by_policy, predict, propose
+from lcpt.training.planning import (
+    Cluster,
+    Prediction,
+    best_over,
+    costs_by_policy,
+    predict,
+    propose,
+    saved_by_policy,
+)
 from lcpt.utils.atomic_files import replace_text
 from lcpt.utils.gpus import GPU_BYTES, gpu_bytes
 from lcpt.utils.provenance import report_header
@@ -54,6 +63,7 @@ def main() -> int:
     args = parser.parse_intermixed_args()
     try:
         config, cluster = check(args)
+        saved = saved_by_policy(config.model)
         report = report_header(torch.device("cpu")) | {
             "device": f"model of {args.gpus} x {args.gpu}",
             "gpu": args.gpu,
@@ -61,7 +71,7 @@ def main() -> int:
             "network_bytes_per_second": cluster.network,
             "headroom": HEADROOM,
             "assumed": {name.lower(): getattr(step_time, name) for name in ASSUMED},
-            "phases": [plan_phase(phase, cluster) for phase in divide(config)],
+            "phases": [plan_phase(phase, cluster, saved) for phase in divide(config)],
         }
         if args.plot:
             report["grid"] = draw(config, cluster, Path(args.plot))
@@ -83,19 +93,21 @@ def check(args: argparse.Namespace) -> tuple[Config, Cluster]:
     gpu_bytes(args.gpu)
     config = load_config(args.config, ["run.dir=none", *args.overrides])
     count_parameters(config.model)
+    for phase in divide(config):
+        try:
+            micro_batches(phase.config.sequences, 1, args.gpus)
+        except ValueError as error:
+            raise ValueError(f"{phase.name}{error}") from None
     for file in filter(None, (args.output, args.plot)):
         Path(file).parent.mkdir(parents=True, exist_ok=True)
     return config, Cluster(gpu=args.gpu, gpus=args.gpus, network=args.network * 1e9)
 
 
-def plan_phase(phase: Phase, cluster: Cluster) -> dict:
+def plan_phase(phase: Phase, cluster: Cluster, saved: dict[bool | str, Saved]) -> dict:
     """Plan one part of a run: what it costs in any setting, the config's own setting, and all that fit."""
     config = phase.config
-    costs = costs_by_policy(config)
-    try:
-        proposals = propose(config, costs, cluster)
-    except ValueError as error:
-        raise ValueError(f"{phase.name}{error}") from None
+    costs = costs_by_policy(config, saved)
+    proposals = propose(config, costs, cluster)
     try:
         configured = row(predict(config, costs, cluster), cluster)
     except ValueError as error:

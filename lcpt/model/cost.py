@@ -14,7 +14,7 @@ from lcpt.attention.base import rotary_table
 from lcpt.model.gpt import GPT, Block, ModelConfig
 
 SAMPLE = 1024  # tokens on which memory is counted; it grows in proportion
-REDUCE_BUCKET = 500_000_000  # gradients that DeepSpeed collects before it reduces them, stages 2 and 3
+REDUCE_BUCKET = 500_000_000  # elements of the buffer in which DeepSpeed collects gradients before it reduces them
 LIVE_WEIGHTS = 1_000_000_000  # weights that DeepSpeed leaves gathered at stage 3
 
 
@@ -101,22 +101,29 @@ def memory_per_rank(
     world: int,
     zero_stage: int,
     precision: str,
+    reduce_bucket: float = REDUCE_BUCKET,
 ) -> dict[str, float]:
     """Estimate the bytes on one rank of `world` that holds `tokens` tokens at a time, by what they hold.
 
     `saved` is that of activation_elements. Gradients are summed in fp32. ZeRO divides the optimizer's fp32
     weights and moments by the world at stage 1, the sum of gradients too at 2, weights too at 3; stage 0 divides
-    nothing and has no copy of its fp32 weights. PyTorch's own memory, communication buffers and short-lived temporaries
-    are not counted.
+    nothing and has no copy of its fp32 weights. A micro-batch's own gradients are whole at stage 1 in bf16. At 2 and 3,
+    and at 1 in fp32, they pass through a buffer of reduce_bucket elements; stage 2 then has a second share of them
+    before it adds it to the sum, and stage 3 a copy of what the buffer holds. PyTorch's own memory, other communication
+    buffers and short-lived temporaries are not counted.
     """
     width = 2 if precision == "bf16" else 4
-    sums_itself = precision == "fp32" and zero_stage < 2  # then a micro-batch's gradient is added where it is made
-    shared = min(parameters, REDUCE_BUCKET if zero_stage >= 2 else parameters)
+    of_micro_batch = {
+        0: 0,  # added to the sum where they are made
+        1: width * (parameters if precision == "bf16" else reduce_bucket),
+        2: width * reduce_bucket + 4 * parameters / world,
+        3: 4 * (reduce_bucket + min(parameters, reduce_bucket)),
+    }[zero_stage]
     parts = {
         "weights": width * parameters / (world if zero_stage >= 3 else 1),
         "gathered weights": width * min(parameters, LIVE_WEIGHTS) if zero_stage >= 3 else 0,
         "gradients": 4 * parameters / (world if zero_stage >= 2 else 1),
-        "gradients of a micro-batch": 0 if sums_itself else width * shared,
+        "gradients of a micro-batch": of_micro_batch,
         "optimizer": 12 * parameters / world if zero_stage else 8 * parameters,
         "activations": width * saved.always * tokens,
         # A block is made again when the loss is over.

@@ -47,8 +47,8 @@ def communication_per_step(
     parameters = later = sum(map(sum, modules.values()))
     if stage == 3:
         zero = parallel.deepspeed.get("zero_optimization", {})
-        kept_below = zero.get("stage3_param_persistence_threshold", PERSISTENT)
-        reuse = zero.get("stage3_max_reuse_distance", REUSE_DISTANCE)
+        kept_below = float(zero.get("stage3_param_persistence_threshold", PERSISTENT))
+        reuse = float(zero.get("stage3_max_reuse_distance", REUSE_DISTANCE))
         gathered = 0
         for name, sizes in modules.items():
             later -= sum(sizes)

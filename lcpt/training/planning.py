@@ -15,6 +15,7 @@ from lcpt.utils.gpus import gpu_bytes
 
 if TYPE_CHECKING:
     from lcpt.config import Config
+    from lcpt.model import ModelConfig
 
 STAGES = (0, 1, 2, 3)
 Costs = dict[bool | str, tuple[Cost, Saved]]  # by policy of activation checkpointing
@@ -68,12 +69,15 @@ class Prediction:
         return self.n_bytes <= (1 - HEADROOM) * gpu_bytes(gpu)
 
 
-def costs_by_policy(config: Config) -> Costs:
-    """Count FLOPs and what backward needs under every policy of activation checkpointing."""
+def saved_by_policy(model: ModelConfig) -> dict[bool | str, Saved]:
+    """Count what backward needs under every policy of activation checkpointing."""
+    return {policy: activation_elements(replace(model, activation_checkpointing=policy)) for policy in POLICIES}
+
+
+def costs_by_policy(config: Config, saved: dict[bool | str, Saved]) -> Costs:
+    """Count FLOPs at the config's context under every policy; `saved` is that of saved_by_policy, at any context."""
     models = {policy: replace(config.model, activation_checkpointing=policy) for policy in POLICIES}
-    return {
-        policy: (model_cost(model, config.data.context), activation_elements(model)) for policy, model in models.items()
-    }
+    return {policy: (model_cost(model, config.data.context), saved[policy]) for policy, model in models.items()}
 
 
 def predict(config: Config, costs: Costs, cluster: Cluster) -> Prediction:
@@ -135,12 +139,13 @@ def best_over(
     the model or the task does not allow is left out.
     """
     found: dict[int, dict[int, Prediction]] = {}
+    saved = saved_by_policy(config.model)
     for context in contexts:
         try:
             steps = {n: _with_context(config, context, n) for n in gpus}
         except ValueError:
             continue
-        costs = costs_by_policy(steps[gpus[0]])
+        costs = costs_by_policy(steps[gpus[0]], saved)
         best = {n: propose(step, costs, replace(cluster, gpus=n)) for n, step in steps.items()}
         found[context] = {n: predictions[0] for n, predictions in best.items() if predictions}
     return found
