@@ -4,7 +4,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from lcpt.attention import AttentionConfig
+from lcpt.attention import ATTENTION, AttentionConfig
+from lcpt.attention.summaries import SummariesConfig
 from lcpt.config import Config
 from lcpt.data import DataConfig
 from lcpt.model import GPT, ModelConfig
@@ -55,21 +56,27 @@ def test_flops_of_the_matrices_are_what_pytorch_counts():
     assert counter.get_total_flops() / context == model_cost(config, context).flops_forward - 2 * (2 * 32 * context)
 
 
-def test_flops_by_part_are_what_pytorch_counts():
-    """Of modules, forward and backward: projections, the feed-forward network and the head."""
+@pytest.mark.parametrize("kind", ATTENTION)
+def test_flops_by_part_are_what_pytorch_counts(kind):
+    """Forward and backward: projections, the feed-forward network and the head, exactly. Of attention see each kind."""
     from torch.utils.flop_counter import FlopCounterMode
 
-    config, context = CONFIGS["softmax"], 64
+    attention, context = AttentionConfig(kind, block_size=16), 64
+    attention.flurka.summaries = attention.lowrank.summaries = SummariesConfig(projection="table")
+    config = replace(CONFIGS["softmax"], attention=attention)
     model, tokens = GPT(config), torch.zeros(1, context, dtype=torch.long)
     with FlopCounterMode(display=False) as counter:
         model(tokens).sum().backward()
     found = {name: sum(counts.values()) / context for name, counts in counter.get_flop_counts().items()}
     parts = {name: part.forward + part.backward for name, part in model_cost(config, context).flops.items()}
-    layers = range(config.n_layers)
-    assert parts.keys() == {"projections", "feed-forward", "attention: softmax", "head"}
-    assert parts["projections"] == sum(found[f"GPT.blocks.{n}.attention"] for n in layers)
-    assert parts["feed-forward"] == sum(found[f"GPT.blocks.{n}.feed_forward"] for n in layers)
-    assert parts["head"] == found["GPT"] - parts["projections"] - parts["feed-forward"]  # of the model, of no module
+    blocks = [f"GPT.blocks.{n}" for n in range(config.n_layers)]
+    assert parts.keys() == {"projections", "feed-forward", f"attention: {kind}", "head"}
+    assert parts["projections"] == sum(
+        found[f"{block}.attention.{name}"] for block in blocks for name in ("qkv", "out")
+    )
+    assert parts["feed-forward"] == sum(found[f"{block}.feed_forward"] for block in blocks)
+    of_layers = sum(found[f"{block}.{name}"] for block in blocks for name in ("attention", "feed_forward"))
+    assert parts["head"] == found["GPT"] - of_layers
 
 
 def test_attention_of_each_kind_is_a_part():
