@@ -141,19 +141,19 @@ def _head_bytes(config: ModelConfig, tokens: int, width: int) -> float:
 
 
 def bytes_moved(
-    config: ModelConfig, parameters: int, saved: Saved, *, tokens: int, micro_batches: int, width: int
+    config: ModelConfig, parameters: int, *, kept: float, made: float, tokens: int, micro_batches: int, width: int
 ) -> float:
     """Count the bytes that one rank's forward and backward passes of a step, `tokens` tokens in all, at least move
     between a GPU and its memory.
 
-    What is saved for backward is written and read once, under full activation checkpointing that of every block.
-    In every micro-batch weights are read forward and backward, and for a recomputation; gradients are written, read and
-    added to an fp32 sum. Temporaries and a second reading of what no cache holds come on top.
+    Of `made` elements a token that backward reads, a forward pass writes all and keeps `kept` (Saved.always, without
+    and with activation checkpointing); the others are written again. In every micro-batch weights are read forward and
+    backward, and for a full recomputation; gradients are written, read and added to an fp32 sum. Temporaries and a
+    second reading of what no cache holds come on top.
     """
     again = config.activation_checkpointing is True
-    elements = saved.always + config.n_layers * saved.at_times
     per_micro_batch = (2 + again) * width + 2 * width + 2 * 4
-    return 2 * width * elements * tokens + micro_batches * per_micro_batch * parameters
+    return width * (2 * made + made - kept) * tokens + micro_batches * per_micro_batch * parameters
 
 
 def activation_elements(config: ModelConfig) -> Saved:

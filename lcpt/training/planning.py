@@ -97,7 +97,16 @@ def predict(config: Config, costs: Costs, cluster: Cluster) -> Prediction:
         offload_optimizer=parallel.offload_optimizer,
         memory=memory_on_gpu(config, world, cost.parameters, saved, training.micro_batch),
         sent=sent,
-        seconds=seconds_by_part(config, cost, saved, sent, world, accumulation, peaks),
+        seconds=seconds_by_part(
+            config,
+            cost,
+            sent,
+            peaks,
+            kept=saved.always,
+            made=costs[False][1].always,
+            world=world,
+            micro_batches=accumulation,
+        ),
         tokens=training.global_batch_tokens,
     )
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from lcpt.model.cost import Cost, Saved, bytes_moved
+from lcpt.model.cost import Cost, bytes_moved
 from lcpt.utils.gpus import gpu_peaks
 
 if TYPE_CHECKING:
@@ -44,16 +44,33 @@ def hardware(gpu: str, precision: str, network: float) -> Hardware:
 
 
 def seconds_by_part(
-    config: Config, cost: Cost, saved: Saved, sent: Communication, world: int, micro_batches: int, peaks: Hardware
+    config: Config,
+    cost: Cost,
+    sent: Communication,
+    peaks: Hardware,
+    *,
+    kept: float,
+    made: float,
+    world: int,
+    micro_batches: int,
 ) -> dict[str, float]:
-    """Model what each part of a rank's hardware works in one step of `micro_batches`; the step takes the longest."""
+    """Model what each part of a rank's hardware works in one step of `micro_batches`; the step takes the longest.
+    `kept` and `made` are those of model.cost.bytes_moved."""
     training, parallel = config.training, config.parallel
     tokens = micro_batches * training.micro_batch * config.data.context
     attention = sum(sum(part) for name, part in cost.flops.items() if name.startswith("attention"))
     products = cost.flops_step - attention
     shard = cost.parameters / (world if parallel.zero_stage else 1)
     width = 2 if training.precision == "bf16" else 4
-    moved = bytes_moved(config.model, cost.parameters, saved, tokens=tokens, micro_batches=micro_batches, width=width)
+    moved = bytes_moved(
+        config.model,
+        cost.parameters,
+        kept=kept,
+        made=made,
+        tokens=tokens,
+        micro_batches=micro_batches,
+        width=width,
+    )
     update = ADAM_BYTES * shard
     parts = {
         "compute": tokens * (products / PRODUCTS + attention / ATTENTION) / peaks.flops,

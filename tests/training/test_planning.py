@@ -58,6 +58,13 @@ def test_the_longest_part_is_the_bottleneck_and_the_step():
 def test_recomputation_takes_time_and_larger_micro_batches_move_fewer_bytes():
     again = predict(replace(CONFIG, model=replace(CONFIG.model, activation_checkpointing=True)), COSTS, EIGHT)
     assert again.seconds["compute"] > predicted().seconds["compute"] and again.n_bytes < predicted().n_bytes
+    memory = [
+        predict(replace(CONFIG, model=replace(CONFIG.model, activation_checkpointing=policy)), COSTS, EIGHT).seconds[
+            "memory"
+        ]
+        for policy in (False, "selective", True)
+    ]
+    assert memory == sorted(set(memory))  # what is not kept is written again
     for part in ("memory", "network"):
         assert predicted(micro_batch=8).seconds[part] < predicted(micro_batch=1).seconds[part]
 
