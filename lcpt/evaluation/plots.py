@@ -10,6 +10,7 @@ import matplotlib
 
 matplotlib.use("Agg")  # before pyplot is imported
 from matplotlib import pyplot
+from matplotlib.colors import LogNorm
 from matplotlib.ticker import PercentFormatter
 
 
@@ -89,6 +90,31 @@ def over_contexts(panels: list[tuple[str, list[tuple[str, list[int], list[float]
         ax.set_yscale("log")
         ax.xaxis.set_major_formatter("{x:,.0f}")
         ax.legend(frameon=False, fontsize="small", loc="center left", bbox_to_anchor=(1, 0.5))
+    _save(figure, output)
+
+
+Cell = tuple[float, str]  # a value and a text
+
+
+def cells(title: str, x: str, y: str, columns: list[str], rows: dict[str, dict[str, Cell]], output: Path) -> None:
+    """Plot a table, row -> column -> cell, as PNG, coloured by the logarithm of the values; the first row is at the
+    bottom. Rows may lack columns."""
+    values = [[row[c][0] if c in row else float("nan") for c in columns] for row in rows.values()]
+    size = (2 + 0.95 * len(columns), 1.6 + 0.5 * len(rows))
+    figure, axes = pyplot.subplots(figsize=size, layout="constrained")
+    axes.set_facecolor("0.93")
+    axes.imshow(values, norm=LogNorm(), cmap="viridis", origin="lower", aspect="auto", alpha=0.6)
+    for row, named in enumerate(rows.values()):
+        for column, name in enumerate(columns):
+            text = named[name][1] if name in named else "–"
+            axes.text(column, row, text, ha="center", va="center", fontsize="small", linespacing=1.3)
+    axes.set_xticks(range(len(columns)), columns)
+    axes.set_yticks(range(len(rows)), rows)
+    axes.set_xlabel(x)
+    axes.set_ylabel(y)
+    axes.set_title(title, fontsize="medium", loc="left")
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
     _save(figure, output)
 
 

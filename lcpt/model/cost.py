@@ -14,17 +14,39 @@ from lcpt.attention.base import rotary_table
 from lcpt.model.gpt import GPT, Block, ModelConfig
 
 SAMPLE = 1024  # tokens on which memory is counted; it grows in proportion
-REDUCE_BUCKET = 500_000_000  # gradients that DeepSpeed collects before it reduces them, stages 2 and 3
+REDUCE_BUCKET = 500_000_000  # elements of the buffer in which DeepSpeed collects gradients before it reduces them
 LIVE_WEIGHTS = 1_000_000_000  # weights that DeepSpeed leaves gathered at stage 3
+
+
+class Flops(NamedTuple):
+    """Counts FLOPs a token."""
+
+    forward: float
+    backward: float
+    recomputed: float  # what activation checkpointing computes again in backward
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Cost:
-    parameters: int
-    flops_forward: float  # a token
-    flops_trained: float  # a token, forward and backward
-    flops_step: float  # the same with what activation checkpointing computes again
+    modules: dict[str, tuple[int, ...]]  # sizes of the parameters of "embedding", each block ("blocks.0"), "norm", …
+    flops: dict[str, Flops]  # by part: projections, attention of each kind, feed-forward, head
     state_bytes: int  # of one sequence, for decoding the token after `context`
+
+    @property
+    def parameters(self) -> int:
+        return sum(map(sum, self.modules.values()))
+
+    @property
+    def flops_forward(self) -> float:  # a token
+        return sum(part.forward for part in self.flops.values())
+
+    @property
+    def flops_trained(self) -> float:  # a token, forward and backward
+        return self.flops_forward + sum(part.backward for part in self.flops.values())
+
+    @property
+    def flops_step(self) -> float:  # the same with what activation checkpointing computes again
+        return self.flops_trained + sum(part.recomputed for part in self.flops.values())
 
 
 class Saved(NamedTuple):
@@ -39,26 +61,35 @@ def model_cost(config: ModelConfig, context: int) -> Cost:
     attention of each layer as its kind states it."""
     with torch.device("meta"):
         model = GPT(config)
-    parameters = sum(p.numel() for p in model.parameters())
-    # Every matrix of a block, but a sketch's, meets a token once, and so does the head. An embedding is no product.
-    head = config.vocab_size * config.d_model
-    matrices = head + sum(p.numel() for block in model.blocks for p in block.parameters() if p.ndim == 2)
-    forward, backward = 2.0 * matrices, 4.0 * matrices
-    recomputed = 0.0
-    for block in model.blocks:
-        attend_forward, attend_backward = block.attention.attend_flops(context)
-        forward += attend_forward
-        backward += attend_backward
-    if config.activation_checkpointing is True:
-        recomputed = forward - 2.0 * head
-    state = sum(block.attention.state_bytes(context) + block.attention.key_shift_bytes() for block in model.blocks)
+    again = float(config.activation_checkpointing is True)
+    flops: dict[str, Flops] = {}
+
+    def add(part: str, forward: float, backward: float, recomputed: float) -> None:
+        before = flops.get(part, Flops(0.0, 0.0, 0.0))
+        flops[part] = Flops(before.forward + forward, before.backward + backward, before.recomputed + recomputed)
+
+    for block, kind in zip(model.blocks, config.kinds, strict=True):
+        for part, module in {"projections": block.attention, "feed-forward": block.feed_forward}.items():
+            # Every matrix of a block, but a sketch's, meets a token once.
+            product = 2.0 * sum(p.numel() for p in module.parameters() if p.ndim == 2)
+            add(part, product, 2 * product, again * product)
+        forward, backward = block.attention.attend_flops(context)
+        add(f"attention: {kind}", forward, backward, again * forward)
+    head = 2.0 * config.vocab_size * config.d_model  # an embedding is no product
+    add("head", head, 2 * head, 0.0)
     return Cost(
-        parameters=parameters,
-        flops_forward=forward,
-        flops_trained=forward + backward,
-        flops_step=forward + backward + recomputed,
-        state_bytes=state,
+        modules=_sizes_by_module(model),
+        flops=flops,
+        state_bytes=sum(b.attention.state_bytes(context) + b.attention.key_shift_bytes() for b in model.blocks),
     )
+
+
+def _sizes_by_module(model: GPT) -> dict[str, tuple[int, ...]]:
+    modules: dict[str, list[int]] = {}
+    for name, parameter in model.named_parameters():
+        first, number, *_ = name.split(".")
+        modules.setdefault(f"{first}.{number}" if first == "blocks" else first, []).append(parameter.numel())
+    return {name: tuple(sizes) for name, sizes in modules.items()}
 
 
 def memory_per_rank(
@@ -70,22 +101,29 @@ def memory_per_rank(
     world: int,
     zero_stage: int,
     precision: str,
+    reduce_bucket: float = REDUCE_BUCKET,
 ) -> dict[str, float]:
     """Estimate the bytes on one rank of `world` that holds `tokens` tokens at a time, by what they hold.
 
     `saved` is that of activation_elements. Gradients are summed in fp32. ZeRO divides the optimizer's fp32
     weights and moments by the world at stage 1, the sum of gradients too at 2, weights too at 3; stage 0 divides
-    nothing and has no copy of its fp32 weights. PyTorch's own memory, communication buffers and short-lived temporaries
-    are not counted.
+    nothing and has no copy of its fp32 weights. A micro-batch's own gradients are whole at stage 1 in bf16. At 2 and 3,
+    and at 1 in fp32, they pass through a buffer of reduce_bucket elements; stage 2 then has a second share of them
+    before it adds it to the sum, and stage 3 a copy of what the buffer holds. PyTorch's own memory, other communication
+    buffers and short-lived temporaries are not counted.
     """
     width = 2 if precision == "bf16" else 4
-    sums_itself = precision == "fp32" and zero_stage < 2  # then a micro-batch's gradient is added where it is made
-    shared = min(parameters, REDUCE_BUCKET if zero_stage >= 2 else parameters)
+    of_micro_batch = {
+        0: 0,  # added to the sum where they are made
+        1: width * (parameters if precision == "bf16" else reduce_bucket),
+        2: width * reduce_bucket + 4 * parameters / world,
+        3: 4 * (reduce_bucket + min(parameters, reduce_bucket)),
+    }[zero_stage]
     parts = {
         "weights": width * parameters / (world if zero_stage >= 3 else 1),
         "gathered weights": width * min(parameters, LIVE_WEIGHTS) if zero_stage >= 3 else 0,
         "gradients": 4 * parameters / (world if zero_stage >= 2 else 1),
-        "gradients of a micro-batch": 0 if sums_itself else width * shared,
+        "gradients of a micro-batch": of_micro_batch,
         "optimizer": 12 * parameters / world if zero_stage else 8 * parameters,
         "activations": width * saved.always * tokens,
         # A block is made again when the loss is over.
@@ -100,6 +138,22 @@ def _head_bytes(config: ModelConfig, tokens: int, width: int) -> float:
     logits = min(tokens * config.vocab_size, LOGITS_IN_TRITON)
     matrix = config.vocab_size * config.d_model
     return 3 * width * config.d_model * tokens + width * logits + (4 + width) * matrix
+
+
+def bytes_moved(
+    config: ModelConfig, parameters: int, *, kept: float, made: float, tokens: int, micro_batches: int, width: int
+) -> float:
+    """Count the bytes that one rank's forward and backward passes of a step, `tokens` tokens in all, at least move
+    between a GPU and its memory.
+
+    Of `made` elements a token that backward reads, a forward pass writes all and keeps `kept` (Saved.always, without
+    and with activation checkpointing); the others are written again. In every micro-batch weights are read forward and
+    backward, and for a full recomputation; gradients are written, read and added to an fp32 sum. Temporaries and a
+    second reading of what no cache holds come on top.
+    """
+    again = config.activation_checkpointing is True
+    per_micro_batch = (2 + again) * width + 2 * width + 2 * 4
+    return width * (2 * made + made - kept) * tokens + micro_batches * per_micro_batch * parameters
 
 
 def activation_elements(config: ModelConfig) -> Saved:

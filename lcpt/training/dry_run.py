@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from lcpt.model.cost import activation_elements, model_cost
+from lcpt.model.cost import Cost, activation_elements, model_cost
 from lcpt.training.communication import communication_per_step
 from lcpt.training.fitting import HEADROOM, fitting_settings, memory_on_gpu
 from lcpt.training.phases import Phase, divide
@@ -38,7 +38,7 @@ def _describe(phase: Phase, end: int, world: int, gpu: str | None) -> str:
         "FLOPs a token": f"{cost.flops_forward / 1e6:,.1f} M forward, {cost.flops_step / 1e6:,.1f} M a training step",
         f"FLOPs of the {whole}": f"{cost.flops_step * tokens:.3g} for {tokens:,} tokens in {steps:,} steps",
         "decoding state": f"{cost.state_bytes / 2**20:,.1f} MiB a sequence of {context:,} tokens",
-        "communication": _communication(config, cost.parameters, world),
+        "communication": _communication(config, cost, world),
         f"memory a rank of {world}": _gibibytes(memory),
         "  of its host": _gibibytes(host),
     }
@@ -57,23 +57,22 @@ def _shown(phase: Phase) -> str:
     )
 
 
-def _communication(config: Config, parameters: int, world: int) -> str:
+def _communication(config: Config, cost: Cost, world: int) -> str:
     micro_batches = math.ceil(config.sequences / (world * config.training.micro_batch))
     stage = config.parallel.zero_stage
     sent = communication_per_step(
-        parameters,
+        cost.modules,
+        config.parallel,
         world=world,
-        zero_stage=stage,
         precision=config.training.precision,
         micro_batches=micro_batches,
     )
     if not sent.reduced:
         return "none on one rank"
-    most = "at most " if stage == 3 else ""
     how_often = f"in each of {micro_batches} micro-batches" if stage >= 2 else "once"
     return (
-        f"{most}{sent.gathered / 2**30:,.2f} GiB all-gathered, {sent.reduced / 2**30:,.2f} GiB reduced a step: "
-        f"stage {stage} reduces {how_often}"
+        f"{sent.gathered / 2**30:,.2f} GiB all-gathered, {sent.reduced / 2**30:,.2f} GiB reduced a step "
+        f"({sent.reduction}): stage {stage} reduces {how_often}"
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from lcpt.model.cost import Saved, activation_elements, memory_per_rank, model_cost
+from lcpt.model.cost import REDUCE_BUCKET, Saved, activation_elements, memory_per_rank, model_cost
 
 if TYPE_CHECKING:
     from lcpt.config import Config
@@ -47,6 +47,7 @@ def fitting_settings(config: Config, world: int, n_bytes: float) -> list[Setting
 
 def memory_on_gpu(config: Config, world: int, parameters: int, saved: Saved, micro_batch: int) -> dict[str, float]:
     """Estimate a rank's bytes on its GPU by what they hold; `saved` is of model.cost.activation_elements."""
+    zero = config.parallel.deepspeed.get("zero_optimization", {})
     parts = memory_per_rank(
         config.model,
         parameters,
@@ -55,6 +56,7 @@ def memory_on_gpu(config: Config, world: int, parameters: int, saved: Saved, mic
         world=world,
         zero_stage=config.parallel.zero_stage,
         precision=config.training.precision,
+        reduce_bucket=float(zero.get("reduce_bucket_size", REDUCE_BUCKET)),
     )
     if config.parallel.offload_optimizer:
         del parts["optimizer"]

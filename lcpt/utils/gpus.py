@@ -19,6 +19,33 @@ def gpu_bytes(name: str) -> int:
     return GPU_BYTES[name]
 
 
+BANDWIDTH = {  # of its memory, bytes a second, by the maker's data sheet
+    "A100-40GB": 1.555e12,
+    "A100-80GB": 2.039e12,
+    "L40S-48GB": 0.864e12,
+    "H100-80GB": 3.35e12,
+    "H200-141GB": 4.8e12,
+    "B200-192GB": 8.0e12,
+}
+FP32_FLOPS = {  # a second, without tensor cores: PyTorch's fp32 products do not round to TF32 unless told to
+    "A100-40GB": 19.5e12,
+    "A100-80GB": 19.5e12,
+    "L40S-48GB": 91.6e12,
+    "H100-80GB": 67e12,
+    "H200-141GB": 67e12,
+    "B200-192GB": 75e12,
+}
+
+
+def gpu_peaks(name: str, precision: str) -> tuple[float, float]:
+    """Return (FLOP/s of dense products in bf16 or fp32, bytes a second of its memory) of a GPU. ValueError for a name
+    that is not in GPU_BYTES."""
+    gpu_bytes(name)
+    flops = peak_flops(name) if precision == "bf16" else FP32_FLOPS[name]
+    assert flops is not None, f"BF16_FLOPS lacks {name}"
+    return flops, BANDWIDTH[name]
+
+
 BF16_FLOPS = (  # dense peak a second; the first that occurs in a device's name counts
     ("H100 PCIe", 756e12),
     ("H100 NVL", 835e12),

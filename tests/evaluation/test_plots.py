@@ -4,7 +4,7 @@ import pytest
 from matplotlib import pyplot
 
 from lcpt.evaluation import plots
-from lcpt.evaluation.plots import loss_by_position, loss_curve, recall_by_distance
+from lcpt.evaluation.plots import cells, loss_by_position, loss_curve, recall_by_distance
 
 PNG = b"\x89PNG\r\n"
 
@@ -49,4 +49,16 @@ def test_recall_is_drawn_over_distances_with_the_level_of_chance(tmp_path, monke
     assert list(axes.patches[0].get_data().edges) == [8, 16, 64]  # a logarithm has no 0
     assert axes.lines[0].get_ydata()[0] == pytest.approx(0.125)
     assert [text.get_text() for text in axes.get_legend().get_texts()] == ["one", "other", "chance, 12.5 %"]
+    pyplot.close(drawn[0])
+
+
+def test_cells_stand_where_their_names_are(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(plots, "_save", lambda figure, output: drawn.append(figure))
+    cells("title", "x", "y", ["a", "b"], {"low": {"b": (2.0, "two")}, "high": {"a": (4.0, "four")}}, tmp_path / "c.png")
+    (axes,) = drawn[0].axes
+    found = {text.get_text(): text.get_position() for text in axes.texts if text.get_text() != "–"}
+    assert found == {"two": (1, 0), "four": (0, 1)} and len(axes.texts) == 4
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["low", "high"]
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["a", "b"]
     pyplot.close(drawn[0])

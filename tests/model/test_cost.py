@@ -4,7 +4,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from lcpt.attention import AttentionConfig
+from lcpt.attention import ATTENTION, AttentionConfig
+from lcpt.attention.summaries import SummariesConfig
 from lcpt.config import Config
 from lcpt.data import DataConfig
 from lcpt.model import GPT, ModelConfig
@@ -55,6 +56,44 @@ def test_flops_of_the_matrices_are_what_pytorch_counts():
     assert counter.get_total_flops() / context == model_cost(config, context).flops_forward - 2 * (2 * 32 * context)
 
 
+@pytest.mark.parametrize("kind", ATTENTION)
+def test_flops_by_part_are_what_pytorch_counts(kind):
+    """Forward and backward: projections, the feed-forward network and the head, exactly. Of attention see each kind."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    attention, context = AttentionConfig(kind, block_size=16), 64
+    attention.flurka.summaries = attention.lowrank.summaries = SummariesConfig(projection="table")
+    config = replace(CONFIGS["softmax"], attention=attention)
+    model, tokens = GPT(config), torch.zeros(1, context, dtype=torch.long)
+    with FlopCounterMode(display=False) as counter:
+        model(tokens).sum().backward()
+    found = {name: sum(counts.values()) / context for name, counts in counter.get_flop_counts().items()}
+    parts = {name: part.forward + part.backward for name, part in model_cost(config, context).flops.items()}
+    blocks = [f"GPT.blocks.{n}" for n in range(config.n_layers)]
+    assert parts.keys() == {"projections", "feed-forward", f"attention: {kind}", "head"}
+    assert parts["projections"] == sum(
+        found[f"{block}.attention.{name}"] for block in blocks for name in ("qkv", "out")
+    )
+    assert parts["feed-forward"] == sum(found[f"{block}.feed_forward"] for block in blocks)
+    of_layers = sum(found[f"{block}.{name}"] for block in blocks for name in ("attention", "feed_forward"))
+    assert parts["head"] == found["GPT"] - of_layers
+
+
+def test_attention_of_each_kind_is_a_part():
+    config = CONFIGS["hybrid"]
+    parts, layers = model_cost(config, 64).flops, [block.attention for block in GPT(config).blocks]
+    assert parts.keys() == {"projections", "feed-forward", "attention: polysketch", "attention: polynomial", "head"}
+    assert parts["attention: polynomial"][:2] == layers[1].attend_flops(64)
+    assert parts["attention: polysketch"][:2] == tuple(2 * n for n in layers[0].attend_flops(64))
+
+
+def test_parameters_by_module_are_in_the_order_of_use():
+    config = replace(CONFIGS["hybrid"], tie_embeddings=False)
+    modules, model = model_cost(config, 64).modules, GPT(config)
+    assert list(modules) == ["embedding", "blocks.0", "blocks.1", "blocks.2", "norm", "head"]
+    assert modules["blocks.1"] == tuple(p.numel() for p in model.blocks[1].parameters())
+
+
 def test_recomputation_costs_a_forward_pass_without_the_head():
     plain = CONFIGS["softmax"]
     again = ModelConfig(**{**vars(plain), "activation_checkpointing": True})
@@ -85,7 +124,6 @@ def test_memory_shrinks_with_the_stage():
         stages[stage] = memory_per_rank(config, 1000, saved, tokens=64, world=4, zero_stage=stage, precision="fp32")
     assert [stages[n]["optimizer"] for n in range(4)] == [8000, 3000, 3000, 3000]
     assert [stages[n]["gradients"] for n in range(4)] == [4000, 4000, 1000, 1000]
-    assert [stages[n].get("gradients of a micro-batch") for n in range(4)] == [None, None, 4000, 4000]
     assert [stages[n]["weights"] for n in range(4)] == [4000, 4000, 4000, 1000]
     assert [stages[n].get("gathered weights") for n in range(4)] == [None, None, None, 4000]
     half = memory_per_rank(config, 1000, saved, tokens=64, world=4, zero_stage=1, precision="bf16")
@@ -94,14 +132,17 @@ def test_memory_shrinks_with_the_stage():
     assert half["activations"] * 2 == stages[1]["activations"]
 
 
-def test_gradients_of_a_large_model_leave_in_buckets():
-    parts = {
-        stage: memory_per_rank(
-            CONFIGS["softmax"], 10**10, Saved(1, 0), tokens=1, world=8, zero_stage=stage, precision="bf16"
-        )["gradients of a micro-batch"]
-        for stage in (1, 2, 3)
-    }
-    assert parts == {1: 2 * 10**10, 2: 2 * REDUCE_BUCKET, 3: 2 * REDUCE_BUCKET}
+def test_gradients_leave_through_a_buffer_whose_size_no_model_changes():
+    def of_micro_batch(stage, precision, **bucket):
+        parts = memory_per_rank(
+            CONFIGS["softmax"], 10**10, Saved(1, 0), tokens=1, world=8, zero_stage=stage, precision=precision, **bucket
+        )
+        return parts.get("gradients of a micro-batch")
+
+    share, size = 4 * 10**10 / 8, REDUCE_BUCKET
+    assert [of_micro_batch(stage, "bf16") for stage in (1, 2, 3)] == [2 * 10**10, 2 * size + share, 8 * size]
+    assert [of_micro_batch(stage, "fp32") for stage in (0, 1, 2)] == [None, 4 * size, 4 * size + share]
+    assert of_micro_batch(2, "bf16", reduce_bucket=10**6) == 2 * 10**6 + share
 
 
 def test_the_loss_holds_a_chunk_of_logits_and_the_gradients_of_its_inputs():

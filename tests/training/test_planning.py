@@ -1,0 +1,100 @@
+"""The search of settings, and the model of a step's time: not right, but sane."""
+
+from dataclasses import replace
+
+import pytest
+
+from lcpt.attention import AttentionConfig
+from lcpt.config import Config
+from lcpt.data import DataConfig
+from lcpt.model import ModelConfig
+from lcpt.training.config import TrainingConfig
+from lcpt.training.engine import ParallelConfig
+from lcpt.training.fitting import HEADROOM
+from lcpt.training.planning import Cluster, best_over, costs_by_policy, predict, propose, saved_by_policy
+from lcpt.utils.gpus import BANDWIDTH, FP32_FLOPS, GPU_BYTES, gpu_peaks
+
+CONFIG = Config(
+    model=ModelConfig(n_layers=2, d_model=128, n_heads=2, vocab_size=512, attention=AttentionConfig("softmax")),
+    data=DataConfig(path="-", context=1024),
+    training=TrainingConfig(global_batch_tokens=64 * 1024, micro_batch=2, precision="bf16", valid_tokens=1024),
+    parallel=ParallelConfig(2, deepspeed={"zero_optimization": {"reduce_bucket_size": 1000}}),
+)
+SAVED = saved_by_policy(CONFIG.model)
+COSTS = costs_by_policy(CONFIG, SAVED)
+EIGHT = Cluster(gpu="H100-80GB", gpus=8, network=50e9)
+
+
+def predicted(cluster=EIGHT, **training):
+    return predict(replace(CONFIG, training=replace(CONFIG.training, **training)), COSTS, cluster)
+
+
+def test_every_gpu_has_its_peaks():
+    assert GPU_BYTES.keys() == BANDWIDTH.keys() == FP32_FLOPS.keys()
+    for name in GPU_BYTES:
+        assert gpu_peaks(name, "bf16")[0] > gpu_peaks(name, "fp32")[0] > 1e13 > gpu_peaks(name, "fp32")[1] > 5e11
+    assert gpu_peaks("H200-141GB", "bf16") == (989e12, 4.8e12)
+
+
+def test_compute_shrinks_with_the_gpus_and_grows_with_the_context():
+    one, eight = (predicted(replace(EIGHT, gpus=n)) for n in (1, 8))
+    assert one.seconds["compute"] == pytest.approx(8 * eight.seconds["compute"])
+    assert one.seconds["network"] == 0 and one.bottleneck != "network"
+    longer = replace(CONFIG, data=replace(CONFIG.data, context=4096))
+    assert predict(longer, costs_by_policy(longer, SAVED), EIGHT).seconds["compute"] > eight.seconds["compute"]
+
+
+def test_the_longest_part_is_the_bottleneck_and_the_step():
+    fast, slow = (predicted(replace(EIGHT, network=network)) for network in (1e15, 1e6))
+    assert (
+        slow.bottleneck == "network" and slow.step_seconds == slow.seconds["network"] == 1e9 * fast.seconds["network"]
+    )
+    assert (
+        fast.bottleneck != "network" and fast.step_seconds == max(fast.seconds.values()) < fast.seconds_without_overlap
+    )
+    assert fast.tokens_per_second == 64 * 1024 / fast.step_seconds
+
+
+def test_recomputation_takes_time_and_larger_micro_batches_move_fewer_bytes():
+    again = predict(replace(CONFIG, model=replace(CONFIG.model, activation_checkpointing=True)), COSTS, EIGHT)
+    assert again.seconds["compute"] > predicted().seconds["compute"] and again.n_bytes < predicted().n_bytes
+    memory = [
+        predict(replace(CONFIG, model=replace(CONFIG.model, activation_checkpointing=policy)), COSTS, EIGHT).seconds[
+            "memory"
+        ]
+        for policy in (False, "selective", True)
+    ]
+    assert memory == sorted(set(memory))  # what is not kept is written again
+    for part in ("memory", "network"):
+        assert predicted(micro_batch=8).seconds[part] < predicted(micro_batch=1).seconds[part]
+
+
+def test_all_settings_are_tried_and_the_fastest_is_first():
+    found = propose(CONFIG, COSTS, EIGHT)
+    tried = {(p.zero_stage, p.micro_batch, p.activation_checkpointing) for p in found}
+    assert len(found) == len(tried) == 3 * 4 * 3  # stage 0 has no bf16
+    assert found[0].step_seconds == min(p.step_seconds for p in found)
+    for faster, slower in zip(found, found[1:], strict=False):
+        assert faster.step_seconds <= slower.step_seconds
+    with pytest.raises(ValueError, match="do not divide among 3 ranks"):
+        propose(CONFIG, COSTS, replace(EIGHT, gpus=3))
+
+
+def test_the_optimizer_goes_to_the_host_only_where_nothing_fits_without(monkeypatch):
+    least = min(p.n_bytes for p in propose(CONFIG, COSTS, EIGHT))
+    monkeypatch.setitem(GPU_BYTES, "H100-80GB", least / (1 - HEADROOM) + 1)
+    [only] = propose(CONFIG, COSTS, EIGHT)
+    assert only.n_bytes == least and not only.offload_optimizer and only.fits("H100-80GB")
+    monkeypatch.setitem(GPU_BYTES, "H100-80GB", least / (1 - HEADROOM) - 1)
+    found = propose(CONFIG, COSTS, EIGHT)
+    assert found and all(p.offload_optimizer and p.seconds["host"] > 0 and "optimizer" not in p.memory for p in found)
+    monkeypatch.setitem(GPU_BYTES, "H100-80GB", 1000)
+    assert propose(CONFIG, COSTS, EIGHT) == []
+
+
+def test_over_contexts_a_step_keeps_its_tokens_where_it_can():
+    found = best_over(CONFIG, EIGHT, [2048, 2**20], [1, 8, 24])
+    assert {n: best.tokens for n, best in found[2048].items()} == {1: 2**16, 8: 2**16, 24: 24 * 2048}
+    assert {n: best.tokens for n, best in found[2**20].items()} == {n: n * 2**20 for n in found[2**20]}
+    learned = replace(CONFIG, model=replace(CONFIG.model, positions="learned", max_positions=2048))
+    assert list(best_over(learned, EIGHT, [2048, 4096], [8])) == [2048]
