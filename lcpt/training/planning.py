@@ -115,14 +115,15 @@ def propose(config: Config, costs: Costs, cluster: Cluster) -> list[Prediction]:
     """Predict all settings, and return those that fit, the fastest first; those with the optimizer on the host only
     where no other fits.
 
-    Of two that are as fast, that whose hardware has less to do comes first, and then that which needs less memory.
+    Of two that are as fast, that of the lower stage comes first, whose messages are fewer and larger, then that whose
+    hardware has less to do, then that which needs less memory.
     ValueError where the sequences of a step do not divide among the GPUs.
     """
     micro_batches(config.sequences, 1, cluster.gpus)
     for offload in (False, True):
         predictions = (predict(changed, costs, cluster) for changed in _settings(config, cluster.gpus, offload))
         if fitting := [prediction for prediction in predictions if prediction.fits(cluster.gpu)]:
-            return sorted(fitting, key=lambda p: (p.step_seconds, p.seconds_without_overlap, p.n_bytes))
+            return sorted(fitting, key=lambda p: (p.step_seconds, p.zero_stage, p.seconds_without_overlap, p.n_bytes))
     return []
 
 
