@@ -71,9 +71,9 @@ def most_allocated(config):
     "stage, precision, policy",
     [
         (0, "fp32", True),
-        (1, "fp32", "selective"),
+        pytest.param(1, "fp32", "selective", marks=pytest.mark.slow),
         (1, "bf16", False),
-        (2, "fp32", True),
+        pytest.param(2, "fp32", True, marks=pytest.mark.slow),
         (3, "bf16", False),
     ],
 )
