@@ -18,8 +18,9 @@ from lcpt_kernels.arguments import (
     require,
 )
 from lcpt_kernels.autocast import under_autocast
-from lcpt_kernels.chunked import Plan, Power, StateInput, block_causal_attention
+from lcpt_kernels.chunked import Plan, StateInput, block_causal_attention
 from lcpt_kernels.documents import each_document
+from lcpt_kernels.local_weights import Power
 
 ROWS = 256  # queries at a time: a tile of scores has ROWS × T elements
 

@@ -1,6 +1,6 @@
 """The records of block-causal attention."""
 
-from lcpt_kernels.chunked import Exponential, Linear, Power, Quadratic
+from lcpt_kernels.local_weights import Exponential, Linear, Power, Quadratic
 
 
 def test_local_weights_are_told_apart():
