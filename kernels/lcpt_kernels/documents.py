@@ -112,7 +112,7 @@ class Row:
             tokens, of_blocks = slice(borders[first], borders[last]), slice(rows[first], rows[last])
             offsets = None
             if last - first > 1:
-                offsets = torch.tensor(borders[first : last + 1], device=cu_seqlens.device) - borders[first]
+                offsets = torch.tensor(borders[first : last + 1], device=q.device) - borders[first]
             return Part(
                 q=q[:, tokens],
                 a=a[:, tokens],

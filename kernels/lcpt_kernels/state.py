@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 import torch
@@ -10,6 +10,8 @@ from torch import Tensor
 
 from lcpt_kernels.arguments import require
 from lcpt_kernels.chunked import Plan
+
+OF_SUMMARIES = ("b", "far_v", "mass")  # keys whose rows are summaries of blocks, where there are any
 
 
 class State(NamedTuple):
@@ -68,12 +70,22 @@ def check_state(state: State, plan: Plan, keys: Mapping[str, Tensor]) -> None:
 
 def tail_after(plan: Plan, keys: Mapping[str, Tensor], first: int) -> dict[str, Tensor]:
     """Return those keys that are not in S after the last one; the first one is token `first` of its sequence."""
-    c = plan.block_size
-    blocks_in_state = max(0, (first + keys["v"].shape[1]) // c - plan.local_blocks + 1)
-    rows = (blocks_in_state - first // c) * (plan.summaries or 0)
-    start = {name: rows if name in of_summaries(plan) else blocks_in_state * c - first for name in keys}
+    rows = tail_rows(keys, first + keys["v"].shape[1], plan.block_size, plan.local_blocks, plan.summaries)
     # Copies: views would keep all of the sequence in memory.
-    return {name: x[:, start[name] :].clone() for name, x in keys.items()}
+    return {name: x[:, x.shape[1] - rows[name] :].clone() for name, x in keys.items()}
+
+
+def tail_rows(
+    names: Iterable[str], tokens: int, block_size: int, local_blocks: int, summaries: int | None
+) -> dict[str, int]:
+    """Return how many rows of the keys with these names are in the tail of a sequence of so many tokens."""
+    whole = tokens // block_size
+    in_state = max(0, whole - local_blocks + 1)
+    of_blocks = OF_SUMMARIES if summaries else ()
+    return {
+        name: (whole - in_state) * (summaries or 0) if name in of_blocks else tokens - in_state * block_size
+        for name in names
+    }
 
 
 def after_tail(tail: Mapping[str, Tensor], keys: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -83,4 +95,4 @@ def after_tail(tail: Mapping[str, Tensor], keys: Mapping[str, Tensor]) -> dict[s
 
 def of_summaries(plan: Plan) -> tuple[str, ...]:
     """Return the names of those keys whose rows are summaries of blocks."""
-    return ("b", "far_v", "mass") if plan.summaries else ()
+    return OF_SUMMARIES if plan.summaries else ()

@@ -11,6 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lcpt.attention.qk_norm import QK_NORMS, NormRotary
+from lcpt.attention.state_exchange import StateExchange
+from lcpt.parallel.sequence import SequenceSlice, shift
 from lcpt.utils.recomputation import compute_once, recompute
 
 if TYPE_CHECKING:
@@ -64,11 +66,16 @@ class Attention(nn.Module, ABC):
         rotary: tuple[Tensor, Tensor] | None,
         cu_seqlens: Tensor | None = None,
         norm: Callable[[Tensor], Tensor] | None = None,
+        part: SequenceSlice | None = None,
     ) -> Tensor:
         """cu_seqlens int [N + 1]: documents packed in one sequence, B = 1, each as if alone. norm: of x, for selective
-        activation checkpointing: its result is made again in backward, and so are the normed queries and keys."""
-        p = self.project(x, rotary, cu_seqlens=cu_seqlens, norm=norm)
-        return self._merge(self.attend(p, cu_seqlens=cu_seqlens)[0])
+        activation checkpointing: its result is made again in backward, and so are the normed queries and keys. part: x
+        is this slice of longer sequences, and cu_seqlens has the borders in it; all ranks that share them call this."""
+        if part is None:
+            p = self.project(x, rotary, cu_seqlens=cu_seqlens, norm=norm)
+            return self._merge(self.attend(p, cu_seqlens=cu_seqlens)[0])
+        p = self.project(x, rotary, cu_seqlens=cu_seqlens, norm=norm, part=part)
+        return self._merge(self.attend_between_ranks(p, part))
 
     def extend(self, x: Tensor, rotary: tuple[Tensor, Tensor] | None, state) -> tuple[Tensor, object]:
         """The same for the continuation of a sequence that left `state`, None at its start; and the state after it."""
@@ -84,8 +91,9 @@ class Attention(nn.Module, ABC):
         last_key: Tensor | None = None,
         cu_seqlens: Tensor | None = None,
         norm: Callable[[Tensor], Tensor] | None = None,
+        part: SequenceSlice | None = None,
     ) -> Projected:
-        """last_key: that of the tokens before x, where x continues a sequence."""
+        """last_key: that of the tokens before x, where x continues a sequence; with a part it is the left rank's."""
         if norm is None:
             heads = self.qkv(x)
         else:
@@ -100,7 +108,10 @@ class Attention(nn.Module, ABC):
             k, k_plain = run(self.k_norm, k, rotary, self.keep_plain)
             return Projected(q, k, v, self.gate(x), q_plain, k_plain, x)
         key_shift = self.key_shift.view(self.n_kv_heads, -1)
-        starts = None if cu_seqlens is None else positions_in_documents(cu_seqlens, x.shape[1]) == 0
+        held = 0 if part is None else part.start
+        starts = None if cu_seqlens is None else positions_in_documents(cu_seqlens, x.shape[1], held) == 0
+        if part is not None:
+            last_key = _last_key_before(part, k)
         shifted, k_plain = run(self.k_norm, k, rotary, self.keep_plain, key_shift, last_key, starts)
         return Projected(q, shifted, v, self.gate(x), q_plain, k_plain, x, k[:, -1:])
 
@@ -114,6 +125,10 @@ class Attention(nn.Module, ABC):
     @abstractmethod
     def attend(self, p: Projected, state=None, keep: bool = False, cu_seqlens: Tensor | None = None):
         """-> (o [B, T, H, D], the state after these tokens if `keep`): the continuation of what left `state`."""
+
+    def attend_between_ranks(self, p: Projected, part: SequenceSlice) -> Tensor:
+        """Return o [B, T, H, D] of a slice of longer sequences, as `attend` would of the whole."""
+        raise NotImplementedError
 
     def aux_loss(self) -> Tensor | None:
         """What the last forward pass adds to the mean loss in training, a scalar; None in kinds that add nothing."""
@@ -156,6 +171,7 @@ class LinearCost(Attention):
     """A kind with exact weights in the last blocks and a state of features before them; it may have a gate."""
 
     local_blocks = 1
+    summaries_per_block: int | None = None  # where the state is of summaries
 
     def __init__(self, d_model: int, n_heads: int, n_kv_heads: int, config: AttentionConfig):
         super().__init__(d_model, n_heads, n_kv_heads, config)
@@ -175,6 +191,16 @@ class LinearCost(Attention):
             output_final_state=keep,
             cu_seqlens=cu_seqlens,
         )
+
+    def attend_between_ranks(self, p: Projected, part: SequenceSlice) -> Tensor:
+        return self.attend_blocks(
+            p,
+            block_size=self.block_size,
+            local_blocks=self.local_blocks,
+            log_gate=p.log_gate,
+            cu_seqlens=part.cu_seqlens,
+            exchange=StateExchange(part, self.block_size, self.local_blocks, self.summaries_per_block),
+        )[0]
 
     @abstractmethod
     def attend_blocks(self, p: Projected, **stream):
@@ -210,11 +236,19 @@ class LinearCost(Attention):
         return 4 * self.n_kv_heads * (self.features() * (self.head_dim + 1) + tail)
 
 
-def positions_in_documents(cu_seqlens: Tensor, tokens: int) -> Tensor:
-    """Return the position of each token in its packed document, int64 [T]. Documents may be empty."""
+def positions_in_documents(cu_seqlens: Tensor, tokens: int, held: int = 0) -> Tensor:
+    """Return the position of each token in its packed document, int64 [T]. The first document, which may be empty as
+    others may, has `held` tokens before these."""
     # With output_size the host does not wait for the device.
     starts = cu_seqlens[:-1].repeat_interleave(cu_seqlens.diff(), output_size=tokens)
-    return torch.arange(tokens, device=cu_seqlens.device) - starts
+    place = torch.arange(tokens, device=cu_seqlens.device)
+    return place - starts if held == 0 else place - starts + held * (place < cu_seqlens[1])
+
+
+def _last_key_before(part: SequenceSlice, k: Tensor) -> Tensor:
+    """Return the key of the token before the slice, [B, 1, Hkv, D]; 0 where a document begins with it."""
+    last = shift(part, {"k": k}, [{"k": int(held > 0)} for held in part.held])["k"]
+    return torch.cat((k.new_zeros(k.shape[0], 1 - last.shape[1], *k.shape[2:]), last), dim=1)
 
 
 def in_fp32(x: Tensor) -> Tensor:

@@ -43,6 +43,7 @@ class Flurka(LinearCost):
         self.local = own.local
         self.feature_map = FEATURE_MAPS[own.feature_map](n_kv_heads, self.head_dim, own.size)
         self.summaries = Summaries(d_model, n_kv_heads, self.head_dim, config.block_size, own.summaries)
+        self.summaries_per_block = self.summaries.number
         self.gamma = nn.Parameter(torch.zeros(n_heads))
         if own.local == "softmax":  # linear: both parts are of the same map, and balanced as they are
             far = mean_product(self.feature_map, n_kv_heads, self.head_dim)
@@ -50,7 +51,8 @@ class Flurka(LinearCost):
 
     def attend_blocks(self, p: Projected, *, initial_state=None, **stream):
         state, pending = initial_state or (None, None)
-        pooled = self.summaries(p, pending, stream["cu_seqlens"])
+        exchange = stream.get("exchange")
+        pooled = self.summaries(p, pending, stream["cu_seqlens"], None if exchange is None else exchange.part)
         # Both sides as keys: a factor taken out of a query's features would shift the balance of local and state part.
         phi_q, phi_summary = (self.feature_map(x, is_query=False) for x in (p.q_plain, pooled.k))
         q, k = p.q, p.k

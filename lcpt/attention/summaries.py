@@ -15,6 +15,7 @@ from lcpt_kernels.pooling import pool_blocks
 from torch import Tensor, nn
 
 from lcpt.attention.base import Projected
+from lcpt.parallel.sequence import SequenceSlice, shift
 
 OWN_SEGMENT = 4.0  # at first a summary looks e⁴ times as much at a token of its own segment of the block
 
@@ -57,14 +58,28 @@ class Summaries(nn.Module):
             self.table = nn.Parameter(torch.zeros(c, n_kv_heads, r))
         self.k_norm = nn.RMSNorm(head_dim, eps=1e-6)  # pooling shrinks keys that are unlike by √(c/r)
 
-    def forward(self, p: Projected, pending: dict[str, Tensor] | None, cu_seqlens: Tensor | None) -> Pooled:
-        """Under a gate, Ṽ = P (γ ∘ V) with γ_s = exp(G_end − G_s): what a token has faded to by the block's end."""
+    def forward(
+        self,
+        p: Projected,
+        pending: dict[str, Tensor] | None,
+        cu_seqlens: Tensor | None,
+        part: SequenceSlice | None = None,
+    ) -> Pooled:
+        """Under a gate, Ṽ = P (γ ∘ V) with γ_s = exp(G_end − G_s): what a token has faded to by the block's end.
+
+        part: the tokens are that slice of longer sequences; its summaries are of the blocks that end in it.
+        """
         assert p.k_plain is not None
         rows = {"k": p.k_plain, "v": p.v}
         if p.log_gate is not None:
             rows["log_gate"] = p.log_gate
         if self.W_P is not None:
             rows["logits"] = self.W_P(p.x).unflatten(-1, (-1, self.number))  # [B, T, Hkv, r]
+        if part is not None:
+            unfinished = [held % self.block_size for held in part.held]
+            pending = shift(part, rows, [dict.fromkeys(rows, count) for count in unfinished])
+            if cu_seqlens is not None:
+                cu_seqlens = torch.cat((cu_seqlens[:1], cu_seqlens[1:] + unfinished[part.group.rank]))
         if pending is not None:
             rows = {name: torch.cat((pending[name], x), dim=1) for name, x in rows.items()}
         whole, rest = self._split(rows["k"].shape[1], cu_seqlens)
@@ -100,7 +115,7 @@ class Summaries(nn.Module):
         document = torch.searchsorted(after, block, right=True).clamp_(max=len(count) - 1)
         first = ends[document] + (block - (after - count)[document]) * c
         whole = first.clamp_(max=tokens - c)[:, None] + torch.arange(c, device=ends.device)
-        return whole.flatten(), slice(tokens, tokens)
+        return whole.flatten().to(self.k_norm.weight.device, non_blocking=True), slice(tokens, tokens)
 
     def flops(self) -> float:
         """A token, for one key-value head, without W_P, which is a matrix of the layer: P K and P V."""

@@ -9,6 +9,7 @@ from typing import NamedTuple, cast
 
 import torch
 from lcpt_kernels.arguments import is_on_device
+from lcpt_kernels.documents import outside_graphs
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -19,6 +20,7 @@ from lcpt.model.feed_forward import ACTIVATIONS, FeedForward, default_width
 from lcpt.model.loss import cross_entropy, token_losses
 from lcpt.model.norms import NORMS, add_and_norm, build_norm
 from lcpt.model.rope_scaling import RopeScalingConfig, scaled_rotary_table
+from lcpt.parallel.sequence import SequenceSlice
 
 
 @dataclass
@@ -128,13 +130,21 @@ class GPT(nn.Module):
         """The matrix that makes logits, [V, d_model]."""
         return self.embedding.weight if self.config.tie_embeddings else self.head.weight
 
-    def forward(self, tokens: Tensor, labels: Tensor | None = None, cu_seqlens: Tensor | None = None):
+    def forward(
+        self,
+        tokens: Tensor,
+        labels: Tensor | None = None,
+        cu_seqlens: Tensor | None = None,
+        part: SequenceSlice | None = None,
+    ):
         """Return logits, or with labels like them, shifted, < 0 where none, (loss sum in nats, count of labels ≥ 0).
 
         cu_seqlens int [N + 1]: documents packed in one sequence, B = 1, each as if alone. Its last entry may be
         repeated to a fixed length: documents may be empty. On a GPU the host does not read it.
+        part: the tokens are that slice of longer sequences, whose ranks all call this; cu_seqlens has the borders in
+        it, and the sums over ranks of loss and count are those of the whole.
         """
-        hidden = self.hidden(tokens, cu_seqlens)
+        hidden = self.hidden(tokens, cu_seqlens, part)
         if labels is None:
             return hidden @ self.head_weight.mT
         loss, count = cross_entropy(hidden, self.head_weight, labels, self.config.z_loss)
@@ -173,22 +183,24 @@ class GPT(nn.Module):
         logits, cache = self.prefill(token.reshape(-1, 1), cache)
         return logits[:, 0], cache
 
-    def hidden(self, tokens: Tensor, cu_seqlens: Tensor | None = None) -> Tensor:
+    def hidden(self, tokens: Tensor, cu_seqlens: Tensor | None = None, part: SequenceSlice | None = None) -> Tensor:
         """Return the normed output of the last block, [B, T, d_model]."""
-        length: int | None = tokens.shape[1]
+        length: int | None = tokens.shape[1] if part is None else part.longest
+        held = 0 if part is None else part.start
         if cu_seqlens is None:
-            positions = torch.arange(tokens.shape[1], device=tokens.device)
+            positions = torch.arange(held, held + tokens.shape[1], device=tokens.device)
         else:
-            positions = positions_in_documents(cu_seqlens, tokens.shape[1])
-            length = None if is_on_device(cu_seqlens) else int(cu_seqlens.diff().max())
+            positions = positions_in_documents(cu_seqlens, tokens.shape[1], held)
+            if part is None:
+                length = None if is_on_device(cu_seqlens) else int(cu_seqlens.diff().max())
         x, rotary = self._embed(tokens, positions, length)
         delta: Tensor | None = None
         for block in self.blocks:
             if self.config.activation_checkpointing is True and torch.is_grad_enabled():
                 x = x if delta is None else x + delta  # so that one tensor is kept, not two
-                x, delta = checkpoint(block, x, None, rotary, cu_seqlens, use_reentrant=False)
+                x, delta = checkpoint(block, x, None, rotary, cu_seqlens, part, use_reentrant=False)
             else:
-                x, delta = block(x, delta, rotary, cu_seqlens)
+                x, delta = block(x, delta, rotary, cu_seqlens, part)
         return add_and_norm(x, delta, self.norm)[0]
 
     def _aux_loss(self) -> Tensor | float:
@@ -237,15 +249,22 @@ class Block(nn.Module):
         self.feed_forward = FeedForward(config.feed_forward, config.d_model, config.ff_width, config.bias)
 
     def forward(
-        self, x: Tensor, delta: Tensor | None, rotary: RotaryTable, cu_seqlens: Tensor | None = None
+        self,
+        x: Tensor,
+        delta: Tensor | None,
+        rotary: RotaryTable,
+        cu_seqlens: Tensor | None = None,
+        part: SequenceSlice | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Return (x, delta) after this block, each [B, T, d_model]."""
+        # Of documents on several ranks the host reads the borders: a graph would be that of one batch.
+        attention = self.attention if part is None or part.borders is None else outside_graphs(self.attention)
         if self.selective and torch.is_grad_enabled():
             x = x if delta is None else x + delta
-            x = x + self.attention(x, rotary, cu_seqlens, norm=self.attention_norm)
+            x = x + attention(x, rotary, cu_seqlens, norm=self.attention_norm, part=part)
             return x, self.feed_forward(x, norm=self.feed_forward_norm)
         normed, x = add_and_norm(x, delta, self.attention_norm)
-        normed, x = add_and_norm(x, self.attention(normed, rotary, cu_seqlens), self.feed_forward_norm)
+        normed, x = add_and_norm(x, attention(normed, rotary, cu_seqlens, part=part), self.feed_forward_norm)
         return x, self.feed_forward(normed)
 
     def extend(self, x: Tensor, delta: Tensor | None, rotary: RotaryTable, state) -> tuple[Tensor, Tensor, object]:
