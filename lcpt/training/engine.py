@@ -46,12 +46,15 @@ OWNED = {
 @dataclass
 class ParallelConfig:
     zero_stage: int = 1  # what ranks share: 1 the optimizer's state, 2 gradients too, 3 weights too; 0 nothing
+    sequence: int = 1  # neighbouring ranks that share each sequence, every one a slice of it
     offload_optimizer: bool = False  # keep the optimizer's state and work on the host
     deepspeed: dict[str, Any] = field(default_factory=dict)  # anything else of DeepSpeed's JSON, as it is
 
     def __post_init__(self):
         if self.zero_stage not in (0, 1, 2, 3):
             raise ValueError(f"parallel.zero_stage is {self.zero_stage}; it is 0, 1, 2 or 3")
+        if self.sequence < 1:
+            raise ValueError(f"parallel.sequence is {self.sequence}; it must be ≥ 1")
         if self.offload_optimizer and self.zero_stage == 0:
             raise ValueError("parallel.offload_optimizer needs parallel.zero_stage 1, 2 or 3, not 0")
         zero = self.deepspeed.get("zero_optimization", {})
