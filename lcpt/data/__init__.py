@@ -7,6 +7,7 @@ from lcpt.data.contiguous import Contiguous
 from lcpt.data.corpus_samples import CorpusSamples
 from lcpt.data.errors import DataError
 from lcpt.data.mixture import Mixture, SourceConfig
+from lcpt.data.packed_documents import padded_offsets
 from lcpt.data.prepare import prepare
 from lcpt.data.sample_source import Drawn, Sample, SampleSource
 from lcpt.data.shards import Corpus
@@ -39,6 +40,7 @@ __all__ = [
     "find_sources",
     "is_task",
     "open_text",
+    "padded_offsets",
     "prepare",
     "read_documents",
     "rows",

@@ -23,6 +23,7 @@ class Batch(NamedTuple):
     labels: np.ndarray  # int64 [sequences, context], -1 where nothing is to be predicted
     cu_seqlens: np.ndarray | None  # int32 [micro-batches, N + 1], borders in the row that a micro-batch makes; or none
     padding: int  # tokens that belong to no document
+    micro_batch: int = 1  # sequences that are computed at one time
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -46,6 +47,7 @@ def rows(source: SampleSource, seed: int, first: int, count: int, context: int, 
         np.stack([sample.labels for sample in samples]),
         cu_seqlens(micro_batches, context) if starts else None,
         sum(sample.padding for sample in samples),
+        micro_batch,
     )
 
 

@@ -15,18 +15,28 @@ LEAST = 16  # documents: few enough to cost nothing, and most micro-batches of l
 def cu_seqlens(micro_batches: Sequence[Sequence[np.ndarray]], context: int) -> np.ndarray:
     """Return the offsets of each micro-batch, int32 [micro-batches, N + 1], from the starts in each of its samples.
 
-    They end in the number of tokens, repeated up to one length: N is LEAST, doubled until the micro-batch with the most
-    documents fits. So compiled code meets few shapes, and kernels few documents that are empty.
+    They end in the number of tokens, see padded_offsets.
     """
-    offsets = [
-        np.concatenate([starts + number * context for number, starts in enumerate(samples)])
-        for samples in micro_batches
-    ]
     tokens = max(map(len, micro_batches)) * context
-    n, most = LEAST, max(map(len, offsets))
+    return padded_offsets(
+        [
+            [*np.concatenate([starts + number * context for number, starts in enumerate(samples)]), tokens]
+            for samples in micro_batches
+        ]
+    )
+
+
+def padded_offsets(rows: Sequence[Sequence[int]]) -> np.ndarray:
+    """Return rows of offsets, int32 [rows, N + 1], whose last entries are repeated up to one length.
+
+    N is LEAST, doubled until the row with the most documents fits. So compiled code meets few shapes, and kernels few
+    documents that are empty.
+    """
+    n, most = LEAST, max(map(len, rows)) - 1
     while n < most:
         n *= 2
-    padded = np.full((len(offsets), n + 1), tokens, dtype=np.int32)
-    for row, found in zip(padded, offsets, strict=True):
-        row[: len(found)] = found
+    padded = np.empty((len(rows), n + 1), dtype=np.int32)
+    for row, offsets in zip(padded, rows, strict=True):
+        row[: len(offsets)] = offsets
+        row[len(offsets) :] = offsets[-1]
     return padded

@@ -71,3 +71,8 @@ def _send_back(ctx, d_rows):
 
 _all_gather.register_autograd(_sum_over_ranks, setup_context=_keep_group)
 _all_to_all.register_autograd(_send_back, setup_context=_keep_counts)
+
+
+# Compiled code keeps their order, and those whose result a rank does not use: others wait for it there.
+for _operator in ("lcpt::all_gather", "lcpt::all_to_all"):
+    torch.library._register_effectful_op(_operator, torch.library.EffectType.ORDERED)

@@ -34,6 +34,7 @@ from lcpt.training.same_run import (
     check_same_run,
     shown,
 )
+from lcpt.training.slices import check_slices
 from lcpt.training.telemetry import log_rank0
 
 if TYPE_CHECKING:
@@ -107,7 +108,10 @@ def _check_on_this_rank(
         for phase in phases:
             check_fits(phase.config, world)
         check_deepspeed(training, config.parallel)
-    accumulation = [0 if complete else _accumulation(phase, world) for phase in phases]
+    if not complete:
+        check_slices(config, world)
+    data_ranks = world // config.parallel.sequence
+    accumulation = [0 if complete else _accumulation(phase, data_ranks) for phase in phases]
     opened = open_phases(phases, accumulation, hashed=not complete, before=drawn_before(state))
     if checkpoint:
         check_same_data(checkpoint, opened)
@@ -129,9 +133,9 @@ def _check_on_this_rank(
     )
 
 
-def _accumulation(phase: Phase, world: int) -> int:
+def _accumulation(phase: Phase, data_ranks: int) -> int:
     try:
-        return micro_batches(phase.config.sequences, phase.config.training.micro_batch, world)
+        return micro_batches(phase.config.sequences, phase.config.training.micro_batch, data_ranks)
     except ValueError as error:
         raise ValueError(f"{phase.name}{error}") from None
 

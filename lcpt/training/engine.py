@@ -46,8 +46,8 @@ OWNED = {
 @dataclass
 class ParallelConfig:
     zero_stage: int = 1  # what ranks share: 1 the optimizer's state, 2 gradients too, 3 weights too; 0 nothing
-    sequence: int = 1  # neighbouring ranks that share each sequence, every one a slice of it
     offload_optimizer: bool = False  # keep the optimizer's state and work on the host
+    sequence: int = 1  # neighbouring ranks that share each sequence, every one a slice of it
     deepspeed: dict[str, Any] = field(default_factory=dict)  # anything else of DeepSpeed's JSON, as it is
 
     def __post_init__(self):

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple, NoReturn
 import torch
 
 from lcpt.parallel import groups
+from lcpt.parallel.sequence import join_sequence_group
 from lcpt.training.bad_steps import BadSteps
 from lcpt.training.checks import Start, check_start
 from lcpt.training.device_batches import DeviceBatches
@@ -111,9 +112,10 @@ class Training:
         self.phases, self.branch = start.phases, start.branch
         self.schedule = Schedule(config.training, [each.phase for each in start.phases])
         self.run, self.device, self.began = Path(config.run.dir), groups.device(), time.perf_counter()
+        group = join_sequence_group(config.parallel.sequence)
         with groups.raise_on_all_ranks():
-            model, batches, self.validations = set_up(config, start)
-            self.batches = DeviceBatches(batches, self.device)
+            model, batches, self.validations = set_up(config, start, group)
+            self.batches = DeviceBatches(batches, self.device, group)
             self.samples = open_samples(config.data) if config.training.sample_every_steps else None
         begin(self.run, config_yaml, history, start)
         watch.write_stacks_to(self.run / "stacks")
@@ -240,18 +242,13 @@ class Training:
         self.watch.heartbeat(f"the data of step {step}", timeout_s)
         with self.clock.part("data"):
             batch = self.batches.get(step - 1)
-            micro_batches = zip(*(x.split(training.micro_batch) for x in (batch.inputs, batch.labels)), strict=True)
         nats, labels = torch.zeros(2, device=self.device, dtype=torch.float64)
-        for number, (x, y) in enumerate(micro_batches, start=1):  # [micro_batch, context] each
+        for number, (inputs, targets, cu_seqlens, part) in enumerate(batch.micro_batches, start=1):
             self.watch.heartbeat(f"micro-batch {number} of step {step}", timeout_s)
             with self.clock.part("forward"):
-                if batch.cu_seqlens is None:
-                    loss, count = self.engine(x, labels=y)
-                else:
-                    documents = batch.cu_seqlens[number - 1]
-                    loss, count = self.engine(x.view(1, -1), labels=y.view(1, -1), cu_seqlens=documents)
+                loss, count = self.engine(inputs, labels=targets, cu_seqlens=cu_seqlens, part=part)
             with self.clock.part("backward"):
-                # The engine averages over ranks and micro-batches.
+                # The engine averages over all ranks, those that share a sequence too, and micro-batches.
                 self.engine.backward(loss * (groups.world_size() * accumulation / training.global_batch_tokens))
             nats += loss.detach()
             labels += count

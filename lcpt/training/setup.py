@@ -9,7 +9,8 @@ import torch
 
 from lcpt.data import Prefetcher
 from lcpt.model import GPT, load_weights
-from lcpt.parallel import groups
+from lcpt.parallel.sequence import SequenceGroup
+from lcpt.training.slices import least_slice
 from lcpt.training.validation import Validation
 
 if TYPE_CHECKING:
@@ -17,21 +18,27 @@ if TYPE_CHECKING:
     from lcpt.training.checks import Start
 
 
-def set_up(config: Config, start: Start) -> tuple[GPT, Prefetcher, dict[int, dict[str, Validation]]]:
+def set_up(
+    config: Config, start: Start, group: SequenceGroup
+) -> tuple[GPT, Prefetcher, dict[int, dict[str, Validation]]]:
     """Build (model, this rank's batches, the validations of each phase by its number, each by name).
 
     The model's weights are those of the checkpoint, else of training.init_from or branch_from, else drawn from
-    run.seed.
+    run.seed. group: the ranks that share sequences with this one.
     """
     phases = [opened.phase for opened in start.phases]
     batches = Prefetcher(
-        [opened.batches() for opened in start.phases], config.run.seed, groups.rank(), groups.world_size()
+        [opened.batches() for opened in start.phases], config.run.seed, group.data_rank, group.data_ranks
     )
+
+    least = least_slice(config.model)
 
     @cache
     def validations(context: int, micro_batch: int) -> dict[str, Validation]:
         tokens = config.training.valid_tokens
-        return {name: Validation(source, tokens, context, micro_batch) for name, source in start.valid.items()}
+        return {
+            name: Validation(source, tokens, context, micro_batch, group, least) for name, source in start.valid.items()
+        }
 
     by_phase = {p.number: validations(p.config.data.context, p.config.training.micro_batch) for p in phases}
     torch.manual_seed(config.run.seed)

@@ -11,6 +11,7 @@ from lcpt.data import Corpus, DataError, Task, Tokenizer
 from lcpt.evaluation.perplexity import bits_per_byte
 from lcpt.evaluation.windows import Window, stack, text_bytes, windows
 from lcpt.parallel import groups
+from lcpt.parallel.sequence import SequenceGroup, SequenceSlice
 from lcpt.training.preemption import Preemption
 from lcpt.training.watchdog import STARTUP_TIMEOUT_S, Watchdog
 
@@ -22,12 +23,21 @@ MOST_ROWS = 64  # short windows for one long one of a batch: a GPU is busy then,
 class Validation:
     """Scores `tokens` labels of a corpus, or samples of that many tokens of a task, in windows of `context`.
 
-    batch: windows of the full context that a forward pass holds.
+    batch: windows of the full context that a forward pass holds. group: ranks that share windows, where a slice has
+    `least_slice` tokens or more.
     """
 
-    def __init__(self, source: Corpus | Task, tokens: int, context: int, batch: int):
+    def __init__(
+        self,
+        source: Corpus | Task,
+        tokens: int,
+        context: int,
+        batch: int,
+        group: SequenceGroup | None = None,
+        least_slice: int = 1,
+    ):
         chosen = held_out(source, tokens, context)
-        self.batches = list(_batches(chosen, context, batch))
+        self.batches = list(_batches(chosen, context, batch, group or SequenceGroup(), least_slice))
         self._known_shapes: set[tuple[int, ...]] = set()
         self.bytes = round(sum(window.bytes for window in chosen))  # of all ranks; a task has none
 
@@ -41,14 +51,15 @@ class Validation:
         the last batch. place: what the watchdog calls it.
         """
         sums = torch.zeros(2, dtype=torch.float64, device=device)  # nats and labels
-        for number, (inputs, labels) in enumerate(self.batches):
+        for number, (inputs, labels, part) in enumerate(self.batches):
             # A shape that is new may have to be compiled, and before the first step the start is not over.
             usual = inputs.shape in self._known_shapes and not watch.is_starting
             self._known_shapes.add(inputs.shape)
             watch.heartbeat(f"batch {number} of {place}", None if usual else STARTUP_TIMEOUT_S)
             if any(groups.all_reduce_sum(bool(preemption.requested_by), device=device)):
                 return None
-            loss, count = model(torch.from_numpy(inputs).to(device), labels=torch.from_numpy(labels).to(device))
+            tensors = (torch.from_numpy(x).to(device) for x in (inputs, labels))
+            loss, count = model(next(tensors), labels=next(tensors), part=part)
             sums += torch.stack((loss, count))
         nats, scored = groups.all_reduce_sum(*sums, device=device)
         measured = {"valid_loss": nats / scored, "valid_tokens_scored": int(scored)}
@@ -134,20 +145,29 @@ def choose_windows(labels: np.ndarray, tokens: int, context: int) -> tuple[np.nd
     return spread(many)
 
 
-def _batches(chosen: list[Window], context: int, batch: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Yield this rank's inputs and labels. All ranks get the same shapes: under ZeRO-3 a forward pass is a collective.
+def _batches(
+    chosen: list[Window], context: int, batch: int, group: SequenceGroup, least_slice: int
+) -> Iterator[tuple[np.ndarray, np.ndarray, SequenceSlice | None]]:
+    """Yield this rank's inputs and labels, and the slice that they are where ranks share windows.
 
-    Windows are padded to a power of two, so that there are few shapes to compile, and short ones share a pass.
+    All ranks get the same shapes: under ZeRO-3 a forward pass is a collective. Windows are padded to a power of two, so
+    that there are few shapes to compile, and short ones share a pass.
     """
     by_length: dict[int, list[Window]] = {}
     for window in chosen:
         length = min(context, max(SHORTEST, 1 << (len(window.inputs) - 1).bit_length()))
         by_length.setdefault(length, []).append(window)
     for length, alike in sorted(by_length.items()):
-        mine = alike[groups.rank() :: groups.world_size()]
-        mine += [_unscored(alike[0])] * (-(-len(alike) // groups.world_size()) - len(mine))
+        shared = length % group.size == 0 and length // group.size >= least_slice
+        part = group.slice(length) if shared else None
+        rank, ranks = (group.data_rank, group.data_ranks) if part else (groups.rank(), groups.world_size())
+        mine = alike[rank::ranks]
+        mine += [_unscored(alike[0])] * (-(-len(alike) // ranks) - len(mine))
+        own = slice(part.first, part.first + part.tokens) if part else slice(None)
         rows = batch * min(context // length, MOST_ROWS)
-        yield from (stack(mine[i : i + rows], length) for i in range(0, len(mine), rows))
+        for i in range(0, len(mine), rows):
+            inputs, labels = stack(mine[i : i + rows], length)
+            yield inputs[:, own], labels[:, own], part
 
 
 def _unscored(window: Window) -> Window:

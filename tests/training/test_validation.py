@@ -24,7 +24,7 @@ AWKWARD = "It was a dark night — naïve 北京 café “quoted” ﬁne.\n\n  
 
 def validate(source, tokens, context, batch=1, model=None):
     measures = Validation(source, tokens, context, batch)
-    model = model or (lambda x, labels: ((labels >= 0).sum().double(), (labels >= 0).sum()))
+    model = model or (lambda x, labels, part: ((labels >= 0).sum().double(), (labels >= 0).sum()))
     watch = SimpleNamespace(heartbeat=lambda *_: None, is_starting=False)
     preemption = SimpleNamespace(requested_by=None)
     return measures, measures.run(model, CPU, watch, preemption)
@@ -66,10 +66,10 @@ def test_as_many_labels_are_scored_as_asked(short, context, asked):
     measures, row = validate(short, asked, context)
     wanted = min(asked, everything)
     assert wanted <= row["valid_tokens_scored"] <= 1.05 * wanted + context and row["valid_loss"] == 1
-    computed = sum(inputs.size for inputs, _ in measures.batches)
+    computed = sum(inputs.size for inputs, _, _ in measures.batches)
     assert computed < 2 * row["valid_tokens_scored"] + 2 * context  # 390 times as much when padded to 8,192
-    assert len({inputs.shape for inputs, _ in measures.batches}) <= 4
-    assert max(inputs.size for inputs, _ in measures.batches) <= max(context, 64)
+    assert len({inputs.shape for inputs, _, _ in measures.batches}) <= 4
+    assert max(inputs.size for inputs, _, _ in measures.batches) <= max(context, 64)
     if asked == 10**9:
         assert row["valid_tokens_scored"] == everything and row["valid_bytes_scored"] == short.manifest["bytes"]
 
@@ -81,8 +81,8 @@ def test_the_windows_are_the_same_for_any_world_and_batch(short, monkeypatch):
             monkeypatch.setattr(groups, "rank", lambda rank=rank: rank)
             monkeypatch.setattr(groups, "world_size", lambda: world)
             mine = Validation(short, 1000, 16, batch)
-            shapes.append([inputs.shape for inputs, _ in mine.batches])
-            found += [row[row >= 0].tolist() for _, labels in mine.batches for row in labels]
+            shapes.append([inputs.shape for inputs, _, _ in mine.batches])
+            found += [row[row >= 0].tolist() for _, labels, _ in mine.batches for row in labels]
         assert all(shape == shapes[0] for shape in shapes)  # each forward pass is a collective under ZeRO-3
         return sorted(filter(None, found)), mine.bytes
 

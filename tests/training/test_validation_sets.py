@@ -113,13 +113,13 @@ def test_the_start_is_not_over_before_the_first_step(valid_folder, code_folder, 
     watch = SimpleNamespace(heartbeat=lambda *beat: beats.append(beat), is_starting=is_starting)
     sets = {name: Validation(Corpus(path), 256, 32, 2) for name, path in (("a", valid_folder), ("b", code_folder))}
 
-    def model(inputs, labels):
+    def model(inputs, labels, part):
         return torch.tensor(1.0, dtype=torch.float64), (labels >= 0).sum()
 
     device, preemption = torch.device("cpu"), SimpleNamespace(requested_by=None)
     row = validate(sets, model, device, watch, preemption, "the first validation")
     assert row["valid_loss/b"] > 0 and beats[0][0] == "batch 0 of the first validation on a"
-    shapes = [inputs.shape for each in sets.values() for inputs, _ in each.batches]
+    shapes = [inputs.shape for each in sets.values() for inputs, _, _ in each.batches]
     assert {limit for (_, limit), shape in zip(beats, shapes, strict=True) if shape in shapes[:1]} == {
         STARTUP_TIMEOUT_S,
         known,

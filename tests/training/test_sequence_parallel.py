@@ -1,0 +1,171 @@
+"""Runs whose sequences lie on several ranks, through DeepSpeed: loss and every gradient are those of one rank."""
+
+import itertools
+import time
+from functools import cache
+from typing import NamedTuple
+
+import pytest
+
+from lcpt.attention import ATTENTION
+from lcpt.checkpoint import open_checkpoint, read_tensors
+from lcpt.parallel import collectives
+
+CONTEXT, SEQUENCES, BETA = 64, 4, 0.9
+PATTERNS = {
+    "states": "polysketch,flurka,kernel",
+    "mixed": "fastmax,kernel,feedforward",
+    "keys": "fastmax,kernel,feedforward",
+}
+FIXED = (
+    f"data.context={CONTEXT}",
+    f"training.global_batch_tokens={CONTEXT * SEQUENCES}",
+    "training.warmup_steps=0",
+    "training.max_steps=1",
+    "training.grad_clip=1e9",  # it would be the gradients of all that one error changes
+    f"training.betas=[{BETA},0.95]",
+    "model.n_layers=3",
+    "model.attention.gate=data",
+    "model.attention.polysketch.local_blocks=2",
+)
+
+
+class Case(NamedTuple):
+    pattern: str
+    zero_stage: int
+    sequence: int
+    data_ranks: int
+    masked: bool
+    micro_batch: int
+    checkpointing: str = "false"
+    compiled: bool = False
+
+
+PAIRWISE = [
+    Case("states", 0, 2, 1, False, 1, "true"),
+    Case("states", 1, 4, 1, True, 2, "false"),
+    Case("states", 2, 2, 2, True, 1, "selective"),
+    Case("states", 3, 4, 1, False, 1, "true"),
+    Case("mixed", 0, 4, 1, True, 2, "selective"),
+    Case("mixed", 1, 2, 2, False, 2, "true"),
+    Case("mixed", 2, 4, 1, False, 4, "false"),
+    Case("mixed", 3, 2, 1, True, 1, "true"),
+    Case("keys", 0, 2, 1, True, 4, "true"),
+    Case("keys", 1, 4, 1, False, 2, "selective"),
+    Case("keys", 2, 2, 1, False, 1, "true"),
+    Case("keys", 3, 2, 2, True, 2, "false"),
+]
+
+
+@pytest.fixture(scope="module")
+def settings(make_corpus, train_folder):
+    """settings(pattern, masked) -> overrides. Documents are short: they begin and end anywhere in a slice."""
+    folder = make_corpus(seed=4, tokenizer=train_folder / "tokenizer.model", sentences=4, count=60)
+
+    def choose(pattern, masked):
+        kinds = f"model.attention.pattern=[{PATTERNS.get(pattern, pattern)}]"
+        return (*FIXED, f"data.path={folder}", kinds, f"data.mask_documents={str(masked).lower()}")
+
+    return choose
+
+
+@pytest.fixture(scope="module")
+def compare(train_ranks, settings):
+    """compare(case): the run of a case has loss, norm and every gradient of the run of one rank, to 1e-5."""
+
+    @cache
+    def of_one_rank(pattern, masked):
+        return measured(train_ranks(1, *settings(pattern, masked)))
+
+    def run(case):
+        row, gradients = of_one_rank(case.pattern, case.masked)
+        shared, found = measured(
+            train_ranks(
+                case.sequence * case.data_ranks,
+                *settings(case.pattern, case.masked),
+                f"parallel.sequence={case.sequence}",
+                f"parallel.zero_stage={case.zero_stage}",
+                f"training.micro_batch={case.micro_batch}",
+                f"model.activation_checkpointing={case.checkpointing}",
+                f"training.compile={str(case.compiled).lower()}",
+                timeout=120,
+            )
+        )
+        for name in ("loss", "grad_norm", "padding_fraction"):
+            assert shared[name] == pytest.approx(row[name], rel=1e-5), name
+        assert found.keys() == gradients.keys()
+        for name, expected in gradients.items():
+            assert float((found[name] - expected).norm()) < 1e-5 * float(expected.norm()), name
+
+    return run
+
+
+def measured(run):
+    """The row of the only step, and each tensor's gradient, from AdamW's first moment after it."""
+    step, manifest = open_checkpoint(run.dir)
+    moments = read_tensors(step, manifest, "exp_avg")
+    return run.rows[0], {name: moment / (1 - BETA) for name, moment in moments.items()}
+
+
+@pytest.mark.parametrize("case", PAIRWISE, ids=lambda case: "-".join(map(str, case)))
+def test_gradients_in_pairs(compare, case):
+    compare(case)
+
+
+ALL = [
+    Case(kind, stage, sequence, data_ranks, masked, micro_batch, checkpointing)
+    for kind in (*ATTENTION, "polysketch,softmax")
+    for stage in range(4)
+    for sequence in (1, 2, 4)
+    for data_ranks in (1, 2)
+    for masked in (False, True)
+    for micro_batch, checkpointing in ((1, "true"), (2, "false"))
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", ALL, ids=lambda case: "-".join(map(str, case)))
+def test_gradients_of_all(compare, case):
+    compare(case)
+
+
+def test_validation_and_a_resumed_run(train_ranks, settings, valid_folder, tmp_path):
+    """A run goes on with more or fewer ranks to a sequence. Windows too short for a slice each are not shared."""
+    common = (
+        *settings("states", True),
+        f"data.valid_path={valid_folder}",
+        "training.max_steps=4",
+        "training.valid_every_steps=2",
+        "training.sample_every_steps=4",
+    )
+    alone = train_ranks(1, *common)
+    first = train_ranks(2, *common, "parallel.sequence=2", "training.stop_after_steps=2", dir=tmp_path / "run")
+    then = train_ranks(4, *common, "parallel.sequence=4", "parallel.zero_stage=3", dir=tmp_path / "run")
+    assert (len(first.rows), len(then.rows)) == (2, 4)
+    for row, expected in zip([then.before, *then.rows], [alone.before, *alone.rows], strict=True):
+        for name in ("loss", "valid_loss", "valid_tokens_scored"):
+            if name in expected:
+                assert row[name] == pytest.approx(expected[name], rel=2e-5), name
+
+
+def test_a_rank_that_hangs_in_an_exchange_ends_the_job_by_name(start_job, settings):
+    def hang(number):
+        calls = itertools.count()
+        process_group = collectives._process_group
+
+        def stuck(name):
+            if next(calls) == 200:
+                time.sleep(1000)
+            return process_group(name)
+
+        if number == 1:
+            collectives._process_group = stuck
+
+    job = start_job(
+        2, *settings("states", True), "parallel.sequence=2", "training.max_steps=500", "training.hang_seconds=3",
+        sabotage=hang,
+    )  # fmt: skip
+    assert job.wait(60) == [1, 1], job.text
+    [line] = [line for line in job.text.splitlines() if "error: " in line]
+    assert "rank 1 hangs at micro-batch" in line
+    assert "lcpt/parallel/collectives.py" in (job.dir / "stacks/rank-00001.txt").read_text()
