@@ -106,8 +106,8 @@ def spoil(factor, rank=None, steps=()):
 
         forward, calls = GPT.forward, iter(range(1, 10**9))
 
-        def spoiled(self, tokens, labels=None, cu_seqlens=None):
-            nats, count = forward(self, tokens, labels, cu_seqlens)
+        def spoiled(self, tokens, labels=None, cu_seqlens=None, part=None):
+            nats, count = forward(self, tokens, labels, cu_seqlens, part)
             return nats * (factor if next(calls) in steps else 1.0), count
 
         if rank in (None, number):
