@@ -4,6 +4,8 @@ import pytest
 import torch
 
 from lcpt.attention import AttentionConfig
+from lcpt.attention.softmax import SoftmaxConfig
+from lcpt.attention.sparse import SparseHashConfig, SparseQKConfig
 from lcpt.model import GPT, ModelConfig
 from lcpt.parallel import groups
 from lcpt.parallel.sequence import join_sequence_group
@@ -31,37 +33,64 @@ def loss_and_gradients(model, tokens, labels, cu_seqlens=None, part=None):
     return {"loss": loss.detach().double(), "count": count.double(), **gradients}
 
 
-def errors_on_ranks(pattern, borders, options):
-    """Return the error of this rank's sums over all ranks, relative to the norm, by name."""
+def errors_on_ranks(pattern, tokens, all_borders, options):
+    """Return the error of this rank's sums over all ranks, relative to the norm, by borders and by name."""
     groups.join("cpu")
     group = join_sequence_group(groups.world_size())
-    generator = torch.Generator().manual_seed(3)
-    tokens = torch.randint(61, (2 if borders is None else 1, TOKENS), generator=generator)
-    labels = torch.where(torch.rand(tokens.shape, generator=generator) < 0.2, -1, tokens.roll(-1, 1))
-    part = group.slice(TOKENS, borders)
-    own = slice(part.first, part.first + part.tokens)
-    cu_seqlens = None if borders is None else torch.tensor([*part.local_borders, part.tokens])  # an empty one behind
-    found = loss_and_gradients(model_of(pattern, **options), tokens[:, own], labels[:, own], cu_seqlens, part)
-    for x in found.values():
-        torch.distributed.all_reduce(x)
-    cu_seqlens = None if borders is None else torch.tensor(borders)
-    whole = loss_and_gradients(model_of(pattern, **options), tokens, labels, cu_seqlens)
+    errors = {}
+    for case, borders in all_borders.items():
+        generator = torch.Generator().manual_seed(3)
+        row = torch.randint(61, (2 if borders is None else 1, tokens), generator=generator)
+        labels = torch.where(torch.rand(row.shape, generator=generator) < 0.2, -1, row.roll(-1, 1))
+        part = group.slice(tokens, borders)
+        own = slice(part.first, part.first + part.tokens)
+        cu_seqlens = (
+            None if borders is None else torch.tensor([*part.local_borders, part.tokens])
+        )  # an empty one behind
+        found = loss_and_gradients(model_of(pattern, **options), row[:, own], labels[:, own], cu_seqlens, part)
+        for x in found.values():
+            torch.distributed.all_reduce(x)
+        cu_seqlens = None if borders is None else torch.tensor(borders)
+        whole = loss_and_gradients(model_of(pattern, **options), row, labels, cu_seqlens)
+        for name, x in whole.items():
+            errors[case, name] = float((found[name] - x).norm() / x.norm().clamp(min=1e-9))
     groups.leave()
-    return {name: float((found[name] - x).norm() / x.norm().clamp(min=1e-9)) for name, x in whole.items()}
+    return errors
 
 
-@pytest.mark.parametrize("borders", BORDERS)
-@pytest.mark.parametrize(
-    "pattern, options",
-    [
-        ("polysketch", {}),
-        ("polysketch", {"gate": "data"}),
-        ("flurka", {"gate": "scalar"}),
-        ("flurka+fastmax", {}),
-    ],
-)
-def test_gradients(run_ranks, pattern, options, borders):
-    for errors in run_ranks(lambda: errors_on_ranks(pattern, BORDERS[borders], options), 4):
-        in_fp32 = {name for name in errors if name == "loss" or "gate_module" in name}
-        for name, error in errors.items():
-            assert error < (1e-6 if name in in_fp32 else 1e-10), name
+def check_gradients(run_ranks, ranks, pattern, tokens, all_borders, options):
+    for errors in run_ranks(lambda: errors_on_ranks(pattern, tokens, all_borders, options), ranks):
+        for (case, name), error in errors.items():
+            in_fp32 = name == "loss" or "gate_module" in name
+            assert error < (1e-6 if in_fp32 else 1e-10), (case, name)
+
+
+FORMS = {
+    "polysketch": ("polysketch", {}),
+    "polysketch, gate": ("polysketch", {"gate": "data"}),
+    "flurka": ("flurka", {"gate": "scalar"}),
+    "two of linear cost": ("flurka+fastmax", {}),
+    "softmax": ("softmax", {}),
+    "window": ("softmax", {"softmax": SoftmaxConfig(window=7)}),
+    "window of two slices": ("softmax", {"softmax": SoftmaxConfig(window=40)}),
+    "polynomial": ("polynomial", {}),
+    "random": ("sparse_qk", {}),
+    "learned, window": ("sparse_qk", {"sparse_qk": SparseQKConfig("learned", window=3)}),
+    "lsh": ("sparse_hash", {"sparse_hash": SparseHashConfig("lsh", 4, window=3)}),
+    "learned hash": ("sparse_hash", {"sparse_hash": SparseHashConfig("learned", 4)}),
+    "lowrank": ("lowrank", {}),
+    "hybrid": ("polysketch+softmax", {}),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_gradients(run_ranks, form):
+    check_gradients(run_ranks, 4, FORMS[form][0], TOKENS, BORDERS, FORMS[form][1])
+
+
+@pytest.mark.parametrize("form", ["softmax", "window of two slices", "learned, window", "lowrank"])
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_slices_of_odd_length(run_ranks, form, ranks):
+    tokens = 19 * ranks
+    borders = {"one sequence": None, "documents": (0, 4, 16, 25, tokens)}
+    check_gradients(run_ranks, ranks, FORMS[form][0], tokens, borders, FORMS[form][1])
