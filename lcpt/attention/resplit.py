@@ -1,8 +1,8 @@
 """Share attention whose cost grows with the context: every rank has all keys, and queries of equal causal work.
 
 The N slices of a row are cut into 2N halves. Rank i works on the queries of halves i and 2N − 1 − i, which together see
-as many keys on every rank; of its own queries the last rank would have twice the mean. Memory grows with the row, as the
-gathered keys do, and nothing grows with its square.
+as many keys on every rank; with its own queries the last rank would have twice the mean. Memory grows with the row, as
+the gathered keys do, and nothing grows with its square.
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import torch._dynamo  # before ranks are forked: each would import it at its first collective
 
 from lcpt.attention import AttentionConfig
 from lcpt.attention.softmax import SoftmaxConfig
@@ -33,36 +34,43 @@ def loss_and_gradients(model, tokens, labels, cu_seqlens=None, part=None):
     return {"loss": loss.detach().double(), "count": count.double(), **gradients}
 
 
-def errors_on_ranks(pattern, tokens, all_borders, options):
-    """Return the error of this rank's sums over all ranks, relative to the norm, by borders and by name."""
+def batch(tokens, borders):
+    generator = torch.Generator().manual_seed(3)
+    row = torch.randint(61, (2 if borders is None else 1, tokens), generator=generator)
+    return row, torch.where(torch.rand(row.shape, generator=generator) < 0.2, -1, row.roll(-1, 1))
+
+
+def on_one_rank(pattern, tokens, borders, options):
+    cu_seqlens = None if borders is None else torch.tensor(borders)
+    return loss_and_gradients(model_of(pattern, **options), *batch(tokens, borders), cu_seqlens)
+
+
+def on_ranks(pattern, tokens, all_borders, options):
+    """Return the sums over ranks, for each of the borders."""
     groups.join("cpu")
-    group = join_sequence_group(groups.world_size())
-    errors = {}
-    for case, borders in all_borders.items():
-        generator = torch.Generator().manual_seed(3)
-        row = torch.randint(61, (2 if borders is None else 1, tokens), generator=generator)
-        labels = torch.where(torch.rand(row.shape, generator=generator) < 0.2, -1, row.roll(-1, 1))
+    group, sums = join_sequence_group(groups.world_size()), []
+    for borders in all_borders:
         part = group.slice(tokens, borders)
         own = slice(part.first, part.first + part.tokens)
-        cu_seqlens = (
-            None if borders is None else torch.tensor([*part.local_borders, part.tokens])
-        )  # an empty one behind
-        found = loss_and_gradients(model_of(pattern, **options), row[:, own], labels[:, own], cu_seqlens, part)
+        # With an empty document at the end.
+        cu_seqlens = None if borders is None else torch.tensor([*part.local_borders, part.tokens])
+        given = (x[:, own] for x in batch(tokens, borders))
+        found = loss_and_gradients(model_of(pattern, **options), *given, cu_seqlens, part)
         for x in found.values():
             torch.distributed.all_reduce(x)
-        cu_seqlens = None if borders is None else torch.tensor(borders)
-        whole = loss_and_gradients(model_of(pattern, **options), row, labels, cu_seqlens)
-        for name, x in whole.items():
-            errors[case, name] = float((found[name] - x).norm() / x.norm().clamp(min=1e-9))
+        sums.append({name: x.numpy() for name, x in found.items()})
     groups.leave()
-    return errors
+    return sums
 
 
 def check_gradients(run_ranks, ranks, pattern, tokens, all_borders, options):
-    for errors in run_ranks(lambda: errors_on_ranks(pattern, tokens, all_borders, options), ranks):
-        for (case, name), error in errors.items():
-            in_fp32 = name == "loss" or "gate_module" in name
-            assert error < (1e-6 if in_fp32 else 1e-10), (case, name)
+    expected = [on_one_rank(pattern, tokens, borders, options) for borders in all_borders.values()]
+    for sums in run_ranks(lambda: on_ranks(pattern, tokens, all_borders.values(), options), ranks):
+        for case, one, other in zip(all_borders, sums, expected, strict=True):
+            for name, x in other.items():
+                error = (torch.as_tensor(one[name]) - x).norm() / x.norm().clamp(min=1e-9)
+                in_fp32 = name == "loss" or "gate_module" in name
+                assert error < (1e-6 if in_fp32 else 1e-10), (case, name)
 
 
 FORMS = {
