@@ -8,7 +8,7 @@ the gathered keys do, and nothing grows with its square.
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -67,15 +67,19 @@ class Resplit:
     """Exchanges queries, keys and outputs of one layer in one forward pass; all ranks make the same calls.
 
     Ranks with other documents have other autograd graphs, and could run backwards through the collectives in another
-    order, each waiting for another. So every collective takes the end of a thread, an empty tensor, from the one before
-    it. `after` is a tensor that all of the layer's earlier collectives went into.
+    order, each waiting for another. So every collective takes along a number of the one before it, the thread, which
+    nobody reads; an empty tensor would do, but torch.compile drops those. `after` is a tensor that all of the layer's
+    earlier collectives went into.
     """
 
     def __init__(self, part: SequenceSlice, after: Tensor):
-        self.part, self.thread = part, after.flatten()[:0]
+        self.part, self.thread = part, after.flatten()[:1]
         ranks, rank = part.group.size, part.group.rank
         self._own = (2 * rank, 2 * rank + 1)
-        self._work = (rank, 2 * ranks - 1 - rank)  # halves whose queries are this rank's to work on
+        self._work = (rank, 2 * ranks - 1 - rank)  # the halves whose queries are this rank's to work on
+        # The ranks that hold and that work on each half, and last this one, where the thread stays.
+        self._owners = [*(half // 2 for half in range(2 * ranks)), rank]
+        self._workers = [*(min(half, 2 * ranks - 1 - half) for half in range(2 * ranks)), rank]
         self.pieces = [piece for half in self._work for piece in cut_into_pieces(*self.places(half), part.borders)]
 
     def places(self, half: int) -> tuple[int, int]:
@@ -86,12 +90,12 @@ class Resplit:
     def queries(self, x: Tensor) -> list[Tensor]:
         """Send x [B, T, ...] of this rank's queries to who works on them: one tensor [B, ·, ...] for each of
         `pieces`. Differentiable where x is."""
-        x = self._send(x, self._own, self._worker, self._work, self._owner)
+        x = self._send(x, self._own, self._workers, self._work, self._owners)
         return list(x.split([piece.stop - piece.start for piece in self.pieces], dim=1))
 
     def home(self, o: list[Tensor]) -> Tensor:
         """Return the outputs [B, T, ...] of this rank's queries; o: those of `pieces`."""
-        return self._send(torch.cat(o, dim=1), self._work, self._owner, self._own, self._worker)
+        return self._send(torch.cat(o, dim=1), self._work, self._owners, self._own, self._workers)
 
     def keys(self, tensors: Mapping[str, Tensor], rows: Sequence[int] | None = None) -> dict[str, Tensor]:
         """Gather tensors [B, T, ...] of one dtype along T, by name.
@@ -103,11 +107,13 @@ class Resplit:
         most, mine = max(rows), rows[group.rank]
         if most == 0:
             return {name: x[:, :0] for name, x in tensors.items()}
-        # Side by side in one row of a token: what is gathered needs no copy where B is 1.
         wide = torch.cat([x[:, :mine].flatten(2) for x in tensors.values()], dim=2)
         wide = F.pad(wide, (0, 0, 0, most - mine))
-        gathered = all_gather(self._threaded(wide.flatten()), group.size, group.name)
-        self._hold(gathered)
+        flat = torch.cat((wide.flatten(), self.thread.to(wide.dtype)))
+        flat = F.pad(flat, (0, wide.numel() + 1 - len(flat)))  # `after` may have been empty
+        gathered, threads = all_gather(flat, group.size, group.name).split((wide.numel(), 1), dim=1)
+        if wide.is_floating_point():
+            self.thread = threads[group.rank].clone()  # a view would keep all
         gathered = gathered.view(group.size, *wide.shape)
         if mine == most == min(rows):
             whole = gathered.transpose(0, 1).flatten(1, 2)
@@ -119,44 +125,27 @@ class Resplit:
             for (name, x), found in zip(tensors.items(), whole.split(widths, dim=2), strict=True)
         }
 
-    def _owner(self, half: int) -> int:
-        return half // 2
-
-    def _worker(self, half: int) -> int:
-        return min(half, 2 * self.part.group.size - 1 - half)
-
     def _send(
-        self,
-        x: Tensor,
-        halves: tuple[int, int],
-        to: Callable[[int], int],
-        wanted: tuple[int, int],
-        of: Callable[[int], int],
+        self, x: Tensor, halves: tuple[int, int], to: list[int], wanted: tuple[int, int], of: list[int]
     ) -> Tensor:
-        """Send x, the rows of two halves, to their ranks `to`; return those of the `wanted` ones, from their ranks
-        `of`."""
-        sizes = {half: self.places(half)[1] - self.places(half)[0] for half in (*halves, *wanted)}
+        """Send x, the rows of two halves, to ranks `to`; return those of the `wanted` ones, from ranks `of`."""
+        ranks = self.part.group.size
+        lengths = [stop - start for start, stop in map(self.places, range(2 * ranks))]
+        rows = x.split([lengths[half] for half in halves], dim=1)
+        thread = self.thread.to(x.dtype)
+        outgoing = {half: piece.flatten() for half, piece in zip(halves, rows, strict=True)} | {2 * ranks: thread}
+        # Ranks in order, and what goes to one of them too.
+        sending = sorted(outgoing, key=lambda half: (to[half], half))
+        arriving = sorted([*wanted, 2 * ranks], key=lambda half: (of[half], half))
         row = torch.Size((x.shape[0], *x.shape[2:])).numel()
-        outgoing = dict(zip(halves, x.split([sizes[half] for half in halves], dim=1), strict=True))
-        sent, received = [0] * self.part.group.size, [0] * self.part.group.size
-        for half in halves:
-            sent[to(half)] += sizes[half] * row
-        for half in wanted:
-            received[of(half)] += sizes[half] * row
-        # Between two ranks the lower half goes first.
-        flat = torch.cat([outgoing[half].flatten() for half in sorted(halves, key=lambda half: (to(half), half))])
-        flat = all_to_all(self._threaded(flat), sent, received, self.part.group.name)
-        self._hold(flat)
-        arriving = sorted(wanted, key=lambda half: (of(half), half))
-        incoming = {
-            half: rows.view(x.shape[0], sizes[half], *x.shape[2:])
-            for half, rows in zip(arriving, flat.split([sizes[half] * row for half in arriving]), strict=True)
-        }
-        return torch.cat([incoming[half] for half in wanted], dim=1)
-
-    def _threaded(self, flat: Tensor) -> Tensor:
-        return torch.cat((flat, self.thread.to(flat.dtype))) if flat.is_floating_point() else flat
-
-    def _hold(self, result: Tensor) -> None:
-        if result.is_floating_point():
-            self.thread = result.flatten()[:0]
+        sizes = [*(length * row for length in lengths), len(thread)]
+        sent, received = ([0] * ranks for _ in range(2))
+        for half in sending:
+            sent[to[half]] += sizes[half]
+        for half in arriving:
+            received[of[half]] += sizes[half]
+        flat = all_to_all(torch.cat([outgoing[half] for half in sending]), sent, received, self.part.group.name)
+        incoming = dict(zip(arriving, flat.split([sizes[half] for half in arriving]), strict=True))
+        if x.is_floating_point():
+            self.thread = incoming[2 * ranks]
+        return torch.cat([incoming[half].view(x.shape[0], lengths[half], *x.shape[2:]) for half in wanted], dim=1)
