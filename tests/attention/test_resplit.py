@@ -99,10 +99,11 @@ def test_a_window_within_a_slice_exchanges_itself_alone(run_ranks, window):
 
 
 ORDERED = {
-    "softmax": {},
-    "lowrank": {},
-    "sparse_qk": {"sparse_qk": SparseQKConfig("learned")},
-    "sparse_hash": {"sparse_hash": SparseHashConfig("learned", 4)},
+    "softmax": AttentionConfig("softmax"),
+    "lowrank": AttentionConfig("lowrank", block_size=4),
+    "lowrank, no block is whole": AttentionConfig("lowrank", block_size=20),
+    "learned": AttentionConfig("sparse_qk", sparse_qk=SparseQKConfig("learned")),
+    "learned hash": AttentionConfig("sparse_hash", sparse_hash=SparseHashConfig("learned", 4)),
 }
 
 
@@ -133,10 +134,9 @@ def is_collective(node):
     return any(name in node.name() for name in ("all_gather", "all_to_all", "AuxLossGradient"))
 
 
-def order_of(kind, options):
+def order_of(attention):
     groups.join("cpu")
-    config = ModelConfig(n_layers=2, d_model=32, n_heads=H, n_kv_heads=HKV, vocab_size=61)
-    config.attention = AttentionConfig(kind, block_size=4, **options)
+    config = ModelConfig(n_layers=2, d_model=32, n_heads=H, n_kv_heads=HKV, vocab_size=61, attention=attention)
     part = join_sequence_group(groups.world_size()).slice(24, (0, 5, 24))
     tokens = torch.randint(61, (1, 12))
     loss, _ = GPT(config)(tokens, tokens, torch.tensor(part.local_borders), part)
@@ -144,8 +144,8 @@ def order_of(kind, options):
     return depths(loss)
 
 
-@pytest.mark.parametrize("kind", ORDERED)
-def test_backward_has_one_order(run_ranks, kind):
+@pytest.mark.parametrize("form", ORDERED)
+def test_backward_has_one_order(run_ranks, form):
     """Every collective waits for all that come before it, whatever documents a rank has."""
-    found = run_ranks(lambda: order_of(kind, ORDERED[kind]), 2)
+    found = run_ranks(lambda: order_of(ORDERED[form]), 2)
     assert found[0] == found[1] == list(range(len(found[0]))) and len(found[0]) >= 8
