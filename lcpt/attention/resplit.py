@@ -37,7 +37,8 @@ class Piece:
         """Return the borders as lcpt_kernels takes them; None: one document."""
         if self.borders is None:
             return None
-        return torch.tensor([border - self.start for border in self.borders], device=device)
+        borders = torch.tensor([border - self.start for border in self.borders])
+        return borders.to(device, non_blocking=True)  # the host does not wait for the device
 
 
 def cut_into_pieces(start: int, stop: int, borders: Sequence[int] | None) -> list[Piece]:

@@ -109,7 +109,7 @@ class Sparse(Attention):
         if part.cu_seqlens is None:
             positions = torch.arange(part.start, part.start + tokens, device=device)
         else:
-            positions = positions_in_documents(part.cu_seqlens.to(device), tokens, part.start)
+            positions = positions_in_documents(part.cu_seqlens.to(device, non_blocking=True), tokens, part.start)
         exchange = Resplit(part, p.k)
         marks = self.marks(p, positions, exchange)
         queries, q_marks = exchange.queries(p.q), exchange.queries(marks.q)

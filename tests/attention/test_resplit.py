@@ -98,6 +98,27 @@ def test_a_window_within_a_slice_exchanges_itself_alone(run_ranks, window):
         assert forwards == ([("all_to_all", 1 + (0 if rank else last))] if window > 1 else [])
 
 
+def largest_on_ranks(attention, largest_tensor):
+    """At two lengths of a slice, in bytes."""
+    groups.join("cpu")
+    module, sizes = attention.attention_of_layer(0)(H * D, H, HKV, attention), []
+    group = join_sequence_group(groups.world_size())
+    for tokens in (1024, 2048):
+        x = torch.randn(1, tokens, H * D, requires_grad=True)
+        with largest_tensor() as largest:
+            module(x, None, part=group.slice(tokens * group.size)).sum().backward()
+        sizes.append(largest.n_bytes)
+    groups.leave()
+    return sizes
+
+
+@pytest.mark.parametrize("kind", ["softmax", "polynomial", "sparse_qk", "lowrank"])
+def test_memory_is_linear_in_the_row(run_ranks, largest_tensor, kind):
+    attention = AttentionConfig(kind, block_size=64)
+    for short, long in run_ranks(lambda: largest_on_ranks(attention, largest_tensor), 2):
+        assert long < 2.2 * short
+
+
 ORDERED = {
     "softmax": AttentionConfig("softmax"),
     "lowrank": AttentionConfig("lowrank", block_size=4),
