@@ -68,19 +68,17 @@ class Resplit:
     """Exchanges queries, keys and outputs of one layer in one forward pass; all ranks make the same calls.
 
     Ranks with other documents have other autograd graphs, and could run backwards through the collectives in another
-    order, each waiting for another. So every collective takes along a number of the one before it, the thread, which
-    nobody reads; an empty tensor would do, but torch.compile drops those. `after` is a tensor that all of the layer's
-    earlier collectives went into.
+    order, each waiting for another. So every collective takes the end of a thread, an empty tensor, from the one before
+    it. `after` is a tensor that all of the layer's earlier collectives went into.
     """
 
     def __init__(self, part: SequenceSlice, after: Tensor):
-        self.part, self.thread = part, after.flatten()[:1]
+        self.part, self.thread = part, after.flatten()[:0]
         ranks, rank = part.group.size, part.group.rank
         self._own = (2 * rank, 2 * rank + 1)
         self._work = (rank, 2 * ranks - 1 - rank)  # the halves whose queries are this rank's to work on
-        # The ranks that hold and that work on each half, and last this one, where the thread stays.
-        self._owners = [*(half // 2 for half in range(2 * ranks)), rank]
-        self._workers = [*(min(half, 2 * ranks - 1 - half) for half in range(2 * ranks)), rank]
+        self._owners = [half // 2 for half in range(2 * ranks)]
+        self._workers = [min(half, 2 * ranks - 1 - half) for half in range(2 * ranks)]
         self.pieces = [piece for half in self._work for piece in cut_into_pieces(*self.places(half), part.borders)]
 
     def places(self, half: int) -> tuple[int, int]:
@@ -110,11 +108,9 @@ class Resplit:
             return {name: x[:, :0] for name, x in tensors.items()}
         wide = torch.cat([x[:, :mine].flatten(2) for x in tensors.values()], dim=2)
         wide = F.pad(wide, (0, 0, 0, most - mine))
-        flat = torch.cat((wide.flatten(), self.thread.to(wide.dtype)))
-        flat = F.pad(flat, (0, wide.numel() + 1 - len(flat)))  # `after` may have been empty
-        gathered, threads = all_gather(flat, group.size, group.name).split((wide.numel(), 1), dim=1)
-        if wide.is_floating_point():
-            self.thread = threads[group.rank].clone()  # a view would keep all
+        flat = all_gather(self._threaded(wide), group.size, group.name)
+        gathered, thread = flat.split((wide.numel(), 0), dim=1)
+        self._hold(thread)
         gathered = gathered.view(group.size, *wide.shape)
         if mine == most == min(rows):
             whole = gathered.transpose(0, 1).flatten(1, 2)
@@ -132,21 +128,29 @@ class Resplit:
         """Send x, the rows of two halves, to ranks `to`; return those of the `wanted` ones, from ranks `of`."""
         ranks = self.part.group.size
         lengths = [stop - start for start, stop in map(self.places, range(2 * ranks))]
-        rows = x.split([lengths[half] for half in halves], dim=1)
-        thread = self.thread.to(x.dtype)
-        outgoing = {half: piece.flatten() for half, piece in zip(halves, rows, strict=True)} | {2 * ranks: thread}
+        rows = dict(zip(halves, x.split([lengths[half] for half in halves], dim=1), strict=True))
         # Ranks in order, and what goes to one of them too.
-        sending = sorted(outgoing, key=lambda half: (to[half], half))
-        arriving = sorted([*wanted, 2 * ranks], key=lambda half: (of[half], half))
+        sending = sorted(halves, key=lambda half: (to[half], half))
+        arriving = sorted(wanted, key=lambda half: (of[half], half))
         row = torch.Size((x.shape[0], *x.shape[2:])).numel()
-        sizes = [*(length * row for length in lengths), len(thread)]
         sent, received = ([0] * ranks for _ in range(2))
         for half in sending:
-            sent[to[half]] += sizes[half]
+            sent[to[half]] += lengths[half] * row
         for half in arriving:
-            received[of[half]] += sizes[half]
-        flat = all_to_all(torch.cat([outgoing[half] for half in sending]), sent, received, self.part.group.name)
-        incoming = dict(zip(arriving, flat.split([sizes[half] for half in arriving]), strict=True))
-        if x.is_floating_point():
-            self.thread = incoming[2 * ranks]
-        return torch.cat([incoming[half].view(x.shape[0], lengths[half], *x.shape[2:]) for half in wanted], dim=1)
+            received[of[half]] += lengths[half] * row
+        flat = self._threaded(torch.cat([rows[half].flatten() for half in sending]))
+        flat = all_to_all(flat, sent, received, self.part.group.name)
+        *pieces, thread = flat.split([*(lengths[half] * row for half in arriving), 0])
+        self._hold(thread)
+        incoming = {
+            half: piece.view(x.shape[0], lengths[half], *x.shape[2:])
+            for half, piece in zip(arriving, pieces, strict=True)
+        }
+        return torch.cat([incoming[half] for half in wanted], dim=1)
+
+    def _threaded(self, x: Tensor) -> Tensor:
+        return torch.cat((x.flatten(), self.thread.to(x.dtype))) if x.is_floating_point() else x.flatten()
+
+    def _hold(self, thread: Tensor) -> None:
+        if thread.is_floating_point():
+            self.thread = thread.flatten().clone()  # a view would keep all that was exchanged

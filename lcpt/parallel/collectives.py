@@ -1,6 +1,7 @@
 """Collectives that autograd and torch.compile know: operators that take the name of a process group.
 
 Backward is the transposed collective. Sums over ranks are in fp32, in the order of ranks, so they are the same on each.
+A graph keeps them all, in their order: what one rank has no use for, others wait for.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch._higher_order_ops.effects import _EffectType, _register_effectful_op
 from torch.distributed.distributed_c10d import _resolve_process_group
 
 
@@ -71,3 +73,5 @@ def _send_back(ctx, d_rows):
 
 _all_gather.register_autograd(_sum_over_ranks, setup_context=_keep_group)
 _all_to_all.register_autograd(_send_back, setup_context=_keep_counts)
+for operator in (torch.ops.lcpt.all_gather.default, torch.ops.lcpt.all_to_all.default):
+    _register_effectful_op(operator, _EffectType.ORDERED)
