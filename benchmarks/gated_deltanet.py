@@ -22,6 +22,7 @@ from lcpt.config import ConfigError, load_config
 from lcpt.data import DataError
 from lcpt.evaluation.result_rows import append_row, has_row, read_rows
 from lcpt.evaluation.variants import read_variants
+from lcpt.parallel.sequence import SequenceSlice
 from lcpt.training.learn_recall import learn
 from lcpt.utils.provenance import report_header
 
@@ -55,6 +56,9 @@ class GatedDeltaNet(Attention):
         g = -self.A_log.exp() * F.softplus(self.decay(x))
         o, _ = naive_chunk_gated_delta_rule(q, k, F.silu(p.v), g, self.beta(x).sigmoid(), chunk_size=CHUNK)
         return self.norm(o) * F.silu(self.output_gate(x)).unflatten(-1, (self.n_heads, -1)), None
+
+    def attend_between_ranks(self, p: Projected, part: SequenceSlice) -> Tensor:
+        raise NotImplementedError("Gated DeltaNet is measured on one rank")
 
     def attend_flops(self, context: int) -> tuple[float, float]:
         """Products of a chunk's tokens with each other, and with a state of D × D; backward makes each twice."""

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lcpt.attention.qk_norm import QK_NORMS, NormRotary
+from lcpt.attention.resplit import Resplit
 from lcpt.attention.state_exchange import StateExchange
 from lcpt.parallel.sequence import SequenceSlice, shift
 from lcpt.utils.recomputation import compute_once, recompute
@@ -126,9 +127,9 @@ class Attention(nn.Module, ABC):
     def attend(self, p: Projected, state=None, keep: bool = False, cu_seqlens: Tensor | None = None):
         """-> (o [B, T, H, D], the state after these tokens if `keep`): the continuation of what left `state`."""
 
+    @abstractmethod
     def attend_between_ranks(self, p: Projected, part: SequenceSlice) -> Tensor:
         """Return o [B, T, H, D] of a slice of longer sequences, as `attend` would of the whole."""
-        raise NotImplementedError
 
     def aux_loss(self) -> Tensor | None:
         """What the last forward pass adds to the mean loss in training, a scalar; None in kinds that add nothing."""
@@ -162,6 +163,17 @@ class KeyValueCache(Attention):
         if state is not None:
             k, v = (torch.cat((before, x), dim=1) for before, x in zip(state, (k, v), strict=True))
         return self.attend_to(p.q, k, v, cu_seqlens), (k, v) if keep else None
+
+    def attend_between_ranks(self, p: Projected, part: SequenceSlice) -> Tensor:
+        exchange = Resplit(part, p.k)
+        queries = exchange.queries(p.q)
+        kept = exchange.keys({"k": p.k, "v": p.v})
+        return exchange.home(
+            [
+                self.attend_to(q, kept["k"][:, piece.keys], kept["v"][:, piece.keys], piece.cu_seqlens(q.device))
+                for q, piece in zip(queries, exchange.pieces, strict=True)
+            ]
+        )
 
     def state_bytes(self, context: int) -> int:
         return 4 * 2 * self.n_kv_heads * self.head_dim * context

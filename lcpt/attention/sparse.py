@@ -4,7 +4,7 @@ sparse_qk: every head drops a share of its queries and of its keys. sparse_hash:
 query alone. A query that is dropped, or finds no key, adds nothing: the residual stream passes it on. Keys are dropped
 or hashed per key-value head. Decisions depend on a token itself and its position alone, never on later tokens, nor on
 the batch: they are the same in training, in its recomputation, in evaluation and in decoding. Where they are learned,
-the pull towards a share is by all tokens of a micro-batch, packed documents together.
+the pull towards a share is by all tokens of a micro-batch, packed documents together, on all ranks that share it.
 
 With a window, a query that is not dropped sees its last tokens, itself among them, whatever is decided about them.
 """
@@ -23,6 +23,8 @@ from lcpt_kernels.sparse import ROWS
 from torch import Tensor, nn
 
 from lcpt.attention.base import Attention, Projected, in_fp32, positions_in_documents
+from lcpt.attention.resplit import Resplit, mean_over_ranks
+from lcpt.parallel.sequence import SequenceSlice
 
 AUX_LOSS_WEIGHT = (
     20.0  # where a loss pushes all scores one way, their share comes to rest 1 / AUX_LOSS_WEIGHT off its target
@@ -79,8 +81,8 @@ class Sparse(Attention):
     window: int
 
     @abstractmethod
-    def marks(self, p: Projected, positions: Tensor) -> Marks:
-        """positions int64 [T], each token's in its document."""
+    def marks(self, p: Projected, positions: Tensor, exchange: Resplit | None = None) -> Marks:
+        """positions int64 [T], each token's in its document; exchange: of the ranks that share the sequence."""
 
     @abstractmethod
     def attend_to(
@@ -99,9 +101,27 @@ class Sparse(Attention):
         if state is not None:
             kept = tuple(torch.cat((before, x), dim=1) for before, x in zip(state, kept, strict=True))
         k, v, k_marks = kept
-        k_marks = k_marks.repeat_interleave(self.n_heads // self.n_kv_heads, dim=2)
-        o = _gated(self.attend_to(p.q, k, v, marks.q, k_marks, cu_seqlens), marks.q_gate)
+        o = _gated(self.attend_to(p.q, k, v, marks.q, self._per_query_head(k_marks), cu_seqlens), marks.q_gate)
         return o, kept if keep else None
+
+    def attend_between_ranks(self, p: Projected, part: SequenceSlice) -> Tensor:
+        tokens, device = p.q.shape[1], p.q.device
+        if part.cu_seqlens is None:
+            positions = torch.arange(part.start, part.start + tokens, device=device)
+        else:
+            positions = positions_in_documents(part.cu_seqlens.to(device, non_blocking=True), tokens, part.start)
+        exchange = Resplit(part, p.k)
+        marks = self.marks(p, positions, exchange)
+        queries, q_marks = exchange.queries(p.q), exchange.queries(marks.q)
+        kept = exchange.keys({"k": p.k, "v": _gated(p.v, marks.k_gate)}) | exchange.keys({"marks": marks.k})
+        outputs = []
+        for q, q_mark, piece in zip(queries, q_marks, exchange.pieces, strict=True):
+            k, v, k_marks = (kept[name][:, piece.keys] for name in ("k", "v", "marks"))
+            outputs.append(self.attend_to(q, k, v, q_mark, self._per_query_head(k_marks), piece.cu_seqlens(device)))
+        return _gated(exchange.home(outputs), marks.q_gate)
+
+    def _per_query_head(self, k_marks: Tensor) -> Tensor:
+        return k_marks.repeat_interleave(self.n_heads // self.n_kv_heads, dim=2)
 
     def pair_flops(self, queries: float, keys: float) -> tuple[float, float]:
         """queries: the share of tokens that ask; keys: what one of them could see at the end of the sequence. A tile
@@ -131,8 +151,8 @@ class SparseQK(Sparse):
         self.drop, self.window = own.drop, own.window
         self.chooser = CHOOSERS[own.keep](d_model, n_heads, n_kv_heads, own.drop)
 
-    def marks(self, p: Projected, positions: Tensor) -> Marks:
-        return self.chooser(p, positions)
+    def marks(self, p: Projected, positions: Tensor, exchange: Resplit | None = None) -> Marks:
+        return self.chooser(p, positions, exchange)
 
     def attend_to(self, q, k, v, q_marks, k_marks, cu_seqlens):
         return sparse_attention(q, k, v, q_keep=q_marks, k_keep=k_marks, window=self.window, cu_seqlens=cu_seqlens)
@@ -153,7 +173,7 @@ class RandomKeep(nn.Module):
         self.register_buffer("q_seeds", torch.randint(SEEDS, (n_heads,)))
         self.register_buffer("k_seeds", torch.randint(SEEDS, (n_kv_heads,)))
 
-    def forward(self, p: Projected, positions: Tensor) -> Marks:
+    def forward(self, p: Projected, positions: Tensor, exchange: Resplit | None = None) -> Marks:
         keep = [mixed(positions[:, None] ^ mixed(seeds)) >= self.threshold for seeds in (self.q_seeds, self.k_seeds)]
         return Marks(*(x.expand(len(p.q), -1, -1) for x in keep))
 
@@ -170,12 +190,12 @@ class LearnedKeep(nn.Module):
         nn.init.normal_(self.projection.weight, std=d_model**-0.5)
         nn.init.constant_(self.projection.bias, NormalDist().inv_cdf(self.kept))
 
-    def forward(self, p: Projected, positions: Tensor) -> Marks:
+    def forward(self, p: Projected, positions: Tensor, exchange: Resplit | None = None) -> Marks:
         assert p.x is not None
         scores = in_fp32(self.projection(p.x.detach()))  # [B, T, H + Hkv]
         keep = scores > 0
-        share = keep.float().mean((0, 1))
-        gate = straight_through(AuxLossGradient.apply(scores, AUX_LOSS_WEIGHT * (share - self.kept)).sigmoid())
+        share = over_all_tokens(keep.to(scores.dtype), exchange)
+        gate = straight_through(pulled(scores, AUX_LOSS_WEIGHT * (share - self.kept), exchange).sigmoid())
         heads = self.n_heads, self.n_kv_heads
         return Marks(*keep.split(heads, dim=2), *gate.split(heads, dim=2))
 
@@ -194,8 +214,8 @@ class SparseHash(Sparse):
         self.buckets, self.window = own.buckets, own.window
         self.hash = HASHES[own.hash](n_kv_heads, self.head_dim, own.buckets)
 
-    def marks(self, p: Projected, positions: Tensor) -> Marks:
-        (q, q_gate), (k, k_gate) = self.hash(p.q), self.hash(p.k)
+    def marks(self, p: Projected, positions: Tensor, exchange: Resplit | None = None) -> Marks:
+        (q, q_gate), (k, k_gate) = self.hash(p.q, exchange), self.hash(p.k, exchange)
         return Marks(q, k, q_gate, k_gate)
 
     def attend_to(self, q, k, v, q_marks, k_marks, cu_seqlens):
@@ -224,7 +244,7 @@ class RandomHash(nn.Module):
         self.flops = 2.0 * head_dim * (buckets // 2)
 
     @torch.no_grad()
-    def forward(self, x: Tensor) -> tuple[Tensor, None]:
+    def forward(self, x: Tensor, exchange: Resplit | None = None) -> tuple[Tensor, None]:
         along = per_head(in_fp32(x), self.R)
         return torch.cat((along, -along), dim=-1).argmax(-1).int(), None
 
@@ -241,32 +261,51 @@ class LearnedHash(nn.Module):
         self.b = nn.Parameter(torch.zeros(n_kv_heads * buckets))
         self.flops = 2.0 * head_dim * buckets
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, exchange: Resplit | None = None) -> tuple[Tensor, Tensor]:
         b = in_fp32(self.b).view(len(self.W), -1).repeat_interleave(x.shape[2] // len(self.W), dim=0)
         logits = per_head(in_fp32(x.detach()), self.W) + b  # [B, T, H, buckets]
         bucket = logits.argmax(-1)
-        share = nn.functional.one_hot(bucket, logits.shape[-1]).float().mean((0, 1))  # [H, buckets]
-        pulled = AuxLossGradient.apply(logits, AUX_LOSS_WEIGHT * (logits.shape[-1] * share - 1))
-        return bucket.int(), straight_through(pulled.softmax(-1).gather(-1, bucket[..., None])[..., 0])
+        hits = nn.functional.one_hot(bucket, logits.shape[-1]).to(logits.dtype)
+        share = over_all_tokens(hits, exchange)  # [H, buckets]
+        logits = pulled(logits, AUX_LOSS_WEIGHT * (logits.shape[-1] * share - 1), exchange)
+        return bucket.int(), straight_through(logits.softmax(-1).gather(-1, bucket[..., None])[..., 0])
 
 
-class AuxLossGradient(torch.autograd.Function):
+def over_all_tokens(x: Tensor, exchange: Resplit | None) -> Tensor:
+    """Return the mean of x [B, T, ...] over the tokens of all ranks."""
+    mean = x.mean((0, 1))
+    return mean if exchange is None else mean_over_ranks(mean, exchange.part.group)
+
+
+def pulled(x: Tensor, direction: Tensor, exchange: Resplit | None = None) -> Tensor:
     """Return x [B, T, H, ...] as it is; add `direction` to its gradient, in units of the head's mean absolute gradient.
 
     In proportion to the gradient, so that it means the same at any scale of the loss, and adds up over micro-batches
     and ranks as gradients do.
     """
+    if exchange is None:
+        return AuxLossGradient.apply(x, x.new_empty(0), direction, None)[0]
+    x, exchange.thread = AuxLossGradient.apply(x, exchange.thread, direction, exchange.part.group)
+    return x
+
+
+class AuxLossGradient(torch.autograd.Function):
+    """What `pulled` does. The thread of an exchange goes through it, as its backward pass has a collective too."""
 
     @staticmethod
-    def forward(ctx, x, direction):
+    def forward(ctx, x, thread, direction, group):
         ctx.save_for_backward(direction)
-        return x.view_as(x)
+        ctx.group = group
+        return x.view_as(x), thread.view_as(thread)
 
     @staticmethod
-    def backward(ctx, gradient):
+    def backward(ctx, gradient, d_thread):
         (direction,) = ctx.saved_tensors
         others = [n for n in range(gradient.ndim) if n != 2]
-        return gradient + direction * gradient.abs().mean(others, keepdim=True), None
+        size = gradient.abs().mean(others, keepdim=True)
+        if ctx.group is not None:
+            size = mean_over_ranks(size, ctx.group)
+        return gradient + direction * size, d_thread, None, None
 
 
 def straight_through(p: Tensor) -> Tensor:

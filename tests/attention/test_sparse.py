@@ -7,7 +7,6 @@ from lcpt_kernels.sparse import ROWS
 from lcpt.attention import AttentionConfig
 from lcpt.attention.base import Projected, rotary_table
 from lcpt.attention.sparse import (
-    AuxLossGradient,
     LearnedHash,
     LearnedKeep,
     RandomHash,
@@ -15,6 +14,7 @@ from lcpt.attention.sparse import (
     SparseHashConfig,
     SparseQKConfig,
     mixed,
+    pulled,
     straight_through,
 )
 from lcpt.model import GPT, ModelConfig
@@ -185,7 +185,7 @@ def test_the_pull_is_in_units_of_the_gradient():
     x, weights = torch.randn(2, 5, 3, requires_grad=True), torch.randn(2, 5, 3)
     direction = torch.tensor([0.0, 1.0, -2.0])
     for scale in (1.0, 1e6):
-        (gradient,) = torch.autograd.grad((scale * weights * AuxLossGradient.apply(x, direction)).sum(), x)
+        (gradient,) = torch.autograd.grad((scale * weights * pulled(x, direction)).sum(), x)
         expected = scale * (weights + direction * weights.abs().mean((0, 1)))
         torch.testing.assert_close(gradient, expected)
 
