@@ -51,15 +51,21 @@ def test_settings_that_fit_are_the_largest_micro_batches_of_each_policy(config):
         (False, 12),
         ("selective", 12),
         (True, 12),
+        ("offload", 12),
     ]
-    assert all_fit[0].n_bytes > all_fit[1].n_bytes > all_fit[2].n_bytes
+    assert all_fit[0].n_bytes > all_fit[1].n_bytes > all_fit[2].n_bytes >= all_fit[3].n_bytes
     size = needed(config, 2, 4) / (1 - HEADROOM) + 1
     found = fitting_settings(config, 2, size)
-    assert [(x.activation_checkpointing, x.micro_batch) for x in found] == [(False, 4), ("selective", 6), (True, 12)]
+    assert [(x.activation_checkpointing, x.micro_batch) for x in found] == [
+        (False, 4),
+        ("selective", 6),
+        (True, 12),
+        ("offload", 12),
+    ]
     assert found[0].n_bytes == needed(config, 2, 4)
     assert fitting_settings(config, 2, size - 2)[0].micro_batch == 3
     assert fitting_settings(config, 2, 1000) == []
-    assert [x.micro_batch for x in fitting_settings(config, 5, 1e12)] == [1, 1, 1]  # 24 sequences do not divide
+    assert [x.micro_batch for x in fitting_settings(config, 5, 1e12)] == [1, 1, 1, 1]  # 24 sequences do not divide
 
 
 def test_the_table_says_what_fits(config, monkeypatch):
