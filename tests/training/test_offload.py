@@ -1,4 +1,4 @@
-"""Activation checkpointing with offload under every stage of ZeRO: gathered weights meet recomputation in two levels."""
+"""Activation checkpointing with offload under every stage of ZeRO: gathered weights meet recomputation twice over."""
 
 import pytest
 
