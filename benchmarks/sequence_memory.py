@@ -15,6 +15,7 @@ import json
 import os
 import socket
 import sys
+import warnings
 from pathlib import Path
 
 import torch
@@ -120,6 +121,7 @@ def one_rank(rank: int, config: ModelConfig, ranks: int, tokens: int, port: int,
     os.environ.update(
         RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(ranks), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port)
     )
+    warnings.filterwarnings("ignore", category=FutureWarning, module="torch.*")
     groups.join("cpu")
     part = join_sequence_group(ranks).slice(ranks * tokens)
     torch.manual_seed(0)

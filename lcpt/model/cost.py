@@ -166,16 +166,18 @@ def bytes_moved(
 
 def activation_elements(config: ModelConfig) -> Saved:
     """Count what all blocks save for backward. Under full activation checkpointing every block saves its input alone,
-    and one block at a time all the rest. Under offload the device has one of the inputs, and the one before it while a
-    block is made again, with gradients of its output and of what its feed-forward network reads."""
+    and one block at a time all the rest, with the gradients of its two outputs and a wide one of its feed-forward
+    network. Under offload the device has one of the inputs, that of the block before while a block is made again, and
+    the gradient of what the feed-forward network reads, piece by piece."""
     whole = replace(config, activation_checkpointing=True) if config.recomputes_blocks else config
     kinds = {kind: saved_elements(whole, config.kinds.index(kind)) for kind in set(config.kinds)}
-    if config.activation_checkpointing == "offload":
-        wide = _saved_by_feed_forward(config)
-        return Saved(config.d_model, max(kinds.values()) - wide + 3 * config.d_model, wide)
-    if config.recomputes_blocks:
-        return Saved(config.n_layers * config.d_model, max(kinds.values()))
-    return Saved(sum(kinds[kind] for kind in config.kinds), 0.0)
+    if not config.recomputes_blocks:
+        return Saved(sum(kinds[kind] for kind in config.kinds), 0.0)
+    block, gradients = max(kinds.values()), 2 * config.d_model
+    if config.activation_checkpointing is True:
+        return Saved(config.n_layers * config.d_model, block + gradients + config.ff_width)
+    wide = _saved_by_feed_forward(config)
+    return Saved(config.d_model, block - wide + gradients + config.d_model, wide + config.ff_width)
 
 
 def elements_on_host(config: ModelConfig) -> int:

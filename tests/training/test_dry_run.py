@@ -1,5 +1,6 @@
 """What the dry run says of GPUs and of communication; the shipped configs fit the card that they are made for."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -87,6 +88,16 @@ def test_an_optimizer_on_the_host_leaves_the_gpu(config):
     with_it = needed(config, 2)
     config.parallel.offload_optimizer = False
     assert needed(config, 2) - with_it == 12 * model_cost(config.model, 64).parameters / 2
+
+
+def test_inputs_of_blocks_go_to_the_host(config):
+    config.model = replace(config.model, activation_checkpointing="offload")
+    config.data.context, config.training.micro_batch = 2**18, 1
+    config.training.global_batch_tokens = 2**20
+    [row] = [line for line in describe(config, 2).splitlines() if line.startswith("  of its host")]
+    assert f"activations {4 * 64 * 4 * 2**18 / 2**30:,.2f}" in row
+    config.model = replace(config.model, activation_checkpointing=True)
+    assert "activations" not in describe(config, 2).splitlines()[-1]
 
 
 def test_an_unknown_gpu_is_named(config):
