@@ -69,7 +69,7 @@ def test_where_nothing_fits_the_optimizer_goes_to_the_host_or_it_says_so(plan, m
 def test_a_micro_batch_that_does_not_divide_is_said_and_others_are_proposed(plan):
     out, report = plan("training.micro_batch=3")
     assert "in micro-batches of 3" in report["phases"][0]["configured"]["error"] and "in micro-batches of 3" in out
-    assert len(report["phases"][0]["proposals"]) == 36
+    assert len(report["phases"][0]["proposals"]) == 48
 
 
 def test_the_plot_has_a_row_a_cell(plan, tmp_path, monkeypatch):
