@@ -48,11 +48,15 @@ class _Kept:
 
     def __init__(self, x: Tensor, before: _Kept | None):
         self.before = before
+        self.copied: torch.cuda.Event | None = None
         self.on_device: Tensor | None = x
         self.device = x.device
         self.host = torch.empty(x.shape, dtype=x.dtype, device="cpu", pin_memory=x.is_cuda)
         self._copy(x, self.host)
         _all.add(self)
+
+    def __del__(self):
+        self._wait()  # backward need not come to every tensor whose copy is under way
 
     def leave_device(self) -> None:
         """Give up the memory on the device once it is copied."""
@@ -74,7 +78,6 @@ class _Kept:
             self._copy(self.host, self.on_device)
 
     def _copy(self, x: Tensor, to: Tensor) -> None:
-        self.copied: torch.cuda.Event | None = None
         context: AbstractContextManager = nullcontext()
         if self.device.type == "cuda":
             stream = _copying_stream(self.device)
