@@ -168,7 +168,8 @@ def draw(config: Config, cluster: Cluster, file: Path) -> list[dict]:
     }
     title = (
         f"{cluster.gpu}, {cluster.network / 1e9:g} GB/s: tokens a second by a model, and the setting that reaches it\n"
-        "(Z: stage of ZeRO, ×: sequences at a time, s: selective, c: full activation checkpointing, –: nothing fits)"
+        "(Z: stage of ZeRO, ×: sequences at a time, –: nothing fits; activation checkpointing s: selective, c: full, "
+        "o: with offload)"
     )
     cells(title, "tokens of context", "GPUs", [f"{context:,}" for context in found], shown, file)
     return [
@@ -184,7 +185,7 @@ def short(number: float) -> str:
 
 def setting(p: Prediction) -> str:
     """Name a setting in few letters: ZeRO's stage, sequences at a time, checkpointing."""
-    policy = {False: "", "selective": " s", True: " c"}[p.activation_checkpointing]
+    policy = {False: "", "selective": " s", True: " c", "offload": " o"}[p.activation_checkpointing]
     return f"Z{p.zero_stage} ×{p.micro_batch}{policy}{' host' * p.offload_optimizer}"
 
 

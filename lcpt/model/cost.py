@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -11,6 +12,7 @@ from lcpt_kernels.cross_entropy import LOGITS_IN_TRITON
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensorMode
 
 from lcpt.attention.base import rotary_table
+from lcpt.model.feed_forward import PIECE, FeedForward
 from lcpt.model.gpt import GPT, Block, ModelConfig
 
 SAMPLE = 1024  # tokens on which memory is counted; it grows in proportion
@@ -54,6 +56,7 @@ class Saved(NamedTuple):
 
     always: float
     at_times: float  # beside the others, while backward runs through a block
+    in_pieces: float = 0.0  # beside those, of at most PIECE tokens
 
 
 def model_cost(config: ModelConfig, context: int) -> Cost:
@@ -61,7 +64,9 @@ def model_cost(config: ModelConfig, context: int) -> Cost:
     attention of each layer as its kind states it."""
     with torch.device("meta"):
         model = GPT(config)
-    again = float(config.activation_checkpointing is True)
+    again = float(config.recomputes_blocks)
+    # In pieces the feed-forward network is computed with its block, and each piece once more.
+    times = {"projections": again, "feed-forward": again + (config.activation_checkpointing == "offload")}
     flops: dict[str, Flops] = {}
 
     def add(part: str, forward: float, backward: float, recomputed: float) -> None:
@@ -72,7 +77,7 @@ def model_cost(config: ModelConfig, context: int) -> Cost:
         for part, module in {"projections": block.attention, "feed-forward": block.feed_forward}.items():
             # Every matrix of a block, but a sketch's, meets a token once.
             product = 2.0 * sum(p.numel() for p in module.parameters() if p.ndim == 2)
-            add(part, product, 2 * product, again * product)
+            add(part, product, 2 * product, times[part] * product)
         forward, backward = block.attention.attend_flops(context)
         add(f"attention: {kind}", forward, backward, again * forward)
     head = 2.0 * config.vocab_size * config.d_model  # an embedding is no product
@@ -127,7 +132,10 @@ def memory_per_rank(
         "optimizer": 12 * parameters / world if zero_stage else 8 * parameters,
         "activations": width * saved.always * tokens,
         # A block is made again when the loss is over.
-        "loss, or a block made again": max(_head_bytes(config, tokens, width), width * saved.at_times * tokens),
+        "loss, or a block made again": max(
+            _head_bytes(config, tokens, width),
+            width * (saved.at_times * tokens + saved.in_pieces * min(tokens, PIECE)),
+        ),
     }
     return {name: n_bytes for name, n_bytes in parts.items() if n_bytes}
 
@@ -151,18 +159,30 @@ def bytes_moved(
     backward, and for a full recomputation; gradients are written, read and added to an fp32 sum. Temporaries and a
     second reading of what no cache holds come on top.
     """
-    again = config.activation_checkpointing is True
+    again = config.recomputes_blocks
     per_micro_batch = (2 + again) * width + 2 * width + 2 * 4
     return width * (2 * made + made - kept) * tokens + micro_batches * per_micro_batch * parameters
 
 
 def activation_elements(config: ModelConfig) -> Saved:
     """Count what all blocks save for backward. Under full activation checkpointing every block saves its input alone,
-    and one block at a time all the rest."""
-    kinds = {kind: saved_elements(config, config.kinds.index(kind)) for kind in set(config.kinds)}
+    and one block at a time all the rest, with the gradients of its two outputs and a wide one of its feed-forward
+    network. Under offload the device has one of the inputs, that of the block before while a block is made again, and
+    the gradient of what the feed-forward network reads, piece by piece."""
+    whole = replace(config, activation_checkpointing=True) if config.recomputes_blocks else config
+    kinds = {kind: saved_elements(whole, config.kinds.index(kind)) for kind in set(config.kinds)}
+    if not config.recomputes_blocks:
+        return Saved(sum(kinds[kind] for kind in config.kinds), 0.0)
+    block, gradients = max(kinds.values()), 2 * config.d_model
     if config.activation_checkpointing is True:
-        return Saved(config.n_layers * config.d_model, max(kinds.values()))
-    return Saved(sum(kinds[kind] for kind in config.kinds), 0.0)
+        return Saved(config.n_layers * config.d_model, block + gradients + config.ff_width)
+    wide = _saved_by_feed_forward(config)
+    return Saved(config.d_model, block - wide + gradients + config.d_model, wide + config.ff_width)
+
+
+def elements_on_host(config: ModelConfig) -> int:
+    """Count the elements a token that the host keeps for backward: it gets them once, and gives them back once."""
+    return config.n_layers * config.d_model if config.activation_checkpointing == "offload" else 0
 
 
 def saved_elements(config: ModelConfig, layer: int) -> float:
@@ -175,6 +195,24 @@ def saved_elements(config: ModelConfig, layer: int) -> float:
 
 
 def _saved_elements(config: ModelConfig, layer: int, mode: AbstractContextManager) -> float:
+    with mode:
+        block, (x, delta) = Block(config, layer), (_sample(config) for _ in range(2))
+        rotary = rotary_table(torch.arange(SAMPLE), config.head_dim, config.rope_base)
+        return _saved_by(lambda: block(x, delta, rotary), block.parameters())
+
+
+def _saved_by_feed_forward(config: ModelConfig) -> float:
+    """Count the same for the feed-forward network without its input."""
+    with FakeTensorMode():
+        x, network = _sample(config), FeedForward(config.feed_forward, config.d_model, config.ff_width, config.bias)
+        return _saved_by(lambda: network(x), [x, *network.parameters()])
+
+
+def _sample(config: ModelConfig) -> torch.Tensor:
+    return torch.randn(1, SAMPLE, config.d_model, requires_grad=True)
+
+
+def _saved_by(function: Callable[[], object], others: Iterable[torch.Tensor]) -> float:
     saved: dict[int, torch.UntypedStorage] = {}  # by address: the storages stay alive, so that none is used twice
 
     def count(tensor: torch.Tensor) -> torch.Tensor:
@@ -182,11 +220,8 @@ def _saved_elements(config: ModelConfig, layer: int, mode: AbstractContextManage
         saved[storage._cdata] = storage
         return tensor
 
-    with mode, torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
-        block = Block(config, layer)
-        x = torch.randn(1, SAMPLE, config.d_model, requires_grad=True)
-        delta = torch.randn(1, SAMPLE, config.d_model, requires_grad=True)
-        y, _ = block(x, delta, rotary_table(torch.arange(SAMPLE), config.head_dim, config.rope_base))
-        own = {p.untyped_storage()._cdata for p in block.parameters()}
-        elements = sum(storage.nbytes() for address, storage in saved.items() if address not in own) / y.itemsize
-    return elements / SAMPLE
+    with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+        function()
+    own = {x.untyped_storage()._cdata for x in others}
+    width = torch.get_default_dtype().itemsize
+    return sum(storage.nbytes() for address, storage in saved.items() if address not in own) / width / SAMPLE

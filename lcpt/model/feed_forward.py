@@ -6,11 +6,14 @@ from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
+import torch
 import torch.nn.functional as F
 from lcpt_kernels import gated_activation
 from torch import Tensor, nn
 
 from lcpt.utils.recomputation import recompute
+
+PIECE = 8192  # tokens at a time, where a slice is long; products of so many rows are as fast as larger ones
 
 
 def gelu_tanh(x: Tensor) -> Tensor:
@@ -53,3 +56,10 @@ class FeedForward(nn.Module):
             return self.down(self.activation(self.up(x)))
         packed = recompute(lambda x: self.up(norm(x)), x)
         return recompute(lambda packed: self.down(self.activation(packed)), packed)
+
+    def in_pieces(self, x: Tensor) -> Tensor:
+        """Do the same for PIECE tokens at a time, each piece made again in backward: one alone is ever d_ff wide."""
+        rows = x.flatten(end_dim=-2)
+        if len(rows) <= PIECE:
+            return self(x)
+        return torch.cat([recompute(self, piece) for piece in rows.split(PIECE)]).view_as(x)

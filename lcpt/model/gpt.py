@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from typing import NamedTuple, cast
 
 import torch
@@ -21,6 +23,7 @@ from lcpt.model.loss import cross_entropy, token_losses
 from lcpt.model.norms import NORMS, add_and_norm, build_norm
 from lcpt.model.rope_scaling import RopeScalingConfig, scaled_rotary_table
 from lcpt.parallel.sequence import SequenceSlice
+from lcpt.utils.host_offload import keep_on_host
 
 
 @dataclass
@@ -41,7 +44,8 @@ class ModelConfig:
     rope_base: float = 10000.0
     rope_scaling: RopeScalingConfig = field(default_factory=RopeScalingConfig)
     z_loss: float = 0.0  # of Σ logsumexp(logits)², which keeps logits small; the reported loss does not have it
-    # true: keep a block's input only, compute the block again in backward; selective: norms and activations alone
+    # true: keep a block's input only, compute the block again in backward; selective: norms and activations alone;
+    # offload: as true, the inputs on the host and the feed-forward network in pieces
     activation_checkpointing: bool | str = False
     attention: AttentionConfig = field(default_factory=AttentionConfig)
     version: int = VERSION  # whose defaults a missing key has; saved with weights, so that they stay what they are
@@ -60,7 +64,7 @@ class ModelConfig:
             ("norm", NORMS),
             ("feed_forward", ACTIVATIONS),
             ("positions", ("rotary", "learned")),
-            ("activation_checkpointing", (False, "selective", True)),
+            ("activation_checkpointing", (False, "selective", True, "offload")),
         ):
             if getattr(self, name) not in known:
                 raise ValueError(f"model.{name} is {getattr(self, name)!r}; it is {', '.join(map(str, known)).lower()}")
@@ -89,6 +93,11 @@ class ModelConfig:
     def kinds(self) -> list[str]:
         """The kind of attention of each layer."""
         return [self.attention.kind_of_layer(layer) for layer in range(self.n_layers)]
+
+    @property
+    def recomputes_blocks(self) -> bool:
+        """Whether backward computes whole blocks again."""
+        return self.activation_checkpointing in (True, "offload")
 
     @property
     def ff_width(self) -> int:
@@ -195,10 +204,15 @@ class GPT(nn.Module):
                 length = None if is_on_device(cu_seqlens) else int(cu_seqlens.diff().max())
         x, rotary = self._embed(tokens, positions, length)
         delta: Tensor | None = None
+        offload = self.config.activation_checkpointing == "offload"
+        kept: AbstractContextManager = keep_on_host() if offload else nullcontext()
         for block in self.blocks:
-            if self.config.activation_checkpointing is True and torch.is_grad_enabled():
+            if self.config.recomputes_blocks and torch.is_grad_enabled():
                 x = x if delta is None else x + delta  # so that one tensor is kept, not two
-                x, delta = checkpoint(block, x, None, rotary, cu_seqlens, part, use_reentrant=False)
+                # What blocks share is bound: `kept` would copy a tensor that checkpoint is given for each.
+                function = partial(block, delta=None, rotary=rotary, cu_seqlens=cu_seqlens, part=part)
+                with kept:
+                    x, delta = checkpoint(function, x, use_reentrant=False)
             else:
                 x, delta = block(x, delta, rotary, cu_seqlens, part)
         return add_and_norm(x, delta, self.norm)[0]
@@ -243,6 +257,7 @@ class Block(nn.Module):
         super().__init__()
         kind = config.attention.attention_of_layer(layer)
         self.selective = config.activation_checkpointing == "selective"
+        self.in_pieces = config.activation_checkpointing == "offload"
         self.attention_norm = config.build_norm()
         self.attention = kind(config.d_model, config.n_heads, config.kv_heads, config.attention)
         self.feed_forward_norm = config.build_norm()
@@ -265,7 +280,7 @@ class Block(nn.Module):
             return x, self.feed_forward(x, norm=self.feed_forward_norm)
         normed, x = add_and_norm(x, delta, self.attention_norm)
         normed, x = add_and_norm(x, attention(normed, rotary, cu_seqlens, part=part), self.feed_forward_norm)
-        return x, self.feed_forward(normed)
+        return x, self.feed_forward.in_pieces(normed) if self.in_pieces else self.feed_forward(normed)
 
     def extend(self, x: Tensor, delta: Tensor | None, rotary: RotaryTable, state) -> tuple[Tensor, Tensor, object]:
         """Do the same for the continuation of a sequence whose layer left `state` -> (x, delta, the state after it)."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from lcpt.model.cost import Cost, activation_elements, model_cost
+from lcpt.model.cost import Cost, activation_elements, elements_on_host, model_cost
 from lcpt.training.communication import communication_per_step
 from lcpt.training.fitting import HEADROOM, fitting_settings, memory_on_gpu
 from lcpt.training.phases import Phase, divide
@@ -30,6 +30,9 @@ def _describe(phase: Phase, end: int, world: int, gpu: str | None) -> str:
     host = {"copies to save from": 12 * cost.parameters / world}
     if config.parallel.offload_optimizer:
         host["optimizer"] = 12 * cost.parameters / world
+    if kept_there := elements_on_host(model):
+        width = 2 if training.precision == "bf16" else 4
+        host["activations"] = width * kept_there * training.micro_batch * context
     tokens = steps * training.global_batch_tokens
     rows, whole = ({"phase": _shown(phase)}, "phase") if phase.number else ({}, "run")
     rows |= {

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from lcpt.config import Config
 
 HEADROOM = 0.15  # of a GPU's memory, for what PyTorch caches, communication buffers and temporaries
-POLICIES: tuple[bool | str, ...] = (False, "selective", True)  # from the fewest FLOPs to the most
+POLICIES: tuple[bool | str, ...] = (False, "selective", True, "offload")  # from the fewest FLOPs to the most
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from lcpt.config import Config
 
 TOKEN = 16  # bytes: an input and a label, int64 each
+# What needs less memory than each value of model.activation_checkpointing.
+REMEDIES = {False: "selective, true or offload", "selective": "true or offload", True: "offload", "offload": ""}
 
 
 def check_fits(config: Config, world: int) -> None:
@@ -85,11 +87,8 @@ def explain(error: BaseException, config: Config, place: str) -> str:
     remedies = []
     if training.micro_batch > 1:
         remedies.append(f"lower training.micro_batch (now {training.micro_batch})")
-    if config.model.activation_checkpointing is not True:
-        remedies.append(
-            "set model.activation_checkpointing="
-            + ("true" if config.model.activation_checkpointing else "selective or true")
-        )
+    if cheaper := REMEDIES[config.model.activation_checkpointing]:
+        remedies.append(f"set model.activation_checkpointing={cheaper}")
     if config.parallel.zero_stage < 3 and groups.world_size() > 1:
         remedies.append(f"raise parallel.zero_stage (now {config.parallel.zero_stage})")
     if groups.device().type == "cuda" and not config.parallel.offload_optimizer:

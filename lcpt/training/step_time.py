@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from lcpt.model.cost import Cost, bytes_moved
+from lcpt.model.cost import Cost, bytes_moved, elements_on_host
 from lcpt.utils.gpus import gpu_peaks
 
 if TYPE_CHECKING:
@@ -77,6 +77,8 @@ def seconds_by_part(
         "memory": (moved + update * (not parallel.offload_optimizer)) / (peaks.memory * MEMORY),
         "network": sent.on_wire(world) / (peaks.network * NETWORK),
     }
+    if kept_there := elements_on_host(config.model):
+        parts["host"] = 2 * width * kept_there * tokens / HOST_LINK
     if parallel.offload_optimizer:
-        parts["host"] = (4 + width) * shard / HOST_LINK + update / HOST_MEMORY
+        parts["host"] = parts.get("host", 0.0) + (4 + width) * shard / HOST_LINK + update / HOST_MEMORY
     return parts

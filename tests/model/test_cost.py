@@ -5,11 +5,13 @@ import pytest
 import torch
 
 from lcpt.attention import ATTENTION, AttentionConfig
+from lcpt.attention.polysketch import PolysketchConfig
 from lcpt.attention.summaries import SummariesConfig
 from lcpt.config import Config
 from lcpt.data import DataConfig
 from lcpt.model import GPT, ModelConfig
-from lcpt.model.cost import REDUCE_BUCKET, Saved, activation_elements, memory_per_rank, model_cost
+from lcpt.model.cost import REDUCE_BUCKET, Saved, activation_elements, elements_on_host, memory_per_rank, model_cost
+from lcpt.model.feed_forward import PIECE
 from lcpt.training.config import TrainingConfig
 from lcpt.training.dry_run import describe
 
@@ -102,6 +104,26 @@ def test_recomputation_costs_a_forward_pass_without_the_head():
     assert with_it.flops_step - without.flops_step == without.flops_forward - 2 * 100 * 32
 
 
+def test_offload_computes_the_feed_forward_network_once_more():
+    full, offload = (model_cost(replace(CONFIGS["softmax"], activation_checkpointing=p), 64) for p in (True, "offload"))
+    extra = offload.flops.pop("feed-forward").recomputed - full.flops["feed-forward"].recomputed
+    assert extra == full.flops.pop("feed-forward").forward and offload.flops == full.flops
+
+
+def test_pieces_recompute_no_more_flops_than_that(monkeypatch):
+    """PyTorch's counter: the last piece is not computed with its block."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    monkeypatch.setattr("lcpt.model.feed_forward.PIECE", 16)
+    counted = {}
+    for policy in (True, "offload"):
+        config = replace(CONFIGS["softmax"], activation_checkpointing=policy)
+        with FlopCounterMode(display=False) as counter:
+            GPT(config)(torch.zeros(1, 64, dtype=torch.long)).sum().backward()
+        counted[policy] = counter.get_total_flops() / 64
+    assert counted["offload"] - counted[True] == 3 / 4 * model_cost(config, 64).flops["feed-forward"].forward
+
+
 def test_state_adds_up_over_the_layers():
     config = CONFIGS["hybrid"]
     layers = [block.attention for block in GPT(config).blocks]
@@ -191,6 +213,50 @@ def test_the_estimate_is_what_a_step_allocates(kind, checkpointing):
     )
     estimate = sum(n_bytes for name, n_bytes in parts.items() if name not in ("weights", "optimizer"))
     assert most_allocated(config, 2, 512) == pytest.approx(estimate, rel=0.1)
+
+
+@pytest.mark.parametrize("kind", ["softmax", "polysketch", "flurka"])
+def test_with_offload_the_estimate_is_what_is_alive(kind, monkeypatch):
+    """On the device and on the host, of a slice of several pieces."""
+    from lcpt.benchmarking.live_bytes import LiveBytes
+
+    for module in ("feed_forward", "cost"):
+        monkeypatch.setattr(f"lcpt.model.{module}.PIECE", 256)
+    config = ModelConfig(
+        n_layers=3,
+        d_model=64,
+        n_heads=2,
+        vocab_size=256,
+        activation_checkpointing="offload",
+        attention=AttentionConfig(kind, block_size=128, polysketch=PolysketchConfig(size=8)),
+    )
+    parts = memory_per_rank(
+        config,
+        model_cost(config, 2048).parameters,
+        activation_elements(config),
+        tokens=2048,
+        world=1,
+        zero_stage=0,
+        precision="fp32",
+    )
+    model, x = GPT(config), torch.randint(256, (1, 2048))
+    with LiveBytes() as live:
+        model(x, labels=x)[0].backward()
+    estimate = sum(n_bytes for name, n_bytes in parts.items() if name not in ("weights", "optimizer"))
+    assert live.peak == pytest.approx(estimate, rel=0.1)
+    assert live.host_peak == 4 * elements_on_host(config) * 2048 == 4 * 3 * 64 * 2048
+
+
+def test_offload_keeps_one_input_and_holds_pieces():
+    plain = CONFIGS["softmax"]
+    full, offload = (activation_elements(replace(plain, activation_checkpointing=p)) for p in (True, "offload"))
+    assert (offload.always, full.always) == (32, 2 * 32)
+    assert offload.at_times + offload.in_pieces == full.at_times + 32  # the next block's input
+    # Packed, the activation of the gate, the product, and a gradient.
+    assert offload.in_pieces == pytest.approx(5 * plain.ff_width)
+    for tokens, most in ((PIECE // 2, PIECE // 2), (3 * PIECE, PIECE)):
+        parts = memory_per_rank(plain, 1, Saved(0, 1, 1e6), tokens=tokens, world=1, zero_stage=1, precision="fp32")
+        assert parts["loss, or a block made again"] == 4 * (tokens + 1e6 * most)
 
 
 def test_selective_checkpointing_costs_no_products_and_keeps_less():

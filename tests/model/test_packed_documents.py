@@ -84,12 +84,13 @@ def same(found, expected, tolerance):
         assert (one - other).norm() <= tolerance * other.norm().clamp(min=1e-3)
 
 
-@pytest.mark.parametrize("recompute", [False, "selective", True])
+@pytest.mark.parametrize("recompute", [False, "selective", True, "offload"])
 @pytest.mark.parametrize("case", CASES)
 def test_documents_are_as_if_alone(case, recompute, monkeypatch):
     """Loss, count and the gradient of every weight are the sums over documents that are run one at a time."""
     if case in IN_BATCH:
         monkeypatch.setattr(sparse, "AUX_LOSS_WEIGHT", 0.0)
+    monkeypatch.setattr("lcpt.model.feed_forward.PIECE", 9)
     model, x = build(case, activation_checkpointing=recompute).double(), text(1, T)
     labels, documents = labels_of(x), [n for n in LENGTHS if n]
     loss, count = model(x, labels=labels, cu_seqlens=offsets(LENGTHS))
@@ -169,7 +170,7 @@ def on_device(case, dtype, **changes):
 @pytest.mark.parametrize("case", CASES)
 def test_the_host_reads_nothing_on_a_device(case, dtype):
     """In a step, whatever is recomputed in backward: a read of a tensor on "meta" is an error."""
-    for recompute in (False, "selective", True):
+    for recompute in (False, "selective", True, "offload"):
         model, x, ends = on_device(case, dtype, activation_checkpointing=recompute)
         loss, _ = model(x, labels=x, cu_seqlens=ends)
         loss.backward()

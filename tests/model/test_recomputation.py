@@ -31,13 +31,13 @@ def step(model):
 @pytest.mark.parametrize("options", CONFIGS.values(), ids=CONFIGS)
 def test_losses_and_gradients_are_equal_and_no_product_is_computed_twice(options):
     results, flops = {}, {}
-    for checkpointing in (False, "selective", True):
+    for checkpointing in (False, "selective", True, "offload"):
         with FlopCounterMode(display=False) as counter:
             results[checkpointing] = step(build(options, checkpointing))
         flops[checkpointing] = counter.get_total_flops()
-    for checkpointing in ("selective", True):
+    for checkpointing in ("selective", True, "offload"):
         assert all(torch.equal(a, b) for a, b in zip(results[False], results[checkpointing], strict=True))
-    assert flops["selective"] == flops[False] < flops[True]
+    assert flops["selective"] == flops[False] < flops[True] == flops["offload"]
 
 
 def saved_bytes(options, checkpointing):
@@ -62,9 +62,11 @@ def test_norms_and_activations_are_not_kept(kind):
     assert saved >= 2 * 4 * tokens * (2 * 16 + 2 * 40)
 
 
-def test_a_block_compiles_as_one_graph():
+@pytest.mark.parametrize("checkpointing", ["selective", "offload"])
+def test_a_block_compiles_as_one_graph(checkpointing, monkeypatch):
+    monkeypatch.setattr("lcpt.model.feed_forward.PIECE", 16)
     torch._dynamo.reset()
-    plain, compiled = (build(CONFIGS["softmax"], "selective") for _ in range(2))
+    plain, compiled = (build(CONFIGS["softmax"], checkpointing) for _ in range(2))
     for block in compiled.blocks:
         block.compile(backend="aot_eager", fullgraph=True)
     for a, b in zip(step(plain), step(compiled), strict=True):
@@ -93,12 +95,14 @@ def test_backward_stops_where_nothing_more_is_needed():
     assert calls == ["before", "after", "before"]
 
 
-@pytest.mark.parametrize("said, meant", [("true", True), ("false", False), ("selective", "selective")])
+@pytest.mark.parametrize(
+    "said, meant", [("true", True), ("false", False), ("selective", "selective"), ("offload", "offload")]
+)
 def test_the_setting_is_a_boolean_or_a_word(tmp_path, said, meant):
     (tmp_path / "a.yaml").write_text(
         f"run: {{dir: r}}\ndata: {{path: d}}\nmodel: {{activation_checkpointing: {said}}}\n"
     )
-    assert load_config(tmp_path / "a.yaml").model.activation_checkpointing is meant or meant == "selective"
+    assert load_config(tmp_path / "a.yaml").model.activation_checkpointing is meant or isinstance(meant, str)
     overridden = load_config(tmp_path / "a.yaml", [f"model.activation_checkpointing={said}"])
     assert overridden.model.activation_checkpointing == meant
     assert type(overridden.model.activation_checkpointing) is type(meant)
@@ -106,5 +110,7 @@ def test_the_setting_is_a_boolean_or_a_word(tmp_path, said, meant):
 
 @pytest.mark.parametrize("wrong", ["some", "None", "yes please"])
 def test_another_word_is_named(wrong):
-    with pytest.raises(ValueError, match=f"activation_checkpointing is '{wrong}'; it is false, selective, true"):
+    with pytest.raises(
+        ValueError, match=f"activation_checkpointing is '{wrong}'; it is false, selective, true, offload"
+    ):
         config(activation_checkpointing=wrong)

@@ -1,5 +1,6 @@
 """What the dry run says of GPUs and of communication; the shipped configs fit the card that they are made for."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -51,15 +52,21 @@ def test_settings_that_fit_are_the_largest_micro_batches_of_each_policy(config):
         (False, 12),
         ("selective", 12),
         (True, 12),
+        ("offload", 12),
     ]
-    assert all_fit[0].n_bytes > all_fit[1].n_bytes > all_fit[2].n_bytes
+    assert all_fit[0].n_bytes > all_fit[1].n_bytes > all_fit[2].n_bytes >= all_fit[3].n_bytes
     size = needed(config, 2, 4) / (1 - HEADROOM) + 1
     found = fitting_settings(config, 2, size)
-    assert [(x.activation_checkpointing, x.micro_batch) for x in found] == [(False, 4), ("selective", 6), (True, 12)]
+    assert [(x.activation_checkpointing, x.micro_batch) for x in found] == [
+        (False, 4),
+        ("selective", 6),
+        (True, 12),
+        ("offload", 12),
+    ]
     assert found[0].n_bytes == needed(config, 2, 4)
     assert fitting_settings(config, 2, size - 2)[0].micro_batch == 3
     assert fitting_settings(config, 2, 1000) == []
-    assert [x.micro_batch for x in fitting_settings(config, 5, 1e12)] == [1, 1, 1]  # 24 sequences do not divide
+    assert [x.micro_batch for x in fitting_settings(config, 5, 1e12)] == [1, 1, 1, 1]  # 24 sequences do not divide
 
 
 def test_the_table_says_what_fits(config, monkeypatch):
@@ -81,6 +88,16 @@ def test_an_optimizer_on_the_host_leaves_the_gpu(config):
     with_it = needed(config, 2)
     config.parallel.offload_optimizer = False
     assert needed(config, 2) - with_it == 12 * model_cost(config.model, 64).parameters / 2
+
+
+def test_inputs_of_blocks_go_to_the_host(config):
+    config.model = replace(config.model, activation_checkpointing="offload")
+    config.data.context, config.training.micro_batch = 2**18, 1
+    config.training.global_batch_tokens = 2**20
+    [row] = [line for line in describe(config, 2).splitlines() if line.startswith("  of its host")]
+    assert f"activations {4 * 64 * 4 * 2**18 / 2**30:,.2f}" in row
+    config.model = replace(config.model, activation_checkpointing=True)
+    assert "activations" not in describe(config, 2).splitlines()[-1]
 
 
 def test_an_unknown_gpu_is_named(config):

@@ -31,7 +31,9 @@ def test_in_the_first_step_of_one_rank_it_is_the_settings_fault(start_job, at_pl
     assert job.wait() == [BAD_INPUT, BAD_INPUT], job.text
     [line] = errors(job)
     assert f"rank {rank} is out of memory at micro-batch 1 of step 1" in line and "start again" not in line
-    assert "training.micro_batch (now 4)" in line and "model.activation_checkpointing=selective or true" in line
+    assert (
+        "training.micro_batch (now 4)" in line and "model.activation_checkpointing=selective, true or offload" in line
+    )
     assert "Traceback" not in job.text
 
 
@@ -106,7 +108,7 @@ def test_parameters_are_counted_without_building_the_model(tiny_yaml):
 
 
 def test_only_what_can_still_be_changed_is_named(tiny_yaml):
-    config = load_config(tiny_yaml, ["run.dir=none", "model.activation_checkpointing=true"])
+    config = load_config(tiny_yaml, ["run.dir=none", "model.activation_checkpointing=offload"])
     line = explain(MemoryError("no room\nmore"), config, "the start")
     assert "(no room)" in line and "data.context" in line and "\n" not in line
     assert "micro_batch" not in line and "activation_checkpointing" not in line and "zero_stage" not in line
