@@ -1,20 +1,24 @@
 """What ranks that share a sequence send each other: counted on gloo ranks, and predicted."""
 
+from dataclasses import replace
 from importlib.util import find_spec
 
 import pytest
 import torch
 import torch.distributed as dist
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from lcpt.attention import AttentionConfig
+from lcpt.attention.base import rotary_table
 from lcpt.attention.polysketch import PolysketchConfig
 from lcpt.attention.softmax import SoftmaxConfig
 from lcpt.attention.sparse import SparseHashConfig, SparseQKConfig
 from lcpt.attention.summaries import SummariesConfig
 from lcpt.model import GPT, ModelConfig
+from lcpt.model.gpt import Block
 from lcpt.model.sequence_cost import Exchange, Slices, exchange, layers_by_kind, sent_by_rank
 from lcpt.parallel import groups
-from lcpt.parallel.sequence import join_sequence_group
+from lcpt.parallel.sequence import SequenceGroup, SequenceSlice, join_sequence_group
 
 C, ROWS = 16, 3
 
@@ -136,3 +140,42 @@ def test_blocks_that_are_made_again_exchange_again(run_ranks):
 
 def test_a_rank_alone_exchanges_nothing():
     assert exchange(layers_by_kind(model_of("polysketch")), Slices(ranks=1, tokens=64)) == Exchange()
+
+
+def saved_bytes(config, tokens, part):
+    """The bytes that autograd saves for a block, on tensors without memory."""
+    saved = {}
+
+    def note(tensor):
+        storage = tensor.untyped_storage()
+        saved[storage._cdata] = storage  # which so stays alive: no address is used twice
+        return tensor
+
+    with FakeTensorMode(allow_non_fake_inputs=True), torch.autograd.graph.saved_tensors_hooks(note, lambda x: x):
+        block = Block(config, 0)
+        x, delta = (torch.randn(1, tokens, config.d_model, requires_grad=True) for _ in range(2))
+        output, _ = block(x, delta, rotary_table(torch.arange(tokens), config.head_dim, config.rope_base), None, part)
+        own = {p.untyped_storage()._cdata for p in block.parameters()}
+        return sum(storage.nbytes() for address, storage in saved.items() if address not in own)
+
+
+@pytest.mark.parametrize("ranks", [2, 8])
+@pytest.mark.parametrize(
+    "pattern, options",
+    [
+        ("polysketch", {}),
+        ("polysketch", {"gate": "data"}),
+        ("flurka", {"gate": "scalar"}),
+        pytest.param("softmax", {}, marks=not_yet),
+        pytest.param("softmax", {"softmax": SoftmaxConfig(window=100)}, marks=not_yet),
+        pytest.param("lowrank", {}, marks=not_yet),
+    ],
+)
+def test_what_is_kept_for_backward_is_what_autograd_saves(pattern, options, ranks):
+    config, tokens = model_of(pattern, **options), 512
+    config = replace(config, d_model=128, n_layers=1, attention=replace(config.attention, block_size=64))
+    group = SequenceGroup(size=ranks, rank=ranks - 1, name="a group", data_rank=0, data_ranks=1)
+    alone = saved_bytes(config, tokens, None)
+    shared = saved_bytes(config, tokens, SequenceSlice(group=group, tokens=tokens))
+    kept = exchange(layers_by_kind(config), Slices(ranks=ranks, tokens=tokens, width=4)).kept
+    assert alone + kept == pytest.approx(shared, rel=0.07)
