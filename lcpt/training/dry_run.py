@@ -86,7 +86,7 @@ def _shared(config: Config, world: int, recomputed: bool) -> str:
     n_bytes, ranks = exchanged.per_step(_micro_batches(config, world), recomputed), config.parallel.sequence
     return (
         f"on {ranks} ranks, {config.data.context // ranks:,} tokens on each, which sends the others "
-        f"{n_bytes / 2**30:,.2f} GiB a step"
+        f"{n_bytes / 2**20:,.1f} MiB a step"
     )
 
 
