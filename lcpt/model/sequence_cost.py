@@ -149,8 +149,12 @@ def _gathered(layer: Attention, slices: Slices) -> float:
         return slices.rows * layer.n_kv_heads * state * FP32
     if _window_before(layer, slices) is not None:
         return 0
-    summaries = _gathered_summaries(layer, slices) if isinstance(layer, Lowrank) else 0
-    return slices.tokens * _key_and_value(layer, slices) + summaries
+    keys = (
+        slices.tokens * _key_and_value(layer, slices) + slices.width
+    )  # a number more, which keeps collectives in order
+    if isinstance(layer, Lowrank):
+        return keys + _gathered_summaries(layer, slices) + slices.width
+    return keys
 
 
 def _key_and_value(layer: Attention, slices: Slices) -> int:
@@ -166,8 +170,9 @@ def _gathered_summaries(layer: Lowrank, slices: Slices) -> float:
 
 def _without_gradient(layer: Attention, slices: Slices) -> float:
     """Count the bytes of what else each rank gives to all others in a forward pass."""
-    marks = slices.rows * layer.n_kv_heads * layer.mark_bytes * slices.tokens if isinstance(layer, Sparse) else 0
-    return marks + _shares(layer)[0]
+    if not isinstance(layer, Sparse):
+        return 0
+    return (slices.rows * layer.n_kv_heads * slices.tokens + 1) * layer.mark_bytes + _shares(layer)[0]
 
 
 def _shares(layer: Attention) -> tuple[int, int]:

