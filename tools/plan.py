@@ -45,7 +45,7 @@ EXAMPLE = """example:
       training.global_batch_tokens=4194304 --output plan.json"""
 SHOWN = 10
 CONTEXTS = tuple(2**n for n in range(11, 21))  # of the plot
-ASSUMED = ("PRODUCTS", "ATTENTION", "MEMORY", "NETWORK", "HOST_LINK", "HOST_MEMORY")  # of the model of a time
+ASSUMED = ("PRODUCTS", "ATTENTION", "MEMORY", "NETWORK", "HOST_LINK", "HOST_MEMORY", "MACHINE")  # by its times
 
 
 def main() -> int:

@@ -42,8 +42,7 @@ class Hardware:
     def exchange_seconds(self, n_bytes: float, ranks: int) -> float:
         """Model the time in which ranks that share sequences, neighbours, each send so many bytes to one another: over
         NVLink where one machine holds them, else over the network, as if all went there."""
-        within = self.nvlink is not None and MACHINE % ranks == 0
-        link = self.nvlink if within and self.nvlink else self.network
+        link = self.nvlink if self.nvlink and MACHINE % ranks == 0 else self.network
         return n_bytes / (link * NETWORK)
 
 
