@@ -13,11 +13,12 @@ from pathlib import Path
 
 import torch
 
+from lcpt.attention.base import LinearCost
 from lcpt.config import Config, ConfigError, load_config
-from lcpt.evaluation.plots import cells
+from lcpt.evaluation.plots import cells, over_slices
 from lcpt.model.cost import Cost, Saved
+from lcpt.model.sequence_cost import layers_by_kind
 from lcpt.training import step_time
-from lcpt.training.checks import micro_batches
 from lcpt.training.fitting import HEADROOM
 from lcpt.training.out_of_memory import count_parameters
 from lcpt.training.phases import Phase, divide
@@ -25,11 +26,15 @@ from lcpt.training.planning import (
     Cluster,
     Prediction,
     best_over,
+    check_divides,
     costs_by_policy,
     predict,
     propose,
     saved_by_policy,
 )
+from lcpt.training.sequence_schemes import compare_schemes
+from lcpt.training.slices import check_slices
+from lcpt.training.step_time import hardware
 from lcpt.utils.atomic_files import replace_text
 from lcpt.utils.gpus import GPU_BYTES, gpu_bytes
 from lcpt.utils.provenance import report_header
@@ -40,7 +45,7 @@ EXAMPLE = """example:
       training.global_batch_tokens=4194304 --output plan.json"""
 SHOWN = 10
 CONTEXTS = tuple(2**n for n in range(11, 21))  # of the plot
-ASSUMED = ("PRODUCTS", "ATTENTION", "MEMORY", "NETWORK", "HOST_LINK", "HOST_MEMORY")  # of the model of a time
+ASSUMED = ("PRODUCTS", "ATTENTION", "MEMORY", "NETWORK", "HOST_LINK", "HOST_MEMORY", "MACHINE")  # by its times
 
 
 def main() -> int:
@@ -59,6 +64,11 @@ def main() -> int:
     )
     parser.add_argument("--output", required=True, metavar="OUT.json")
     parser.add_argument("--plot", metavar="FILE.png", help="what fits, and how fast, over contexts and numbers of GPUs")
+    parser.add_argument(
+        "--sequence-plot",
+        metavar="FILE.png",
+        help="what ranks that share sequences send: state exchange, Ulysses, ring",
+    )
     parser.add_argument("overrides", nargs="*", metavar="section.key=value")
     args = parser.parse_intermixed_args()
     try:
@@ -75,12 +85,16 @@ def main() -> int:
         }
         if args.plot:
             report["grid"] = draw(config, cluster, Path(args.plot))
+        if args.sequence_plot:
+            report["sequence"] = draw_schemes(config, cluster, Path(args.sequence_plot))
         replace_text(Path(args.output), json.dumps(report, indent=1) + "\n")
     except (ConfigError, OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     print("\n\n".join(table(phase, report) for phase in report["phases"]))
-    print(f"\nwritten to {args.output}" + (f" and {args.plot}" if args.plot else ""))
+    if args.sequence_plot:
+        print("\n" + shared_table(report["sequence"]))
+    print(f"\nwritten to {', '.join(filter(None, (args.output, args.plot, args.sequence_plot)))}")
     return 0
 
 
@@ -93,12 +107,19 @@ def check(args: argparse.Namespace) -> tuple[Config, Cluster]:
     gpu_bytes(args.gpu)
     config = load_config(args.config, ["run.dir=none", *args.overrides])
     count_parameters(config.model)
+    layers = layers_by_kind(config.model)
+    if args.sequence_plot and not any(isinstance(kind.layer, LinearCost) for kind in layers):
+        raise ValueError(
+            f"--sequence-plot compares ways to share layers of linear cost, and the model has none of them "
+            f"({', '.join(kind.name for kind in layers)}); take another model.attention.kind, as polysketch"
+        )
     for phase in divide(config):
         try:
-            micro_batches(phase.config.sequences, 1, args.gpus)
+            check_slices(phase.config, args.gpus)
+            check_divides(phase.config, layers, args.gpus)
         except ValueError as error:
             raise ValueError(f"{phase.name}{error}") from None
-    for file in filter(None, (args.output, args.plot)):
+    for file in filter(None, (args.output, args.plot, args.sequence_plot)):
         Path(file).parent.mkdir(parents=True, exist_ok=True)
     return config, Cluster(gpu=args.gpu, gpus=args.gpus, network=args.network * 1e9)
 
@@ -112,7 +133,7 @@ def plan_phase(phase: Phase, cluster: Cluster, saved: dict[bool | str, Saved]) -
         configured = row(predict(config, costs, cluster), cluster)
     except ValueError as error:
         configured = {"error": str(error)}
-    cost, _ = costs[config.model.activation_checkpointing]
+    cost, _ = costs.by_policy[config.model.activation_checkpointing]
     return {
         "phase": phase.number,
         "first_step": phase.first_step,
@@ -135,6 +156,7 @@ def row(prediction: Prediction, cluster: Cluster) -> dict:
     p = prediction
     return {
         "zero_stage": p.zero_stage,
+        "sequence": p.sequence,
         "micro_batch": p.micro_batch,
         "micro_batches": p.micro_batches,
         "activation_checkpointing": p.activation_checkpointing,
@@ -142,6 +164,7 @@ def row(prediction: Prediction, cluster: Cluster) -> dict:
         "fits": p.fits(cluster.gpu),
         "memory_bytes": p.memory,
         "communication_bytes": {"all-gather": p.sent.gathered, p.sent.reduction: p.sent.reduced},
+        "exchange_bytes": p.exchanged,
         "communication_bytes_on_wire": p.sent.on_wire(cluster.gpus),
         "model": {
             "seconds": p.seconds,
@@ -168,8 +191,8 @@ def draw(config: Config, cluster: Cluster, file: Path) -> list[dict]:
     }
     title = (
         f"{cluster.gpu}, {cluster.network / 1e9:g} GB/s: tokens a second by a model, and the setting that reaches it\n"
-        "(Z: stage of ZeRO, ×: sequences at a time, –: nothing fits; activation checkpointing s: selective, c: full, "
-        "o: with offload)"
+        "(Z: stage of ZeRO, ÷: GPUs that share a sequence, ×: sequences at a time, –: nothing fits; activation "
+        "checkpointing s: selective, c: full, o: with offload)"
     )
     cells(title, "tokens of context", "GPUs", [f"{context:,}" for context in found], shown, file)
     return [
@@ -184,9 +207,43 @@ def short(number: float) -> str:
 
 
 def setting(p: Prediction) -> str:
-    """Name a setting in few letters: ZeRO's stage, sequences at a time, checkpointing."""
+    """Name a setting in few letters: ZeRO's stage, GPUs that share a sequence, sequences at a time, checkpointing."""
     policy = {False: "", "selective": " s", True: " c", "offload": " o"}[p.activation_checkpointing]
-    return f"Z{p.zero_stage} ×{p.micro_batch}{policy}{' host' * p.offload_optimizer}"
+    shared = f" ÷{p.sequence}" if p.sequence > 1 else ""
+    return f"Z{p.zero_stage}{shared} ×{p.micro_batch}{policy}{' host' * p.offload_optimizer}"
+
+
+def draw_schemes(config: Config, cluster: Cluster, file: Path) -> dict:
+    """Plot what ranks that share sequences send for the first kind of linear cost, by each scheme; returns all that is
+    known of it."""
+    found = compare_schemes(config, hardware(cluster.gpu, config.training.precision, cluster.network))
+    kind, rows = next(iter(found["schemes"].items()))
+    lines: dict[tuple[str, int], list[tuple]] = {}
+    for one in rows:
+        lines.setdefault((one["scheme"], one["ranks"]), []).append((one["tokens"], one["bytes"], one["seconds"]))
+    title = (
+        f"A forward pass of a layer of {kind} on {cluster.gpu}, {cluster.network / 1e9:g} GB/s between machines of 8"
+    )
+    over_slices(title, [(*name, *map(list, zip(*points, strict=True))) for name, points in lines.items()], file)
+    return found
+
+
+def shared_table(found: dict) -> str:
+    """Show what kinds send where ranks share sequences, and from when on states are less than keys or heads."""
+    contexts = list(dict.fromkeys(one["context"] for one in found["layers"]))
+    sent = {(one["kind"], one["context"]): one["bytes"] for one in found["layers"]}
+    ranks = found["layers"][0]["ranks"]
+    lines = [f"{f'MB a layer, {ranks} ranks a sequence':32}" + "".join(f"{f'{c:,} tokens':>16}" for c in contexts)]
+    for kind in dict.fromkeys(kind for kind, _ in sent):
+        values = [sent[kind, context] for context in contexts]
+        lines.append(f"  {kind:30}" + "".join(f"{'–' if n is None else f'{n / 1e6:,.3f}':>16}" for n in values))
+    for kind, by_ranks in found["break_even"].items():
+        schemes = by_ranks[ranks]
+        parts = [
+            f"{scheme} from {', '.join(f'{by_ranks[n][scheme]:,} (of {n})' for n in by_ranks)}" for scheme in schemes
+        ]
+        lines.append(f"{kind}: no more bytes than by {'; '.join(parts)} tokens a rank on")
+    return "\n".join(lines)
 
 
 def table(phase: dict, report: dict) -> str:
@@ -208,15 +265,18 @@ def table(phase: dict, report: dict) -> str:
     free = f"{report['headroom']:.0%} of {report['gpu']} free"
     if not proposals:
         return "\n".join([*lines, "", f"nothing fits with {free}: more GPUs, larger ones, or a shorter data.context"])
-    lines += ["", f"{len(proposals)} settings fit with {free}; the fastest by a model, in which all parts overlap:"]
     lines += [
-        f"{'stage':>6}{'micro_batch':>13}{'checkpointing':>15}{'offload':>9}{'GiB':>8}{'s a step':>10}"
+        "",
+        f"{len(proposals)} settings fit with {free}; the fastest by a model, in which all but exchange overlap:",
+    ]
+    lines += [
+        f"{'stage':>6}{'sequence':>10}{'micro_batch':>13}{'checkpointing':>15}{'offload':>9}{'GiB':>8}{'s a step':>10}"
         f"{'tokens/s':>13}  limited by"
     ]
     for found in proposals[:SHOWN]:
         model = found["model"]
         lines.append(
-            f"{found['zero_stage']:>6}{found['micro_batch']:>13}{str(found['activation_checkpointing']).lower():>15}"
+            f"{found['zero_stage']:>6}{found['sequence']:>10}{found['micro_batch']:>13}{str(found['activation_checkpointing']).lower():>15}"
             f"{str(found['offload_optimizer']).lower():>9}{sum(found['memory_bytes'].values()) / 2**30:8.1f}"
             f"{model['step_seconds']:10.3f}{model['tokens_per_second']:13,.0f}  {model['bottleneck']}"
         )
@@ -236,6 +296,9 @@ def configured_lines(found: dict, report: dict) -> list[str]:
             times = found["micro_batches"] if is_each_micro_batch(found["zero_stage"], collective) else 1
             each = f", {gib(n_bytes / times)} in each of {times} micro-batches" if times > 1 else ""
             lines.append(f"    {collective:32}{gib(n_bytes)}{each}")
+        if found["sequence"] > 1:
+            name = f"among {found['sequence']} ranks a sequence"
+            lines.append(f"    {name:32}{gib(found['exchange_bytes'])}")
     model = found["model"]
     parts = ", ".join(f"{part} {seconds:.3f}" for part, seconds in model["seconds"].items())
     return [
@@ -252,7 +315,8 @@ def is_each_micro_batch(stage: int, collective: str) -> bool:
 
 def overrides(found: dict) -> str:
     return (
-        f"parallel.zero_stage={found['zero_stage']} training.micro_batch={found['micro_batch']} "
+        f"parallel.zero_stage={found['zero_stage']} parallel.sequence={found['sequence']} "
+        f"training.micro_batch={found['micro_batch']} "
         f"model.activation_checkpointing={str(found['activation_checkpointing']).lower()} "
         f"parallel.offload_optimizer={str(found['offload_optimizer']).lower()}"
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 
@@ -90,6 +91,30 @@ def over_contexts(panels: list[tuple[str, list[tuple[str, list[int], list[float]
         ax.set_yscale("log")
         ax.xaxis.set_major_formatter("{x:,.0f}")
         ax.legend(frameon=False, fontsize="small", loc="center left", bbox_to_anchor=(1, 0.5))
+    _save(figure, output)
+
+
+def over_slices(title: str, lines: list[tuple[str, int, list[int], list[float], list[float]]], output: Path) -> None:
+    """Plot lines (scheme, ranks, tokens of a slice, bytes, seconds) as PNG: a colour for each scheme, a dash for each
+    number of ranks, all axes logarithmic."""
+    schemes, ranks = list(dict.fromkeys(line[0] for line in lines)), list(dict.fromkeys(line[1] for line in lines))
+    colours = {name: f"C{number}" for number, name in enumerate(schemes)}
+    dashes: dict[int, Any] = dict(zip(ranks, ("-", "--", "-.", ":"), strict=False))
+    figure, axes = pyplot.subplots(2, figsize=(9, 8), layout="constrained")
+    for ax, y in zip(axes, ("MB that a rank sends for a layer", "ms by a model"), strict=True):
+        _style(ax, "tokens of a rank", y)
+        for scheme, count, tokens, n_bytes, seconds in lines:
+            values = [n / 1e6 for n in n_bytes] if ax is axes[0] else [1e3 * s for s in seconds]
+            width = 1.2 + 0.6 * (len(schemes) - 1 - schemes.index(scheme))  # one that another covers shows beside it
+            ax.plot(tokens, values, dashes[count], color=colours[scheme], linewidth=width)
+        ax.set_xscale("log", base=2)
+        ax.set_yscale("log")
+        ax.xaxis.set_major_formatter("{x:,.0f}")
+        ax.yaxis.set_major_formatter("{x:g}")
+    axes[0].set_title(title, fontsize="medium", loc="left")
+    handles = [pyplot.Line2D([], [], color=colour, label=name) for name, colour in colours.items()]
+    handles += [pyplot.Line2D([], [], color="gray", linestyle=dashes[n], label=f"{n} ranks") for n in ranks]
+    axes[0].legend(handles=handles, frameon=False, fontsize="small", loc="center left", bbox_to_anchor=(1, 0.5))
     _save(figure, output)
 
 

@@ -34,7 +34,7 @@ from lcpt.training.same_run import (
     check_same_run,
     shown,
 )
-from lcpt.training.slices import check_slices
+from lcpt.training.slices import check_slices, either
 from lcpt.training.telemetry import log_rank0
 
 if TYPE_CHECKING:
@@ -106,12 +106,10 @@ def _check_on_this_rank(
             check_rate(checkpoint, config, phases)
     if not complete:
         for phase in phases:
+            check_slices(phase.config, world)
             check_fits(phase.config, world)
         check_deepspeed(training, config.parallel)
-    if not complete:
-        check_slices(config, world)
-    data_ranks = world // config.parallel.sequence
-    accumulation = [0 if complete else _accumulation(phase, data_ranks) for phase in phases]
+    accumulation = [0 if complete else _accumulation(phase, world) for phase in phases]
     opened = open_phases(phases, accumulation, hashed=not complete, before=drawn_before(state))
     if checkpoint:
         check_same_data(checkpoint, opened)
@@ -133,31 +131,37 @@ def _check_on_this_rank(
     )
 
 
-def _accumulation(phase: Phase, data_ranks: int) -> int:
+def _accumulation(phase: Phase, world: int) -> int:
     try:
-        return micro_batches(phase.config.sequences, phase.config.training.micro_batch, data_ranks)
+        config = phase.config
+        return micro_batches(config.sequences, config.training.micro_batch, world, config.parallel.sequence)
     except ValueError as error:
         raise ValueError(f"{phase.name}{error}") from None
 
 
-def micro_batches(sequences: int, micro_batch: int, world: int) -> int:
-    """Count the micro-batches of a rank in one step; ValueError, with rank counts that work, if they do not divide."""
-    if sequences % (world * micro_batch):
+def micro_batches(sequences: int, micro_batch: int, world: int, shared: int = 1) -> int:
+    """Count the micro-batches of a rank in one step, where `shared` of `world` ranks work on the same sequences;
+    ValueError, with rank counts that work, if they do not divide."""
+    groups_of_ranks = world // shared
+    if sequences % (groups_of_ranks * micro_batch):
+        of_which = f", of which {shared} share each sequence," if shared > 1 else ""
         raise ValueError(
             f"{sequences} sequences a step (training.global_batch_tokens / data.context) do not divide "
-            f"among {world} ranks in micro-batches of {micro_batch}; {_what_divides(sequences, micro_batch, world)}"
+            f"among {world} ranks{of_which} in micro-batches of {micro_batch}; "
+            f"{_what_divides(sequences, micro_batch, groups_of_ranks, shared)}"
         )
-    return sequences // (world * micro_batch)
+    return sequences // (groups_of_ranks * micro_batch)
 
 
-def _what_divides(sequences: int, micro_batch: int, world: int) -> str:
+def _what_divides(sequences: int, micro_batch: int, groups_of_ranks: int, shared: int) -> str:
     if sequences % micro_batch:
         fitting = _nearest_divisors(sequences, micro_batch)
-        return f"training.micro_batch can be {_either(fitting)}"
-    among = f"they do among {_either(_nearest_divisors(sequences // micro_batch, world))} ranks"
-    if sequences % world:
+        return f"training.micro_batch can be {either(fitting)}"
+    ranks = [shared * n for n in _nearest_divisors(sequences // micro_batch, groups_of_ranks)]
+    among = f"they do among {either(ranks)} ranks"
+    if sequences % groups_of_ranks:
         return among
-    largest = max(n for n in range(1, micro_batch) if sequences % (world * n) == 0)
+    largest = max(n for n in range(1, micro_batch) if sequences % (groups_of_ranks * n) == 0)
     return f"{among}, or with training.micro_batch={largest}"
 
 
@@ -165,11 +169,6 @@ def _nearest_divisors(number: int, wanted: int, count: int = 8) -> list[int]:
     small = [n for n in range(1, math.isqrt(number) + 1) if number % n == 0]
     divisors = {*small, *(number // n for n in small)}
     return sorted(sorted(divisors, key=lambda n: abs(math.log(n / wanted)))[:count])
-
-
-def _either(numbers: list[int]) -> str:
-    *others, last = map(str, numbers)
-    return f"{', '.join(others)} or {last}" if others else last
 
 
 def open_valid_sets(config: Config, tokenizer_sha256: str | None) -> dict[str, Corpus | Task]:

@@ -6,9 +6,11 @@ import math
 from typing import TYPE_CHECKING
 
 from lcpt.model.cost import Cost, activation_elements, elements_on_host, model_cost
+from lcpt.model.sequence_cost import exchange, layers_by_kind
 from lcpt.training.communication import communication_per_step
 from lcpt.training.fitting import HEADROOM, fitting_settings, memory_on_gpu
 from lcpt.training.phases import Phase, divide
+from lcpt.training.slices import check_slices, data_ranks, slices_of
 from lcpt.utils.gpus import gpu_bytes
 
 if TYPE_CHECKING:
@@ -18,21 +20,23 @@ if TYPE_CHECKING:
 def describe(config: Config, world: int, gpu: str | None = None) -> str:
     """Format a table for each phase of a run: parameters, FLOPs of the algorithm that really runs, estimated memory of
     one of `world` ranks, what they send each other; for a GPU of lcpt.utils.gpus, which settings fit it. ValueError for
-    an unknown GPU."""
+    an unknown GPU, and where ranks cannot share sequences as parallel.sequence says."""
     return "\n".join(_describe(phase, config.training.last_step, world, gpu) for phase in divide(config))
 
 
 def _describe(phase: Phase, end: int, world: int, gpu: str | None) -> str:
     config, steps = phase.config, max(0, min(end, phase.last_step) - phase.first_step + 1)
     model, training, context = config.model, config.training, config.data.context
+    check_slices(config, world)
     cost = model_cost(model, context)
-    memory = memory_on_gpu(config, world, cost.parameters, activation_elements(model), training.micro_batch)
+    saved = activation_elements(model)
+    memory = memory_on_gpu(config, world, cost.parameters, saved, training.micro_batch)
     host = {"copies to save from": 12 * cost.parameters / world}
     if config.parallel.offload_optimizer:
         host["optimizer"] = 12 * cost.parameters / world
     if kept_there := elements_on_host(model):
         width = 2 if training.precision == "bf16" else 4
-        host["activations"] = width * kept_there * training.micro_batch * context
+        host["activations"] = width * kept_there * training.micro_batch * context / config.parallel.sequence
     tokens = steps * training.global_batch_tokens
     rows, whole = ({"phase": _shown(phase)}, "phase") if phase.number else ({}, "run")
     rows |= {
@@ -42,6 +46,7 @@ def _describe(phase: Phase, end: int, world: int, gpu: str | None) -> str:
         f"FLOPs of the {whole}": f"{cost.flops_step * tokens:.3g} for {tokens:,} tokens in {steps:,} steps",
         "decoding state": f"{cost.state_bytes / 2**20:,.1f} MiB a sequence of {context:,} tokens",
         "communication": _communication(config, cost, world),
+        **({"a sequence": _shared(config, world, saved.at_times > 0)} if config.parallel.sequence > 1 else {}),
         f"memory a rank of {world}": _gibibytes(memory),
         "  of its host": _gibibytes(host),
     }
@@ -61,7 +66,7 @@ def _shown(phase: Phase) -> str:
 
 
 def _communication(config: Config, cost: Cost, world: int) -> str:
-    micro_batches = math.ceil(config.sequences / (world * config.training.micro_batch))
+    micro_batches = _micro_batches(config, world)
     stage = config.parallel.zero_stage
     sent = communication_per_step(
         cost.modules,
@@ -79,11 +84,26 @@ def _communication(config: Config, cost: Cost, world: int) -> str:
     )
 
 
+def _shared(config: Config, world: int, recomputed: bool) -> str:
+    exchanged = exchange(layers_by_kind(config.model), slices_of(config, config.training.micro_batch))
+    n_bytes, ranks = exchanged.per_step(_micro_batches(config, world), recomputed), config.parallel.sequence
+    return (
+        f"on {ranks} ranks, {config.data.context // ranks:,} tokens on each, which sends the others "
+        f"{n_bytes / 2**20:,.1f} MiB a step"
+    )
+
+
+def _micro_batches(config: Config, world: int) -> int:
+    return math.ceil(config.sequences / (data_ranks(config, world) * config.training.micro_batch))
+
+
 def _on_gpu(config: Config, world: int, gpu: str, needed: float) -> dict[str, str]:
     size = gpu_bytes(gpu)
     verdict = "fits" if needed <= (1 - HEADROOM) * size else f"does not fit with {HEADROOM:.0%} left free"
     settings = fitting_settings(config, world, size)
-    advice = "; ".join(map(str, settings)) or "none: more ranks, a higher parallel.zero_stage, a shorter data.context"
+    advice = "; ".join(map(str, settings)) or (
+        "none: more ranks, a higher parallel.zero_stage or parallel.sequence, a shorter data.context"
+    )
     return {
         f"on {gpu}": f"{needed / 2**30:,.1f} of {size / 2**30:,.1f} GiB: {verdict}",
         "  fits with": advice,

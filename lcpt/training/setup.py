@@ -9,8 +9,9 @@ import torch
 
 from lcpt.data import Prefetcher
 from lcpt.model import GPT, load_weights
+from lcpt.model.sequence_cost import layers_by_kind
 from lcpt.parallel.sequence import SequenceGroup
-from lcpt.training.slices import least_slice
+from lcpt.training.slices import shortest_slice
 from lcpt.training.validation import Validation
 
 if TYPE_CHECKING:
@@ -31,13 +32,14 @@ def set_up(
         [opened.batches() for opened in start.phases], config.run.seed, group.data_rank, group.data_ranks
     )
 
-    least = least_slice(config.model)
+    least_slice, _ = shortest_slice(layers_by_kind(config.model))
 
     @cache
     def validations(context: int, micro_batch: int) -> dict[str, Validation]:
         tokens = config.training.valid_tokens
         return {
-            name: Validation(source, tokens, context, micro_batch, group, least) for name, source in start.valid.items()
+            name: Validation(source, tokens, context, micro_batch, group, least_slice)
+            for name, source in start.valid.items()
         }
 
     by_phase = {p.number: validations(p.config.data.context, p.config.training.micro_batch) for p in phases}

@@ -27,6 +27,13 @@ BANDWIDTH = {  # of its memory, bytes a second, by the maker's data sheet
     "H200-141GB": 4.8e12,
     "B200-192GB": 8.0e12,
 }
+NVLINK = {  # to the other GPUs of a machine, bytes a second each way: half of what data sheets add up; L40S has none
+    "A100-40GB": 300e9,
+    "A100-80GB": 300e9,
+    "H100-80GB": 450e9,
+    "H200-141GB": 450e9,
+    "B200-192GB": 900e9,
+}
 FP32_FLOPS = {  # a second, without tensor cores: PyTorch's fp32 products do not round to TF32 unless told to
     "A100-40GB": 19.5e12,
     "A100-80GB": 19.5e12,

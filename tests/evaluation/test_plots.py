@@ -4,7 +4,7 @@ import pytest
 from matplotlib import pyplot
 
 from lcpt.evaluation import plots
-from lcpt.evaluation.plots import cells, loss_by_position, loss_curve, recall_by_distance
+from lcpt.evaluation.plots import cells, loss_by_position, loss_curve, over_slices, recall_by_distance
 
 PNG = b"\x89PNG\r\n"
 
@@ -61,4 +61,20 @@ def test_cells_stand_where_their_names_are(tmp_path, monkeypatch):
     assert found == {"two": (1, 0), "four": (0, 1)} and len(axes.texts) == 4
     assert [label.get_text() for label in axes.get_yticklabels()] == ["low", "high"]
     assert [label.get_text() for label in axes.get_xticklabels()] == ["a", "b"]
+    pyplot.close(drawn[0])
+
+
+def test_schemes_have_colours_and_ranks_have_dashes(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(plots, "_save", lambda figure, output: drawn.append(figure))
+    tokens = [256, 512]
+    lines = [(name, ranks, tokens, [1e6, 2e6], [0.001, 0.003]) for ranks in (2, 4) for name in ("one", "other")]
+    over_slices("title", lines, tmp_path / "slices.png")
+    for axes, values in zip(drawn[0].axes, ([1.0, 2.0], [1.0, 3.0]), strict=True):  # MB, ms
+        assert axes.get_xscale() == axes.get_yscale() == "log"
+        assert [(list(line.get_xdata()), list(line.get_ydata())) for line in axes.lines] == [(tokens, values)] * 4
+        assert [line.get_color() for line in axes.lines] == ["C0", "C1", "C0", "C1"]
+        assert [line.get_linestyle() for line in axes.lines] == ["-", "-", "--", "--"]
+    names = [text.get_text() for text in drawn[0].axes[0].get_legend().get_texts()]
+    assert names == ["one", "other", "2 ranks", "4 ranks"]
     pyplot.close(drawn[0])

@@ -1,9 +1,11 @@
 import json
+from math import ceil
 
 import pytest
 
 from lcpt.config import load_config
 from lcpt.model.cost import model_cost
+from lcpt.model.sequence_cost import layers_by_kind
 from lcpt.utils.gpus import GPU_BYTES
 
 BLOCKS = "model.attention.block_size=256"  # small ones are slow to count
@@ -34,13 +36,41 @@ def test_a_plan_has_counts_and_proposals(plan, tiny_yaml):
     own = phase["configured"]
     assert (own["zero_stage"], own["micro_batch"], own["micro_batches"]) == (1, 1, 4)
     assert own["communication_bytes"] == {"all-gather": 4 * cost.parameters, "all-reduce": 4 * cost.parameters}
-    settings = {(row["zero_stage"], row["micro_batch"], row["activation_checkpointing"]) for row in phase["proposals"]}
-    assert len(settings) == len(phase["proposals"]) == 4 * 3 * 4  # stages, micro-batches of 1, 2, 4, policies
+    keys = ("zero_stage", "sequence", "micro_batch", "activation_checkpointing")
+    settings = {tuple(row[key] for key in keys) for row in phase["proposals"]}
+    # Stages, micro-batches of 1, 2, 4, policies; blocks of 256 are longer than half a sequence.
+    assert len(settings) == len(phase["proposals"]) == 4 * 3 * 4 and {row["sequence"] for row in own_and(phase)} == {1}
     times = [row["model"]["step_seconds"] for row in phase["proposals"]]
     assert times == sorted(times) and not any(row["offload_optimizer"] for row in phase["proposals"])
     for words in ("attention: polysketch", "all-reduce", "by a model", "limited by", "take: parallel.zero_stage="):
         assert words in out
     assert len([line for line in out.splitlines() if line.split()[:1] in (["0"], ["1"], ["2"], ["3"])]) == 10
+
+
+def own_and(phase):
+    return [phase["configured"], *phase["proposals"]]
+
+
+def test_sequences_are_shared_where_slices_are_long_enough(plan, tmp_path, tiny_yaml):
+    """8 sequences on 16 GPUs: two share each at least."""
+    picture = tmp_path / "new/sequence.png"
+    small = "model.attention.block_size=8"
+    out, report = plan("--gpus", 16, "--sequence-plot", picture, small, "parallel.sequence=2")
+    [phase] = report["phases"]
+    assert phase["configured"]["sequence"] == 2 and phase["configured"]["exchange_bytes"] > 0
+    assert phase["configured"]["model"]["seconds"]["exchange"] > 0 and "among 2 ranks a sequence" in out
+    assert {row["sequence"] for row in phase["proposals"]} == {2, 4}  # slices of 16 and 8 tokens
+    assert picture.read_bytes()[:4] == b"\x89PNG" and str(picture) in out
+    [by_kind, break_even] = report["sequence"]["layers"], report["sequence"]["break_even"]
+    sent = [row["bytes"] for row in by_kind if row["kind"] == "polysketch"]
+    assert len(sent) == 3 and len(set(sent)) == 1 and f"{sent[0] / 1e6:,.3f}" in out
+    # fp32 on one key-value head of two heads of 16: features, and the key of the key shift; q, k, v, o; k, v.
+    polysketch = layers_by_kind(load_config(tiny_yaml, ["run.dir=none", small]).model)[0].layer
+    state, of_heads, keys = 4 * polysketch.features() * 17, 4 * 2 * 3 * 16, 4 * 2 * 16
+    for ranks, found in break_even["polysketch"].items():
+        sends = state + 4 * 16 / (int(ranks) - 1)
+        assert found == {"Ulysses": ceil(sends * int(ranks) / of_heads), "ring, gathered keys": ceil(sends / keys)}
+    assert "polysketch: no more bytes than by Ulysses from" in out
 
 
 def test_what_it_proposes_is_a_config(plan, tiny_yaml):
@@ -49,6 +79,7 @@ def test_what_it_proposes_is_a_config(plan, tiny_yaml):
     config = load_config(tiny_yaml, ["run.dir=none", *line.removeprefix("take: ").split()])
     best = report["phases"][0]["proposals"][0]
     assert (config.parallel.zero_stage, config.training.micro_batch) == (best["zero_stage"], best["micro_batch"])
+    assert config.parallel.sequence == best["sequence"]
 
 
 def test_every_phase_is_planned(plan):
@@ -88,7 +119,19 @@ def test_the_plot_has_a_row_a_cell(plan, tmp_path, monkeypatch):
         (["--gpus", 8, "--network", "-1"], "--network is -1.0"),
         (["--gpus", 8, "--network", "nan"], "--network is nan"),
         (["--gpus", 3], "do not divide among 3 ranks in micro-batches of 1; they do among 1, 2, 4 or 8 ranks"),
-        (["--gpus", 8, "phases=[{until_step: 2}, {data: {context: 64}}]"], "phase 2, steps 3 to 6: 4 sequences"),
+        (
+            ["--gpus", 8, "model.attention.block_size=64", "phases=[{until_step: 2}, {data: {context: 64}}]"],
+            "phase 2, steps 3 to 6: 4 sequences",
+        ),
+        (
+            ["--gpus", 8, "parallel.sequence=3"],
+            "8 ranks cannot be divided into groups of 3; parallel.sequence can be 1",
+        ),
+        (
+            ["--gpus", 8, "parallel.sequence=8"],
+            "leaves each rank 4 tokens of data.context 32, and layers of polysketch",
+        ),
+        (["--gpus", 8, "--sequence-plot", "x.png", "model.attention.pattern=[softmax]"], "has none of them (softmax)"),
         (["--gpus", 8, "model.d_modl=3"], "unknown key model.d_modl"),
         (["--gpus", 8, "model.d_model=10000000000"], "no memory holds this model"),
         (["--gpus", 8, "--config", "absent.yaml"], "there is no config file absent.yaml"),

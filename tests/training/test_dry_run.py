@@ -10,11 +10,13 @@ from lcpt.config import Config, load_config
 from lcpt.data import DataConfig
 from lcpt.model import ModelConfig
 from lcpt.model.cost import activation_elements, model_cost
+from lcpt.model.sequence_cost import exchange, layers_by_kind
 from lcpt.training.checks import micro_batches
 from lcpt.training.config import TrainingConfig
 from lcpt.training.dry_run import describe
 from lcpt.training.engine import ParallelConfig
 from lcpt.training.fitting import HEADROOM, fitting_settings, memory_on_gpu
+from lcpt.training.slices import slices_of
 from lcpt.utils.gpus import GPU_BYTES, gpu_bytes
 
 SHIPPED = sorted((Path(__file__).parents[2] / "configs").glob("gpt2-*.yaml"))
@@ -79,7 +81,9 @@ def test_the_table_says_what_fits(config, monkeypatch):
     config.training.micro_batch = 6
     assert "does not fit with 15% left free" in describe(config, 2, "small")
     monkeypatch.setitem(GPU_BYTES, "small", 1000)
-    assert "none: more ranks, a higher parallel.zero_stage, a shorter data.context" in describe(config, 2, "small")
+    assert "none: more ranks, a higher parallel.zero_stage or parallel.sequence, a shorter" in describe(
+        config, 2, "small"
+    )
     assert "small" not in describe(config, 2)
 
 
@@ -113,3 +117,24 @@ def test_the_table_says_how_often_gradients_are_reduced(config):
     assert "stage 2 reduces in each of 4 micro-batches" in describe(config, 2)
     config.parallel = ParallelConfig(3)
     assert "(reduce-scatter): stage 3 reduces in each of 4" in describe(config, 2)
+
+
+def test_ranks_that_share_sequences_are_described(config):
+    """24 sequences: eight ranks of which four share each read as two do."""
+    alone = describe(config, 2)
+    assert "a sequence  " not in alone
+    config.parallel.sequence = 4
+    text = describe(config, 8)
+    layers, slices = layers_by_kind(config.model), slices_of(config, 3)
+    sent = exchange(layers, slices).per_step(4, recomputed=False)
+    assert f"on 4 ranks, 16 tokens on each, which sends the others {sent / 2**20:,.1f} MiB a step" in text
+    with pytest.raises(ValueError, match="6 ranks cannot be divided into groups of 4"):
+        describe(config, 6)
+
+
+def test_settings_that_fit_divide_the_sequences_among_groups_of_ranks(config):
+    config.parallel.sequence = 4
+    assert [x.micro_batch for x in fitting_settings(config, 8, 1e12)] == [12, 12, 12]
+    assert [x.micro_batch for x in fitting_settings(config, 4, 1e12)] == [24, 24, 24]
+    config.parallel.sequence = 2
+    assert fitting_settings(config, 8, 1e12)[0].n_bytes == needed(config, 8, 6)

@@ -4,6 +4,7 @@ import bisect
 import gc
 import itertools
 import time
+from importlib.util import find_spec
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from lcpt.data import DataConfig
 from lcpt.model import GPT, ModelConfig
 from lcpt.model.cost import activation_elements, model_cost
 from lcpt.parallel import groups
+from lcpt.parallel.sequence import join_sequence_group
 from lcpt.training.config import TrainingConfig
 from lcpt.training.engine import ParallelConfig, build_engine, update
 from lcpt.training.fitting import memory_on_gpu
@@ -21,22 +23,25 @@ from lcpt.training.fitting import memory_on_gpu
 CONTEXT, BATCH, VOCABULARY = 256, 2, 512
 
 
-def config_of(stage, precision, policy):
+def config_of(stage, precision, policy, kind="softmax", sequence=1):
     model = ModelConfig(
         n_layers=4,
         d_model=128,
         n_heads=2,
         vocab_size=VOCABULARY,
         activation_checkpointing=policy,
-        attention=AttentionConfig("softmax"),
+        attention=AttentionConfig(kind, block_size=64),
     )
     return Config(
         model=model,
-        data=DataConfig(path="-", context=CONTEXT),
+        data=DataConfig(path="-", context=sequence * CONTEXT, mask_documents=False),
         training=TrainingConfig(
-            global_batch_tokens=4 * BATCH * CONTEXT, micro_batch=BATCH, precision=precision, valid_tokens=CONTEXT
+            global_batch_tokens=4 * BATCH * CONTEXT * sequence,
+            micro_batch=BATCH,
+            precision=precision,
+            valid_tokens=CONTEXT,
         ),
-        parallel=ParallelConfig(stage, deepspeed={"zero_optimization": {"reduce_bucket_size": 500_000}}),
+        parallel=ParallelConfig(stage, sequence, deepspeed={"zero_optimization": {"reduce_bucket_size": 500_000}}),
     )
 
 
@@ -44,8 +49,9 @@ def most_allocated(config):
     """The most bytes that are allocated at one time in a step, the engine's own among them: the least of three steps,
     for what Python has not collected yet may come on top."""
     groups.join()
+    part = join_sequence_group(config.parallel.sequence).slice(config.data.context)
     x = torch.randint(VOCABULARY, (BATCH, CONTEXT))
-    GPT(config.model)(x, labels=x)[0].backward()  # what is built at the first call
+    GPT(config.model)(x, labels=x, part=part)[0].backward()  # what is built at the first call
     gc.collect()
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profiler:
         engine = build_engine(GPT(config.model), config.training, config.parallel, 2)
@@ -55,7 +61,7 @@ def most_allocated(config):
                 gc.collect()
                 if number == 0:
                     begun.append(time.time_ns())
-                loss, _ = engine(x, labels=x)
+                loss, _ = engine(x, labels=x, part=part)
                 engine.backward(loss / x.numel())
                 if number == 0:
                     engine.step()
@@ -78,8 +84,28 @@ def most_allocated(config):
     ],
 )
 def test_a_rank_allocates_what_is_estimated(run_ranks, stage, precision, policy):
-    config = config_of(stage, precision, policy)
+    check(run_ranks, config_of(stage, precision, policy), 2)
+
+
+def check(run_ranks, config, world):
     parameters = model_cost(config.model, CONTEXT).parameters
-    parts = memory_on_gpu(config, 2, parameters, activation_elements(config.model), BATCH)
-    found = min(run_ranks(lambda: most_allocated(config), 2))
+    parts = memory_on_gpu(config, world, parameters, activation_elements(config.model), BATCH)
+    found = min(run_ranks(lambda: most_allocated(config), world))
     assert found == pytest.approx(sum(parts.values()), rel=0.1)
+
+
+# Until layers of quadratic cost can share sequences.
+not_yet = pytest.mark.skipif(find_spec("lcpt.attention.resplit") is None, reason="lcpt.attention.resplit is not there")
+
+
+@pytest.mark.slow  # gloo's threads let go of tensors late where cores are few: then it allocates more
+@pytest.mark.parametrize(
+    "kind, policy, precision",
+    [
+        ("polysketch", False, "bf16"),
+        pytest.param("softmax", False, "fp32", marks=not_yet),
+        pytest.param("softmax", True, "bf16", marks=not_yet),
+    ],
+)
+def test_a_rank_that_shares_sequences_allocates_what_is_estimated(run_ranks, kind, policy, precision):
+    check(run_ranks, config_of(1, precision, policy, kind, sequence=2), 2)
