@@ -149,12 +149,8 @@ def _gathered(layer: Attention, slices: Slices) -> float:
         return slices.rows * layer.n_kv_heads * state * FP32
     if _window_before(layer, slices) is not None:
         return 0
-    keys = (
-        slices.tokens * _key_and_value(layer, slices) + slices.width
-    )  # a number more, which keeps collectives in order
-    if isinstance(layer, Lowrank):
-        return keys + _gathered_summaries(layer, slices) + slices.width
-    return keys
+    keys = slices.tokens * _key_and_value(layer, slices)
+    return keys + _gathered_summaries(layer, slices) if isinstance(layer, Lowrank) else keys
 
 
 def _key_and_value(layer: Attention, slices: Slices) -> int:

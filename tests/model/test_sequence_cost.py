@@ -1,7 +1,6 @@
 """What ranks that share a sequence send each other: counted on gloo ranks, and predicted."""
 
 from dataclasses import replace
-from importlib.util import find_spec
 
 import pytest
 import torch
@@ -99,10 +98,7 @@ GATHERED = {
     "lowrank": ("lowrank", {}),
     "hybrid": ("polysketch+softmax", {}),
 }
-# Until layers of quadratic cost can share sequences.
-not_yet = pytest.mark.skipif(find_spec("lcpt.attention.resplit") is None, reason="lcpt.attention.resplit is not there")
-ALL = [pytest.param(*form, id=name) for name, form in FORMS.items()]
-ALL += [pytest.param(*form, id=name, marks=not_yet) for name, form in GATHERED.items()]
+ALL = [pytest.param(*form, id=name) for name, form in (FORMS | GATHERED).items()]
 
 
 def check(found, layers, slices):
@@ -121,7 +117,7 @@ def test_bytes_are_those_that_ranks_send(run_ranks, pattern, options, ranks, tok
     check(found, layers_by_kind(config), Slices(ranks=ranks, tokens=tokens, rows=ROWS, width=dtype.itemsize))
 
 
-@pytest.mark.parametrize("pattern", ["polysketch", "flurka", pytest.param("lowrank+softmax", marks=not_yet)])
+@pytest.mark.parametrize("pattern", ["polysketch", "flurka", "lowrank+softmax"])
 def test_documents_add_decays_and_blocks_that_are_not_whole(run_ranks, pattern):
     """The second document leaves a block of which one token is missing on every rank: the most there can be."""
     config = model_of(pattern)
@@ -166,9 +162,9 @@ def saved_bytes(config, tokens, part):
         ("polysketch", {}),
         ("polysketch", {"gate": "data"}),
         ("flurka", {"gate": "scalar"}),
-        pytest.param("softmax", {}, marks=not_yet),
-        pytest.param("softmax", {"softmax": SoftmaxConfig(window=100)}, marks=not_yet),
-        pytest.param("lowrank", {}, marks=not_yet),
+        ("softmax", {}),
+        ("softmax", {"softmax": SoftmaxConfig(window=100)}),
+        ("lowrank", {}),
     ],
 )
 def test_what_is_kept_for_backward_is_what_autograd_saves(pattern, options, ranks):

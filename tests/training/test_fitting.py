@@ -4,7 +4,6 @@ import bisect
 import gc
 import itertools
 import time
-from importlib.util import find_spec
 
 import pytest
 import torch
@@ -94,17 +93,13 @@ def check(run_ranks, config, world):
     assert found == pytest.approx(sum(parts.values()), rel=0.1)
 
 
-# Until layers of quadratic cost can share sequences.
-not_yet = pytest.mark.skipif(find_spec("lcpt.attention.resplit") is None, reason="lcpt.attention.resplit is not there")
-
-
 @pytest.mark.slow  # gloo's threads let go of tensors late where cores are few: then it allocates more
 @pytest.mark.parametrize(
     "kind, policy, precision",
     [
         ("polysketch", False, "bf16"),
-        pytest.param("softmax", False, "fp32", marks=not_yet),
-        pytest.param("softmax", True, "bf16", marks=not_yet),
+        ("softmax", False, "fp32"),
+        ("softmax", True, "bf16"),
     ],
 )
 def test_a_rank_that_shares_sequences_allocates_what_is_estimated(run_ranks, kind, policy, precision):
