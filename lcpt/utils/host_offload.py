@@ -51,7 +51,8 @@ class _Kept:
         self.copied: torch.cuda.Event | None = None
         self.on_device: Tensor | None = x
         self.device = x.device
-        self.host = torch.empty(x.shape, dtype=x.dtype, device="cpu", pin_memory=x.is_cuda)
+        place = "meta" if x.is_meta else "cpu"  # a tensor without memory stays one
+        self.host = torch.empty(x.shape, dtype=x.dtype, device=place, pin_memory=x.is_cuda)
         self._copy(x, self.host)
         _all.add(self)
 
