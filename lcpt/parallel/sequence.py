@@ -115,16 +115,19 @@ def shift(part: SequenceSlice, tensors: Mapping[str, Tensor], rows: Sequence[Map
     for dtype in sorted({x.dtype for x in tensors.values()}, key=str):
         alike = {name: x for name, x in tensors.items() if x.dtype == dtype}
         last = [x[:, x.shape[1] - given[name] :].flatten() for name, x in alike.items()]
-        if flat is not None:
-            last.append(flat[:0].to(dtype))  # so that ranks send back in one order: the one after the other
+        # Each rank also sends itself a number of the exchange before, so that all send back in one order. And each
+        # receives something, also in backward: a compiler leaves out an exchange of nothing, and others would wait.
+        before = next(iter(alike.values())) if flat is None else flat
+        kept = before.flatten()[-1:].to(dtype)
         shapes = {name: (x.shape[0], wanted[name], *x.shape[2:]) for name, x in alike.items()}
         sizes = [torch.Size(shape).numel() for shape in shapes.values()]
         sent, received = [0] * group.size, [0] * group.size
+        sent[group.rank] = received[group.rank] = len(kept)
         if group.rank + 1 < group.size:
             sent[group.rank + 1] = sum(map(len, last))
         if group.rank:
             received[group.rank - 1] = sum(sizes)
-        flat = all_to_all(torch.cat(last), sent, received, group.name)
-        for (name, shape), piece in zip(shapes.items(), flat.split(sizes), strict=True):
+        flat = all_to_all(torch.cat((kept, *last)), sent, received, group.name)
+        for (name, shape), piece in zip(shapes.items(), flat.split([*sizes, len(kept)])[:-1], strict=True):
             found[name] = piece.view(shape)
     return found

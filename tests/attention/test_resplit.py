@@ -95,7 +95,7 @@ def test_what_is_exchanged(run_ranks, tokens):
 def test_a_window_within_a_slice_exchanges_itself_alone(run_ranks, window):
     last = 2 * 2 * (window - 1) * HKV * D
     for rank, (forwards, _) in enumerate(run_ranks(lambda: exchanged(window, 10), 2)):
-        assert forwards == ([("all_to_all", 0 if rank else last)] if window > 1 else [])
+        assert forwards == ([("all_to_all", 1 + (0 if rank else last))] if window > 1 else [])
 
 
 def largest_on_ranks(attention, largest_tensor):
