@@ -168,7 +168,7 @@ def _without_gradient(layer: Attention, slices: Slices) -> float:
     """Count the bytes of what else each rank gives to all others in a forward pass."""
     if not isinstance(layer, Sparse):
         return 0
-    return (slices.rows * layer.n_kv_heads * slices.tokens + 1) * layer.mark_bytes + _shares(layer)[0]
+    return slices.rows * layer.n_kv_heads * slices.tokens * layer.mark_bytes + _shares(layer)[0]
 
 
 def _shares(layer: Attention) -> tuple[int, int]:
