@@ -6,6 +6,7 @@ from functools import cache
 from typing import NamedTuple
 
 import pytest
+import torch
 
 from lcpt.attention import ATTENTION
 from lcpt.checkpoint import open_checkpoint, read_tensors
@@ -73,7 +74,8 @@ def settings(make_corpus, train_folder):
 
 @pytest.fixture(scope="module")
 def compare(train_ranks, settings):
-    """compare(case): the run of a case has loss, norm and every gradient of the run of one rank, to 1e-5."""
+    """compare(case): the run of a case has loss, norm and every gradient of the run of one rank, to 1e-5. Returns the
+    largest error of a gradient, in parts of its norm, and whose it is."""
 
     @cache
     def of_one_rank(pattern, masked):
@@ -96,16 +98,24 @@ def compare(train_ranks, settings):
         for name in ("loss", "grad_norm", "padding_fraction"):
             assert shared[name] == pytest.approx(row[name], rel=1e-5), name
         assert found.keys() == gradients.keys()
-        for name, expected in gradients.items():
-            assert float((found[name] - expected).norm()) < 1e-5 * float(expected.norm()), name
+        errors = {name: float((found[name] - x).norm() / x.norm()) for name, x in gradients.items()}
+        worst = max(errors, key=errors.__getitem__)
+        assert errors[worst] < 1e-5, worst
+        return {"error": errors[worst], "tensor": worst}
 
     return run
 
 
 def measured(run):
-    """The row of the only step, and each tensor's gradient, from AdamW's first moment after it."""
+    """The row of the only step, and each tensor's gradient, from AdamW's first moment after it.
+
+    A bias is one tensor with its matrix: that of a gate cancels over the tokens to a thousandth of it.
+    """
     step, manifest = open_checkpoint(run.dir)
     moments = read_tensors(step, manifest, "exp_avg")
+    for name in [name for name in moments if name.endswith(".bias")]:
+        matrix = name.replace(".bias", ".weight")
+        moments[matrix] = torch.cat((moments[matrix].flatten(), moments.pop(name).flatten()))
     return run.rows[0], {name: moment / (1 - BETA) for name, moment in moments.items()}
 
 
@@ -116,20 +126,16 @@ def test_gradients_in_pairs(compare, monkeypatch, case):
 
 
 ALL = [
-    Case(kind, stage, sequence, data_ranks, masked, micro_batch, checkpointing)
-    for kind in (*ATTENTION, "polysketch,softmax")
-    for stage in range(4)
-    for sequence in (1, 2, 4)
-    for data_ranks in (1, 2)
-    for masked in (False, True)
-    for micro_batch, checkpointing in ((1, "true"), (2, "false"))
+    Case(pattern, stage, sequence, data_ranks, masked, 2 - stage % 2, "true" if masked else "false")
+    for pattern in (*ATTENTION, "polysketch,softmax")
+    for stage, sequence, data_ranks, masked in itertools.product(range(4), (2, 4), (1, 2), (False, True))
 ]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("case", ALL, ids=lambda case: "-".join(map(str, case)))
-def test_gradients_of_all(compare, case):
-    compare(case)
+def test_gradients_of_all(compare, record, case):
+    record("sequence-gradients", case._asdict() | compare(case))
 
 
 def test_validation_and_a_resumed_run(train_ranks, settings, valid_folder, tmp_path):
