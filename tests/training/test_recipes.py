@@ -36,20 +36,26 @@ def shrunk(section):
 
 
 @pytest.fixture(scope="module")
-def train(train_ranks, train_folder, make_corpus, valid_folder, tmp_path_factory):
-    """train(recipe, *overrides) -> the run of that recipe."""
+def small(train_folder, make_corpus, valid_folder, tmp_path_factory):
+    """small(recipe) -> a YAML file of it in small, with data that are there."""
     books = make_corpus(seed=5, tokenizer=train_folder / "tokenizer.model", sentences=100)
     places = {"data/prepared/web": train_folder, "data/prepared/books": books, "data/prepared/valid": valid_folder}
 
-    def run(recipe, *overrides):
+    def write(recipe):
         text = (RECIPES / f"{recipe}.yaml").read_text()
         for place, folder in places.items():
             text = text.replace(place, str(folder))
         path = tmp_path_factory.mktemp("recipe") / "small.yaml"
         path.write_text(yaml.safe_dump(shrunk(yaml.safe_load(text))))
-        return train_ranks(1, *TINY, *overrides, yaml=path)
+        return path
 
-    return run
+    return write
+
+
+@pytest.fixture(scope="module")
+def train(train_ranks, small):
+    """train(recipe, *overrides) -> the run of that recipe."""
+    return lambda recipe, *overrides, world=1: train_ranks(world, *TINY, *overrides, yaml=small(recipe))
 
 
 def test_a_trunk_is_annealed_in_a_branch(train):
@@ -66,6 +72,15 @@ def test_the_context_grows_in_one_run(train):
     assert [phase.config.data.context for phase in divide(run.config)] == [16, 32, 64]
     assert len(run.rows) == 20 and run.rows[-1]["learning_rate"] == pytest.approx(0.05 * 6e-4)
     assert sum(run.rows[-1]["source_tokens"].values()) > 19 * 256
+
+
+def test_ranks_share_a_sequence(train, small, call_program):
+    """As four nodes of eight GPUs in a dry run, and four ranks really."""
+    config = "--config", small("one-sequence-a-node"), *TINY, "training.global_batch_tokens=2048"
+    code, said, _ = call_program("launch/pretrain.py", *config, "--dry-run", "--ranks", 32)
+    assert code == 0 and "a start on 32 ranks would begin; micro-batches a rank and step: 1;" in said
+    run = train("one-sequence-a-node", "training.global_batch_tokens=1024", "parallel.sequence=4", world=4)
+    assert len(run.rows) == 5 and run.rows[-1]["loss"] < run.rows[0]["loss"]
 
 
 @pytest.mark.parametrize("recipe", sorted(path.stem for path in RECIPES.glob("*.yaml")))
