@@ -19,6 +19,7 @@ PATTERNS = {
     "mixed": "fastmax,softmax,feedforward,sparse_qk",
     "keys": "polynomial,sparse_hash,lowrank,fastmax",
 }
+UNGATED = {"softmax", "polynomial", "lowrank", "sparse_qk", "sparse_hash"}
 FIXED = (
     f"data.context={CONTEXT}",
     f"training.global_batch_tokens={CONTEXT * SEQUENCES}",
@@ -27,7 +28,6 @@ FIXED = (
     "training.grad_clip=1e9",  # it would be the gradients of all that one error changes
     f"training.betas=[{BETA},0.95]",
     "model.n_layers=4",
-    "model.attention.gate=data",
     "model.attention.polysketch.local_blocks=2",
 )
 
@@ -66,8 +66,10 @@ def settings(make_corpus, train_folder):
     folder = make_corpus(seed=4, tokenizer=train_folder / "tokenizer.model", sentences=4, count=60)
 
     def choose(pattern, masked):
-        kinds = f"model.attention.pattern=[{PATTERNS.get(pattern, pattern)}]"
-        return (*FIXED, f"data.path={folder}", kinds, f"data.mask_documents={str(masked).lower()}")
+        kinds = PATTERNS.get(pattern, pattern)
+        gate = "none" if set(kinds.split(",")) <= UNGATED else "data"
+        attention = f"model.attention.pattern=[{kinds}]", f"model.attention.gate={gate}"
+        return (*FIXED, *attention, f"data.path={folder}", f"data.mask_documents={str(masked).lower()}")
 
     return choose
 
