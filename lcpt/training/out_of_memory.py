@@ -91,6 +91,8 @@ def explain(error: BaseException, config: Config, place: str) -> str:
         remedies.append(f"set model.activation_checkpointing={cheaper}")
     if config.parallel.zero_stage < 3 and groups.world_size() > 1:
         remedies.append(f"raise parallel.zero_stage (now {config.parallel.zero_stage})")
+    if config.parallel.sequence < groups.world_size():
+        remedies.append(f"raise parallel.sequence (now {config.parallel.sequence})")
     if groups.device().type == "cuda" and not config.parallel.offload_optimizer:
         remedies.append("set parallel.offload_optimizer=true")
     remedies.append("take a smaller model or data.context")

@@ -1,6 +1,7 @@
 """Runs whose sequences lie on several ranks, through DeepSpeed: loss and every gradient are those of one rank."""
 
 import itertools
+import json
 import time
 from functools import cache
 from typing import NamedTuple
@@ -140,8 +141,9 @@ def test_gradients_of_all(compare, record, case):
     record("sequence-gradients", case._asdict() | compare(case))
 
 
-def test_validation_and_a_resumed_run(train_ranks, settings, valid_folder, tmp_path):
-    """A run goes on with more or fewer ranks to a sequence. Windows too short for a slice each are not shared."""
+def test_validation_and_a_resumed_run(train_ranks, settings, valid_folder, call_program, tmp_path):
+    """A run goes on with more ranks to a sequence, and is evaluated as any other. Windows too short to be shared are
+    not."""
     common = (
         *settings("states", True),
         f"data.valid_path={valid_folder}",
@@ -153,6 +155,14 @@ def test_validation_and_a_resumed_run(train_ranks, settings, valid_folder, tmp_p
     first = train_ranks(2, *common, "parallel.sequence=2", "training.stop_after_steps=2", dir=tmp_path / "run")
     then = train_ranks(4, *common, "parallel.sequence=4", "parallel.zero_stage=3", dir=tmp_path / "run")
     assert (len(first.rows), len(then.rows)) == (2, 4)
+    text = "--checkpoint", then.dir, "--prompt", "the old", "--max-tokens", 8, "--temperature", 0
+    code, said, _ = call_program("tools/generate.py", *text)
+    assert code == 0 and said == call_program("tools/generate.py", *text[:1], alone.dir, *text[2:])[1]
+    report = tmp_path / "report.json"
+    scored = "--checkpoint", then.dir, "--data", valid_folder, "--output", report
+    assert call_program("tools/evaluate.py", *scored, "--carry-state")[0] == 0
+    assert call_program("tools/evaluate.py", *scored)[0] == 0
+    assert json.loads(report.read_text())["loss"] == pytest.approx(then.rows[-1]["valid_loss"], rel=0.02)  # of a part
     for row, expected in zip([then.before, *then.rows], [alone.before, *alone.rows], strict=True):
         for name in ("loss", "valid_loss", "valid_tokens_scored"):
             if name in expected:
