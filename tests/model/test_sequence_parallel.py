@@ -137,5 +137,5 @@ def compiled(pattern):
 
 def test_a_block_compiles_whole(run_ranks):
     """Also backwards, where a compiler may leave out what it holds for unused on one rank and others wait for."""
-    for error, graphs in run_ranks(lambda: compiled("softmax"), 2):
+    for error, graphs in run_ranks(lambda: compiled("softmax"), 2, timeout=180):
         assert error < 1e-12 and graphs == 1

@@ -35,6 +35,6 @@ def collectives_in_graphs():
 
 def test_a_graph_keeps_collectives_whose_result_is_not_used(run_ranks):
     """On another rank it may be used: that one would wait."""
-    [(found, *equal)] = run_ranks(collectives_in_graphs, 1)
+    [(found, *equal)] = run_ranks(collectives_in_graphs, 1, timeout=180)
     assert found["forward"] == ["lcpt.all_gather.default", "lcpt.all_to_all.default"]
     assert found["backward"] == ["lcpt.all_to_all.default"] and all(equal)
