@@ -24,10 +24,15 @@ import torch.multiprocessing as processes
 from lcpt.attention import AttentionConfig
 from lcpt.attention.polysketch import PolysketchConfig
 from lcpt.benchmarking.live_bytes import LiveBytes
+from lcpt.config import Config
+from lcpt.data import DataConfig
 from lcpt.model import GPT, ModelConfig
-from lcpt.model.cost import activation_elements, elements_on_host, memory_per_rank, model_cost
+from lcpt.model.cost import activation_elements, elements_on_host, model_cost
 from lcpt.parallel import groups
 from lcpt.parallel.sequence import join_sequence_group
+from lcpt.training.config import TrainingConfig
+from lcpt.training.engine import ParallelConfig
+from lcpt.training.fitting import memory_on_gpu
 from lcpt.utils.atomic_files import replace_text
 from lcpt.utils.provenance import report_header
 
@@ -38,7 +43,7 @@ POLICIES: tuple[bool | str, ...] = (True, "offload")
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--layers", choices=LAYERS, default="linear")
+    parser.add_argument("--layers", choices=LAYERS, default="linear", help="(linear)")
     parser.add_argument("--slices", nargs="+", type=ranks_and_tokens, default=SLICES, metavar="RANKSxTOKENS")
     parser.add_argument("--output", required=True, metavar="OUT.json")
     args = parser.parse_args()
@@ -97,21 +102,20 @@ def measure(layers: str, policy: bool | str, ranks: int, tokens: int) -> dict:
         "peak_bytes": max(peak for peak, _ in peaks),
         "peak_bytes_of_ranks": [peak for peak, _ in peaks],
         "host_bytes": max(host for _, host in peaks),
-        "estimated_bytes": round(estimate(config, ranks * tokens, tokens)),
+        "estimated_bytes": round(estimate(config, ranks, tokens)),
         "estimated_host_bytes": 4 * elements_on_host(config) * tokens,
     }
 
 
-def estimate(config: ModelConfig, context: int, tokens: int) -> float:
-    parts = memory_per_rank(
-        config,
-        model_cost(config, context).parameters,
-        activation_elements(config),
-        tokens=tokens,
-        world=1,
-        zero_stage=0,
-        precision="fp32",
+def estimate(model: ModelConfig, ranks: int, tokens: int) -> float:
+    """Estimate as tools/plan.py does."""
+    config = Config(
+        model=model,
+        data=DataConfig(path="-", context=ranks * tokens, mask_documents=False),
+        training=TrainingConfig(global_batch_tokens=ranks * tokens),
+        parallel=ParallelConfig(zero_stage=0, sequence=ranks),
     )
+    parts = memory_on_gpu(config, ranks, model_cost(model, ranks * tokens).parameters, activation_elements(model), 1)
     return sum(n_bytes for name, n_bytes in parts.items() if name not in ("weights", "optimizer"))
 
 
