@@ -40,7 +40,9 @@ def config_of(stage, precision, policy, kind="softmax", sequence=1):
             precision=precision,
             valid_tokens=CONTEXT,
         ),
-        parallel=ParallelConfig(stage, sequence=sequence, deepspeed={"zero_optimization": {"reduce_bucket_size": 500_000}}),
+        parallel=ParallelConfig(
+            stage, sequence=sequence, deepspeed={"zero_optimization": {"reduce_bucket_size": 500_000}}
+        ),
     )
 
 

@@ -63,14 +63,16 @@ PAIRWISE = [
 
 @pytest.fixture(scope="module")
 def settings(make_corpus, train_folder):
-    """settings(pattern, masked) -> overrides. Documents are short: they begin and end anywhere in a slice."""
-    folder = make_corpus(seed=4, tokenizer=train_folder / "tokenizer.model", sentences=4, count=60)
+    """settings(pattern, masked) -> overrides. Documents are short: they begin and end anywhere in a slice. Packed, they
+    leave padding."""
+    folder = make_corpus(seed=4, tokenizer=train_folder / "tokenizer.model", sentences=2, count=150)
 
     def choose(pattern, masked):
         kinds = PATTERNS.get(pattern, pattern)
         gate = "none" if set(kinds.split(",")) <= UNGATED else "data"
         attention = f"model.attention.pattern=[{kinds}]", f"model.attention.gate={gate}"
-        return (*FIXED, *attention, f"data.path={folder}", f"data.mask_documents={str(masked).lower()}")
+        documents = ("data.packing=best_fit",) if masked else ("data.mask_documents=false",)
+        return (*FIXED, *attention, f"data.path={folder}", *documents)
 
     return choose
 

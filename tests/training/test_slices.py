@@ -21,7 +21,7 @@ def config_of(sequence, context, pattern="softmax", **options):
         model=ModelConfig(n_layers=2, d_model=32, n_heads=2, vocab_size=50, attention=attention),
         data=DataConfig(path="-", context=context),
         training=TrainingConfig(global_batch_tokens=8 * context, valid_tokens=context, precision="bf16"),
-        parallel=ParallelConfig(1, sequence),
+        parallel=ParallelConfig(1, sequence=sequence),
     )
 
 
