@@ -97,7 +97,8 @@ def print_table(report: dict) -> None:
     used = [figure for figure in COLUMNS if any(row[figure]["mean"] is not None for row in report["rows"])]
     lines = [["", "kinds", *(COLUMNS[figure][0] for figure in used)]]
     for row in report["rows"]:
-        seeds = f" ({len(row['seeds'])} seeds)" if row["seeds"][1:] else ""
+        different = len(set(row["seeds"]))
+        seeds = f" ({different} seeds)" if different > 1 else f" ({len(row['seeds'])} runs)" * bool(row["seeds"][1:])
         lines.append([row["name"] + seeds, row["kinds"], *(cell(row[figure], figure) for figure in used)])
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     for line in lines:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import os
 import sys
 import time
 from pathlib import Path
@@ -22,6 +23,7 @@ from lcpt.data import DataError, is_task
 from lcpt.data.documents import documents
 from lcpt.evaluation import recall
 from lcpt.evaluation.carried_state import score_with_carried_state
+from lcpt.evaluation.intervals import FEW
 from lcpt.evaluation.perplexity import Tally, score
 from lcpt.evaluation.repeated_bigrams import RepeatedBigrams
 from lcpt.evaluation.windows import text_bytes, windows
@@ -58,8 +60,8 @@ def main() -> int:
     parser.add_argument("--output", required=True, metavar="OUT.json")
     args = parser.parse_args()
     try:
-        Path(args.output).parent.mkdir(parents=True, exist_ok=True)
         check(args)
+        check_output(Path(args.output))
         trained, device = open_pretrained(args.checkpoint), groups.device()
         trained.model.to(device)
         began = time.perf_counter()
@@ -91,6 +93,16 @@ def check(args: argparse.Namespace) -> None:
     for name in ("context", "batch", "samples"):
         if (value := getattr(args, name)) is not None and value < 1:
             raise DataError(f"--{name} is {value}; it must be ≥ 1")
+
+
+def check_output(path: Path) -> None:
+    """Try to write the report, and what stands beside it, before anything is scored. Raises OSError."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for file in (path, path.with_suffix(".documents.jsonl")):
+        if file.is_dir():
+            raise IsADirectoryError(f"{file} is a folder; name a file in --output")
+    if not os.access(path.parent, os.W_OK):
+        raise PermissionError(f"{path.parent} cannot be written to; name another file in --output")
 
 
 def evaluate_text(trained: Pretrained, device: torch.device, args: argparse.Namespace) -> tuple[int, dict]:
@@ -161,7 +173,6 @@ def print_table(report: dict, output: str) -> None:
 
 
 def text_rows(report: dict) -> dict[str, str]:
-    low, high = report["bits_per_byte_interval"]
     repeated = report["repeated_bigrams"]
     rare = repeated["rare"] or {"loss": None, "tokens": 0}
     return {
@@ -169,10 +180,18 @@ def text_rows(report: dict) -> dict[str, str]:
         "window, stride": f"{report['window']:,}, {report['stride']:,}" + ", state carried" * report["carry_state"],
         "loss": f"{report['loss']:.4f} nats a token",
         "perplexity": f"{report['perplexity']:.2f} a token",
-        "bits per byte": f"{report['bits_per_byte']:.4f} (95 % of resampled windows: {low:.3f} to {high:.3f})",
+        "bits per byte": f"{report['bits_per_byte']:.4f} ({interval_of(report)})",
         "repeated bigrams": f"{mean_of(repeated)}; the rare ones: {mean_of(rare)}",
         "other tokens": mean_of({"loss": repeated["other_loss"], "tokens": repeated["other_tokens"]}),
     }
+
+
+def interval_of(report: dict) -> str:
+    count, interval = report["documents_scored"], report["bits_per_byte_interval"]
+    if interval is None:
+        return "of one document: no interval"
+    few = f", {count} alone, too few to rely on it" if count < FEW else ""
+    return f"95 % by documents{few}: {interval[0]:.3f} to {interval[1]:.3f}"
 
 
 def mean_of(part: dict) -> str:

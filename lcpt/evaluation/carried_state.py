@@ -24,5 +24,5 @@ def score_with_carried_state(model: GPT, pieces: Iterable[Window], device: torch
         known = cache.position if cache else 0
         inputs, labels = (torch.from_numpy(x)[None].to(device) for x in (piece.inputs, piece.labels))
         hidden, cache = model.extend(inputs, cache)
-        losses = token_losses(hidden, model.embedding.weight, labels)
+        losses = token_losses(hidden, model.head_weight, labels)
         yield piece._replace(known=known), losses[0].float().cpu().numpy()

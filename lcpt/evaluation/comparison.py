@@ -156,8 +156,9 @@ def group_by_setting(runs: Iterable[Run]) -> dict[str, list[Run]]:
 def compare(runs: list[Run]) -> dict:
     """Compare runs: `rows`, one a setting, every figure as {mean, spread}; `runs`, the figures of each; `warnings`.
 
-    The spread is the standard deviation over seeds, None of one run.
+    The spread is the standard deviation over seeds, None of one. A folder that is given again does not count again.
     """
+    twice, runs = len(runs) > len(distinct(runs)), distinct(runs)
     measured = {id(run): figures(run) for run in runs}
     rows = []
     for name, group in group_by_setting(runs).items():
@@ -174,8 +175,16 @@ def compare(runs: list[Run]) -> dict:
         "schema_version": SCHEMA_VERSION,
         "rows": rows,
         "runs": [{"run": str(run.folder), "seed": run.config["run"]["seed"], **measured[id(run)]} for run in runs],
-        "warnings": warnings(runs),
+        "warnings": ["a run that was given twice counts once"] * twice + warnings(runs),
     }
+
+
+def distinct(runs: list[Run]) -> list[Run]:
+    """Keep each run folder once."""
+    first: dict[Path, Run] = {}
+    for run in runs:
+        first.setdefault(run.folder.resolve(), run)
+    return list(first.values())
 
 
 def _mean_and_spread(values: list[float | None]) -> dict[str, float | None]:

@@ -9,10 +9,10 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 import torch
 
+from lcpt.evaluation.intervals import interval_over_documents
 from lcpt.evaluation.windows import Window, stack
 from lcpt.model import GPT
 
-RESAMPLES = 2000
 Scored = tuple[Window, np.ndarray]
 
 
@@ -65,9 +65,9 @@ class Tally:
     def report(self) -> dict:
         """Report on the windows so far.
 
-        tokens_scored, bytes_scored, loss (nats a token), perplexity, bits_per_byte with its 95 % interval, and
-        loss_by_position: the loss where a scored token could look back on start … end - 1 tokens of its window, or of
-        its document when the state is carried."""
+        tokens_scored, bytes_scored, loss (nats a token), perplexity, bits_per_byte with its 95 % interval over
+        documents (None of one), how many of them were scored, and loss_by_position: the loss where a scored token could
+        look back on start … end - 1 tokens of its window, or of its document when the state is carried."""
         nats, tokens, n_bytes = sum(self.nats), sum(self.tokens), round(sum(self.bytes))
         return {
             "tokens_scored": tokens,
@@ -76,13 +76,14 @@ class Tally:
             "perplexity": math.exp(nats / tokens),
             "bits_per_byte": bits_per_byte(nats, n_bytes),
             "bits_per_byte_interval": self._interval(),
+            "documents_scored": int((self._of_documents(self.tokens) > 0).sum()),
             "loss_by_position": self._loss_by_position(),
         }
 
     def by_document(self, identifiers: list[str]) -> list[dict]:
         """Sum over the windows of each document: id, tokens, bytes and nats, from which every figure can be made."""
-        count, of = len(identifiers), np.array(self.documents, dtype=np.int64)
-        tokens, n_bytes, nats = (np.bincount(of, x, count) for x in (self.tokens, self.bytes, self.nats))
+        count = len(identifiers)
+        tokens, n_bytes, nats = (self._of_documents(x, count) for x in (self.tokens, self.bytes, self.nats))
         return [
             {"id": name, "tokens": int(tokens[n]), "bytes": round(n_bytes[n]), "nats": float(nats[n])}
             for n, name in enumerate(identifiers)
@@ -94,12 +95,13 @@ class Tally:
         self.position_nats, self.position_tokens = (np.pad(x, (0, more)) for x in sums)
         self.context = context
 
-    def _interval(self) -> list[float]:
-        """Take the 2.5 and 97.5 percentiles over bootstrap samples of the windows: variation within these documents."""
-        nats, n_bytes = np.array(self.nats), np.array(self.bytes)
-        drawn = np.random.default_rng(0).integers(len(nats), size=(RESAMPLES, len(nats)))
-        ratios = nats[drawn].sum(1) / np.maximum(n_bytes[drawn].sum(1), 1) / math.log(2)
-        return np.percentile(ratios, [2.5, 97.5]).tolist()
+    def _of_documents(self, values: list, count: int = 0) -> np.ndarray:
+        """Sum values of windows over each document, float64 [documents]."""
+        return np.bincount(np.array(self.documents, dtype=np.int64), values, count)
+
+    def _interval(self) -> list[float] | None:
+        interval = interval_over_documents(self._of_documents(self.nats), self._of_documents(self.bytes))
+        return None if interval is None else [end / math.log(2) for end in interval]
 
     def _loss_by_position(self) -> list[dict]:
         bins = []

@@ -18,7 +18,9 @@ LENGTHS = (37, 5, 1, 16)  # one document is shorter than any piece, one is one t
 def model(request):
     torch.manual_seed(0)
     attention = AttentionConfig(pattern=request.param, block_size=8)
-    model = GPT(ModelConfig(n_layers=2, d_model=16, n_heads=2, vocab_size=V, attention=attention)).eval()
+    tied = len(request.param) == 1
+    config = ModelConfig(n_layers=2, d_model=16, n_heads=2, vocab_size=V, tie_embeddings=tied, attention=attention)
+    model = GPT(config).eval()
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.ndim == 2:

@@ -192,3 +192,12 @@ def test_folders_that_are_no_runs_are_named(make_run, tmp_path):
     (run / "metrics.jsonl").write_text('{"step": 1')
     with pytest.raises(DataError, match="has not made a step"):
         read_run(run)
+
+
+def test_a_folder_that_is_given_twice_counts_once(make_run, tmp_path):
+    folders = [make_run("one", loss=2.0, run__seed=0), make_run("other", loss=3.0, run__seed=1)]
+    (tmp_path / "link").symlink_to(folders[0])
+    report = compare([read_run(folder) for folder in (*folders, folders[0], tmp_path / "link")])
+    [row] = report["rows"]
+    assert row["seeds"] == [0, 1] and [run["run"] for run in report["runs"]] == list(map(str, folders))
+    assert report["warnings"] == ["a run that was given twice counts once"]

@@ -99,19 +99,18 @@ def test_the_report_equals_figures_by_hand():
     ]
 
 
-def test_interval_of_windows_by_hand():
-    """A bootstrap sample of two windows holds one of them twice, or both: the ends are those of each alone."""
-    low, high = by_hand()["bits_per_byte_interval"]
-    assert (low, high) == pytest.approx((2.5 / 5 / math.log(2), 1.5 / 1 / math.log(2)))
-
-
-def test_interval_is_of_the_right_width():
-    """200 windows of one byte a token, losses N(2, 0.5²) in nats: ± 1.96 · 0.5/√200."""
+def test_the_interval_is_of_documents_not_of_windows():
+    """200 documents of one byte, losses N(2, 0.5²) in nats: ± 1.96 · 0.5/√200, in one window each or in five alike."""
     rng = np.random.default_rng(1)
-    tally = Tally(8)
-    for _ in range(200):
-        tally.add(Window(0, np.zeros(1, dtype=int), np.zeros(1, dtype=int), bytes=1), rng.normal(2, 0.5, size=1))
+    tally, in_five = Tally(8), Tally(8)
+    for number, loss in enumerate(rng.normal(2, 0.5, size=200)):
+        window = Window(number, np.zeros(1, dtype=int), np.zeros(1, dtype=int), bytes=1)
+        tally.add(window, np.array([loss]))
+        for _ in range(5):
+            in_five.add(window, np.array([loss]))
     report = tally.report()
+    assert in_five.report()["bits_per_byte_interval"] == pytest.approx(report["bits_per_byte_interval"])
+    assert report["documents_scored"] == 200
     low, high = report["bits_per_byte_interval"]
     assert low < report["bits_per_byte"] < high
     assert high - low == pytest.approx(2 * 1.96 * 0.5 / 200**0.5 / math.log(2), rel=0.2)

@@ -129,8 +129,12 @@ def test_bad_input_is_one_line(evaluate, arguments, remark):
 
 def test_an_output_that_cannot_be_written_is_said_before_the_work(evaluate, tmp_path):
     (tmp_path / "file").write_text("no folder")
-    code, _, said = evaluate("--output", tmp_path / "file/out.json")
-    assert code == 2 and "file" in said and "scoring" not in said
+    for output in (tmp_path / "file/out.json", tmp_path):
+        code, _, said = evaluate("--output", output)
+        assert code == 2 and str(tmp_path) in said and "scoring" not in said and "Traceback" not in said
+    (tmp_path / "scores.documents.jsonl").mkdir()
+    code, _, said = evaluate("--output", tmp_path / "scores.json")
+    assert code == 2 and "scores.documents.jsonl is a folder" in said
 
 
 def test_validation_counts_as_evaluation_does(evaluate, tmp_path):
