@@ -47,10 +47,10 @@ def test_decode_is_the_next_position(pattern, shape):
 
 @pytest.mark.parametrize("pattern", PATTERNS, ids=",".join)
 def test_a_repeated_cache_goes_on_in_every_copy(pattern):
-    model, tokens, more = build(pattern), torch.randint(50, (1, 9)), torch.randint(50, (3, 5))
+    model, tokens, more = build(pattern), torch.randint(50, (2, 9)), torch.randint(50, (4, 5))
     _, cache = model.prefill(tokens)
-    logits, _ = model.prefill(more, cache.repeat(3))
-    expected = model(torch.cat((tokens.expand(3, -1), more), dim=1))[:, 9:]
+    logits, _ = model.prefill(more, cache.repeat(2))
+    expected = model(torch.cat((tokens[[0, 0, 1, 1]], more), dim=1))[:, 9:]
     torch.testing.assert_close(logits, expected, rtol=1e-9, atol=1e-9)
 
 

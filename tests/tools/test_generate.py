@@ -1,5 +1,6 @@
 """tools/generate.py on a model that was never trained: what it prints is noise, but the right noise."""
 
+import io
 import itertools
 import os
 import shutil
@@ -11,8 +12,10 @@ import pytest
 import torch
 
 from lcpt.data import Tokenizer
+from lcpt.model import GPT, ModelConfig
 from lcpt.model.generation import Sampling
 from lcpt.model.generation import generate as continuation
+from lcpt.model.pretrained import Pretrained, write_pretrained
 
 ROOT = Path(__file__).parents[2]
 PROMPT = "The old house"
@@ -175,13 +178,49 @@ def test_there_is_one_prompt(generate, prompt, capsys):
     assert "--prompt" in capsys.readouterr().err
 
 
+def test_learned_positions_end(call_tool, tokenizer, tmp_path):
+    """Nothing reads the last token: four of the prompt and five new ones are eight positions."""
+    learned = GPT(ModelConfig(n_layers=1, d_model=8, n_heads=1, vocab_size=330, positions="learned", max_positions=8))
+    trained = Pretrained(folder=tmp_path, model=learned, tokenizer=tokenizer.path, context=8, step=1, tokens=8)
+    write_pretrained(trained, tmp_path / "export")
+    prompt = tokenizer.decode(tokenizer.encode("The old house walked")[:3])
+    common = "generate", "--checkpoint", tmp_path / "export", "--prompt", prompt, "--max-tokens"
+    assert call_tool(*common, 5)[0] == 0
+    code, out, err = call_tool(*common, 6)
+    assert (code, out) == (2, "") and "the prompt is 4 tokens, and --max-tokens 6; " in err and " 8 in all\n" in err
+
+
+def test_an_interrupted_text_ends_in_one_line(generate, monkeypatch):
+    monkeypatch.setattr(GPT, "decode", lambda *arguments: (_ for _ in ()).throw(KeyboardInterrupt))
+    code, out, err = generate()
+    assert code == 130 and out.startswith(PROMPT) and err == "error: interrupted\n"
+
+
 def test_the_largest_seed_has_samples(generate):
     code, out, _ = generate("--seed", 2**63 - 1, "--samples", 2, "--max-tokens", 2)
     assert code == 0 and "sample 1 of 2, seed 9223372036854775807 -" in out and "sample 2 of 2, seed 0 -" in out
 
 
-def test_text_comes_as_it_is_made_and_its_reader_may_leave(run_folder):
-    """Of a text without end, by a reader who leaves."""
+def test_text_is_on_the_screen_before_the_next_token_is_made(generate, model, tokenizer, monkeypatch):
+    flushed, seen, decode = [], [], GPT.decode
+
+    class Screen(io.StringIO):
+        def reconfigure(self, encoding):
+            assert encoding == "utf-8"
+
+        def flush(self):
+            flushed.append(self.getvalue())
+
+    monkeypatch.setattr(GPT, "decode", lambda *arguments: seen.append(flushed[-1]) or decode(*arguments))
+    monkeypatch.setattr(sys, "stdout", Screen())
+    assert generate("--temperature", 0, "--max-tokens", 9)[0] == 0 and len(seen) == 8
+    for n, text in enumerate(seen, start=1):
+        whole = greedy(model, tokenizer, PROMPT, n)
+        assert whole.startswith(text) and len(whole) - len(text) <= 3  # bytes that may become a character
+
+
+def test_the_reader_may_leave(run_folder):
+    """Of a text without end."""
     command = [sys.executable, ROOT / "tools/generate.py", "--checkpoint", run_folder, "--prompt", PROMPT]
     env = os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT}/kernels", "PYTHONIOENCODING": "ascii"}
     with subprocess.Popen(
