@@ -68,13 +68,14 @@ def test_the_work_for_a_token_does_not_grow(tokenizer):
         ("aaab", ["aab"], "a"),
         ("a🐟b", ["🐟"], "a"),
         ("abcd", ["abcd", "bc"], "a"),  # the one that is whole first
+        ("the house", ["house", "ou"], "the h"),  # within one token, too
         ("abcd", ["bcd", "abcd"], ""),  # of two that end together, the longer
         ("the hou", ["house"], "the hou"),
         ("a\n\nb", ["\n\n"], "a"),
     ],
 )
 def test_it_ends_before_a_stop(tokenizer, text, stops, expected):
-    """Whether a stop is one token or several: here all of the text comes as one token, and each byte as one."""
+    """Whatever the tokens: those of the tokenizer, or one for each byte."""
     for tokens in (tokenizer.encode(text), [tokenizer.encode("🐟")[0] - 0xF0 + byte for byte in text.encode()]):
         pieces, rest, ended = stream(tokenizer, tokens, stops=stops)
         assert "".join(pieces) + rest == expected and ended == (text != expected)
