@@ -12,6 +12,7 @@ from lcpt.data.prepare import prepare
 from lcpt.data.sample_source import Drawn, Sample, SampleSource
 from lcpt.data.shards import Corpus
 from lcpt.data.sources import open_text
+from lcpt.data.streamed_text import StreamedText
 from lcpt.data.synthetic import SyntheticConfig, Task, is_task
 from lcpt.data.text import find_sources, read_documents
 from lcpt.data.tokenizer import Tokenizer
@@ -31,6 +32,7 @@ __all__ = [
     "Prefetcher",
     "Sample",
     "SampleSource",
+    "StreamedText",
     "SourceConfig",
     "SyntheticConfig",
     "Task",

@@ -7,18 +7,21 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import islice
 from typing import NamedTuple, cast
 
 import torch
 from lcpt_kernels.arguments import is_on_device
 from lcpt_kernels.documents import outside_graphs
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 from torch.utils.checkpoint import checkpoint
 
 from lcpt.attention import AttentionConfig
 from lcpt.attention.base import positions_in_documents
 from lcpt.model.config_version import VERSION, check_version
 from lcpt.model.feed_forward import ACTIVATIONS, FeedForward, default_width
+from lcpt.model.generation import Sampling, generate
 from lcpt.model.loss import cross_entropy, token_losses
 from lcpt.model.norms import NORMS, add_and_norm, build_norm
 from lcpt.model.rope_scaling import RopeScalingConfig, scaled_rotary_table
@@ -117,6 +120,11 @@ class Cache(NamedTuple):
     position: int
     states: tuple
 
+    def repeat(self, times: int) -> Cache:
+        """Return the cache of `times` copies of each sequence, side by side."""
+        copies = tree_map_only(Tensor, lambda x: x.repeat_interleave(times, dim=0), self.states)
+        return Cache(self.position, copies)
+
 
 class GPT(nn.Module):
     """Maps tokens int32 or int64 [B, T], any T ≥ 1, to logits [B, T, V], or with labels to (summed loss, count)."""
@@ -167,13 +175,14 @@ class GPT(nn.Module):
         return token_losses(self.hidden(tokens), self.head_weight, labels)
 
     @torch.no_grad()
-    def prefill(self, tokens: Tensor, cache: Cache | None = None) -> tuple[Tensor, Cache]:
+    def prefill(self, tokens: Tensor, cache: Cache | None = None, last_only: bool = False) -> tuple[Tensor, Cache]:
         """Read tokens int64 [B, T], the beginning of sequences or the continuation of those that left `cache`.
 
-        -> (logits [B, T, V], the cache after them). In layers of linear cost a cache does not grow with the sequence.
+        -> (logits [B, T, V], or with last_only those of the last token alone, [B, 1, V]; the cache after them). In
+        layers of linear cost a cache does not grow with the sequence.
         """
         hidden, cache = self.extend(tokens, cache)
-        return hidden @ self.head_weight.mT, cache
+        return (hidden[:, -1:] if last_only else hidden) @ self.head_weight.mT, cache
 
     @torch.no_grad()
     def extend(self, tokens: Tensor, cache: Cache | None = None) -> tuple[Tensor, Cache]:
@@ -191,6 +200,26 @@ class GPT(nn.Module):
         """Read token int64 [B] or [B, 1], the next of each sequence -> (logits [B, V], the cache after it)."""
         logits, cache = self.prefill(token.reshape(-1, 1), cache)
         return logits[:, 0], cache
+
+    def generate(
+        self,
+        tokens: Tensor,
+        max_tokens: int,
+        *,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """Continue tokens int64 [B, T], T ≥ 1, by max_tokens ≥ 1 of their own each -> the new ones, int64 [B, new].
+
+        temperature, top_k, top_p: see Sampling. A BOS among them begins another document, as the one at the start of
+        `tokens` should; it does not end the row. Raises ValueError for what is out of its range.
+        """
+        if max_tokens < 1:
+            raise ValueError(f"max_tokens {max_tokens} must be ≥ 1")
+        drawn = generate(self, tokens, Sampling(temperature, top_k, top_p), [generator] * len(tokens))
+        return torch.stack(list(islice(drawn, max_tokens)), dim=1)
 
     def hidden(self, tokens: Tensor, cu_seqlens: Tensor | None = None, part: SequenceSlice | None = None) -> Tensor:
         """Return the normed output of the last block, [B, T, d_model]."""

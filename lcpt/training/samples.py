@@ -7,7 +7,7 @@ import itertools
 import torch
 
 from lcpt.data import Corpus, DataConfig, Tokenizer
-from lcpt.model.generation import choose
+from lcpt.model.generation import Sampling, choose
 from lcpt.training.watchdog import STARTUP_TIMEOUT_S, Watchdog
 
 PROMPT, NEW = 64, 64  # tokens at most
@@ -40,7 +40,7 @@ class Samples:
             watch.heartbeat(f"token {place - known} of a sample", None if usual else STARTUP_TIMEOUT_S)
             logits = model(tokens)[0, place - 1].float().cpu()
             # Broken weights are the loop's affair: it says so and ends the run.
-            tokens[0, place] = choose(logits.nan_to_num(0.0, 0.0, 0.0), TEMPERATURE, generator)
+            tokens[0, place] = choose(logits.nan_to_num(0.0, 0.0, 0.0), Sampling(TEMPERATURE), generator)
             self._is_first = False
         new = itertools.takewhile(lambda token: token != self._tokenizer.bos_id, tokens[0, known:].tolist())
         return self._tokenizer.decode([*self._tokens, *new])[len(self.prompt) :]

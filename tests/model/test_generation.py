@@ -1,4 +1,4 @@
-"""Decoding gives what training sees, in every kind, at every cut; and text is drawn from it."""
+"""Decoding gives what training sees, in every kind, at every cut."""
 
 import itertools
 
@@ -8,7 +8,6 @@ import torch
 from lcpt.attention import ATTENTION, AttentionConfig
 from lcpt.model import GPT, ModelConfig
 from lcpt.model.cost import model_cost
-from lcpt.model.generation import choose, generate
 
 T = 23
 PATTERNS = [[kind] for kind in ATTENTION] + [["polysketch", "softmax", "kernel"]]
@@ -46,6 +45,26 @@ def test_decode_is_the_next_position(pattern, shape):
         torch.testing.assert_close(logits, expected[:, position], rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.parametrize("pattern", PATTERNS, ids=",".join)
+def test_a_repeated_cache_goes_on_in_every_copy(pattern):
+    model, tokens, more = build(pattern), torch.randint(50, (2, 9)), torch.randint(50, (4, 5))
+    _, cache = model.prefill(tokens)
+    logits, _ = model.prefill(more, cache.repeat(2))
+    expected = model(torch.cat((tokens[[0, 0, 1, 1]], more), dim=1))[:, 9:]
+    torch.testing.assert_close(logits, expected, rtol=1e-9, atol=1e-9)
+
+
+def test_prefill_makes_the_last_logits_alone(largest_tensor):
+    model, tokens = build(["polysketch"]), torch.randint(50, (2, T))
+    (logits, cache), expected = model.prefill(tokens, last_only=True), model(tokens)
+    assert logits.shape == (2, 1, 50) and cache.position == T
+    torch.testing.assert_close(logits, expected[:, -1:], rtol=1e-9, atol=1e-9)
+    wide = GPT(ModelConfig(n_layers=1, d_model=8, n_heads=1, vocab_size=5000))
+    with largest_tensor() as largest:
+        wide.prefill(torch.zeros(1, 200, dtype=torch.int64), last_only=True)
+    assert largest.n_bytes < 4 * 200 * 5000
+
+
 @pytest.mark.parametrize("gate", ["scalar", "data"])
 def test_gates_go_on(gate):
     model, tokens = build(["polysketch", "kernel", "fastmax"], gate), torch.randint(50, (2, T))
@@ -77,29 +96,3 @@ def test_the_cache_grows_only_in_kinds_that_keep_keys(kind):
     stated = {t: model_cost(model.config, t).state_bytes for t in sizes}
     assert all(sizes[t] <= stated[t] for t in sizes)
     assert (sizes[120] == sizes[40] == sizes[8]) == (kind not in GROWING)
-
-
-def test_temperature_0_takes_the_likeliest_token():
-    model, prompt = build(["polysketch", "softmax"]), torch.randint(50, (5,))
-    tokens = list(itertools.islice(generate(model, prompt, 0, torch.Generator()), 8))
-    whole = prompt
-    for token in tokens:
-        assert token == int(model(whole[None])[0, -1].argmax())
-        whole = torch.cat((whole, torch.tensor([token])))
-
-
-def test_draws_follow_the_temperature():
-    logits, generator = torch.tensor([0.0, 1.0, 2.0]), torch.Generator().manual_seed(0)
-    for temperature in (0.5, 1.0, 3.0):
-        draws = torch.stack([choose(logits, temperature, generator) for _ in range(4000)])
-        shares = torch.bincount(draws, minlength=3) / 4000
-        torch.testing.assert_close(shares, (logits / temperature).softmax(0), rtol=0, atol=0.03)
-
-
-def test_a_seed_gives_its_text():
-    model, prompt = build(["kernel"]), torch.randint(50, (5,))
-
-    def text(seed):
-        return list(itertools.islice(generate(model, prompt, 1.0, torch.Generator().manual_seed(seed)), 12))
-
-    assert text(1) == text(1) != text(2)

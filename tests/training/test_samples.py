@@ -9,7 +9,7 @@ import torch
 from lcpt.checkpoint import find_checkpoint
 from lcpt.data import Corpus, Tokenizer
 from lcpt.model import GPT, load_weights
-from lcpt.model.generation import generate
+from lcpt.model.generation import Sampling, generate
 from lcpt.training.samples import NEW, PROMPT, TEMPERATURE, Samples
 
 SETTINGS = ["training.max_steps=5", "training.micro_batch=2", "checkpoint.every_steps=3"]
@@ -40,8 +40,9 @@ def test_it_is_what_the_checkpoint_generates(whole, train_folder):
     assert len({row["text"] for row in lines(whole)}) == 3
     model = GPT(whole.config.model)
     assert load_weights(model, whole.dir) == find_checkpoint(whole.dir)
-    drawn = itertools.islice(generate(model, tokens, TEMPERATURE, torch.Generator().manual_seed(5)), 32 - 17)
-    new = list(itertools.takewhile(lambda token: token != tokenizer.bos_id, drawn))
+    drawn = generate(model, tokens[None], Sampling(TEMPERATURE), [torch.Generator().manual_seed(5)])
+    new = map(int, itertools.islice(drawn, 32 - 17))
+    new = list(itertools.takewhile(lambda token: token != tokenizer.bos_id, new))
     assert lines(whole)[-1]["text"] == tokenizer.decode([*tokens, *new])[len(prompt) :] != ""
 
 
