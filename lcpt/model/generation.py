@@ -15,11 +15,10 @@ if TYPE_CHECKING:
 
 PIECE = 4096  # tokens of a prompt that are read at once: what their layers need does not grow with the prompt
 
+COLDEST = 1e-30  # a temperature that fp32 can still divide by
+
 LIMITS = {  # what an option of Sampling must be, and whether it is
-    "temperature": (
-        "0, which takes the likeliest token, or finite and ≥ 1e-37: less is too small to divide by",
-        lambda x: x == 0 or 1e-37 <= x < math.inf,
-    ),
+    "temperature": ("≥ 0 and finite", lambda x: 0 <= x < math.inf),
     "top_k": ("≥ 1", lambda x: x >= 1),
     "top_p": ("> 0 and ≤ 1", lambda x: 0 < x <= 1),
 }
@@ -27,7 +26,7 @@ LIMITS = {  # what an option of Sampling must be, and whether it is
 
 @dataclass(frozen=True)
 class Sampling:
-    """Says how to draw a token: from softmax(logits / temperature), at 0 the likeliest.
+    """Says how to draw a token: from softmax(logits / temperature), below COLDEST the likeliest.
 
     top_k leaves the k likeliest tokens, top_p then the fewest likeliest that have that share of what is left (nucleus
     sampling, arXiv 1904.09751). Raises ValueError naming what is out of its range.
@@ -77,7 +76,7 @@ def read(model: GPT, tokens: Tensor) -> tuple[Tensor, Cache]:
 
 def choose(logits: Tensor, sampling: Sampling, generator: torch.Generator | None) -> Tensor:
     """Choose a token, int64 [], by logits [V]."""
-    if sampling.temperature == 0:
+    if sampling.temperature < COLDEST:
         return logits.argmax()
     return torch.multinomial(weights(logits, sampling), 1, generator=generator)[0]
 

@@ -144,9 +144,8 @@ def test_bad_utf8_is_named_by_its_place(generate, feed, tmp_path):
     [
         (["--max-tokens", 0], "--max-tokens 0 must be ≥ 1"),
         (["--temperature", -1], "--temperature -1"),
-        (["--temperature", "nan"], "--temperature nan must be 0, which"),
+        (["--temperature", "nan"], "--temperature nan must be ≥ 0 and finite"),
         (["--temperature", "inf"], "--temperature inf"),
-        (["--temperature", "1e-40"], "too small to divide by"),
         (["--top-k", 0], "--top-k 0 must be ≥ 1"),
         (["--top-p", 0], "--top-p 0.0 must be > 0 and ≤ 1"),
         (["--top-p", 1.5], "--top-p 1.5"),
