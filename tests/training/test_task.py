@@ -68,7 +68,7 @@ def train(kind_of_model):
     for step in range(training.last_step):
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, training)
-        inputs, labels = map(torch.from_numpy, batch(task, 0, step, config.sequences, context))
+        inputs, labels = map(torch.from_numpy, batch(task, 0, step, config.sequences, context)[:2])
         loss, count = model(inputs, labels=labels)
         optimizer.zero_grad()
         (loss / count).backward()
