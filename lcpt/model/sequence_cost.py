@@ -47,7 +47,8 @@ class Slices:
     width: int = 2  # bytes of a number in the model's precision
 
 
-class Exchange(NamedTuple):
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ExchangedBytes:
     """Counts bytes of one rank, for a micro-batch."""
 
     forward: float = 0.0  # that it sends to others in a forward pass; one in backward, to compute again, repeats them
@@ -80,20 +81,20 @@ class Sent(NamedTuple):
 
 
 @lru_cache(maxsize=4096)
-def exchange(layers: Layers, slices: Slices) -> Exchange:
+def exchange(layers: Layers, slices: Slices) -> ExchangedBytes:
     """Count what the busiest rank exchanges in all layers: one in the middle, which has neighbours on both sides.
 
     Of packed documents it is the most: where they begin decides what goes on from rank to rank.
     """
     if slices.ranks == 1:
-        return Exchange()
+        return ExchangedBytes()
     of_ranks = []
     for rank in range(slices.ranks):
         sent = [(sent_by_rank(kind.layer, slices, rank), kind.times) for kind in layers]
         of_ranks.append(Sent(*(sum(count * each[way] for each, count in sent) for way in (0, 1))))
     forward, backward = max(of_ranks, key=lambda sent: (sum(sent), sent.forward))
     kept = [kept_for_backward(kind.layer, slices) for kind in layers]
-    return Exchange(
+    return ExchangedBytes(
         forward=forward,
         backward=backward,
         kept=sum(one * kind.times for one, kind in zip(kept, layers, strict=True)),

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from lcpt.model.cost import REDUCE_BUCKET, Saved, activation_elements, memory_per_rank, model_cost
-from lcpt.model.sequence_cost import Exchange, exchange, layers_by_kind
+from lcpt.model.sequence_cost import ExchangedBytes, exchange, layers_by_kind
 from lcpt.training.slices import data_ranks, slices_of
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ def fitting_settings(config: Config, world: int, n_bytes: float) -> list[Setting
 
 
 def memory_on_gpu(
-    config: Config, world: int, parameters: int, saved: Saved, micro_batch: int, exchanged: Exchange | None = None
+    config: Config, world: int, parameters: int, saved: Saved, micro_batch: int, exchanged: ExchangedBytes | None = None
 ) -> dict[str, float]:
     """Estimate a rank's bytes on its GPU by what they hold; `saved` is of model.cost.activation_elements, `exchanged`
     of model.sequence_cost.exchange, None: counted here."""

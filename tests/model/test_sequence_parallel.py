@@ -20,18 +20,21 @@ BORDERS = {
 }
 
 
-def model_of(pattern, checkpointing=False, **options):
-    torch.manual_seed(1)
-    config = ModelConfig(
+def config_of(pattern, block_size, checkpointing=False, **options):
+    return ModelConfig(
         n_layers=2,
         d_model=32,
         n_heads=4,
         n_kv_heads=2,
         vocab_size=61,
         activation_checkpointing=checkpointing,
-        attention=AttentionConfig(pattern=pattern.split("+"), block_size=C, **options),
+        attention=AttentionConfig(pattern=pattern.split("+"), block_size=block_size, **options),
     )
-    return GPT(config).double()
+
+
+def model_of(pattern, checkpointing=False, **options):
+    torch.manual_seed(1)
+    return GPT(config_of(pattern, C, checkpointing, **options)).double()
 
 
 def loss_and_gradients(model, tokens, labels, cu_seqlens=None, part=None):

@@ -3,8 +3,8 @@
 import itertools
 import json
 import time
+from dataclasses import asdict, astuple, dataclass
 from functools import cache
-from typing import NamedTuple
 
 import pytest
 import torch
@@ -33,7 +33,8 @@ FIXED = (
 )
 
 
-class Case(NamedTuple):
+@dataclass(frozen=True, kw_only=True)
+class Case:
     pattern: str
     zero_stage: int
     sequence: int
@@ -45,19 +46,34 @@ class Case(NamedTuple):
 
 
 PAIRWISE = [
-    Case("states", 0, 2, 1, False, 1, "true"),
-    Case("states", 1, 4, 1, True, 2, "false"),
-    Case("states", 2, 2, 2, True, 1, "selective"),
-    Case("states", 3, 4, 1, False, 1, "true"),
-    Case("mixed", 0, 4, 1, True, 2, "selective"),
-    Case("mixed", 1, 2, 2, False, 2, "true"),
-    Case("mixed", 2, 4, 1, False, 4, "false"),
-    Case("mixed", 3, 2, 1, True, 1, "true"),
-    Case("keys", 0, 2, 1, True, 4, "true"),
-    Case("keys", 1, 4, 1, False, 2, "selective"),
-    Case("keys", 2, 2, 1, False, 1, "true"),
-    Case("keys", 3, 2, 2, True, 2, "offload"),
-    Case("kernel,softmax", 3, 2, 1, False, 1, "true", compiled=True),
+    Case(pattern="states", zero_stage=0, sequence=2, data_ranks=1, masked=False, micro_batch=1, checkpointing="true"),
+    Case(pattern="states", zero_stage=1, sequence=4, data_ranks=1, masked=True, micro_batch=2, checkpointing="false"),
+    Case(
+        pattern="states", zero_stage=2, sequence=2, data_ranks=2, masked=True, micro_batch=1, checkpointing="selective"
+    ),
+    Case(pattern="states", zero_stage=3, sequence=4, data_ranks=1, masked=False, micro_batch=1, checkpointing="true"),
+    Case(
+        pattern="mixed", zero_stage=0, sequence=4, data_ranks=1, masked=True, micro_batch=2, checkpointing="selective"
+    ),
+    Case(pattern="mixed", zero_stage=1, sequence=2, data_ranks=2, masked=False, micro_batch=2, checkpointing="true"),
+    Case(pattern="mixed", zero_stage=2, sequence=4, data_ranks=1, masked=False, micro_batch=4, checkpointing="false"),
+    Case(pattern="mixed", zero_stage=3, sequence=2, data_ranks=1, masked=True, micro_batch=1, checkpointing="true"),
+    Case(pattern="keys", zero_stage=0, sequence=2, data_ranks=1, masked=True, micro_batch=4, checkpointing="true"),
+    Case(
+        pattern="keys", zero_stage=1, sequence=4, data_ranks=1, masked=False, micro_batch=2, checkpointing="selective"
+    ),
+    Case(pattern="keys", zero_stage=2, sequence=2, data_ranks=1, masked=False, micro_batch=1, checkpointing="true"),
+    Case(pattern="keys", zero_stage=3, sequence=2, data_ranks=2, masked=True, micro_batch=2, checkpointing="offload"),
+    Case(
+        pattern="kernel,softmax",
+        zero_stage=3,
+        sequence=2,
+        data_ranks=1,
+        masked=False,
+        micro_batch=1,
+        checkpointing="true",
+        compiled=True,
+    ),
 ]
 
 
@@ -124,23 +140,31 @@ def measured(run):
     return run.rows[0], {name: moment / (1 - BETA) for name, moment in moments.items()}
 
 
-@pytest.mark.parametrize("case", PAIRWISE, ids=lambda case: "-".join(map(str, case)))
+@pytest.mark.parametrize("case", PAIRWISE, ids=lambda case: "-".join(map(str, astuple(case))))
 def test_gradients_in_pairs(compare, monkeypatch, case):
     monkeypatch.setattr(compilation, "BACKEND", "aot_eager")  # no compiler is promised here
     compare(case)
 
 
 ALL = [
-    Case(pattern, stage, sequence, data_ranks, masked, 2 - stage % 2, "true" if masked else "false")
+    Case(
+        pattern=pattern,
+        zero_stage=stage,
+        sequence=sequence,
+        data_ranks=data_ranks,
+        masked=masked,
+        micro_batch=2 - stage % 2,
+        checkpointing="true" if masked else "false",
+    )
     for pattern in (*ATTENTION, "polysketch,softmax")
     for stage, sequence, data_ranks, masked in itertools.product(range(4), (2, 4), (1, 2), (False, True))
 ]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("case", ALL, ids=lambda case: "-".join(map(str, case)))
+@pytest.mark.parametrize("case", ALL, ids=lambda case: "-".join(map(str, astuple(case))))
 def test_gradients_of_all(compare, record, case):
-    record("sequence-gradients", case._asdict() | compare(case))
+    record("sequence-gradients", asdict(case) | compare(case))
 
 
 def test_validation_and_a_resumed_run(train_ranks, settings, valid_folder, call_program, tmp_path):
