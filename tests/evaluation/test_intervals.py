@@ -28,6 +28,7 @@ def test_few_documents():
     assert interval_over_documents([2.0, 5.0], [1.0, 0.0]) is None  # of one of them nothing was scored
     low, high = interval_over_documents([2.0, 3.0], [1.0, 1.0])
     assert low < 2 and high > 3
+    assert (low, high) == pytest.approx((2.5 - 12.706 * 0.5, 2.5 + 12.706 * 0.5))  # of two draws most are one alone
     assert interval_over_documents([2.0, 4.0], [1.0, 2.0]) == pytest.approx((2, 2))  # all alike
 
 
