@@ -2,13 +2,15 @@
 or its recall on a task.
 
 Every token of a document is scored once. With --stride N below the context, each sees at least context - N tokens; with
---carry-state each sees all of its document before it. Tasks are those of data.path, such as synthetic:mqar, in samples
-that no training draws. Beside OUT.json it writes OUT.documents.jsonl: id, tokens, bytes and nats of each document."""
+--carry-state each sees all of its document before it. --context-gain scores the same tokens with 512, 1,024, 2,048 …
+tokens before them. Tasks are those of data.path, such as synthetic:mqar, in samples that no training draws. Beside
+OUT.json it writes OUT.documents.jsonl, a record of each document from which all of that is computed.
+
+Started by torchrun, deepspeed or srun, its ranks share the work; figures are those of one rank."""
 
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import os
 import sys
@@ -20,21 +22,22 @@ from tqdm import tqdm
 
 from lcpt.checkpoint import CheckpointError
 from lcpt.data import DataError, is_task
-from lcpt.data.documents import documents
 from lcpt.evaluation import recall
-from lcpt.evaluation.carried_state import score_with_carried_state
+from lcpt.evaluation.context_gain import default_contexts
 from lcpt.evaluation.intervals import FEW
-from lcpt.evaluation.perplexity import Tally, score
-from lcpt.evaluation.repeated_bigrams import RepeatedBigrams
-from lcpt.evaluation.windows import text_bytes, windows
+from lcpt.evaluation.text import TextScoring, evaluate_text
 from lcpt.model.pretrained import Pretrained, open_pretrained
 from lcpt.parallel import groups
+from lcpt.parallel.groups import SetupError
+from lcpt.parallel.launchers import LauncherError, find_place
 from lcpt.utils.atomic_files import replace_text
 from lcpt.utils.memory import peak_memory_bytes
 
 EXAMPLE = """examples:
   python tools/evaluate.py --checkpoint runs/demo --data data/sample/valid.jsonl.xz \\
       --output runs/demo/evaluation.json
+  torchrun --nproc-per-node 8 tools/evaluate.py --checkpoint runs/mine --data held_out.jsonl --precision bf16 \\
+      --batch 4 --context-gain --output evaluation.json
   python tools/evaluate.py --checkpoint runs/recall --data synthetic:mqar --output runs/recall/recall.json"""
 
 
@@ -55,114 +58,128 @@ def main() -> int:
     ways = parser.add_mutually_exclusive_group()
     ways.add_argument("--stride", type=int, metavar="N", help="tokens between windows (the context: disjoint ones)")
     ways.add_argument("--carry-state", action="store_true", help="windows of a document go on from each other's state")
+    parser.add_argument(
+        "--last-window",
+        choices=("short", "full"),
+        default="short",
+        help="a document's last window begins where the one before ends (short), or early enough to be as long as the "
+        "others, as in lm-evaluation-harness (full)",
+    )
+    parser.add_argument(
+        "--context-gain",
+        nargs="?",
+        const="",
+        metavar="N,N",
+        help="score targets with these contexts too (doublings from 512 to the context)",
+    )
+    parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="of the model (fp32)")
     parser.add_argument("--batch", type=int, default=1, metavar="N", help="windows at a time; changes no number (1)")
     parser.add_argument("--samples", type=int, default=512, metavar="N", help="of a task (512)")
     parser.add_argument("--output", required=True, metavar="OUT.json")
     args = parser.parse_args()
     try:
-        check(args)
-        check_output(Path(args.output))
-        trained, device = open_pretrained(args.checkpoint), groups.device()
-        trained.model.to(device)
+        if find_place(os.environ).world > 1:
+            groups.join()
+        with groups.raise_on_all_ranks():
+            trained, device = prepare(args), groups.device()
         began = time.perf_counter()
-        evaluate = evaluate_task if is_task(args.data) else evaluate_text
-        tokens, figures = evaluate(trained, device, args)
-    except (CheckpointError, DataError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        rows = None
+        if is_task(args.data):
+            figures = evaluate_task(trained, device, args)
+        else:
+            figures, rows = evaluate_text(trained, args.data, text_scoring(args, trained), device)
+    except (CheckpointError, DataError, LauncherError, SetupError, OSError) as error:
+        if groups.is_first():
+            print(f"error: {error}", file=sys.stderr)
         return 2
+    finally:
+        groups.leave()
+    if not groups.is_first():
+        return 0
+    tokens = args.samples * figures["context"] if rows is None else figures["tokens_scored"]
     report = {
         "schema_version": 1,
         "checkpoint": str(trained.folder),
         "step": trained.step,
         "data": str(args.data),
+        "precision": args.precision,
         **figures,
         "tokens_per_second": tokens / (time.perf_counter() - began),
         "peak_memory_bytes": peak_memory_bytes(device),
         "versions": {"torch": torch.__version__},
     }
+    if rows is not None:
+        replace_text(documents_file(Path(args.output)), "".join(json.dumps(row) + "\n" for row in rows))
     replace_text(Path(args.output), json.dumps(report, indent=2) + "\n")
     print_table(report, args.output)
     return 0
 
 
-def check(args: argparse.Namespace) -> None:
-    if is_task(args.data) and (args.stride or args.carry_state):
-        raise DataError(f"{args.data} is scored sample by sample; leave out --stride and --carry-state")
-    if args.carry_state and args.batch != 1:
-        raise DataError("--carry-state goes through one document at a time; leave out --batch")
+def prepare(args: argparse.Namespace) -> Pretrained:
+    """Check what was asked for, and open the model on this rank's device."""
+    if is_task(args.data) and (args.stride or args.carry_state or args.context_gain is not None):
+        raise DataError(f"{args.data} is scored sample by sample; leave out --stride, --carry-state, --context-gain")
     for name in ("context", "batch", "samples"):
         if (value := getattr(args, name)) is not None and value < 1:
             raise DataError(f"--{name} is {value}; it must be ≥ 1")
+    check_output(Path(args.output))
+    trained = open_pretrained(args.checkpoint)
+    if not is_task(args.data):
+        trained.check_tokenizer()
+        text_scoring(args, trained)
+    trained.model.to(groups.device(), torch.bfloat16 if args.precision == "bf16" else torch.float32)
+    return trained
+
+
+def text_scoring(args: argparse.Namespace, trained: Pretrained) -> TextScoring:
+    window = args.context or trained.context
+    return TextScoring(
+        window=window,
+        stride=args.stride or window,
+        carry_state=args.carry_state,
+        full_last_window=args.last_window == "full",
+        batch=args.batch,
+        gain_contexts=gain_contexts(args.context_gain, trained.context),
+    )
+
+
+def gain_contexts(given: str | None, longest: int) -> tuple[int, ...]:
+    """Read --context-gain: contexts, doublings up to that of training where none are given, nothing where it is not."""
+    if given is None:
+        return ()
+    if not given:
+        return tuple(default_contexts(longest))
+    try:
+        return tuple(sorted({int(word) for word in given.split(",")}))
+    except ValueError:
+        raise DataError(f"--context-gain is {given!r}; give numbers such as 512,1024,8192") from None
+
+
+def documents_file(output: Path) -> Path:
+    return output.with_suffix(".documents.jsonl")
 
 
 def check_output(path: Path) -> None:
     """Try to write the report, and what stands beside it, before anything is scored. Raises OSError."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    for file in (path, path.with_suffix(".documents.jsonl")):
+    for file in (path, documents_file(path)):
         if file.is_dir():
             raise IsADirectoryError(f"{file} is a folder; name a file in --output")
     if not os.access(path.parent, os.W_OK):
         raise PermissionError(f"{path.parent} cannot be written to; name another file in --output")
 
 
-def evaluate_text(trained: Pretrained, device: torch.device, args: argparse.Namespace) -> tuple[int, dict]:
-    """Score documents; returns (tokens scored, figures)."""
-    context = args.context or trained.context
-    stride = args.stride or context
-    if not 0 < stride <= context:
-        raise DataError(f"stride {stride} must lie in 1 … {context} (the context)")
-    tokenizer = trained.open_tokenizer()
-    tally, bigrams, token_bytes = Tally(context), RepeatedBigrams(context), tokenizer.token_bytes()
-    identifiers: list[str] = []
-    digest = hashlib.sha256()
-
-    def cut_documents():
-        for number, (identifier, tokens, n_bytes) in enumerate(documents(args.data, tokenizer)):
-            identifiers.append(identifier)
-            digest.update(tokens.tobytes())
-            yield from windows(number, tokens, context, stride, text_bytes([tokens[1:]], n_bytes, token_bytes))
-
-    cut = cut_documents()
-    scored = (
-        score_with_carried_state(trained.model, cut, device)
-        if args.carry_state
-        else score(trained.model, cut, args.batch, device)
-    )
-    with tqdm(unit="tok", unit_scale=True, desc="scoring", disable=None) as bar:
-        for window, losses in scored:
-            tally.add(window, losses)
-            bigrams.add(window, losses)
-            bar.update(len(losses))
-    if not tally.tokens:
-        raise DataError(f"{args.data} holds no text to score")
-    figures = tally.report()
-    rows = tally.by_document(identifiers)
-    replace_text(Path(args.output).with_suffix(".documents.jsonl"), "".join(json.dumps(row) + "\n" for row in rows))
-    return figures["tokens_scored"], {
-        "fingerprint": digest.hexdigest(),
-        **figures,
-        "repeated_bigrams": bigrams.report(),
-        "window": context,
-        "stride": stride,
-        "carry_state": args.carry_state,
-    }
-
-
-def evaluate_task(trained: Pretrained, device: torch.device, args: argparse.Namespace) -> tuple[int, dict]:
-    """Ask the questions of a task; returns (tokens that the model read, figures)."""
+def evaluate_task(trained: Pretrained, device: torch.device, args: argparse.Namespace) -> dict:
+    """Ask the questions of a task; returns its figures, on the first rank."""
     context, task = args.context or trained.context, recall.open_task(trained, args.data)
-    answers = task.scored(context)
+    total, quiet = args.samples * task.scored(context), None if groups.is_first() else True
     parts = []
-    with tqdm(unit="answer", unit_scale=True, total=args.samples * answers, desc="asking", disable=None) as bar:
+    with tqdm(unit="answer", unit_scale=True, total=total, desc="asking", disable=quiet) as bar:
         for part in recall.answers(trained.model, task, args.samples, context, args.batch, device):
             parts.append(part)
             bar.update(len(part.correct))
-    return args.samples * context, {
-        "fingerprint": task.fingerprint,
-        "samples": args.samples,
-        "context": context,
-        **recall.report(parts, context),
-    }
+    figures = {"fingerprint": task.fingerprint, "samples": args.samples, "context": context}
+    return figures | (recall.report(parts, context) if parts else {})
 
 
 def print_table(report: dict, output: str) -> None:
@@ -175,15 +192,30 @@ def print_table(report: dict, output: str) -> None:
 def text_rows(report: dict) -> dict[str, str]:
     repeated = report["repeated_bigrams"]
     rare = repeated["rare"] or {"loss": None, "tokens": 0}
+    window = f"{report['window']:,}, {report['stride']:,}" + ", state carried" * report["carry_state"]
     return {
-        "scored": f"{report['tokens_scored']:,} tokens, {report['bytes_scored']:,} bytes",
-        "window, stride": f"{report['window']:,}, {report['stride']:,}" + ", state carried" * report["carry_state"],
+        "scored": f"{report['tokens_scored']:,} tokens, {report['bytes_scored']:,} bytes, in {report['precision']}",
+        "window, stride": window + ", the last as long as the others" * (report["last_window"] == "full"),
         "loss": f"{report['loss']:.4f} nats a token",
         "perplexity": f"{report['perplexity']:.2f} a token",
         "bits per byte": f"{report['bits_per_byte']:.4f} ({interval_of(report)})",
         "repeated bigrams": f"{mean_of(repeated)}; the rare ones: {mean_of(rare)}",
         "other tokens": mean_of({"loss": repeated["other_loss"], "tokens": repeated["other_tokens"]}),
+        **gain_rows(report.get("context_gain")),
     }
+
+
+def gain_rows(gain: dict | None) -> dict[str, str]:
+    if gain is None:
+        return {}
+    rows = {"context gain": f"{gain['targets']:,} tokens of {gain['documents']} documents, nats a token"}
+    for part in gain["contexts"]:
+        interval = part["gain_interval"]
+        reach = f", {interval[0]:.4f} to {interval[1]:.4f}" if interval else ""
+        rows[f"  {part['context']:,}"] = f"{part['loss']:.4f}" + f" (gain {part['gain']:.4f}{reach})" * bool(
+            part["gain"]
+        )
+    return rows
 
 
 def interval_of(report: dict) -> str:

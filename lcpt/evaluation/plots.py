@@ -32,10 +32,19 @@ def loss_curve(metrics: Path, output: Path) -> None:
 
 
 def loss_by_position(report: dict, output: Path) -> None:
-    """Plot the loss_by_position of an evaluation, as PNG: it falls as long as more context helps."""
+    """Plot the loss_by_position of an evaluation, as PNG: it falls as long as more context helps.
+
+    Bands are 95 % intervals over documents. Where the text of all bins is alike, the unigram is flat.
+    """
     figure, axes = _axes("tokens of context before the predicted one", "loss (nats a token)")
     bins = report["loss_by_position"]
-    axes.stairs([b["loss"] for b in bins], _log_edges(bins), color="tab:blue", baseline=None)
+    edges = _log_edges(bins)
+    axes.stairs([b["loss"] for b in bins], edges, color="tab:blue", baseline=None, label="model")
+    if all(b.get("interval") for b in bins):
+        low, high = ([b["interval"][end] for b in bins] for end in (0, 1))
+        axes.stairs(high, edges, baseline=low, fill=True, color="tab:blue", alpha=0.2)
+    if all("unigram" in b for b in bins):
+        axes.stairs([b["unigram"] for b in bins], edges, color="tab:gray", baseline=None, label="unigram: no context")
     axes.set_xscale("log", base=2)
     axes.xaxis.set_major_formatter("{x:,.0f}")
     axes.axhline(report["loss"], color="gray", linestyle=":", label=f"mean {report['loss']:.3f}")

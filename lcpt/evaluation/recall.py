@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
+from functools import partial
 from typing import NamedTuple, cast
 
 import numpy as np
@@ -11,7 +12,8 @@ import torch
 from omegaconf import OmegaConf
 
 from lcpt.data import SyntheticConfig, Task
-from lcpt.evaluation.perplexity import position_edges
+from lcpt.evaluation.positions import position_edges
+from lcpt.evaluation.scoring import in_turn
 from lcpt.model import GPT
 from lcpt.model.pretrained import Pretrained
 
@@ -37,21 +39,27 @@ def open_task(trained: Pretrained, path: str) -> Task:
     return Task(path, cast(SyntheticConfig, settings), trained.model.config.vocab_size, "test")
 
 
-@torch.no_grad()
 def answers(model: GPT, task: Task, samples: int, context: int, batch: int, device: torch.device) -> Iterator[Answers]:
-    """Yield the answers to the first `samples` samples, `batch` at a time. Only the questions' logits are computed."""
-    for first in range(0, samples, batch):
-        chosen = [task.full_sample(n, SEED, context) for n in range(first, min(first + batch, samples))]
-        inputs, labels, origins = (np.stack(x) for x in zip(*chosen, strict=True))
-        asked = labels >= 0
-        hidden = model.hidden(torch.from_numpy(inputs).to(device))[torch.from_numpy(asked).to(device)]
-        log_p = (hidden @ model.embedding.weight.mT).float().log_softmax(-1)
-        wanted = torch.from_numpy(labels[asked]).to(device)
-        yield Answers(
-            distance=np.nonzero(asked)[1] - origins[asked],
-            correct=(log_p.argmax(-1) == wanted).cpu().numpy(),
-            nats=-log_p.gather(1, wanted[:, None])[:, 0].cpu().numpy(),
-        )
+    """Yield the answers to the first `samples` samples, `batch` at a time, on the first rank; ranks share the work."""
+    batches = (range(first, min(first + batch, samples)) for first in range(0, samples, batch))
+    for _, part in in_turn(batches, partial(_answers, model, task, context, device)):
+        yield part
+
+
+@torch.no_grad()
+def _answers(model: GPT, task: Task, context: int, device: torch.device, numbers: range) -> Answers:
+    """Ask samples of these numbers. Only the questions' logits are computed."""
+    chosen = [task.full_sample(number, SEED, context) for number in numbers]
+    inputs, labels, origins = (np.stack(x) for x in zip(*chosen, strict=True))
+    asked = labels >= 0
+    hidden = model.hidden(torch.from_numpy(inputs).to(device))[torch.from_numpy(asked).to(device)]
+    log_p = (hidden @ model.head_weight.mT).float().log_softmax(-1)
+    wanted = torch.from_numpy(labels[asked]).to(device)
+    return Answers(
+        distance=np.nonzero(asked)[1] - origins[asked],
+        correct=(log_p.argmax(-1) == wanted).cpu().numpy(),
+        nats=-log_p.gather(1, wanted[:, None])[:, 0].cpu().numpy(),
+    )
 
 
 def report(parts: list[Answers], context: int) -> dict:

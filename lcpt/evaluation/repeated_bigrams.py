@@ -7,12 +7,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from lcpt.evaluation.perplexity import Scored, position_edges
+from lcpt.evaluation.positions import position_edges
 from lcpt.evaluation.windows import Window
 
 
 class Bigrams(NamedTuple):
-    """Holds the bigrams (input, label) of the scored tokens of a window, or of a document, [n] each."""
+    """Holds the bigrams (input, label) of the scored tokens of a window, [n] each."""
 
     document: int
     codes: np.ndarray  # int64, the same for the same bigram
@@ -35,57 +35,34 @@ class RepeatedBigrams:
     Holds 20 bytes a scored token until the report.
     """
 
-    def __init__(self, context: int):
-        self.context = context
-        self.pieces: list[Scored] = []  # of a window, or so far of the document whose state is carried
+    def __init__(self) -> None:
+        self.longest = 0  # window
         self.parts: list[Bigrams] = []
 
     def add(self, window: Window, losses: np.ndarray) -> None:
-        """Add a window and the losses of its labels, fp32 [n].
-
-        Raises ValueError for a piece of a document that does not go on from the piece before it.
-        """
-        if window.known == 0:
-            self._end_document()
-        last = self.pieces[-1][0] if self.pieces else window
-        end = last.known + len(last.inputs) if self.pieces else 0
-        if (window.document, window.known) != (last.document, end):
-            raise ValueError(
-                f"a piece after {window.known} tokens of document {window.document} "
-                f"follows {end} tokens of document {last.document}"
-            )
-        self.pieces.append((window, losses))
+        """Add a window, or with carried state a document, and the losses of its labels, fp32 [n]."""
+        codes, scored = bigram_codes(window.inputs, window.labels), window.labels >= 0
+        distances = repeat_distances(codes)[scored]
+        self.parts.append(Bigrams(window.document, codes[scored], distances, losses[scored]))
+        self.longest = max(self.longest, len(codes))
 
     def report(self) -> dict:
         """Report on the windows so far: of repeated bigrams `tokens`, `loss` (nats a token) and `by_distance`, the
         same of the `rare` ones, `other_tokens` and `other_loss`.
 
         A loss is None where there are no tokens, and `rare` where there is one document: every bigram would be."""
-        self._end_document()
         codes, distances, nats = (np.concatenate(x) for x in zip(*(part[1:] for part in self.parts), strict=True))
         numbers = [part.document for part in self.parts]
         documents = np.repeat(numbers, [len(part.codes) for part in self.parts])
         repeated = distances >= 0
         rare = repeated & in_one_document(codes, documents)
-        edges = position_edges(self.context)
+        edges = position_edges(self.longest)
         return {
             **_by_distance(distances[repeated], nats[repeated], edges),
             "rare": _by_distance(distances[rare], nats[rare], edges) if len(set(numbers)) > 1 else None,
             "other_tokens": int((~repeated).sum()),
             "other_loss": _mean(nats[~repeated]),
         }
-
-    def _end_document(self) -> None:
-        """Find the repeated bigrams of the pieces together."""
-        if not self.pieces:
-            return
-        windows = [window for window, _ in self.pieces]
-        inputs = np.concatenate([window.inputs for window in windows])
-        labels = np.concatenate([window.labels for window in windows])
-        losses = np.concatenate([losses for _, losses in self.pieces])
-        codes, scored = bigram_codes(inputs, labels), labels >= 0
-        self.parts.append(Bigrams(windows[0].document, codes[scored], repeat_distances(codes)[scored], losses[scored]))
-        self.context, self.pieces = max(self.context, len(inputs)), []
 
 
 def bigram_codes(inputs: np.ndarray, labels: np.ndarray) -> np.ndarray:

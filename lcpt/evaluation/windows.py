@@ -11,14 +11,12 @@ import numpy as np
 class Window(NamedTuple):
     """Holds inputs and labels int64 [n ≤ context]; labels are -1 where a token is context only.
 
-    known: tokens before these that the model has seen, when it carries its state from piece to piece.
     bytes: UTF-8 bytes of the text that its scored labels stand for; 0 where there is no text.
     """
 
     document: int
     inputs: np.ndarray
     labels: np.ndarray
-    known: int = 0
     bytes: float = 0.0
 
 
@@ -44,16 +42,26 @@ def stack(batch: list[Window], length: int | None = None) -> tuple[np.ndarray, n
 
 
 def windows(
-    document: int, tokens: np.ndarray, context: int, stride: int, text: TextBytes | None = None
+    document: int,
+    tokens: np.ndarray,
+    context: int,
+    stride: int,
+    text: TextBytes | None = None,
+    *,
+    full_last: bool = False,
 ) -> Iterator[Window]:
     """Cut tokens [n + 1], BOS first, into windows that begin `stride` apart; all but BOS are scored.
 
     stride = context: disjoint windows, each but the first knowing one token before its own. A smaller stride gives
     every scored token at least context - stride tokens of context, at context/stride times the cost.
     text: counts the bytes of a window; without it they are 0.
+    full_last: the last window of a document begins earlier, so that it is as long as the others, as in
+    lm-evaluation-harness; what others scored is its context.
     """
     end = 0  # labels before this one are scored
     for begin in range(0, len(tokens) - 1, stride):
+        if full_last:
+            begin = max(0, min(begin, len(tokens) - 1 - context))
         inputs = tokens[begin : begin + context + 1][:-1]
         labels = tokens[begin + 1 : begin + context + 1].copy()
         labels[: max(0, end - begin)] = -1

@@ -147,6 +147,15 @@ def all_gather(value: Any, group: dist.ProcessGroup | None = None) -> list:
     return values
 
 
+def gather(value: Any) -> list | None:
+    """Return every rank's value, in the order of ranks, on the first; None on the others."""
+    if not dist.is_initialized():
+        return [value]
+    values: list[Any] | None = [None] * world_size() if rank() == 0 else None
+    dist.gather_object(value, values)
+    return values
+
+
 @contextmanager
 def raise_on_all_ranks() -> Iterator[None]:
     """Guard code that may fail on some ranks: a ValueError or OSError on any becomes the same SetupError on all."""

@@ -1,7 +1,6 @@
 """Recall of models that know every answer, none, or those that are near."""
 
 import math
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -23,7 +22,7 @@ class Oracle:
     """Reads the answer from the inputs: the token after the key's first place; beyond `reach` it says 0."""
 
     def __init__(self, reach=10**9):
-        self.reach, self.embedding = reach, SimpleNamespace(weight=torch.eye(V))
+        self.reach, self.head_weight = reach, torch.eye(V)
 
     def hidden(self, inputs):
         said = torch.zeros_like(inputs)

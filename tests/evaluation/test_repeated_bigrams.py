@@ -6,7 +6,7 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from lcpt.evaluation.perplexity import position_edges
+from lcpt.evaluation.positions import position_edges
 from lcpt.evaluation.repeated_bigrams import RepeatedBigrams
 from lcpt.evaluation.windows import Window, windows
 
@@ -27,23 +27,14 @@ def cut(documents, context, stride):
     return [w for number, tokens in enumerate(documents) for w in windows(number, tokens, context, stride)]
 
 
-def carried(documents, context):
-    """The same windows, each knowing what came before it in its document."""
-    found = []
-    for number, tokens in enumerate(documents):
-        for i, window in enumerate(windows(number, tokens, context, context)):
-            found.append(window._replace(known=i * context))
-    return found
-
-
 def with_losses(chosen):
     """(window, losses): a token's loss depends on its place in the text and in its window, 0 where it is context."""
     rng = np.random.default_rng(1)
     return [(w, (rng.random(len(w.labels)) * (w.labels >= 0)).astype(np.float32)) for w in chosen]
 
 
-def report(scored, context):
-    bigrams = RepeatedBigrams(context)
+def report(scored):
+    bigrams = RepeatedBigrams()
     for window, losses in scored:
         bigrams.add(window, losses)
     return bigrams.report()
@@ -94,7 +85,7 @@ def assert_alike(found, expected):
 
 def test_by_hand():
     """0 1 2 0 1 1 1: the pair 0 1 comes back after two tokens, 1 1 at once; the last label is 1 again."""
-    found = report([(Window(0, np.array([0, 1, 2, 0, 1, 1]), np.array([1, 2, 0, 1, 1, 1])), np.arange(6.0))], 8)
+    found = report([(Window(0, np.array([0, 1, 2, 0, 1, 1]), np.array([1, 2, 0, 1, 1, 1])), np.arange(6.0))])
     assert found["by_distance"] == [
         {"start": 0, "end": 1, "tokens": 1, "loss": 5.0},  # the question is the earlier answer
         {"start": 2, "end": 3, "tokens": 1, "loss": 3.0},
@@ -107,7 +98,7 @@ def test_by_hand():
 def test_the_latest_place_counts():
     """5 6 stands at 0, 4 and 7: the distances are 3 and 2, not 6."""
     tokens = np.array([5, 6, 1, 2, 5, 6, 3, 5, 6])
-    found = report([(Window(0, tokens[:-1], tokens[1:]), np.ones(8))], 8)
+    found = report([(Window(0, tokens[:-1], tokens[1:]), np.ones(8))])
     assert [(part["start"], part["tokens"]) for part in found["by_distance"]] == [(2, 1), (3, 1)]
 
 
@@ -119,7 +110,7 @@ def test_rare_ones_stand_in_one_document_by_hand():
             (Window(number, tokens[:-1], tokens[1:]), np.arange(len(tokens) - 1.0))
             for number, tokens in zip(numbers, (first, second), strict=True)
         ]
-        found = report(scored, 8)
+        found = report(scored)
         assert (found["tokens"], found["loss"]) == (4, (4 + 5 + 6 + 2) / 4)
         assert (found["rare"]["tokens"], found["rare"]["loss"]) == (2, (5 + 6) / 2)  # 2 3 and 3 4
         assert found["rare"]["by_distance"] == [{"start": 3, "end": 4, "tokens": 2, "loss": 5.5}]
@@ -130,7 +121,7 @@ def test_rare_ones_stand_in_one_document_by_hand():
 def test_equal_to_a_search_of_every_pair(alphabet, context, stride):
     """With stride < context, what is context only counts as seen, and is not scored twice."""
     scored = with_losses(cut(texts(alphabet), context, stride))
-    found = report(scored, context)
+    found = report(scored)
     assert_alike(found, search(scored, context))
     assert found["tokens"] + found["other_tokens"] == sum(LENGTHS)
     assert sum(part["tokens"] for part in found["by_distance"]) == found["tokens"]
@@ -138,55 +129,34 @@ def test_equal_to_a_search_of_every_pair(alphabet, context, stride):
         assert 0 < found["rare"]["tokens"] < found["tokens"]
 
 
-@pytest.mark.parametrize("context", [1, 2, 7, 16, 100])
-def test_carried_state_is_one_window(context):
-    documents = texts(6)
-    whole = with_losses(cut(documents, max(LENGTHS), max(LENGTHS)))
-    losses = iter(np.concatenate([values for _, values in whole]))
-    pieces = [(w, np.array([next(losses) for _ in w.labels], dtype=np.float32)) for w in carried(documents, context)]
-    found = report(pieces, context)
-    assert_alike(found, search(whole, max(context, *LENGTHS)))
-    if context < max(LENGTHS):
-        disjoint = report([(w._replace(known=0), values) for w, values in pieces], context)
-        assert disjoint["tokens"] < found["tokens"]  # which is what cutting costs without the state
-
-
-def test_a_piece_must_follow_its_document():
-    tokens = np.arange(9)
-    first, second, third = carried([tokens], 3)
-    for pieces in ((second,), (first, third), (first, second._replace(document=1))):
-        with pytest.raises(ValueError, match=f"a piece after {pieces[-1].known} tokens of document"):
-            report([(piece, np.zeros(len(piece.inputs))) for piece in pieces], 3)
-
-
 def test_a_model_that_knows_nothing_scores_ln_v_everywhere():
     chosen = cut(texts(6), 30, 10)
-    found = report([(w, np.where(w.labels >= 0, np.float32(math.log(50)), 0)) for w in chosen], 30)
+    found = report([(w, np.where(w.labels >= 0, np.float32(math.log(50)), 0)) for w in chosen])
     parts = [found, found["rare"], *found["by_distance"], *found["rare"]["by_distance"]]
     losses = [part["loss"] for part in parts] + [found["other_loss"]]
     assert len(losses) > 10 and losses == pytest.approx([math.log(50)] * len(losses), rel=1e-6)
 
 
 def test_nothing_repeated_and_nothing_else():
-    new = report(with_losses(cut([np.arange(20), np.arange(50, 60)], 8, 8)), 8)
+    new = report(with_losses(cut([np.arange(20), np.arange(50, 60)], 8, 8)))
     empty = {"tokens": 0, "loss": None, "by_distance": []}
     assert new == empty | {"rare": empty, "other_tokens": 28, "other_loss": new["other_loss"]}
     inputs, labels = np.zeros(6, dtype=int), np.array([-1, 0, 0, 0, 0, 0])  # the first 0 0 is context
-    found = report([(Window(0, inputs, labels), np.ones(6))], 8)
+    found = report([(Window(0, inputs, labels), np.ones(6))])
     assert (found["tokens"], found["loss"], found["other_tokens"], found["other_loss"]) == (5, 1.0, 0, None)
 
 
 def test_tokens_of_any_width_do_not_collide():
     """Bigrams (1, 0) and (0, 2^16 or 2^31 - 1) are unlike, and narrow types do not overflow."""
     tokens = np.array([1, 0, 2**31 - 1, 0, 2**16, 1, 0, 1])
-    found = report([(Window(0, tokens[:-1].astype(np.uint32), tokens[1:]), np.ones(7))], 8)
+    found = report([(Window(0, tokens[:-1].astype(np.uint32), tokens[1:]), np.ones(7))])
     assert found["tokens"] == 1 and found["by_distance"][0]["start"] == 4
     narrow = np.array([300, 301, 5, 300], dtype=np.uint16)
-    assert report([(Window(0, narrow, np.array([301, 5, 300, 301])), np.ones(4))], 8)["tokens"] == 1
+    assert report([(Window(0, narrow, np.array([301, 5, 300, 301])), np.ones(4))])["tokens"] == 1
 
 
 def test_a_report_may_be_asked_for_again():
-    bigrams = RepeatedBigrams(10)
+    bigrams = RepeatedBigrams()
     for window, losses in with_losses(cut(texts(6), 10, 10)):
         bigrams.add(window, losses)
     assert bigrams.report() == bigrams.report()
@@ -197,7 +167,7 @@ def test_memory_is_linear_in_a_long_window():
     tokens = np.random.default_rng(0).integers(2000, size=n + 1)
     window, losses = Window(0, tokens[:-1], tokens[1:]), np.ones(n, dtype=np.float32)
     tracemalloc.start()
-    found = report([(window, losses), (window._replace(document=1), losses)], n)
+    found = report([(window, losses), (window._replace(document=1), losses)])
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert found["tokens"] > 1000 and peak < 120 * 2 * n

@@ -49,6 +49,18 @@ def test_overlapping_windows_score_each_token_once():
     assert found == [([0, 1, 2, 3], [1, 2, 3, 4]), ([2, 3, 4, 5], [-1, -1, 5, 6]), ([4, 5, 6], [-1, -1, 7])]
 
 
+@pytest.mark.parametrize("n, context, stride", CASES)
+def test_a_full_last_window_scores_the_same_tokens(n, context, stride):
+    """Only the last differs: it is as long as the context, or as the document, and what was scored is its context."""
+    tokens = np.arange(100, 101 + n)
+    short, full = (list(windows(0, tokens, context, stride, full_last=which)) for which in (False, True))
+    for one, other in zip(short, full, strict=True):
+        assert np.array_equal(one.labels[one.labels >= 0], other.labels[other.labels >= 0])
+        assert np.array_equal(other.inputs[other.labels >= 0] + 1, other.labels[other.labels >= 0])
+        assert len(other.inputs) == min(n, context)
+    assert all(np.array_equal(a.inputs, b.inputs) for a, b in zip(short[:-1], full[:-1], strict=True))
+
+
 def test_the_document_is_not_changed():
     tokens = np.arange(20)
     list(windows(0, tokens, 4, 2))

@@ -1,11 +1,16 @@
 """tools/evaluate.py on a checkpoint that was never trained."""
 
+import contextlib
+import importlib.util
+import io
 import itertools
 import json
 import lzma
 import math
 import shutil
+import sys
 from collections import Counter
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -15,8 +20,11 @@ import torch
 from lcpt.checkpoint import Slice, commit_checkpoint, open_partial, write_piece
 from lcpt.config import load_config, to_yaml
 from lcpt.data import Corpus, Tokenizer, prepare
+from lcpt.evaluation import context_gain, perplexity
 from lcpt.model import GPT
 from lcpt.model.pretrained import open_pretrained, write_export
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -76,9 +84,33 @@ def test_scores_every_byte_once(evaluate, run_folder, valid_folder):
     assert report["loss"] == pytest.approx(math.log(330), rel=0.05)  # an untrained model knows nothing
     assert report["checkpoint"] == str(run_folder / "checkpoints/step-00000007")
     assert report["step"] == 7 and report["window"] == report["stride"] == 64
-    assert sum(part["tokens"] for part in report["loss_by_position"]) == report["tokens_scored"]
+    assert {part["tokens"] / (part["end"] - part["start"]) for part in report["loss_by_position"]} == {
+        report["position_windows"]
+    }
+    assert report["precision"] == "fp32" and report["last_window"] == "short" and "context_gain" not in report
     low, high = report["bits_per_byte_interval"]
     assert low <= report["bits_per_byte"] <= high
+
+
+@pytest.mark.parametrize("stride, last", [(64, "short"), (24, "short"), (64, "full"), (24, "full")])
+def test_figures_are_those_of_an_independent_windowing_in_float64(stride, last, evaluate, run_folder, valid_folder):
+    """For each token the window is found anew: the first, in order, that holds it as a label."""
+    _, report, _ = evaluate("--stride", stride, "--last-window", last)
+    model, corpus = open_pretrained(run_folder).model.double(), Corpus(valid_folder)
+    nats = 0.0
+    for number in range(len(corpus)):
+        tokens = torch.from_numpy(corpus.document(number)[1].astype(int))
+        scored = 0
+        while scored < len(tokens) - 1:
+            begin = 0 if scored == 0 else scored + stride - 64
+            end = min(begin + 64, len(tokens) - 1)
+            begin = max(0, end - 64) if last == "full" else begin
+            with torch.no_grad():
+                log_p = model(tokens[None, begin:end])[0].log_softmax(-1)
+            nats -= sum(float(log_p[t - begin, tokens[t + 1]]) for t in range(scored, end))
+            scored = end
+    assert report["loss"] == pytest.approx(nats / report["tokens_scored"], rel=2e-7)
+    assert report["bits_per_byte"] == pytest.approx(nats / corpus.manifest["bytes"] / math.log(2), rel=2e-7)
 
 
 def test_every_document_has_a_row(evaluate, valid_folder, tmp_path):
@@ -110,7 +142,7 @@ def test_stride_scores_the_same_tokens_with_more_context(evaluate):
     _, disjoint, _ = evaluate("--context", 32)
     _, sliding, _ = evaluate("--context", 32, "--stride", 8)
     assert sliding["tokens_scored"] == disjoint["tokens_scored"]
-    assert sliding["loss_by_position"][0]["tokens"] < disjoint["loss_by_position"][0]["tokens"]
+    assert sliding["position_windows"] < disjoint["position_windows"]
 
 
 @pytest.mark.parametrize(
@@ -253,6 +285,71 @@ def test_carried_state_is_one_window(evaluate):
     assert disjoint["repeated_bigrams"]["tokens"] < carried["repeated_bigrams"]["tokens"]
 
 
+def test_context_gain_scores_the_same_tokens_at_every_context(evaluate, tmp_path):
+    _, plain, _ = evaluate()
+    code, report, _ = evaluate("--context-gain", "--batch", 3)
+    gain = report.pop("context_gain")
+    assert code == 0 and [part["context"] for part in gain["contexts"]] == [8, 16, 32, 64]
+    assert gain["contexts"][0]["gain"] == 0 and gain["documents"] == 4
+    assert report["loss"] == pytest.approx(plain["loss"], rel=1e-6)
+    rows = [json.loads(line) for line in (tmp_path / "out.documents.jsonl").read_text().splitlines()]
+    for part in gain["contexts"]:
+        nats = sum(row["context_gain"]["nats"][str(part["context"])] for row in rows)
+        assert part["loss"] == pytest.approx(nats / gain["targets"])
+
+
+def test_figures_come_from_the_records_alone(evaluate, tmp_path):
+    """From OUT.documents.jsonl, read back, the same report."""
+    _, report, _ = evaluate("--context-gain")
+    rows = [json.loads(line) for line in (tmp_path / "out.documents.jsonl").read_text().splitlines()]
+    again = json.loads(json.dumps(perplexity.report(rows) | {"context_gain": context_gain.report(rows)}))
+    for part, written in zip(again["loss_by_position"], report["loss_by_position"], strict=True):
+        assert part == {key: value for key, value in written.items() if key != "unigram"}
+        assert 0 < written["unigram"] < math.log(330) + 1
+    for key in again.keys() - {"loss_by_position"}:
+        assert again[key] == report[key], key
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--stride", 48, "--batch", 3], ["--carry-state", "--context", 50], ["--context-gain", "16,64"]]
+)
+def test_two_ranks_give_the_figures_of_one(arguments, evaluate, run_ranks, run_folder, valid_folder, tmp_path):
+    """To the last bit, and only the first rank prints and writes."""
+    code, alone, _ = evaluate(*arguments)
+    rows = (tmp_path / "out.documents.jsonl").read_text()
+    output = tmp_path / "two.json"
+    command = ["--checkpoint", run_folder, "--data", valid_folder, "--output", output, *arguments]
+
+    def rank():
+        spec = importlib.util.spec_from_file_location("evaluate", ROOT / "tools/evaluate.py")
+        tool = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(tool)
+        sys.argv = ["evaluate.py", *map(str, command)]
+        with contextlib.redirect_stdout(io.StringIO()) as said:
+            return tool.main(), said.getvalue()
+
+    (first, said), (second, silent) = run_ranks(rank, 2)
+    assert code == first == second == 0 and "bits per byte" in said and silent == ""
+    together = json.loads(output.read_text())
+    for report in (alone, together):
+        del report["tokens_per_second"], report["peak_memory_bytes"]
+    assert together == alone and (tmp_path / "two.documents.jsonl").read_text() == rows
+
+
+def test_bf16_is_near_and_named(evaluate):
+    _, exact, _ = evaluate()
+    code, rounded, _ = evaluate("--precision", "bf16")
+    assert code == 0 and rounded["precision"] == "bf16" and rounded["loss"] != exact["loss"]
+    assert rounded["loss"] == pytest.approx(exact["loss"], abs=0.01)
+
+
+def test_a_full_last_window_is_another_figure_and_named(evaluate):
+    _, short, _ = evaluate()
+    code, full, _ = evaluate("--last-window", "full")
+    assert code == 0 and full["last_window"] == "full" and full["tokens_scored"] == short["tokens_scored"]
+    assert full["loss"] != short["loss"]
+
+
 def test_a_task_is_asked(evaluate):
     code, report, _ = evaluate("--data", "synthetic:mqar", "--samples", 20, "--batch", 8)
     assert code == 0 and report["schema_version"] == 1 and report["context"] == 64
@@ -267,7 +364,10 @@ def test_a_task_is_asked(evaluate):
         (["--data", "synthetic:mqar", "--stride", "8"], "leave out --stride"),
         (["--data", "synthetic:mqar", "--context", "2"], "need data.context 4"),
         (["--data", "synthetic:mqar", "--samples", "0"], "--samples is 0"),
-        (["--carry-state", "--batch", "2"], "leave out --batch"),
+        (["--data", "synthetic:mqar", "--context-gain"], "leave out --stride, --carry-state, --context-gain"),
+        (["--context-gain", "16,x"], "--context-gain is '16,x'"),
+        (["--context-gain", "0"], "--context-gain is 0"),
+        (["--context-gain", "4096"], "no document of 4,096 tokens"),
     ],
 )
 def test_what_does_not_go_together_is_one_line(evaluate, arguments, remark):

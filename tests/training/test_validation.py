@@ -11,7 +11,8 @@ import torch
 
 from lcpt.data import Corpus, DataError, SyntheticConfig, Task, Tokenizer, prepare
 from lcpt.data.documents import documents
-from lcpt.evaluation.perplexity import Tally, score
+from lcpt.evaluation.perplexity import DocumentRecords, report
+from lcpt.evaluation.scoring import score
 from lcpt.evaluation.windows import text_bytes, windows
 from lcpt.model import GPT, ModelConfig
 from lcpt.parallel import groups
@@ -124,16 +125,17 @@ def test_validation_and_evaluation_count_the_same(normalising, monkeypatch):
     model = GPT(ModelConfig(n_layers=1, d_model=16, n_heads=2, vocab_size=tokenizer.vocab_size))
     _, row = validate(corpus, 10**6, 24, 3, model)
     for path in (corpus.folder, text):
-        tally, token_bytes = Tally(24), tokenizer.token_bytes()
-        for number, (_, tokens, n_bytes) in enumerate(documents(path, tokenizer)):
+        records, token_bytes, identifiers = DocumentRecords(tokenizer.vocab_size), tokenizer.token_bytes(), []
+        for number, (identifier, tokens, n_bytes) in enumerate(documents(path, tokenizer)):
+            identifiers.append(identifier)
             cut = windows(number, tokens, 24, 24, text_bytes([tokens[1:]], n_bytes, token_bytes))
             for window, losses in score(model, cut, 2, CPU):
-                tally.add(window, losses)
-        report = tally.report()
-        assert report["tokens_scored"] == row["valid_tokens_scored"]
-        assert report["bytes_scored"] == row["valid_bytes_scored"]
-        assert report["bits_per_byte"] == pytest.approx(row["valid_bits_per_byte"], rel=1e-6)
-        assert report["loss"] == pytest.approx(row["valid_loss"], rel=1e-6)
+                records.add(window, losses)
+        found = report(records.rows(identifiers))
+        assert found["tokens_scored"] == row["valid_tokens_scored"]
+        assert found["bytes_scored"] == row["valid_bytes_scored"]
+        assert found["bits_per_byte"] == pytest.approx(row["valid_bits_per_byte"], rel=1e-6)
+        assert found["loss"] == pytest.approx(row["valid_loss"], rel=1e-6)
     scored = [text.encode() for text in (AWKWARD * 5, AWKWARD, " it was", "北京")]
     assert row["valid_bytes_scored"] == sum(map(len, scored))
 
