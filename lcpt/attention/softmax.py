@@ -18,6 +18,7 @@ from lcpt_kernels.documents import each_document
 from torch import Tensor
 
 from lcpt.attention.base import Attention, KeyValueCache, Projected, positions_in_documents
+from lcpt.attention.key_blocks import Blocks, add_keys, attend_to_blocks, joined
 from lcpt.attention.resplit import cut_into_pieces
 from lcpt.parallel.sequence import SequenceSlice, shift
 from lcpt.utils.recomputation import recompute
@@ -38,6 +39,15 @@ class Softmax(KeyValueCache):
     @classmethod
     def resolve_class(cls, config) -> type[Attention]:
         return cls if config.softmax.window is None else WindowSoftmax
+
+    def attend(self, p: Projected, state=None, keep: bool = False, cu_seqlens: Tensor | None = None):
+        past: Blocks = state or ()
+        if past and not is_on_device(p.q) and not torch.is_grad_enabled():
+            o = attend_to_blocks(p.q, past, p.k, p.v)
+        else:
+            k, v = joined((*past, (p.k, p.v))) if past else (p.k, p.v)
+            o = self.attend_to(p.q, k, v, cu_seqlens)
+        return o, add_keys(past, p.k, p.v) if keep else None
 
     def attend_to(self, q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor | None) -> Tensor:
         if cu_seqlens is None:
