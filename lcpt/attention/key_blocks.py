@@ -17,8 +17,7 @@ Blocks = tuple[tuple[Tensor, Tensor], ...]  # of k and v, [B, ≤ BLOCK or a pie
 def add_keys(blocks: Blocks, k: Tensor, v: Tensor) -> Blocks:
     """Return the blocks with the keys of the next tokens. The blocks that were given stay as they are."""
     if blocks and blocks[-1][0].shape[1] + k.shape[1] <= BLOCK:
-        last = tuple(torch.cat(both, dim=1) for both in zip(blocks[-1], (k, v), strict=True))
-        return (*blocks[:-1], last)
+        return (*blocks[:-1], joined((blocks[-1], (k, v))))
     return (*blocks, (k.contiguous(), v.contiguous()))  # v may be a view, which would keep q and k of its projection
 
 
@@ -29,13 +28,13 @@ def joined(blocks: Blocks) -> tuple[Tensor, Tensor]:
 
 
 def attend_to_blocks(q: Tensor, past: Blocks, k: Tensor, v: Tensor) -> Tensor:
-    """Softmax attention on a CPU, without a gradient: q [B, T, H, D] sees all of `past`, and causally k, v [B, T, Hkv, D].
+    """Return o [B, T, H, D] of queries that see all of `past` and, causally, k and v [B, T, Hkv, D].
 
-    Memory is that of q for each block, whatever the number of keys.
+    On a CPU, without a gradient. Memory is that of q for each block, whatever the number of keys.
     """
     group = q.shape[2] // k.shape[2]
-    own = _attend(q, *(x.repeat_interleave(group, dim=2) for x in (k, v)), causal=True)
-    o, lse = own[0].to(own[1].dtype), own[1]
+    o, lse = _attend(q, k.repeat_interleave(group, dim=2), v.repeat_interleave(group, dim=2), causal=True)
+    o = o.to(lse.dtype)
     # Heads that share keys are more queries of one head: without a mask their order is free.
     folded = q.unflatten(2, (-1, group)).movedim(3, 2).flatten(1, 2)  # [B, T · group, Hkv, D]
     for keys, values in past:
