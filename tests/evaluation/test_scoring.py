@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from lcpt.attention import ATTENTION, AttentionConfig
+from lcpt.benchmarking.live_bytes import LiveBytes
 from lcpt.evaluation.scoring import score, score_with_carried_state
 from lcpt.evaluation.windows import TextBytes, windows
 from lcpt.model import GPT, ModelConfig
@@ -105,6 +106,16 @@ def test_no_logits_of_a_whole_piece(largest_tensor):
     with largest_tensor() as largest:
         list(score_with_carried_state(model, windows(0, np.arange(601) % 30_000, 600, 600), 1, 300, CPU))
     assert largest.n_bytes < 300 * 30_000 * 4 / 4
+
+
+def test_a_long_document_takes_little_more_than_its_keys():
+    """A hybrid on 32,768 tokens: no mask, no copy of all keys."""
+    attention = AttentionConfig(pattern=["polysketch", "softmax"], block_size=64)
+    model = GPT(ModelConfig(n_layers=2, d_model=64, n_heads=1, vocab_size=V, attention=attention))
+    with LiveBytes() as live:
+        [(_, losses)] = score_with_carried_state(model, whole(documents(2**15)), 1, 1024, CPU)
+    keys = 2 * 4 * 64 * 2**15
+    assert losses.shape == (2**15,) and keys < live.peak < 1.6 * keys
 
 
 @pytest.mark.parametrize("world, units", [(3, 7), (3, 2), (2, 0), (1, 4)])
