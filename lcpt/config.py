@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
@@ -21,6 +20,7 @@ from lcpt.training.config import TrainingConfig
 from lcpt.training.engine import ParallelConfig
 from lcpt.training.phases import PhaseConfig, divide
 from lcpt.training.run_folder import RunConfig
+from lcpt.utils import typed_yaml
 from lcpt.utils.errors import one_line
 
 
@@ -86,25 +86,23 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     """Load the checked Config of a YAML file and of overrides 'section.key=value'. Raises ConfigError."""
     if not Path(path).is_file():
         raise ConfigError(f"there is no config file {path}; configs/ holds some to start from")
-    for override in overrides:
-        if "=" not in override:
-            raise ConfigError(f"override {override!r} is not of the form section.key=value")
     schema = OmegaConf.structured(Config)
     try:
-        changes = OmegaConf.from_dotlist(list(overrides))
-        _check_sections(schema, changes)  # before the merge, which cannot say what does not fit
-        given = OmegaConf.merge(OmegaConf.load(path), changes)
-    except ConfigError:
-        raise
+        given = OmegaConf.create(typed_yaml.read_file(path))
     except Exception as error:  # a YAML parser's errors have no common class
         if isinstance(error, ConstructorError) and "duplicate key" in str(error.problem):
-            mark = error.problem_mark
-            in_file = mark and mark.name == os.path.abspath(path)
-            where = f"{path}, line {mark.line + 1}" if mark and in_file else "an override"
-            raise ConfigError(f"{where}: {error.problem}; each key may stand there once") from error
+            line = error.problem_mark.line + 1 if error.problem_mark else "?"
+            raise ConfigError(f"{path}, line {line}: {error.problem}; each key may stand there once") from error
         raise ConfigError(f"{path} is no readable YAML: {_one_line(error)}") from error
     try:
+        _check_sections(schema, given)  # before any merge, which cannot say what does not fit
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from None
+    for override in overrides:
+        _apply(schema, given, override)
+    try:
         _check_sections(schema, given)
+        given = OmegaConf.create(typed_yaml.convert(schema, OmegaConf.to_container(given)))
         version = OmegaConf.select(given, "model.version")
         if isinstance(version, int):
             given.model = upgrade(given.model, version)
@@ -120,6 +118,21 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
         raise ConfigError(f"{error.full_key or path}: {_one_line(error)}") from error
     except ValueError as error:
         raise ConfigError(_one_line(error)) from error
+
+
+def _apply(schema: DictConfig, given: DictConfig, override: str) -> None:
+    """Change what an override 'section.key=value' says. Raises ConfigError that shows the override."""
+    key, equals, value = override.partition("=")
+    if not equals:
+        raise ConfigError(f"override {override!r} is not of the form section.key=value")
+    try:
+        OmegaConf.update(given, key, typed_yaml.read_override(schema, key, value), force_add=True)
+    except IndexError:
+        raise ConfigError(
+            f"override {override!r}: the list has no such item; write all of it, such as [a, b]"
+        ) from None
+    except Exception as error:  # a YAML parser's errors have no common class
+        raise ConfigError(f"override {override!r} cannot be read: {_one_line(error)}") from error
 
 
 def to_yaml(config: Config) -> str:

@@ -11,6 +11,7 @@ from omegaconf import MISSING
 from lcpt.data.errors import DataError
 from lcpt.data.mixture import SourceConfig, check_sources
 from lcpt.data.synthetic import SyntheticConfig, is_task
+from lcpt.utils.home_folder import expand_home
 
 
 @dataclass
@@ -33,6 +34,11 @@ class DataConfig:
     packing: str = "contiguous"
 
     def __post_init__(self):
+        self.path, self.valid_path = expand_home(self.path), expand_home(self.valid_path)
+        if self.valid:
+            self.valid = {
+                name: expand_home(path) if isinstance(path, str) else path for name, path in self.valid.items()
+            }
         if self.context < 1:
             raise DataError(f"data.context is {self.context}; it must be 1 or more tokens")
         if self.path is None and self.sources is None:

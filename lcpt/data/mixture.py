@@ -21,6 +21,7 @@ from lcpt.data.corpus_samples import CorpusSamples
 from lcpt.data.errors import DataError
 from lcpt.data.sample_source import Drawn, Sample
 from lcpt.data.synthetic import is_task
+from lcpt.utils.home_folder import expand_home
 
 TOLERANCE = Fraction(1, 10**6)  # of the sum of weights, which people round
 
@@ -32,6 +33,9 @@ class SourceConfig:
     path: str = MISSING
     weight: float = MISSING  # share of the tokens
     max_repeats: Optional[float] = None  # noqa: UP045  epochs that a run may use at most; None: any number
+
+    def __post_init__(self):
+        self.path = expand_home(self.path)
 
 
 def check_sources(sources: Sequence[SourceConfig]) -> None:

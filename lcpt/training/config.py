@@ -8,6 +8,7 @@ from typing import Optional
 
 from lcpt.training.bad_steps import BadStepsConfig
 from lcpt.training.profiling import ProfileConfig
+from lcpt.utils.home_folder import expand_home
 
 # The keys that decide the learning rate of a step.
 SCHEDULE = ("max_steps", "lr", "schedule", "schedule_counts", "warmup_steps", "final_lr_fraction", "decay_fraction")
@@ -43,6 +44,7 @@ class TrainingConfig:
     hang_seconds: float = 30.0  # without progress on a rank, and ten times its longest wait: a hang; 0: never
 
     def __post_init__(self):
+        self.init_from, self.branch_from = expand_home(self.init_from), expand_home(self.branch_from)
         if self.schedule not in ("cosine", "wsd"):
             raise ValueError(f"training.schedule is {self.schedule!r}; it is cosine or wsd")
         if self.schedule_counts not in ("steps", "tokens"):

@@ -23,6 +23,7 @@ from lcpt.training.history import History
 from lcpt.training.resume import set_aside
 from lcpt.training.telemetry import log_rank0
 from lcpt.utils.atomic_files import replace_text
+from lcpt.utils.home_folder import expand_home
 from lcpt.utils.memory import peak_memory_bytes
 from lcpt.utils.provenance import command, git_commit, versions
 
@@ -38,6 +39,11 @@ class RunConfig:
     dir: str = MISSING
     seed: int = 0
     wandb_project: Optional[str] = None  # noqa: UP045  of Weights & Biases, where metrics go too
+
+    def __post_init__(self):
+        self.dir = expand_home(self.dir)
+        if not 0 <= self.seed < 2**63:
+            raise ValueError(f"run.seed is {self.seed}; it must be ≥ 0 and below 2^63")
 
 
 def begin(folder: Path, config_yaml: str, history: History, start: Start) -> None:
