@@ -14,8 +14,9 @@ EXAMPLE = """example:
   python tools/prepare_data.py --input data/sample/valid.jsonl.xz --output runs/data/valid \\
       --tokenizer runs/data/train/tokenizer.model
 
-Inputs are JSON lines with a field "text" (and "id"), plain text (a file is a document), both also packed as
-.gz, .xz or .zst, parquet, folders of these, and hf:NAME or hf:NAME:SPLIT on the Hugging Face hub."""
+Inputs are JSON lines (.jsonl, .ndjson, .json) with a field "text" (and "id"), plain text (.txt, a file is a document),
+both also packed as .gz, .bz2, .xz or .zst, and .parquet; folders of these, links in them too; and
+hf:OWNER/NAME[/CONFIG][:SPLIT] on the Hugging Face hub. Hidden files, and others, are passed over and counted."""
 
 
 def main() -> int:
@@ -23,6 +24,7 @@ def main() -> int:
         description=__doc__, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--input", nargs="+", required=True, metavar="FILE|DIR|hf:NAME", help="one or more")
+    parser.add_argument("--text-field", default="text", metavar="NAME", help="of JSON and parquet records (text)")
     parser.add_argument("--output", required=True, metavar="DIR", help="a new folder")
     tokenizer = parser.add_mutually_exclusive_group()
     tokenizer.add_argument("--tokenizer", metavar="MODEL", help="a SentencePiece .model to use")
@@ -36,7 +38,15 @@ def main() -> int:
     args = parser.parse_args()
     began = time.perf_counter()
     try:
-        result = prepare(args.input, args.output, args.tokenizer, args.vocab_size, args.workers, args.shard_tokens)
+        result = prepare(
+            args.input,
+            args.output,
+            args.tokenizer,
+            args.vocab_size,
+            args.workers,
+            args.shard_tokens,
+            args.text_field,
+        )
     except (DataError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -50,6 +60,8 @@ def main() -> int:
 def report(output: str, result: dict, seconds: float) -> None:
     manifest = result["manifest"]
     rows = {
+        "read": counted(manifest["read"]),
+        "passed over": counted(manifest["passed_over"]),
         "documents": f"{manifest['documents']:,}",
         "empty documents skipped": f"{result['empty_documents']:,}",
         "bytes of text": f"{manifest['bytes']:,}",
@@ -67,6 +79,11 @@ def report(output: str, result: dict, seconds: float) -> None:
         print(f"note: the tokenizer was trained on {result['training_fraction']:.1%} of the lines", file=sys.stderr)
     if inexact := manifest["documents_not_exact"]:
         print(f"warning: this tokenizer does not give {inexact:,} documents back exactly", file=sys.stderr)
+
+
+def counted(files: dict[str, int]) -> str:
+    """List counts of files by their ending: "3 .jsonl, 1 .lz4"."""
+    return ", ".join(f"{count:,} {ending}" for ending, count in files.items()) or "nothing"
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ from lcpt.data.config import DataConfig
 from lcpt.data.contiguous import Contiguous
 from lcpt.data.corpus_samples import CorpusSamples
 from lcpt.data.errors import DataError
+from lcpt.data.find_text import find_sources
 from lcpt.data.mixture import Mixture, SourceConfig
 from lcpt.data.packed_documents import padded_offsets
 from lcpt.data.prepare import prepare
@@ -14,7 +15,7 @@ from lcpt.data.shards import Corpus
 from lcpt.data.sources import open_text
 from lcpt.data.streamed_text import StreamedText
 from lcpt.data.synthetic import SyntheticConfig, Task, is_task
-from lcpt.data.text import find_sources, read_documents
+from lcpt.data.text import read_documents
 from lcpt.data.tokenizer import Tokenizer
 from lcpt.data.verify import verify
 

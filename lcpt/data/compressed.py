@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bz2
 import gzip
 import lzma
 import zlib
@@ -9,8 +10,9 @@ from collections.abc import Callable, Iterator
 from typing import Any, BinaryIO
 
 CHUNK = 2**20
-COMPRESSIONS = (".gz", ".xz", ".zst")
-OPENERS: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".xz": lzma.open}
+COMPRESSIONS = (".gz", ".bz2", ".xz", ".zst")
+OPENERS: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
+WINDOW = 2**31  # bytes, the longest that Zstandard has: zstd --long=31 writes it
 DAMAGE = (OSError, EOFError, zlib.error, lzma.LZMAError)  # what reading a bad file raises
 
 
@@ -34,7 +36,7 @@ def _unpack_zstandard(file: BinaryIO) -> Iterator[bytes]:
     try:
         while packed := file.read(CHUNK):
             while packed:
-                frame = frame or zstandard.ZstdDecompressor().decompressobj()
+                frame = frame or zstandard.ZstdDecompressor(max_window_size=WINDOW).decompressobj()
                 if chunk := frame.decompress(packed):
                     yield chunk
                 packed = frame.unused_data

@@ -8,9 +8,10 @@ from pathlib import Path
 import numpy as np
 
 from lcpt.data.errors import DataError
+from lcpt.data.find_text import find_sources
 from lcpt.data.manifest import MANIFEST
 from lcpt.data.shards import Corpus
-from lcpt.data.text import find_sources, read_documents
+from lcpt.data.text import read_documents
 from lcpt.data.tokenizer import Tokenizer
 
 
@@ -26,7 +27,7 @@ def documents(path: str | Path, tokenizer: Tokenizer) -> Iterator[tuple[str, np.
             raise DataError(f"{path} was prepared with another tokenizer than the checkpoint's; give the text itself")
         yield from (corpus.document(number) for number in range(len(corpus)))
         return
-    for source in find_sources([path]):
+    for source in find_sources([path]).sources:
         for identifier, text in read_documents(source):
             if text.strip():
                 tokens = np.array([tokenizer.bos_id, *tokenizer.encode(text)], dtype=np.int64)

@@ -1,9 +1,9 @@
-"""Stream Parquet files and Hugging Face datasets through `datasets`."""
+"""Stream Hugging Face datasets through `datasets`."""
 
 from __future__ import annotations
 
 import atexit
-import glob
+import logging
 import os
 import tempfile
 from collections.abc import Iterator
@@ -13,27 +13,26 @@ from lcpt.data.errors import DataError
 from lcpt.utils.errors import first_line
 
 
-def read_parquet(name: str, location: str) -> Iterator[tuple[str, object, object]]:
-    """Yield (file:row, id or None, text or None) of each row, rows counted from 1."""
-    # One call a file: files of one folder may have different columns.
-    return _rows(name, "parquet", split="train", data_files=glob.escape(location))
-
-
-def read_hub(name: str, location: str) -> Iterator[tuple[str, object, object]]:
-    """Yield the rows of hf:NAME or hf:NAME:SPLIT as read_parquet does; the split is "train" where none is given."""
-    _, path, *split = location.split(":")
-    if not path or len(split) > 1:
-        raise DataError(f"{name}: not a dataset's name; write hf:NAME or hf:NAME:SPLIT")
-    return _rows(name, path, split=split[0] if split else "train")
-
-
-def _rows(name: str, path: str, **options: str) -> Iterator[tuple[str, object, object]]:
+def read_hub(name: str, location: str, field: str) -> Iterator[tuple[str, object, object]]:
+    """Yield (name:row, id or None, text or None) of each row of hf:OWNER/NAME[/CONFIG][:SPLIT], rows counted from 1;
+    the split is "train" where none is given."""
+    path, _, split = location.removeprefix("hf:").partition(":")
+    parts = path.split("/")
+    owner_and_name, config = "/".join(parts[:2]), "/".join(parts[2:])
+    if ":" in split or not all(parts):
+        raise DataError(
+            f"{name}: not a dataset's name; write hf:OWNER/NAME, hf:OWNER/NAME/CONFIG, and :SPLIT behind it"
+        )
     datasets = _import_datasets()
+    number = 0
     try:
-        for number, row in enumerate(datasets.load_dataset(path, streaming=True, **options), start=1):
-            yield f"{name}:{number}", row.get("id"), row.get("text")
+        for row in datasets.load_dataset(owner_and_name, config or None, split=split or "train", streaming=True):
+            number += 1
+            yield f"{name}:{number}", row.get("id"), row.get(field)
     except Exception as error:  # whatever its many readers and the network raise
-        raise DataError(f"{name}: cannot be read ({first_line(error)}); check the file, or name and network") from None
+        raise DataError(
+            f"{name}: cannot be read ({first_line(error)}); check name, configuration and network"
+        ) from None
 
 
 def _import_datasets() -> ModuleType:
@@ -47,4 +46,6 @@ def _import_datasets() -> ModuleType:
     import datasets
 
     datasets.disable_progress_bars()
+    datasets.logging.set_verbosity_error()  # what is wrong is said once, in one line
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
     return datasets

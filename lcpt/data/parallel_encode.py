@@ -6,10 +6,12 @@ leaves its lock taken and everybody waiting, whereas a pipe ends with its proces
 
 from __future__ import annotations
 
-import multiprocessing
+import os
 import signal
+import subprocess
+import sys
 from collections.abc import Hashable, Iterable, Iterator
-from multiprocessing.connection import Connection, wait
+from multiprocessing.connection import Connection, Pipe, wait
 from pathlib import Path
 from typing import TypeVar, cast
 
@@ -32,23 +34,30 @@ def encode_all(documents: Iterable[Keyed[Key]], tokenizer: Tokenizer, workers: i
         for batch in batches:
             yield from (_encode(tokenizer, *document) for document in batch)
         return
-    context = multiprocessing.get_context("spawn")  # forking is unsafe once a library has started threads
     connections, processes = [], []
     try:
         for _ in range(workers):
-            ours, theirs = context.Pipe()
-            process = context.Process(target=_work, args=(tokenizer.path, theirs), daemon=True)
-            process.start()
+            ours, theirs = Pipe()
+            processes.append(_start(tokenizer.path, theirs))
             theirs.close()  # the worker alone holds its end now, so the pipe ends with it
             connections.append(ours)
-            processes.append(process)
         yield from _in_order(batches, connections)
     except (EOFError, OSError):
         raise DataError("a tokenising process died, out of memory perhaps; try fewer --workers") from None
     finally:
         for process in processes:
             process.kill()
-            process.join()
+            process.wait()
+
+
+def _start(tokenizer: Path, connection: Connection) -> subprocess.Popen:
+    """Start a worker, in a new process that runs none of the caller's program: multiprocessing would import the
+    caller's main module, which a script without a guard, a notebook or standard input do not allow."""
+    code = f"from {__name__} import work; work(*__import__('sys').argv[1:])"
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    number = connection.fileno()
+    command = [sys.executable, "-c", code, str(tokenizer), str(number)]
+    return subprocess.Popen(command, env=environment, pass_fds=[number], stdin=subprocess.DEVNULL)
 
 
 def _in_order(batches: Iterator[list[Keyed[Key]]], connections: list[Connection]) -> Iterator[Encoded[Key]]:
@@ -72,10 +81,10 @@ def _in_order(batches: Iterator[list[Keyed[Key]]], connections: list[Connection]
             turn += 1
 
 
-def _work(tokenizer_path: Path, connection: Connection) -> None:
-    """Encode batches in a worker process, until the parent closes the pipe or ends."""
+def work(tokenizer_path: str, number: str) -> None:
+    """Encode batches in a worker process, until the parent closes the pipe, of that file descriptor, or ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent tidies up alone
-    tokenizer = Tokenizer(tokenizer_path)
+    tokenizer, connection = Tokenizer(tokenizer_path), Connection(int(number))
     try:
         while True:
             connection.send([_encode(tokenizer, *document) for document in connection.recv()])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,10 @@ from tqdm import tqdm
 
 from lcpt.data.atomic_folder import new_folder, refuse_existing
 from lcpt.data.errors import DataError
+from lcpt.data.find_text import Found, TextSource, find_sources
 from lcpt.data.manifest import MANIFEST, SCHEMA_VERSION, TOKENIZER, render, with_sha256
 from lcpt.data.parallel_encode import encode_all
-from lcpt.data.text import TextSource, find_sources, read_documents
+from lcpt.data.text import read_documents
 from lcpt.data.tokenizer import Tokenizer, train_tokenizer
 from lcpt.data.writer import SHARD_TOKENS, ShardWriter, token_dtype
 
@@ -27,17 +29,20 @@ def prepare(
     vocab_size: int = VOCAB_SIZE,
     workers: int = 1,
     shard_tokens: int = SHARD_TOKENS,
+    text_field: str = "text",
 ) -> dict:
     """Tokenise every document of the inputs into the folder `output`; trains a tokenizer when none is given.
 
-    The folder's bytes depend on inputs, tokenizer, vocab_size and shard_tokens only, not on `workers` or the time.
+    text_field: of JSON and parquet records. The folder's bytes depend on what is given here and in the inputs, not on
+    `workers` or the time.
     Returns {"manifest": …, "empty_documents": skipped ones, "training_fraction": of the lines, for the tokenizer}.
     Raises DataError for what the user can put right; on any error `output` does not exist.
     """
     if workers < 1 or shard_tokens < 1 or vocab_size < 1:
         raise DataError(f"workers {workers}, shard_tokens {shard_tokens}, vocab_size {vocab_size}: 1 is the least")
     refuse_existing(output)
-    sources = find_sources(inputs)
+    found = find_sources(inputs, text_field)
+    sources = found.sources
     fraction = 1.0
     with new_folder(output) as folder:
         if tokenizer is None:
@@ -45,7 +50,7 @@ def prepare(
             (folder / TOKENIZER).write_bytes(model)
         else:
             shutil.copyfile(Tokenizer(tokenizer).path, folder / TOKENIZER)
-        manifest, empty = _tokenise(sources, Tokenizer(folder / TOKENIZER), folder, workers, shard_tokens)
+        manifest, empty = _tokenise(found, Tokenizer(folder / TOKENIZER), folder, workers, shard_tokens)
         (folder / MANIFEST).write_bytes(render(manifest))
     return {"manifest": manifest, "empty_documents": empty, "training_fraction": fraction}
 
@@ -58,16 +63,14 @@ def _training_texts(sources: list[TextSource]) -> Iterator[str]:
                 yield text
 
 
-def _tokenise(
-    sources: list[TextSource], tokenizer: Tokenizer, folder: Path, workers: int, shard_tokens: int
-) -> tuple[dict, int]:
+def _tokenise(found: Found, tokenizer: Tokenizer, folder: Path, workers: int, shard_tokens: int) -> tuple[dict, int]:
     """Write the shards; returns the manifest and the number of empty documents that were left out."""
-    counts: list[dict[str, Any]] = [{"name": source.name, "documents": 0, "bytes": 0} for source in sources]
+    counts: list[dict[str, Any]] = [{"name": source.name, "documents": 0, "bytes": 0} for source in found.sources]
     empty = not_exact = 0
 
     def documents() -> Iterator[tuple[tuple[int, str], str]]:
         nonlocal empty
-        for number, source in enumerate(sources):
+        for number, source in enumerate(found.sources):
             for identifier, text in read_documents(source):
                 if text.strip():
                     yield (number, identifier), text
@@ -99,6 +102,8 @@ def _tokenise(
             "bytes": sum(shard["bytes"] for shard in writer.shards),
             "documents_not_exact": not_exact,
             "sources": counts,
+            "read": dict(sorted(Counter(source.kind for source in found.sources).items())),
+            "passed_over": found.passed_over,
             "shards": writer.shards,
         }
     )

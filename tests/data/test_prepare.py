@@ -163,7 +163,7 @@ def large_run(start_tool, texts, prepared, tmp_path):
             assert run.poll() is None and time.monotonic() < deadline
             time.sleep(0.05)
         children = Path(f"/proc/{run.pid}/task/{run.pid}/children").read_text().split()
-        workers = [int(c) for c in children if b"spawn_main" in Path(f"/proc/{c}/cmdline").read_bytes()]
+        workers = [int(c) for c in children if b"parallel_encode" in Path(f"/proc/{c}/cmdline").read_bytes()]
         assert len(workers) == 2
         yield run, workers
         run.kill()
