@@ -13,6 +13,8 @@ from lcpt_kernels.sparse import sparse_attention
 from lcpt_kernels.squared import squared_attention
 from lcpt_kernels.state import State
 
+__version__ = "0.1.0"
+
 __all__ = [
     "State",
     "add_layer_norm",

@@ -10,7 +10,6 @@ A checkpoint serves to train on: in slices, with Adam's moments. An export serve
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 import shutil
 from collections.abc import Mapping
@@ -25,6 +24,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from lcpt import __version__
 from lcpt.checkpoint import CheckpointError, open_checkpoint, read_state, read_tensors
 from lcpt.data import Tokenizer
 from lcpt.data.atomic_folder import new_folder
@@ -107,7 +107,7 @@ def write_pretrained(trained: Pretrained, output: str | Path, mean_of: list[dict
         save_tensors(folder / WEIGHTS, trained.model.state_dict(), metadata={"format": "pt"})
         content = {
             "schema_version": SCHEMA_VERSION,
-            "lcpt_version": _lcpt_version(),
+            "lcpt_version": __version__,
             "step": trained.step,
             "tokens": trained.tokens,
             "context": trained.context,
@@ -215,10 +215,3 @@ def _build(config: ModelConfig, tensors: Mapping[str, Tensor], source: Path) -> 
         model = GPT(config)
     load_tensors(model, tensors, source)
     return model.eval()
-
-
-def _lcpt_version() -> str:
-    try:
-        return importlib.metadata.version("lcpt")
-    except importlib.metadata.PackageNotFoundError:  # run from a checkout that was never installed
-        return "unknown"
