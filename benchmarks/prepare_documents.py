@@ -60,7 +60,7 @@ def main() -> int:
 
 
 def read(inputs: list[str]) -> Documents:
-    return [document for source in find_sources(inputs) for document in read_documents(source)]
+    return [document for source in find_sources(inputs).sources for document in read_documents(source)]
 
 
 def write(path: Path, documents: Documents) -> None:

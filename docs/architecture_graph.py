@@ -12,6 +12,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 FLOORS = (  # from the top; packages on one floor do not import each other
     ("launch", "tools", "benchmarks"),
+    ("lcpt.commands",),
     ("lcpt.config",),
     ("lcpt.training", "lcpt.benchmarking"),
     ("lcpt.evaluation", "lcpt.analysis"),

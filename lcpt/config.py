@@ -83,9 +83,14 @@ class Config:
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
-    """Load the checked Config of a YAML file and of overrides 'section.key=value'. Raises ConfigError."""
+    """Load the checked Config of a YAML file and of overrides 'section.key=value'. Raises ConfigError.
+
+    path: a file, or the name of one that comes with lcpt, as gpt2-small-32k.
+    """
     if not Path(path).is_file():
-        raise ConfigError(f"there is no config file {path}; configs/ holds some to start from")
+        path = named_configs().get(str(path)) or path
+    if not Path(path).is_file():
+        raise ConfigError(f"there is no config file {path}; `lcpt configs` lists those that come with lcpt by name")
     schema = OmegaConf.structured(Config)
     try:
         given = OmegaConf.create(typed_yaml.read_file(path))
@@ -133,6 +138,16 @@ def _apply(schema: DictConfig, given: DictConfig, override: str) -> None:
         ) from None
     except Exception as error:  # a YAML parser's errors have no common class
         raise ConfigError(f"override {override!r} cannot be read: {_one_line(error)}") from error
+
+
+def named_configs() -> dict[str, Path]:
+    """Find the configs that come with lcpt, by name: of the installed package, or of the checkout that it runs from."""
+    package = Path(__file__).parent
+    for folder in (package / "configs", package.parent / "configs"):
+        if folder.is_dir():
+            files = sorted(folder.rglob("*.yaml"))
+            return {file.relative_to(folder).with_suffix("").as_posix(): file for file in files}
+    return {}
 
 
 def to_yaml(config: Config) -> str:

@@ -1,33 +1,8 @@
-"""Find and name damage to any file of a prepared folder."""
+"""Run lcpt/commands/verify.py."""
 
-import argparse
 import sys
 
-from lcpt.data import DataError, verify
-
-EXAMPLE = """example:
-  python tools/verify_data.py runs/data/train
-
-Exit code 0: whole; 1: damaged, with a line for each damaged file; 2: not a folder."""
-
-
-def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("folder", metavar="DIR", help="what prepare_data.py wrote")
-    args = parser.parse_args()
-    try:
-        found = verify(args.folder)
-    except (DataError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    for name, damage in found.items():
-        print(f"{name:<32}{'DAMAGED' if damage else 'whole'}")
-    for damage in filter(None, found.values()):
-        print(f"error: {damage}", file=sys.stderr)
-    return 1 if any(found.values()) else 0
-
+from lcpt.commands.verify import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -52,7 +52,7 @@ def test_own_kinds_kernels_of_softmax_and_a_constant_number_of_tokens(call_tool,
         asked.append(backends)
         return sdpa_kernel(backends)
 
-    monkeypatch.setattr("torch.nn.attention.sdpa_kernel", note)
+    monkeypatch.setattr("lcpt.commands.benchmark_training.sdpa_kernel", note)
     code, _, said = call_tool(
         "benchmark_training",
         "--configs",
@@ -83,7 +83,8 @@ def test_own_kinds_kernels_of_softmax_and_a_constant_number_of_tokens(call_tool,
 
 def test_what_does_not_fit_is_left_out(call_tool, config, tmp_path, monkeypatch):
     monkeypatch.setattr(
-        "lcpt.benchmarking.timing.first_passes", lambda steps, device: {"tiny softmax": "OutOfMemoryError: too large"}
+        "lcpt.commands.benchmark_training.first_passes",
+        lambda steps, device: {"tiny softmax": "OutOfMemoryError: too large"},
     )
     output = tmp_path / "steps.json"
     code, _, said = call_tool(
@@ -114,19 +115,19 @@ def test_rows_are_written_as_they_come(call_tool, config, tmp_path, monkeypatch)
         made.append(context)
         return real(model, sequences, context, *others)
 
-    monkeypatch.setattr(steps, "training_step", training_step)
-    with pytest.raises(KeyboardInterrupt):
-        call_tool(
-            "benchmark_training",
-            "--configs",
-            config,
-            "--contexts",
-            "64,32",
-            "--repeats",
-            1,
-            "--output",
-            tmp_path / "steps.json",
-        )
+    monkeypatch.setattr("lcpt.commands.benchmark_training.training_step", training_step)
+    code, _, said = call_tool(
+        "benchmark_training",
+        "--configs",
+        config,
+        "--contexts",
+        "64,32",
+        "--repeats",
+        1,
+        "--output",
+        tmp_path / "steps.json",
+    )
+    assert (code, said) == (130, "error: interrupted\n")
     (row,) = json.loads((tmp_path / "steps.json").read_text())["rows"]
     assert row["context"] == 64
 

@@ -1,8 +1,9 @@
 """tools/demo.py with commands that only pretend: what is done is not done again, what is missing is made."""
 
-import importlib.util
+import importlib
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -22,9 +23,8 @@ BINS = [{"start": 0, "end": 1792, "accuracy": 1.0}, {"start": 1792, "end": 2048,
 @pytest.fixture
 def demo(tmp_path, monkeypatch):
     """The program in a folder of its own, with `commands` that it gave and `fails`, a word of the one that fails."""
-    spec = importlib.util.spec_from_file_location("demo", ROOT / "tools/demo.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = importlib.reload(importlib.import_module("lcpt.commands.demo"))
+    monkeypatch.setattr(sys, "argv", ["demo"])
     shutil.copytree(ROOT / "configs", tmp_path / "configs")
     monkeypatch.chdir(tmp_path)
     module.commands, module.fails = [], None

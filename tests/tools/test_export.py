@@ -123,7 +123,7 @@ def test_ctrl_c_leaves_nothing_behind(export, tmp_path, monkeypatch):
 
     monkeypatch.setattr("lcpt.utils.tensor_files.save_file", interrupted)
     code, out, said = export()
-    assert code == 130 and out == "" and said == "error: interrupted; nothing was left behind\n"
+    assert code == 130 and out == "" and said == "error: interrupted\n"
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
 

@@ -1,0 +1,1 @@
+"""The command line: `lcpt COMMAND …`, and the same as scripts in launch/ and tools/ of a checkout."""
