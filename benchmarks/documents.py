@@ -19,7 +19,8 @@ from tqdm import tqdm
 from lcpt.config import ConfigError, load_config
 from lcpt.data import DataError
 from lcpt.data.manifest import fingerprint_of, load_manifest
-from lcpt.evaluation.comparison import figures, kinds, read_run
+from lcpt.evaluation.compared_runs import read_run
+from lcpt.evaluation.comparison import figures, kinds
 from lcpt.evaluation.paired import paired_difference
 from lcpt.evaluation.quality_rows import describe
 from lcpt.evaluation.quality_runs import train_and_evaluate
@@ -122,7 +123,9 @@ def print_table(rows: list[dict]) -> None:
         for text in TEXTS:
             first, second = ({row["seed"]: row[text]["documents"] for row in group} for group in (masked, unmasked))
             differences = [paired_difference(first, second, per=per) for per in ("tokens", "bytes")]
-            for name, unit, difference in zip(("loss", "bits a byte"), ("loss", "bits_per_byte"), differences, strict=True):
+            for name, unit, difference in zip(
+                ("loss", "bits a byte"), ("loss", "bits_per_byte"), differences, strict=True
+            ):
                 values = [[row[text][unit] for row in group] for group in (masked, unmasked)]
                 print(line_of(f"{text}, {name}", *values) + f"   {describe(difference)}")
         positions = [[row["articles"]["loss_by_position"] for row in group] for group in (masked, unmasked)]

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
+import numpy as np
 
 matplotlib.use("Agg")  # before pyplot is imported
 from matplotlib import pyplot
@@ -67,7 +68,12 @@ def recall_by_distance(lines: list[tuple[str, list[dict]]], chance: float, outpu
     _save(figure, output)
 
 
-def curves(lines: list[tuple[str, Sequence[float], Sequence[float]]], x: str, y: str, output: Path) -> None:
+def curves(
+    lines: Sequence[tuple[str, Sequence[float] | np.ndarray, Sequence[float] | np.ndarray]],
+    x: str,
+    y: str,
+    output: Path,
+) -> None:
     """Plot lines (name, x values, y values) as PNG, those of one name in one colour."""
     figure, axes, colours = _wide_axes(x, y, [name for name, *_ in lines])
     axes.xaxis.set_major_formatter("{x:,.0f}")
@@ -161,12 +167,22 @@ def _wide_axes(x: str, y: str, names: list[str]):
     """Make (figure, axes, name -> colour), with the names beside the axes."""
     figure, axes = _axes(x, y)
     figure.set_size_inches(9, 5)
+    return figure, axes, _name_beside(axes, names)
+
+
+def _name_beside(axes, names: list[str]) -> dict:
+    """Give each name a colour, and list them beside the axes."""
     names = list(dict.fromkeys(names))
     palette = pyplot.get_cmap("tab10" if len(names) <= 10 else "tab20")
     colours = {name: palette(number % palette.N) for number, name in enumerate(names)}
-    handles = [pyplot.Line2D([], [], color=colour, label=name) for name, colour in colours.items()]
+    handles = [pyplot.Line2D([], [], color=colour, label=_plain(name)) for name, colour in colours.items()]
     axes.legend(handles=handles, frameon=False, fontsize="small", loc="center left", bbox_to_anchor=(1, 0.5))
-    return figure, axes, colours
+    return colours
+
+
+def _plain(name: str) -> str:
+    """Make a name readable: a dollar begins a formula, an underscore before it hides a line from the legend."""
+    return name.replace("$", r"\$").replace("_", "\u200b_", 1) if name.startswith("_") else name.replace("$", r"\$")
 
 
 def _axes(x: str, y: str):
@@ -185,3 +201,95 @@ def _style(axes, x: str, y: str) -> None:
 def _save(figure, output: Path) -> None:
     figure.savefig(output, dpi=120)
     pyplot.close(figure)
+
+
+def bins_with_intervals(lines: list[tuple[str, list[dict]]], unigram: list[dict], x: str, y: str, output: Path) -> None:
+    """Plot lines (name, bins {start, end, loss, interval}) over a logarithmic axis as PNG, intervals shaded.
+
+    Bins {start, end, unigram} of a model that sees no context are drawn above, a nat as high as below: what moves there
+    is the choice of texts.
+    """
+    figure, both = pyplot.subplots(
+        2 if unigram else 1,
+        figsize=(9, 6 if unigram else 5),
+        layout="constrained",
+        sharex=True,
+        squeeze=False,
+        height_ratios=(1, 3) if unigram else None,
+    )
+    above, axes = both[0, 0], both[-1, 0]
+    colours = _name_beside(axes, [name for name, _ in lines])
+    for name, parts in lines:
+        _stairs_with_intervals(axes, parts, "loss", colours[name])
+    _style(axes, x, y)
+    if unigram:
+        _stairs_with_intervals(above, unigram, "unigram", "dimgray")
+        _style(above, "", "unigram")
+        (low, high), middle = axes.get_ylim(), sum(above.get_ylim()) / 2
+        above.set_ylim(middle - (high - low) / 6, middle + (high - low) / 6)
+    axes.set_xscale("log", base=2)
+    axes.xaxis.set_major_formatter("{x:,.0f}")
+    _save(figure, output)
+
+
+def points_with_intervals(lines: list[tuple[str, list[dict]]], x: str, y: str, output: Path) -> None:
+    """Plot lines (name, parts {context, loss, interval}) over a logarithmic axis as PNG, intervals shaded."""
+    figure, axes, colours = _wide_axes(x, y, [name for name, _ in lines])
+    for name, parts in lines:
+        contexts = [part["context"] for part in parts]
+        axes.plot(contexts, [part["loss"] for part in parts], "o-", color=colours[name], markersize=4)
+        axes.fill_between(contexts, *_ends(parts), color=colours[name], alpha=0.15, linewidth=0)
+    axes.set_xscale("log", base=2)
+    ticks = sorted({part["context"] for _, parts in lines for part in parts})
+    axes.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
+    axes.minorticks_off()
+    _save(figure, output)
+
+
+def heat_maps(panels: list[tuple[str, list[dict]]], output: Path) -> None:
+    """Plot panels (name, cells {context, depth, accuracy}) beside each other as PNG: depth below, context to the right.
+
+    A cell without a depth fills its column; the colours go from 0 to 100 % in every panel.
+    """
+    contexts = sorted({cell["context"] for _, cells in panels for cell in cells})
+    depths = sorted({-1.0 if cell["depth"] is None else cell["depth"] for _, cells in panels for cell in cells})
+    across = min(len(panels), 3)
+    down = -(-len(panels) // across)
+    size = (1.6 + across * max(2.2, 0.75 * len(contexts)), down * (1.1 + 0.42 * len(depths)))
+    figure, axes = pyplot.subplots(
+        down, across, figsize=size, layout="constrained", squeeze=False, sharex=True, sharey=True
+    )
+    for ax in axes.flat[len(panels) :]:
+        ax.set_visible(False)
+    for ax, (name, cells) in zip(axes.flat, panels, strict=False):
+        values = {
+            (-1.0 if cell["depth"] is None else cell["depth"], cell["context"]): cell["accuracy"] for cell in cells
+        }
+        grid = [[values.get((depth, context), float("nan")) for context in contexts] for depth in depths]
+        image = ax.imshow(grid, cmap="viridis", vmin=0, vmax=1, aspect="auto")
+        for row, line in enumerate(grid):
+            for column, value in enumerate(line):
+                text = "–" if value != value else f"{100 * value:.0f}"
+                colour = "black" if value > 0.6 or value != value else "white"
+                ax.text(column, row, text, ha="center", va="center", fontsize="small", color=colour)
+        ax.set_title(_plain(name), fontsize="medium")
+        ax.set_xticks(range(len(contexts)), [f"{context:,}" for context in contexts])
+        ax.set_yticks(range(len(depths)), ["any" if depth < 0 else f"{depth:.0%}" for depth in depths])
+        ax.tick_params(length=0)
+        ax.spines[:].set_visible(False)
+    figure.supxlabel("tokens of context", fontsize="medium")
+    figure.supylabel("depth of the needle", fontsize="medium")
+    figure.colorbar(image, ax=axes, format=PercentFormatter(1), label="right answers", pad=0.02)
+    _save(figure, output)
+
+
+def _stairs_with_intervals(axes, parts: list[dict], key: str, colour) -> None:
+    edges, (low, high) = _log_edges(parts), _ends(parts)
+    axes.stairs([part[key] for part in parts], edges, color=colour, baseline=None, linewidth=1.5)
+    axes.fill_between(edges, [*low, low[-1]], [*high, high[-1]], step="post", color=colour, alpha=0.15, linewidth=0)
+
+
+def _ends(parts: list[dict]) -> tuple[list[float], list[float]]:
+    """List the lower and upper ends of parts' intervals; nan where there is none."""
+    intervals = [part.get("interval") or (float("nan"), float("nan")) for part in parts]
+    return [low for low, _ in intervals], [high for _, high in intervals]

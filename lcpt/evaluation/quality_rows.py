@@ -6,7 +6,8 @@ import json
 import statistics
 from pathlib import Path
 
-from lcpt.evaluation.comparison import figures, kinds, read_run
+from lcpt.evaluation.compared_runs import read_run
+from lcpt.evaluation.comparison import figures, kinds
 from lcpt.evaluation.paired import Difference, paired_difference
 
 COLUMNS = {  # of a row -> heading of the table

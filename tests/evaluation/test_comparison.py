@@ -8,7 +8,8 @@ import pytest
 import yaml
 
 from lcpt.data import DataError
-from lcpt.evaluation.comparison import compare, group_by_setting, loss_over, read_run
+from lcpt.evaluation.compared_runs import group_by_setting, read_run
+from lcpt.evaluation.comparison import compare, loss_over
 
 CONFIG = {
     "run": {"dir": "unused", "seed": 0},
@@ -156,19 +157,19 @@ def test_kinds_are_those_of_the_layers(make_run):
             {"evaluation": EVALUATION | {"fingerprint": "e" * 64}},
             f"different texts in evaluation.json: {'f' * 12}: a; {'e' * 12}",
         ),
-        ({"evaluation": EVALUATION | {"stride": 32}}, "different windows in evaluation.json"),
+        ({"evaluation": EVALUATION | {"stride": 32}}, "different scoring in evaluation.json"),
         ({"recall": RECALL | {"context": 32}}, "different tasks in recall.json"),
         ({"finished": False}, "b is not finished"),
     ],
 )
 def test_what_must_not_be_compared_is_said(make_run, changes, remark):
-    runs = [make_run("a", evaluation=EVALUATION, recall=RECALL), make_run("b", **changes)]
+    runs = [make_run("a", evaluation=EVALUATION, recall=RECALL), make_run("b", run__seed=1, **changes)]
     [warning] = compare([read_run(run) for run in runs])["warnings"]
     assert remark in warning and "\n" not in warning
 
 
 def test_what_was_not_measured_is_no_reason(make_run):
-    runs = [make_run("a", evaluation=EVALUATION), make_run("b")]
+    runs = [make_run("a", evaluation=EVALUATION), make_run("b", run__seed=1)]
     assert compare([read_run(run) for run in runs])["warnings"] == []
 
 

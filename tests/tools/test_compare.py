@@ -61,10 +61,11 @@ def runs(tmp_path):
 def test_table_json_and_pictures_are_written(call_tool, runs, tmp_path):
     code, said, _ = call_tool("compare", *runs, "--output", tmp_path / "out")
     assert code == 0
-    head, first, second, warning = said.splitlines()[:4]
+    head, first, second, note, warning = said.splitlines()[:5]
     assert head.split()[0] == "kinds" and "last" not in head  # nobody scored the last quarter alone
     assert first.split()[:2] == ["softmax"] * 2 and {"75.0", "250", "400", "2.500"} <= set(first.split())
     assert second.split()[:2] == ["polysketch"] * 2
+    assert note.startswith("note: polysketch minus softmax: no run of softmax has both evaluation.json and")
     assert warning == "warning: different numbers of tokens: 300: softmax; 400: polysketch"
     report = json.loads((tmp_path / "out/comparison.json").read_text())
     assert report["schema_version"] == 1 and [row["name"] for row in report["rows"]] == ["softmax", "polysketch"]
