@@ -12,7 +12,8 @@ from lcpt.evaluation.compared_runs import Run
 from lcpt.evaluation.comparison import loss_over, repeated_bigrams
 from lcpt.evaluation.mean_parts import context_gains, mean_lines
 
-BANDS = "Shaded: 95 % over documents, the ends averaged over seeds; what another seed would change is not in it."
+OVER_DOCUMENTS = "95 % over documents, the ends averaged over seeds; what another seed would change is not in it."
+BANDS, BARS = f"Shaded: {OVER_DOCUMENTS}", f"Bars: {OVER_DOCUMENTS}"
 
 
 SAME_TEXTS = (
@@ -70,9 +71,10 @@ def _context_gain(settings: dict[str, list[Run]], folder: Path) -> list[Picture]
     lines = mean_lines(settings, context_gains, ("context",))
     if not lines:
         return []
-    note = f"The same tokens, with that many before them: a line that falls gains from far context. {BANDS}"
+    note = f"The same tokens, with that many before them. Below, what more context gains, paired over documents. {BARS}"
     picture = Picture("Context gain", folder / "context_gain.png", note)
-    plots.points_with_intervals(lines, "tokens of context", "loss (nats a token)", picture.file)
+    panels = [("loss (nats a token)", "loss", "interval"), ("gain over the least context", "gain", "gain_interval")]
+    plots.over_contexts_with_intervals(panels, lines, picture.file)
     return [picture]
 
 

@@ -74,19 +74,25 @@ def curves(
     y: str,
     output: Path,
 ) -> None:
-    """Plot lines (name, x values, y values) as PNG, those of one name in one colour."""
+    """Plot lines (name, x values, y values) as PNG, those of one name in one colour; their first tenth, where a loss
+    falls from far above, may leave the picture."""
     figure, axes, colours = _wide_axes(x, y, [name for name, *_ in lines])
     axes.xaxis.set_major_formatter("{x:,.0f}")
     for name, *values in lines:
         axes.plot(*values, color=colours[name], linewidth=1)
+    later = np.concatenate([np.asarray(y)[len(y) // 10 :] for _, _, y in lines])
+    margin = 0.05 * float(np.ptp(later)) or 1.0
+    axes.set_ylim(later.min() - margin, later.max() + margin)
     _save(figure, output)
 
 
 def steps(lines: list[tuple[str, list[dict]]], key: str, x: str, y: str, output: Path) -> None:
     """Plot lines (name, parts {start, end, <key>}) over a logarithmic axis as PNG, those of one name in one colour."""
     figure, axes, colours = _wide_axes(x, y, [name for name, _ in lines])
-    for name, parts in lines:
-        axes.stairs([part[key] for part in parts], _log_edges(parts), color=colours[name], baseline=None)
+    for number, (name, parts) in enumerate(lines):
+        width = min(6.0, 1.2 + 1.3 * (len(lines) - 1 - number))  # one that another covers shows beside it
+        edges = _log_edges(parts)
+        axes.stairs([part[key] for part in parts], edges, color=colours[name], baseline=None, linewidth=width)
     axes.set_xscale("log", base=2)
     axes.xaxis.set_major_formatter("{x:,.0f}")
     _save(figure, output)
@@ -203,11 +209,14 @@ def _save(figure, output: Path) -> None:
     pyplot.close(figure)
 
 
+FIRST_TOKENS = 16  # of a window, whose loss says nothing of far context
+
+
 def bins_with_intervals(lines: list[tuple[str, list[dict]]], unigram: list[dict], x: str, y: str, output: Path) -> None:
     """Plot lines (name, bins {start, end, loss, interval}) over a logarithmic axis as PNG, intervals shaded.
 
     Bins {start, end, unigram} of a model that sees no context are drawn above, a nat as high as below: what moves there
-    is the choice of texts.
+    is the choice of texts. The first tokens, whose loss is far above, are left out.
     """
     figure, both = pyplot.subplots(
         2 if unigram else 1,
@@ -220,29 +229,47 @@ def bins_with_intervals(lines: list[tuple[str, list[dict]]], unigram: list[dict]
     above, axes = both[0, 0], both[-1, 0]
     colours = _name_beside(axes, [name for name, _ in lines])
     for name, parts in lines:
-        _stairs_with_intervals(axes, parts, "loss", colours[name])
+        edges, (low, high) = _log_edges(parts), _ends(parts, "interval")
+        axes.stairs([part["loss"] for part in parts], edges, color=colours[name], baseline=None, linewidth=1.5)
+        shade = {"step": "post", "color": colours[name], "alpha": 0.13, "linewidth": 0}
+        axes.fill_between(edges, [*low, low[-1]], [*high, high[-1]], **shade)
     _style(axes, x, y)
+    late = [part for _, parts in lines for part in parts if part["start"] >= FIRST_TOKENS]
+    if late:
+        ends = [end for part in late for end in part.get("interval") or [part["loss"]]]
+        margin = 0.05 * (max(ends) - min(ends)) or 0.1
+        axes.set_ylim(min(ends) - margin, max(ends) + margin)
+        axes.set_xlim(left=FIRST_TOKENS / 2)
     if unigram:
-        _stairs_with_intervals(above, unigram, "unigram", "dimgray")
+        above.stairs([part["unigram"] for part in unigram], _log_edges(unigram), color="dimgray", baseline=None)
         _style(above, "", "unigram")
-        (low, high), middle = axes.get_ylim(), sum(above.get_ylim()) / 2
+        shown = [part["unigram"] for part in unigram if not late or part["start"] >= FIRST_TOKENS]
+        (low, high), middle = axes.get_ylim(), (min(shown) + max(shown)) / 2
         above.set_ylim(middle - (high - low) / 6, middle + (high - low) / 6)
     axes.set_xscale("log", base=2)
     axes.xaxis.set_major_formatter("{x:,.0f}")
     _save(figure, output)
 
 
-def points_with_intervals(lines: list[tuple[str, list[dict]]], x: str, y: str, output: Path) -> None:
-    """Plot lines (name, parts {context, loss, interval}) over a logarithmic axis as PNG, intervals shaded."""
-    figure, axes, colours = _wide_axes(x, y, [name for name, _ in lines])
-    for name, parts in lines:
-        contexts = [part["context"] for part in parts]
-        axes.plot(contexts, [part["loss"] for part in parts], "o-", color=colours[name], markersize=4)
-        axes.fill_between(contexts, *_ends(parts), color=colours[name], alpha=0.15, linewidth=0)
-    axes.set_xscale("log", base=2)
-    ticks = sorted({part["context"] for _, parts in lines for part in parts})
-    axes.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
-    axes.minorticks_off()
+def over_contexts_with_intervals(
+    panels: list[tuple[str, str, str]], lines: list[tuple[str, list[dict]]], output: Path
+) -> None:
+    """Plot panels (what the y axis shows, its field, the field of its interval) below each other as PNG, each with the
+    lines (name, parts {context, …}). Lines stand a little beside each other, so that no interval covers another."""
+    figure, axes = pyplot.subplots(len(panels), figsize=(9, 4 * len(panels)), layout="constrained", sharex=True)
+    contexts = sorted({part["context"] for _, parts in lines for part in parts})
+    for (y, key, interval), ax in zip(panels, axes, strict=True):
+        colours = _name_beside(ax, [name for name, _ in lines])
+        for number, (name, parts) in enumerate(lines):
+            x = [part["context"] * 2 ** (0.05 * (number - (len(lines) - 1) / 2)) for part in parts]
+            values, (low, high) = np.array([part[key] for part in parts], dtype=float), _ends(parts, interval)
+            reach = np.maximum((values - low, high - values), 0)
+            ax.errorbar(x, values, reach, fmt="o-", color=colours[name], markersize=4, linewidth=1.2, capsize=2)
+        _style(ax, "", y)
+        ax.set_xscale("log", base=2)
+        ax.set_xticks(contexts, [f"{context:,}" for context in contexts])
+        ax.minorticks_off()
+    axes[-1].set_xlabel("tokens of context")
     _save(figure, output)
 
 
@@ -255,7 +282,7 @@ def heat_maps(panels: list[tuple[str, list[dict]]], output: Path) -> None:
     depths = sorted({-1.0 if cell["depth"] is None else cell["depth"] for _, cells in panels for cell in cells})
     across = min(len(panels), 3)
     down = -(-len(panels) // across)
-    size = (1.6 + across * max(2.2, 0.75 * len(contexts)), down * (1.1 + 0.42 * len(depths)))
+    size = (1.6 + across * max(2.2, 0.75 * len(contexts)), down * (1.1 + 0.42 * max(2, len(depths))))
     figure, axes = pyplot.subplots(
         down, across, figsize=size, layout="constrained", squeeze=False, sharex=True, sharey=True
     )
@@ -274,22 +301,17 @@ def heat_maps(panels: list[tuple[str, list[dict]]], output: Path) -> None:
                 ax.text(column, row, text, ha="center", va="center", fontsize="small", color=colour)
         ax.set_title(_plain(name), fontsize="medium")
         ax.set_xticks(range(len(contexts)), [f"{context:,}" for context in contexts])
-        ax.set_yticks(range(len(depths)), ["any" if depth < 0 else f"{depth:.0%}" for depth in depths])
+        ax.set_yticks(range(len(depths)), ["" if depth < 0 else f"{depth:.0%}" for depth in depths])
         ax.tick_params(length=0)
         ax.spines[:].set_visible(False)
     figure.supxlabel("tokens of context", fontsize="medium")
-    figure.supylabel("depth of the needle", fontsize="medium")
+    if depths != [-1.0]:
+        figure.supylabel("depth", fontsize="medium")
     figure.colorbar(image, ax=axes, format=PercentFormatter(1), label="right answers", pad=0.02)
     _save(figure, output)
 
 
-def _stairs_with_intervals(axes, parts: list[dict], key: str, colour) -> None:
-    edges, (low, high) = _log_edges(parts), _ends(parts)
-    axes.stairs([part[key] for part in parts], edges, color=colour, baseline=None, linewidth=1.5)
-    axes.fill_between(edges, [*low, low[-1]], [*high, high[-1]], step="post", color=colour, alpha=0.15, linewidth=0)
-
-
-def _ends(parts: list[dict]) -> tuple[list[float], list[float]]:
+def _ends(parts: list[dict], key: str) -> tuple[list[float], list[float]]:
     """List the lower and upper ends of parts' intervals; nan where there is none."""
-    intervals = [part.get("interval") or (float("nan"), float("nan")) for part in parts]
+    intervals = [part.get(key) or (float("nan"), float("nan")) for part in parts]
     return [low for low, _ in intervals], [high for _, high in intervals]
