@@ -50,7 +50,7 @@ class _Scored:
 def _difference(name: str, group: list[Run], first: str, baseline: list[Run]) -> dict:
     try:
         of_baseline, of_group = _scored(first, baseline), _scored(name, group)
-        _check(of_group + of_baseline)
+        _check(of_baseline + of_group)
         seeds, seeds_before = _documents_by_seed(of_group), _documents_by_seed(of_baseline)
         in_bytes = paired_difference(seeds, seeds_before)
         same_tokenizer = of_group[0].tokens() == of_baseline[0].tokens()
@@ -100,13 +100,13 @@ def _check(scored: list[_Scored]) -> None:
             name = one.run.name
             raise DataError(f"{name}: evaluation.documents.jsonl and evaluation.json disagree; evaluate it again")
     for what in SCORING:
-        _agree(what.replace("_", " "), {one.run.name: scoring(one.report)[what] for one in scored})
+        _agree(what.replace("_", " "), [(one.run.name, scoring(one.report)[what]) for one in scored])
     same_tokens = [one for one in scored if one.tokens() == scored[0].tokens()]
-    _agree("text", {one.run.name: one.report["fingerprint"][:12] for one in same_tokens})
+    _agree("text", [(one.run.name, one.report["fingerprint"][:12]) for one in same_tokens])
 
 
-def _agree(what: str, values: dict[str, object]) -> None:
-    (first, value), *others = values.items()
+def _agree(what: str, values: list[tuple[str, object]]) -> None:
+    (first, value), *others = values
     for name, other in others:
         if other != value:
             raise DataError(f"different {what}: {other} of {name}, {value} of {first}")
