@@ -24,12 +24,14 @@ div.table { overflow-x: auto; }
 table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums; }
 th, td { padding: .25rem .7rem; text-align: right; white-space: nowrap; border-bottom: 1px solid #ddd; }
 th.name, td.name { text-align: left; }
+th.name:first-child, td.name:first-child { position: sticky; left: 0; background: #fff; }
 img { display: block; width: 100%; max-width: 54rem; height: auto; }
 dl { display: grid; grid-template-columns: max-content 1fr; gap: .1rem 1rem; font-size: .9rem; margin: .3rem 0; }
 dt { color: #555; } dd { margin: 0; overflow-wrap: anywhere; }
 @media (max-width: 40rem) { dl { grid-template-columns: 1fr; } dd { margin-bottom: .4rem; } }
 @media print { body { max-width: none; padding: 0; font-size: 11px; } div.table { overflow: visible; }
-  th, td { white-space: normal; padding: .15rem .4rem; } section { break-inside: avoid; } }
+  table { font-size: 9px; } th, td { padding: .1rem .4rem; } img { width: 80%; }
+  img, tr { break-inside: avoid; } h2, h3, p.note { break-after: avoid; } }
 """
 PAIRED = (
     "Bits a byte of each setting minus those of the first, on the same documents: below 0 the setting is better. A "
@@ -37,7 +39,7 @@ PAIRED = (
     "documents' signs: what other documents would change for these trained models. Over seeds: the difference's mean ± "
     "standard deviation, and how many seeds: what another training would change. A claim needs both."
 )
-GAIN = "Loss of the same tokens with that many before them; in brackets, how far it is below the first column."
+GAIN = "Loss of the same tokens with that many before them; in brackets, how far it is below the first row."
 
 
 def page(report: dict, settings: dict[str, list[Run]], pictures: list[Picture]) -> str:
@@ -45,7 +47,9 @@ def page(report: dict, settings: dict[str, list[Run]], pictures: list[Picture]) 
     title = f"Comparison of {', '.join(settings)}"
     warnings = "".join(f'<p class="warning">{escape(warning)}</p>\n' for warning in report["warnings"])
     sections = [
-        _section("What each run cost and reached", "Mean ± standard deviation over seeds.", settings_table(report))
+        _section(
+            "What each run cost and reached", "Mean ± standard deviation over seeds.", _turned(settings_table(report))
+        )
     ]
     if differences := differences_table(report):
         sections.append(_section("Paired differences", PAIRED, differences))
@@ -64,16 +68,17 @@ def page(report: dict, settings: dict[str, list[Run]], pictures: list[Picture]) 
 
 
 def context_gain_table(settings: dict[str, list[Run]]) -> Table | None:
-    """Show the loss at each context, and the gain over the smallest with its interval; None where nobody has it."""
+    """Show the loss at each context and its gain over the smallest, a column a setting; None where nobody has it."""
     lines = mean_lines(settings, context_gains, ("context",))
     if not lines:
         return None
     contexts = sorted({part["context"] for _, parts in lines for part in parts})
-    rows = []
-    for name, parts in lines:
-        found = {part["context"]: part for part in parts}
-        rows.append([name, *(_gain(found[n], n == contexts[0]) if n in found else "-" for n in contexts)])
-    return Table(head=["", *(f"{n:,} tokens" for n in contexts)], rows=rows)
+    found = {name: {part["context"]: part for part in parts} for name, parts in lines}
+    rows = [
+        [f"{n:,} tokens", *(_gain(parts[n], n == contexts[0]) if n in parts else "-" for parts in found.values())]
+        for n in contexts
+    ]
+    return Table(head=["", *found], rows=rows)
 
 
 def _gain(part: dict, smallest: bool) -> str:
@@ -105,6 +110,12 @@ def _accuracy(part: dict | None) -> str:
     return f"{100 * part['accuracy']:.1f}" + (
         " ({:.1f} to {:.1f})".format(*(100 * end for end in interval)) if interval else ""
     )
+
+
+def _turned(table: Table) -> Table:
+    """Make rows of columns: few settings of many figures are narrower so, as a phone and paper are."""
+    head, *rows = map(list, zip(table.head, *table.rows, strict=True))
+    return Table(head=head, rows=rows)
 
 
 def _section(title: str, note: str, table: Table) -> str:

@@ -80,10 +80,13 @@ def _context_gain(settings: dict[str, list[Run]], folder: Path) -> list[Picture]
 
 def _bigrams(settings: dict[str, list[Run]], folder: Path) -> list[Picture]:
     pictures = []
-    for number, which in enumerate(("repeated", "rare")):
+    notes = {
+        "repeated": "Tokens that stood after the same token before, in their window or with carried state their document.",
+        "rare": "Those of them whose two tokens no other scored document holds: low loss needs memory.",
+    }
+    for number, (which, note) in enumerate(notes.items()):
         if lines := mean_lines(settings, partial(_bigrams_by_distance, number), ("start", "end")):
             title = f"Loss on {which} bigrams"
-            note = "Tokens that stood after the same token before in their document: low where the model recalls."
             picture = Picture(title, folder / f"loss_on_{which}_bigrams.png", note)
             x = "tokens since the bigram was last seen"
             plots.steps(lines, "loss", x, f"loss on {which} bigrams (nats a token)", picture.file)

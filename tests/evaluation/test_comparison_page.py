@@ -146,5 +146,7 @@ def test_pictures_show_a_line_or_panel_a_setting(runs, tmp_path, monkeypatch):
     first, second, _ = drawn[name].axes
     assert [ax.images[0].get_array().tolist() for ax in (first, second)] == [[[0.5]] * 2, [[0.75]] * 2]
     assert [label.get_text() for label in first.get_yticklabels()] == ["0%", "50%"]
+    [legend] = [ax.get_legend() for ax in drawn["loss_over_tokens.png"].axes]
+    assert len(legend.get_texts()) == 2  # a name that begins with _ would hide its line
     for figure in drawn.values():
         pyplot.close(figure)
