@@ -81,7 +81,7 @@ def _context_gain(settings: dict[str, list[Run]], folder: Path) -> list[Picture]
 def _bigrams(settings: dict[str, list[Run]], folder: Path) -> list[Picture]:
     pictures = []
     notes = {
-        "repeated": "Tokens that stood after the same token before, in their window or with carried state their document.",
+        "repeated": "Tokens that stood after the same token before, in their window or carried document.",
         "rare": "Those of them whose two tokens no other scored document holds: low loss needs memory.",
     }
     for number, (which, note) in enumerate(notes.items()):
