@@ -80,9 +80,7 @@ def curves(
     axes.xaxis.set_major_formatter("{x:,.0f}")
     for name, *values in lines:
         axes.plot(*values, color=colours[name], linewidth=1)
-    later = np.concatenate([np.asarray(y)[len(y) // 10 :] for _, _, y in lines])
-    margin = 0.05 * float(np.ptp(later)) or 1.0
-    axes.set_ylim(later.min() - margin, later.max() + margin)
+    axes.set_ylim(*_limits([value for _, _, values in lines for value in values[len(values) // 10 :]]))
     _save(figure, output)
 
 
@@ -218,37 +216,45 @@ def bins_with_intervals(lines: list[tuple[str, list[dict]]], unigram: list[dict]
     Bins {start, end, unigram} of a model that sees no context are drawn above, a nat as high as below: what moves there
     is the choice of texts. The first tokens, whose loss is far above, are left out.
     """
+    late = any(part["start"] >= FIRST_TOKENS for _, parts in lines for part in parts)
+    shown = [part for _, parts in lines for part in parts if not late or part["start"] >= FIRST_TOKENS]
+    low, high = _limits([end for part in shown for end in part.get("interval") or [part["loss"]]])
+    lowest, highest = _limits([part["unigram"] for part in unigram if not late or part["start"] >= FIRST_TOKENS])
+    share = min(1.0, max(1 / 3, (highest - lowest) / (high - low)))  # of the height below
     figure, both = pyplot.subplots(
         2 if unigram else 1,
-        figsize=(9, 6 if unigram else 5),
+        figsize=(9, 5 + 4 * share * bool(unigram)),
         layout="constrained",
         sharex=True,
         squeeze=False,
-        height_ratios=(1, 3) if unigram else None,
+        height_ratios=(share, 1) if unigram else None,
     )
     above, axes = both[0, 0], both[-1, 0]
     colours = _name_beside(axes, [name for name, _ in lines])
-    for name, parts in lines:
-        edges, (low, high) = _log_edges(parts), _ends(parts, "interval")
-        axes.stairs([part["loss"] for part in parts], edges, color=colours[name], baseline=None, linewidth=1.5)
-        shade = {"step": "post", "color": colours[name], "alpha": 0.13, "linewidth": 0}
-        axes.fill_between(edges, [*low, low[-1]], [*high, high[-1]], **shade)
-    _style(axes, x, y)
-    late = [part for _, parts in lines for part in parts if part["start"] >= FIRST_TOKENS]
-    if late:
-        ends = [end for part in late for end in part.get("interval") or [part["loss"]]]
-        margin = 0.05 * (max(ends) - min(ends)) or 0.1
-        axes.set_ylim(min(ends) - margin, max(ends) + margin)
-        axes.set_xlim(left=FIRST_TOKENS / 2)
     if unigram:
         above.stairs([part["unigram"] for part in unigram], _log_edges(unigram), color="dimgray", baseline=None)
         _style(above, "", "unigram")
-        shown = [part["unigram"] for part in unigram if not late or part["start"] >= FIRST_TOKENS]
-        (low, high), middle = axes.get_ylim(), (min(shown) + max(shown)) / 2
-        above.set_ylim(middle - (high - low) / 6, middle + (high - low) / 6)
+        middle, reach = (lowest + highest) / 2, share * (high - low) / 2
+        above.set_ylim(middle - reach, middle + reach)
+    for name, parts in lines:
+        edges, (lows, highs) = _log_edges(parts), _ends(parts, "interval")
+        axes.stairs([part["loss"] for part in parts], edges, color=colours[name], baseline=None, linewidth=1.5)
+        shade = {"step": "post", "color": colours[name], "alpha": 0.13, "linewidth": 0}
+        axes.fill_between(edges, [*lows, lows[-1]], [*highs, highs[-1]], **shade)
+    _style(axes, x, y)
+    axes.set_ylim(low, high)
     axes.set_xscale("log", base=2)
     axes.xaxis.set_major_formatter("{x:,.0f}")
+    if late:
+        axes.set_xlim(left=FIRST_TOKENS / 2)
     _save(figure, output)
+
+
+def _limits(values: list[float]) -> tuple[float, float]:
+    """Return the ends of an axis that shows all values."""
+    low, high = min(values, default=0.0), max(values, default=0.0)
+    margin = 0.05 * (high - low) or 0.1
+    return low - margin, high + margin
 
 
 def over_contexts_with_intervals(
