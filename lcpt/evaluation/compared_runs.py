@@ -16,6 +16,13 @@ from lcpt.data import DataError
 from lcpt.evaluation.paired import Documents
 from lcpt.utils.errors import first_line
 
+NEEDED = {  # file beside metrics.jsonl -> what it must hold
+    "evaluation": ("loss", "bits_per_byte", "fingerprint", "window", "stride", "carry_state", "loss_by_position"),
+    "recall": ("accuracy", "fingerprint", "context", "recall_by_distance"),
+    "retrieval": ("fingerprint", "rows", "summary"),
+    "environment": (),
+}
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Run:
@@ -58,8 +65,9 @@ def read_run(folder: str | Path) -> Run:
     try:
         config = cast(dict, OmegaConf.to_container(OmegaConf.load(folder / "config.yaml")))
         rows = [row for row in _read_rows(folder / "metrics.jsonl") if row["step"]]
-        names = ("evaluation", "recall", "retrieval", "environment")
-        evaluation, recall, retrieval, environment = (_read_json(folder / f"{name}.json") for name in names)
+        evaluation, recall, retrieval, environment = (
+            _read_json(folder / f"{name}.json", needed) for name, needed in NEEDED.items()
+        )
         scored = folder / "evaluation.documents.jsonl"
         documents = [_sums(row) for row in _read_rows(scored)] if evaluation and scored.exists() else None
     except Exception as error:  # a YAML parser's errors have no common class
@@ -94,8 +102,13 @@ def _sums(row: dict) -> dict:
     return {name: row[name] for name in ("id", "tokens", "bytes", "nats")}
 
 
-def _read_json(path: Path) -> dict | None:
-    return json.loads(path.read_text()) if path.exists() else None
+def _read_json(path: Path, needed: tuple[str, ...]) -> dict | None:
+    if not path.exists():
+        return None
+    report = json.loads(path.read_text())
+    if missing := [name for name in needed if name not in report]:
+        raise ValueError(f"{path.name} has no {missing[0]}; write it again")
+    return report
 
 
 def group_by_setting(runs: Iterable[Run]) -> dict[str, list[Run]]:

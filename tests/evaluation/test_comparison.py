@@ -145,6 +145,9 @@ def test_folders_that_are_no_runs_are_named(make_run, tmp_path):
     (run / "evaluation.json").write_text("{")
     with pytest.raises(DataError, match="one: a file of this run is damaged"):
         read_run(run)
+    (run / "evaluation.json").write_text('{"accuracy": 1.0}')
+    with pytest.raises(DataError, match=r"one: .*evaluation.json has no loss; write it"):
+        read_run(run)
     (run / "evaluation.json").unlink()
     (run / "metrics.jsonl").write_text('{"step": 1')
     with pytest.raises(DataError, match="has not made a step"):

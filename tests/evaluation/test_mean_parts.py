@@ -19,10 +19,10 @@ def test_numbers_and_intervals_are_averaged_over_the_parts_that_all_have():
 
 def test_runs_of_a_seed_are_averaged_before_seeds(make_run):
     runs = [
-        make_run(f"a-{n}", run__seed=seed, evaluation={"parts": [part(0, loss)]})
+        make_run(f"a-{n}", run__seed=seed, environment={"parts": [part(0, loss)]})
         for n, (seed, loss) in enumerate([(0, 1.0), (0, 3.0), (1, 5.0)])
     ]
     runs += [make_run("a-4", run__seed=2), make_run("none", training__lr=1.0)]
     settings = group_by_setting(map(read_run, runs))
-    lines = mean_lines(settings, lambda run: run.evaluation and run.evaluation["parts"], ("start",))
+    lines = mean_lines(settings, lambda run: run.environment.get("parts"), ("start",))
     assert lines == [("a", [part(0, 3.5)])]
