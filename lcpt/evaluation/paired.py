@@ -3,7 +3,11 @@
 What is hard for both cancels in a document's difference. If neither setting were better, each difference could as well
 have the other sign: flips of signs, document by document, say how large a difference arises by chance. The interval
 holds every difference that this test does not reject (Hartigan, "Using subsample values as typical values", 1969), so
-that it excludes 0 where p is below 0.05. It needs no other assumption than symmetry, whatever the lengths."""
+that it excludes 0 where p is below 0.05.
+
+This assumes that differences a byte are symmetric, and nothing of the lengths. In simulations of ten to forty documents
+p is below 0.05 in 3 to 7 % of trials without a difference, in 7 to 10 % where differences a byte are as skewed as an
+exponential distribution, and in 16 to 20 % where they grow with lengths that differ a hundredfold."""
 
 from __future__ import annotations
 
