@@ -3,14 +3,13 @@
 Data are what benchmarks/prepare_documents.py writes. A run is launch/pretrain.py with data.mask_documents true
 (masked) or false (unmasked), then tools/evaluate.py on the held-out books and on the held-out articles. Every finished
 run is at once a row of the output; a run that has a row for these data is not made again. The table at the end has
-masked minus unmasked, seed by seed and their mean, with the 95 % interval over seeds and documents: books, and the
-articles that short documents were cut from."""
+masked minus unmasked, seed by seed and their mean, with the 95 % interval over documents and the standard deviation
+over seeds: books, and the articles that short documents were cut from."""
 
 from __future__ import annotations
 
 import argparse
 import json
-import math
 import statistics
 import sys
 from pathlib import Path
@@ -20,7 +19,8 @@ from tqdm import tqdm
 from lcpt.config import ConfigError, load_config
 from lcpt.data import DataError
 from lcpt.data.manifest import fingerprint_of, load_manifest
-from lcpt.evaluation.comparison import figures, kinds, read_run
+from lcpt.evaluation.compared_runs import read_run
+from lcpt.evaluation.comparison import figures, kinds
 from lcpt.evaluation.paired import paired_difference
 from lcpt.evaluation.quality_rows import describe
 from lcpt.evaluation.quality_runs import train_and_evaluate
@@ -119,22 +119,19 @@ def print_table(rows: list[dict]) -> None:
             continue
         masked, unmasked = ([runs[seed, which] for seed in seeds] for which in (True, False))
         headings = "".join(f"{f'seed {seed}':>10}" for seed in seeds)
-        print(f"{variant:32}{'masked':>10}{'unmasked':>10}   difference:{headings}{'mean':>10} (95 %)")
+        print(f"{variant:32}{'masked':>10}{'unmasked':>10}   difference:{headings}{'mean':>10} (95 % over documents)")
         for text in TEXTS:
-            both = [[row[text]["documents"] for row in group] for group in (masked, unmasked)]
-            in_bits = [[bits_a_byte(documents) for documents in group] for group in both]
-            for name, unit, documents in (("loss", "loss", both), ("bits a byte", "bits_per_byte", in_bits)):
+            first, second = ({row["seed"]: row[text]["documents"] for row in group} for group in (masked, unmasked))
+            differences = [paired_difference(first, second, per=per) for per in ("tokens", "bytes")]
+            for name, unit, difference in zip(
+                ("loss", "bits a byte"), ("loss", "bits_per_byte"), differences, strict=True
+            ):
                 values = [[row[text][unit] for row in group] for group in (masked, unmasked)]
-                print(line_of(f"{text}, {name}", *values) + f"   {describe(paired_difference(*documents))}")
+                print(line_of(f"{text}, {name}", *values) + f"   {describe(difference)}")
         positions = [[row["articles"]["loss_by_position"] for row in group] for group in (masked, unmasked)]
         for n, part in enumerate(positions[0][0]):
             name = f"articles, {part['start']} … {part['end'] - 1} before"
             print(line_of(name, *([parts[n]["loss"] for parts in group] for group in positions)))
-
-
-def bits_a_byte(documents: list[dict]) -> list[dict]:
-    """Count in bits and bytes, for paired_difference, what is in nats and tokens."""
-    return [{**row, "nats": row["nats"] / math.log(2), "tokens": row["bytes"]} for row in documents]
 
 
 def line_of(name: str, masked: list[float], unmasked: list[float]) -> str:

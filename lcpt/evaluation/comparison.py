@@ -3,85 +3,20 @@
 from __future__ import annotations
 
 import itertools
-import json
-import os
 import statistics
 from collections import Counter
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from pathlib import Path
-from typing import cast
+from collections.abc import Callable
 
 import numpy as np
-from omegaconf import OmegaConf
 
-from lcpt.checkpoint import CheckpointError, find_checkpoint, read_state
-from lcpt.data import DataError
+from lcpt.evaluation.compared_runs import Run, by_seed, distinct, group_by_setting
+from lcpt.evaluation.mean_parts import context_gains, retrieval_summary
+from lcpt.evaluation.setting_differences import scoring, setting_differences
 from lcpt.model.cost import model_cost
 from lcpt.model.pretrained import model_config
-from lcpt.utils.errors import first_line
 
 SCHEMA_VERSION = 1
 LAST = 20  # the training loss of a run is the mean of its last 20th: that of one step depends on its batch
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Run:
-    """Holds what a run folder says of a run."""
-
-    folder: Path
-    config: dict  # of config.yaml
-    rows: list[dict]  # of metrics.jsonl, a step each; without step 0, which is a validation alone
-    evaluation: dict | None  # of evaluation.json, which tools/evaluate.py wrote
-    recall: dict | None  # of recall.json, which it wrote too
-    fingerprint: str  # of its training data
-    device: str
-    finished: bool
-
-    @property
-    def name(self) -> str:
-        return self.folder.name
-
-    def setting(self) -> str:
-        """Return a key that is equal for runs that differ in their seed alone."""
-        return json.dumps({section: keys for section, keys in self.config.items() if section != "run"}, sort_keys=True)
-
-
-def read_run(folder: str | Path) -> Run:
-    """Read a run folder. Raises DataError naming the file that is missing or cannot be understood."""
-    folder = Path(os.path.abspath(folder))  # so that `.` has a name
-    for name in ("config.yaml", "metrics.jsonl"):
-        if not (folder / name).is_file():
-            raise DataError(f"{folder} is no run folder: it has no {name}")
-    try:
-        config = cast(dict, OmegaConf.to_container(OmegaConf.load(folder / "config.yaml")))
-        lines = (folder / "metrics.jsonl").read_text().splitlines(keepends=True)
-        rows = [json.loads(line) for line in lines if line.endswith("\n")]  # a run may be writing the last one
-        rows = [row for row in rows if row["step"]]
-        others = [_read_json(folder / f"{name}.json") for name in ("evaluation", "recall", "environment")]
-    except Exception as error:  # a YAML parser's errors have no common class
-        raise DataError(f"{folder}: a file of this run is damaged ({first_line(error)})") from None
-    if not rows:
-        raise DataError(f"{folder}: this run has not made a step yet")
-    evaluation, recall, environment = others
-    try:
-        fingerprint = read_state(find_checkpoint(folder))["data fingerprint"]
-    except CheckpointError:  # not saved yet
-        fingerprint = config["data"]["path"] or str(config["data"]["sources"])
-    return Run(
-        folder=folder,
-        config=config,
-        rows=rows,
-        evaluation=evaluation,
-        recall=recall,
-        fingerprint=fingerprint,
-        device=(environment or {}).get("device", "unknown"),
-        finished=(folder / "summary.json").exists(),
-    )
-
-
-def _read_json(path: Path) -> dict | None:
-    return json.loads(path.read_text()) if path.exists() else None
 
 
 def figures(run: Run) -> dict[str, float | None]:
@@ -96,6 +31,7 @@ def figures(run: Run) -> dict[str, float | None]:
     last = [row["loss"] for row in run.rows[-max(1, len(run.rows) // LAST) :] if row["loss"] is not None]
     validated = [row for row in run.rows if "valid_loss" in row][-1:] or [{}]
     repeated, rare = repeated_bigrams(run)
+    summary = retrieval_summary(run)
     return {
         "parameters": cost.parameters,
         "tokens": tokens[-1],
@@ -105,10 +41,12 @@ def figures(run: Run) -> dict[str, float | None]:
         "evaluation_loss": run.evaluation and run.evaluation["loss"],
         "evaluation_bits_per_byte": run.evaluation and run.evaluation["bits_per_byte"],
         "loss_last_quarter": run.evaluation and _loss_last_quarter(run.evaluation),
+        "context_gain": _context_gain(run),
         "loss_repeated_bigrams": repeated.get("loss"),
         "loss_rare_bigrams": rare.get("loss"),
         "loss_other_tokens": repeated.get("other_loss"),
         "recall": run.recall and run.recall["accuracy"],
+        "retrieval": statistics.fmean(part["accuracy"] for part in summary) if summary else None,
         "step_milliseconds": 1e3 * step_seconds,
         "tokens_per_second": 1 / statistics.median(seconds_a_token),
         "state_bytes": cost.state_bytes,
@@ -122,10 +60,18 @@ def last_context(run: Run) -> int:
 
 
 def _loss_last_quarter(evaluation: dict) -> float | None:
-    """Average the loss of the tokens in the last quarter of their window."""
+    """Average the loss of the tokens in the last quarter of their window; None where state is carried past it."""
+    if evaluation["carry_state"]:
+        return None
     late = [part for part in evaluation["loss_by_position"] if part["start"] >= 0.75 * evaluation["window"]]
     tokens = sum(part["tokens"] for part in late)
     return sum(part["loss"] * part["tokens"] for part in late) / tokens if tokens else None
+
+
+def _context_gain(run: Run) -> float | None:
+    """Return how far the longest context lowers the loss of the same tokens."""
+    contexts = context_gains(run)
+    return contexts[-1]["gain"] if contexts else None
 
 
 def repeated_bigrams(run: Run) -> tuple[dict, dict]:
@@ -140,58 +86,56 @@ def kinds(run: Run) -> str:
     return ", ".join(f"{count} {kind}" for kind, count in counts.items()) if len(counts) > 1 else next(iter(counts))
 
 
-def group_by_setting(runs: Iterable[Run]) -> dict[str, list[Run]]:
-    """Group runs that differ in their seed alone, each group under a name of its own."""
-    by_setting: dict[str, list[Run]] = {}
-    for run in runs:
-        by_setting.setdefault(run.setting(), []).append(run)
-    named: dict[str, list[Run]] = {}
-    for group in by_setting.values():
-        common = os.path.commonprefix([run.name for run in group]).rstrip("-_.0123456789") if group[1:] else ""
-        name = common or group[0].name
-        named[name if name not in named else str(group[0].folder)] = group
-    return named
-
-
 def compare(runs: list[Run]) -> dict:
-    """Compare runs: `rows`, one a setting, every figure as {mean, spread}; `runs`, the figures of each; `warnings`.
+    """Compare runs: `rows`, one a setting, every figure as {mean, spread}; `paired`, each setting's difference to the
+    first on the same documents; `runs`, the figures of each; `warnings`.
 
-    The spread is the standard deviation over seeds, None of one. A folder that is given again does not count again.
+    Runs of one seed are averaged and count as one; the spread is the standard deviation over seeds, None of one. A
+    folder that is given again does not count again.
     """
     twice, runs = len(runs) > len(distinct(runs)), distinct(runs)
     measured = {id(run): figures(run) for run in runs}
+    settings = group_by_setting(runs)
     rows = []
-    for name, group in group_by_setting(runs).items():
-        both = [measured[id(run)] for run in group]
+    for name, group in settings.items():
+        seeds = [[measured[id(run)] for run in same] for same in by_seed(group).values()]
         rows.append(
             {
                 "name": name,
                 "kinds": kinds(group[0]),
-                "seeds": [run.config["run"]["seed"] for run in group],
-                **{figure: _mean_and_spread([one[figure] for one in both]) for figure in both[0]},
+                "seeds": list(by_seed(group)),
+                "runs": len(group),
+                **{
+                    figure: _mean_and_spread([[one[figure] for one in same] for same in seeds])
+                    for figure in seeds[0][0]
+                },
             }
         )
     return {
         "schema_version": SCHEMA_VERSION,
         "rows": rows,
-        "runs": [{"run": str(run.folder), "seed": run.config["run"]["seed"], **measured[id(run)]} for run in runs],
-        "warnings": ["a run that was given twice counts once"] * twice + warnings(runs),
+        "paired": setting_differences(settings),
+        "runs": [{"run": str(run.folder), "seed": run.seed, **measured[id(run)]} for run in runs],
+        "warnings": ["a run that was given twice counts once"] * twice + _of_one_seed(settings) + warnings(runs),
     }
 
 
-def distinct(runs: list[Run]) -> list[Run]:
-    """Keep each run folder once."""
-    first: dict[Path, Run] = {}
-    for run in runs:
-        first.setdefault(run.folder.resolve(), run)
-    return list(first.values())
+def _of_one_seed(settings: dict[str, list[Run]]) -> list[str]:
+    return [
+        f"{len(same)} runs of {name} have seed {seed}; their mean counts as one seed"
+        for name, group in settings.items()
+        for seed, same in by_seed(group).items()
+        if len(same) > 1
+    ]
 
 
-def _mean_and_spread(values: list[float | None]) -> dict[str, float | None]:
-    known = [value for value in values if value is not None]
+def _mean_and_spread(values: list[list[float | None]]) -> dict[str, float | None]:
+    """Average over the runs of each seed, then over seeds; what was not measured does not count."""
+    known = [[value for value in same if value is not None] for same in values]
+    means = [statistics.fmean(same) for same in known if same]
     return {
-        "mean": statistics.fmean(known) if known else None,
-        "spread": statistics.stdev(known) if known[1:] else None,
+        "mean": statistics.fmean(means) if means else None,
+        "spread": statistics.stdev(means) if means[1:] else None,
     }
 
 
@@ -202,10 +146,14 @@ MUST_AGREE: dict[str, Callable[[Run], object]] = {
     "numbers of tokens": lambda run: run.rows[-1]["tokens"],
     "validation data": lambda run: (first_valid_path(run.config["data"]), run.config["training"]["valid_tokens"]),
     "texts in evaluation.json": lambda run: run.evaluation and run.evaluation["fingerprint"],
-    "windows in evaluation.json": lambda run: (
-        run.evaluation and (run.evaluation["window"], run.evaluation["stride"], run.evaluation["carry_state"])
+    "scoring in evaluation.json": lambda run: (
+        run.evaluation and ", ".join(f"{name} {value}" for name, value in scoring(run.evaluation).items())
+    ),
+    "contexts of the context gain": lambda run: (
+        ", ".join(f"{part['context']:,}" for part in context_gains(run) or []) or None
     ),
     "tasks in recall.json": lambda run: run.recall and (run.recall["fingerprint"], run.recall["context"]),
+    "tasks in retrieval.json": lambda run: run.retrieval and run.retrieval["fingerprint"],
     "devices": lambda run: run.device,
 }
 
@@ -233,7 +181,7 @@ def _short(value: object) -> str:
     """Shorten a value for a warning: a fingerprint to its beginning."""
     parts = value if isinstance(value, tuple) else (value,)
     return " ".join(
-        f"{part:,}" if type(part) is int else str(part)[-40:][: 12 if len(str(part)) == 64 else 40] for part in parts
+        f"{part:,}" if type(part) is int else str(part)[-80:][: 12 if len(str(part)) == 64 else 80] for part in parts
     )
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
+import numpy as np
 
 matplotlib.use("Agg")  # before pyplot is imported
 from matplotlib import pyplot
@@ -67,20 +68,29 @@ def recall_by_distance(lines: list[tuple[str, list[dict]]], chance: float, outpu
     _save(figure, output)
 
 
-def curves(lines: list[tuple[str, Sequence[float], Sequence[float]]], x: str, y: str, output: Path) -> None:
-    """Plot lines (name, x values, y values) as PNG, those of one name in one colour."""
+def curves(
+    lines: Sequence[tuple[str, Sequence[float] | np.ndarray, Sequence[float] | np.ndarray]],
+    x: str,
+    y: str,
+    output: Path,
+) -> None:
+    """Plot lines (name, x values, y values) as PNG, those of one name in one colour; their first tenth, where a loss
+    falls from far above, may leave the picture."""
     figure, axes, colours = _wide_axes(x, y, [name for name, *_ in lines])
     axes.xaxis.set_major_formatter("{x:,.0f}")
     for name, *values in lines:
         axes.plot(*values, color=colours[name], linewidth=1)
+    axes.set_ylim(*_limits([value for _, _, values in lines for value in values[len(values) // 10 :]]))
     _save(figure, output)
 
 
 def steps(lines: list[tuple[str, list[dict]]], key: str, x: str, y: str, output: Path) -> None:
     """Plot lines (name, parts {start, end, <key>}) over a logarithmic axis as PNG, those of one name in one colour."""
     figure, axes, colours = _wide_axes(x, y, [name for name, _ in lines])
-    for name, parts in lines:
-        axes.stairs([part[key] for part in parts], _log_edges(parts), color=colours[name], baseline=None)
+    for number, (name, parts) in enumerate(lines):
+        width = min(6.0, 1.2 + 1.3 * (len(lines) - 1 - number))  # one that another covers shows beside it
+        edges = _log_edges(parts)
+        axes.stairs([part[key] for part in parts], edges, color=colours[name], baseline=None, linewidth=width)
     axes.set_xscale("log", base=2)
     axes.xaxis.set_major_formatter("{x:,.0f}")
     _save(figure, output)
@@ -161,12 +171,22 @@ def _wide_axes(x: str, y: str, names: list[str]):
     """Make (figure, axes, name -> colour), with the names beside the axes."""
     figure, axes = _axes(x, y)
     figure.set_size_inches(9, 5)
+    return figure, axes, _name_beside(axes, names)
+
+
+def _name_beside(axes, names: list[str]) -> dict:
+    """Give each name a colour, and list them beside the axes."""
     names = list(dict.fromkeys(names))
     palette = pyplot.get_cmap("tab10" if len(names) <= 10 else "tab20")
     colours = {name: palette(number % palette.N) for number, name in enumerate(names)}
-    handles = [pyplot.Line2D([], [], color=colour, label=name) for name, colour in colours.items()]
+    handles = [pyplot.Line2D([], [], color=colour, label=_plain(name)) for name, colour in colours.items()]
     axes.legend(handles=handles, frameon=False, fontsize="small", loc="center left", bbox_to_anchor=(1, 0.5))
-    return figure, axes, colours
+    return colours
+
+
+def _plain(name: str) -> str:
+    """Make a name readable: a dollar begins a formula, an underscore before it hides a line from the legend."""
+    return name.replace("$", r"\$").replace("_", "\u200b_", 1) if name.startswith("_") else name.replace("$", r"\$")
 
 
 def _axes(x: str, y: str):
@@ -185,3 +205,119 @@ def _style(axes, x: str, y: str) -> None:
 def _save(figure, output: Path) -> None:
     figure.savefig(output, dpi=120)
     pyplot.close(figure)
+
+
+FIRST_TOKENS = 16  # of a window, whose loss says nothing of far context
+
+
+def bins_with_intervals(lines: list[tuple[str, list[dict]]], unigram: list[dict], x: str, y: str, output: Path) -> None:
+    """Plot lines (name, bins {start, end, loss, interval}) over a logarithmic axis as PNG, intervals shaded.
+
+    Bins {start, end, unigram} of a model that sees no context are drawn above, a nat as high as below: what moves there
+    is the choice of texts. The first tokens, whose loss is far above, are left out.
+    """
+    late = any(part["start"] >= FIRST_TOKENS for _, parts in lines for part in parts)
+    shown = [part for _, parts in lines for part in parts if not late or part["start"] >= FIRST_TOKENS]
+    low, high = _limits([end for part in shown for end in part.get("interval") or [part["loss"]]])
+    lowest, highest = _limits([part["unigram"] for part in unigram if not late or part["start"] >= FIRST_TOKENS])
+    share = min(1.0, max(1 / 3, (highest - lowest) / (high - low)))  # of the height below
+    figure, both = pyplot.subplots(
+        2 if unigram else 1,
+        figsize=(9, 5 + 4 * share * bool(unigram)),
+        layout="constrained",
+        sharex=True,
+        squeeze=False,
+        height_ratios=(share, 1) if unigram else None,
+    )
+    above, axes = both[0, 0], both[-1, 0]
+    colours = _name_beside(axes, [name for name, _ in lines])
+    if unigram:
+        above.stairs([part["unigram"] for part in unigram], _log_edges(unigram), color="dimgray", baseline=None)
+        _style(above, "", "unigram")
+        middle, reach = (lowest + highest) / 2, share * (high - low) / 2
+        above.set_ylim(middle - reach, middle + reach)
+    for name, parts in lines:
+        edges, (lows, highs) = _log_edges(parts), _ends(parts, "interval")
+        axes.stairs([part["loss"] for part in parts], edges, color=colours[name], baseline=None, linewidth=1.5)
+        shade = {"step": "post", "color": colours[name], "alpha": 0.13, "linewidth": 0}
+        axes.fill_between(edges, [*lows, lows[-1]], [*highs, highs[-1]], **shade)
+    _style(axes, x, y)
+    axes.set_ylim(low, high)
+    axes.set_xscale("log", base=2)
+    axes.xaxis.set_major_formatter("{x:,.0f}")
+    if late:
+        axes.set_xlim(left=FIRST_TOKENS / 2)
+    _save(figure, output)
+
+
+def _limits(values: list[float]) -> tuple[float, float]:
+    """Return the ends of an axis that shows all values."""
+    low, high = min(values, default=0.0), max(values, default=0.0)
+    margin = 0.05 * (high - low) or 0.1
+    return low - margin, high + margin
+
+
+def over_contexts_with_intervals(
+    panels: list[tuple[str, str, str]], lines: list[tuple[str, list[dict]]], output: Path
+) -> None:
+    """Plot panels (what the y axis shows, its field, the field of its interval) below each other as PNG, each with the
+    lines (name, parts {context, …}). Lines stand a little beside each other, so that no interval covers another."""
+    figure, axes = pyplot.subplots(len(panels), figsize=(9, 4 * len(panels)), layout="constrained", sharex=True)
+    contexts = sorted({part["context"] for _, parts in lines for part in parts})
+    for (y, key, interval), ax in zip(panels, axes, strict=True):
+        colours = _name_beside(ax, [name for name, _ in lines])
+        for number, (name, parts) in enumerate(lines):
+            x = [part["context"] * 2 ** (0.05 * (number - (len(lines) - 1) / 2)) for part in parts]
+            values, (low, high) = np.array([part[key] for part in parts], dtype=float), _ends(parts, interval)
+            reach = np.maximum((values - low, high - values), 0)
+            ax.errorbar(x, values, reach, fmt="o-", color=colours[name], markersize=4, linewidth=1.2, capsize=2)
+        _style(ax, "", y)
+        ax.set_xscale("log", base=2)
+        ax.set_xticks(contexts, [f"{context:,}" for context in contexts])
+        ax.minorticks_off()
+    axes[-1].set_xlabel("tokens of context")
+    _save(figure, output)
+
+
+def heat_maps(panels: list[tuple[str, list[dict]]], output: Path) -> None:
+    """Plot panels (name, cells {context, depth, accuracy}) beside each other as PNG: depth below, context to the right.
+
+    A cell without a depth fills its column; the colours go from 0 to 100 % in every panel.
+    """
+    contexts = sorted({cell["context"] for _, cells in panels for cell in cells})
+    depths = sorted({-1.0 if cell["depth"] is None else cell["depth"] for _, cells in panels for cell in cells})
+    across = min(len(panels), 3)
+    down = -(-len(panels) // across)
+    size = (1.6 + across * max(2.2, 0.75 * len(contexts)), down * (1.1 + 0.42 * max(2, len(depths))))
+    figure, axes = pyplot.subplots(
+        down, across, figsize=size, layout="constrained", squeeze=False, sharex=True, sharey=True
+    )
+    for ax in axes.flat[len(panels) :]:
+        ax.set_visible(False)
+    for ax, (name, cells) in zip(axes.flat, panels, strict=False):
+        values = {
+            (-1.0 if cell["depth"] is None else cell["depth"], cell["context"]): cell["accuracy"] for cell in cells
+        }
+        grid = [[values.get((depth, context), float("nan")) for context in contexts] for depth in depths]
+        image = ax.imshow(grid, cmap="viridis", vmin=0, vmax=1, aspect="auto")
+        for row, line in enumerate(grid):
+            for column, value in enumerate(line):
+                text = "–" if value != value else f"{100 * value:.0f}"
+                colour = "black" if value > 0.6 or value != value else "white"
+                ax.text(column, row, text, ha="center", va="center", fontsize="small", color=colour)
+        ax.set_title(_plain(name), fontsize="medium")
+        ax.set_xticks(range(len(contexts)), [f"{context:,}" for context in contexts])
+        ax.set_yticks(range(len(depths)), ["" if depth < 0 else f"{depth:.0%}" for depth in depths])
+        ax.tick_params(length=0)
+        ax.spines[:].set_visible(False)
+    figure.supxlabel("tokens of context", fontsize="medium")
+    if depths != [-1.0]:
+        figure.supylabel("depth", fontsize="medium")
+    figure.colorbar(image, ax=axes, format=PercentFormatter(1), label="right answers", pad=0.02)
+    _save(figure, output)
+
+
+def _ends(parts: list[dict], key: str) -> tuple[list[float], list[float]]:
+    """List the lower and upper ends of parts' intervals; nan where there is none."""
+    intervals = [part.get(key) or (float("nan"), float("nan")) for part in parts]
+    return [low for low, _ in intervals], [high for _, high in intervals]

@@ -6,7 +6,8 @@ import json
 import statistics
 from pathlib import Path
 
-from lcpt.evaluation.comparison import figures, kinds, read_run
+from lcpt.evaluation.compared_runs import read_run
+from lcpt.evaluation.comparison import figures, kinds
 from lcpt.evaluation.paired import Difference, paired_difference
 
 COLUMNS = {  # of a row -> heading of the table
@@ -59,11 +60,20 @@ def print_table(rows: list[dict]) -> None:
 
 def difference_of(group: list[dict], baseline: list[dict]) -> Difference | None:
     """Compute the paired difference over the seeds that both have; None where there is none."""
-    pairs = [(a, b) for a in group for b in baseline if a["seed"] == b["seed"]]
-    if not pairs:
+    both = {row["seed"] for row in group} & {row["seed"] for row in baseline}
+    if not both:
         return None
-    return paired_difference([a["documents"] for a, _ in pairs], [b["documents"] for _, b in pairs])
+    of_group, of_baseline = (
+        {row["seed"]: row["documents"] for row in rows if row["seed"] in both} for rows in (group, baseline)
+    )
+    return paired_difference(of_group, of_baseline, per="tokens")
 
 
 def describe(difference: Difference) -> str:
-    return f"{difference.loss:+.4f} ({difference.low:+.4f} to {difference.high:+.4f})"
+    """Format the mean, its interval over documents, and how far seeds differ where there are several."""
+    text = f"{difference.mean:+.4f}"
+    if difference.interval:
+        text += f" ({difference.interval[0]:+.4f} to {difference.interval[1]:+.4f})"
+    if difference.over_seeds:
+        text += f", seeds ± {difference.over_seeds[1]:.4f}"
+    return text

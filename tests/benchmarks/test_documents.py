@@ -146,9 +146,10 @@ def test_the_table_pairs_seeds(call_program, prepared):
     lines = said.splitlines()
     assert code == 0 and "seed 0" in lines[0] and "seed 1" in lines[0] and "seed 2" not in lines[0]
     assert lines[1].split()[:7] == ["books,", "loss", "4.5000", "4.8000", "-0.5000", "-0.1000", "-0.3000"]
-    assert lines[1].endswith("-0.3000 (-0.5000 to -0.1000)")
-    bits = f"{-0.15 / np.log(2):+.4f} ({-0.25 / np.log(2):+.4f} to {-0.05 / np.log(2):+.4f})"
-    assert lines[2].startswith("books, bits a byte") and lines[2].endswith(bits)
+    assert lines[1].endswith("-0.3000 (-0.3000 to -0.3000), seeds ± 0.2828")  # documents are alike, seeds are not
+    bits = f"{-0.15 / np.log(2):+.4f}"
+    seeds = f"seeds ± {0.1 * 2**0.5 / np.log(2):.4f}"
+    assert lines[2].startswith("books, bits a byte") and lines[2].endswith(f"{bits} ({bits} to {bits}), {seeds}")
     assert lines[-1].startswith("articles, 0 … 15 before") and lines[-1].split()[-1] == "-0.3000"
 
 

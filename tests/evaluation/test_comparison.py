@@ -1,27 +1,12 @@
 """Figures and warnings of run folders written by hand."""
 
-import copy
-import json
-
 import numpy as np
 import pytest
-import yaml
 
 from lcpt.data import DataError
-from lcpt.evaluation.comparison import compare, group_by_setting, loss_over, read_run
+from lcpt.evaluation.compared_runs import group_by_setting, read_run
+from lcpt.evaluation.comparison import compare, loss_over
 
-CONFIG = {
-    "run": {"dir": "unused", "seed": 0},
-    "model": {
-        "n_layers": 2,
-        "d_model": 16,
-        "n_heads": 2,
-        "vocab_size": 10,
-        "attention": {"kind": "softmax", "pattern": []},
-    },
-    "data": {"path": "somewhere", "valid_path": "elsewhere", "context": 64},
-    "training": {"global_batch_tokens": 100, "valid_tokens": 64},
-}
 EVALUATION = {
     "loss": 3.5,
     "bits_per_byte": 2.5,
@@ -41,34 +26,6 @@ RECALL = {
     "context": 64,
     "recall_by_distance": [{"start": 0, "end": 64, "answers": 4, "accuracy": 0.75, "loss": 1.0}],
 }
-
-
-@pytest.fixture
-def make_run(tmp_path):
-    """make_run(name, steps=40, loss=…, evaluation=None, recall=None, finished=True, **changes) -> folder; changes are
-    section__key=value. Step n of N takes n seconds, with the loss `loss` + N - n."""
-
-    def make(name, steps=40, loss=2.0, evaluation=None, recall=None, finished=True, **changes):
-        folder, config = tmp_path / name, copy.deepcopy(CONFIG)
-        for key, value in changes.items():
-            section, key = key.split("__")
-            config[section][key] = value
-        folder.mkdir()
-        (folder / "config.yaml").write_text(yaml.safe_dump(config))
-        rows = [
-            {"step": n, "tokens": 100 * n, "loss": loss + steps - n, "step_seconds": float(n)}
-            for n in range(1, steps + 1)
-        ]
-        rows[-2] |= {"valid_loss": 9.0, "valid_bits_per_byte": 9.0}
-        rows[-1] |= {"valid_loss": loss + 0.5, "valid_bits_per_byte": 1.25}
-        rows.insert(0, {"step": 0, "tokens": 0, "valid_loss": 9.0, "valid_loss/books": 9.0})
-        (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-        for file, content in (("evaluation", evaluation), ("recall", recall), ("summary", {} if finished else None)):
-            if content is not None:
-                (folder / f"{file}.json").write_text(json.dumps(content))
-        return folder
-
-    return make
 
 
 def test_figures_by_hand(make_run):
@@ -156,19 +113,19 @@ def test_kinds_are_those_of_the_layers(make_run):
             {"evaluation": EVALUATION | {"fingerprint": "e" * 64}},
             f"different texts in evaluation.json: {'f' * 12}: a; {'e' * 12}",
         ),
-        ({"evaluation": EVALUATION | {"stride": 32}}, "different windows in evaluation.json"),
+        ({"evaluation": EVALUATION | {"stride": 32}}, "different scoring in evaluation.json"),
         ({"recall": RECALL | {"context": 32}}, "different tasks in recall.json"),
         ({"finished": False}, "b is not finished"),
     ],
 )
 def test_what_must_not_be_compared_is_said(make_run, changes, remark):
-    runs = [make_run("a", evaluation=EVALUATION, recall=RECALL), make_run("b", **changes)]
+    runs = [make_run("a", evaluation=EVALUATION, recall=RECALL), make_run("b", run__seed=1, **changes)]
     [warning] = compare([read_run(run) for run in runs])["warnings"]
     assert remark in warning and "\n" not in warning
 
 
 def test_what_was_not_measured_is_no_reason(make_run):
-    runs = [make_run("a", evaluation=EVALUATION), make_run("b")]
+    runs = [make_run("a", evaluation=EVALUATION), make_run("b", run__seed=1)]
     assert compare([read_run(run) for run in runs])["warnings"] == []
 
 
@@ -188,6 +145,9 @@ def test_folders_that_are_no_runs_are_named(make_run, tmp_path):
     (run / "evaluation.json").write_text("{")
     with pytest.raises(DataError, match="one: a file of this run is damaged"):
         read_run(run)
+    (run / "evaluation.json").write_text('{"accuracy": 1.0}')
+    with pytest.raises(DataError, match=r"one: .*evaluation.json has no loss; write it"):
+        read_run(run)
     (run / "evaluation.json").unlink()
     (run / "metrics.jsonl").write_text('{"step": 1')
     with pytest.raises(DataError, match="has not made a step"):
@@ -201,3 +161,29 @@ def test_a_folder_that_is_given_twice_counts_once(make_run, tmp_path):
     [row] = report["rows"]
     assert row["seeds"] == [0, 1] and [run["run"] for run in report["runs"]] == list(map(str, folders))
     assert report["warnings"] == ["a run that was given twice counts once"]
+
+
+def test_runs_of_one_seed_count_as_one(make_run):
+    """Valid losses 2.5 and 4.5 of seed 0 are one, 3.5; beside that of seed 1, 5.5, the spread is that of two values."""
+    losses = {"a-0": (0, 2.0), "a-0-again": (0, 4.0), "a-1": (1, 5.0)}
+    report = compare([read_run(make_run(name, loss=loss, run__seed=seed)) for name, (seed, loss) in losses.items()])
+    [row] = report["rows"]
+    assert (row["seeds"], row["runs"], len(report["runs"])) == ([0, 1], 3, 3)
+    assert row["valid_loss"] == pytest.approx({"mean": 4.5, "spread": 2**0.5})
+    assert report["warnings"] == ["2 runs of a have seed 0; their mean counts as one seed"]
+
+
+def test_carried_state_has_no_last_quarter_of_a_window(make_run):
+    [run] = compare([read_run(make_run("a", evaluation=EVALUATION | {"carry_state": True}))])["runs"]
+    assert run["loss_last_quarter"] is None and run["evaluation_loss"] == 3.5
+
+
+def test_context_gain_and_retrieval_are_figures(make_run):
+    gain = {"contexts": [{"context": 32, "loss": 4.0, "gain": 0.0}, {"context": 64, "loss": 3.75, "gain": 0.25}]}
+    retrieval = {"fingerprint": "a", "summary": [{"accuracy": 0.5}, {"accuracy": 1.0}], "rows": []}
+    runs = [
+        make_run("a", evaluation=EVALUATION | {"context_gain": gain}, retrieval=retrieval),
+        make_run("b", run__seed=1, evaluation=EVALUATION | {"context_gain": None}),
+    ]
+    found = [(run["context_gain"], run["retrieval"]) for run in compare([read_run(run) for run in runs])["runs"]]
+    assert found == [(0.25, 0.75), (None, None)]

@@ -1,4 +1,4 @@
-"""tools/compare.py on two runs that never were: the table, the JSON and the pictures."""
+"""tools/compare.py on two runs that never were: the tables, the files and the pictures."""
 
 import json
 
@@ -61,10 +61,11 @@ def runs(tmp_path):
 def test_table_json_and_pictures_are_written(call_tool, runs, tmp_path):
     code, said, _ = call_tool("compare", *runs, "--output", tmp_path / "out")
     assert code == 0
-    head, first, second, warning = said.splitlines()[:4]
+    head, first, second, note, warning = said.splitlines()[:5]
     assert head.split()[0] == "kinds" and "last" not in head  # nobody scored the last quarter alone
     assert first.split()[:2] == ["softmax"] * 2 and {"75.0", "250", "400", "2.500"} <= set(first.split())
     assert second.split()[:2] == ["polysketch"] * 2
+    assert note.startswith("note: polysketch minus softmax: no run of softmax has both evaluation.json and")
     assert warning == "warning: different numbers of tokens: 300: softmax; 400: polysketch"
     report = json.loads((tmp_path / "out/comparison.json").read_text())
     assert report["schema_version"] == 1 and [row["name"] for row in report["rows"]] == ["softmax", "polysketch"]
@@ -92,6 +93,26 @@ def test_repeated_bigrams_are_columns_and_pictures(call_tool, runs, tmp_path):
         found = sorted((tmp_path / "new").glob("loss_on_*_bigrams.png"))
         assert [path.name for path in found] == [f"loss_on_{name}_bigrams.png" for name in pictures]
         assert all(path.read_bytes().startswith(PNG) for path in found)
+
+
+def test_evaluated_runs_are_paired_in_every_file(call_tool, runs, tmp_path):
+    for number, folder in enumerate(runs):
+        rows = [{"id": f"d{n}", "tokens": 100, "bytes": 400, "nats": 350.0 + n + number} for n in range(10)]
+        (folder / "evaluation.documents.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        report = json.loads((folder / "evaluation.json").read_text()) | {"loss": 3.545 + number / 100}
+        (folder / "evaluation.json").write_text(json.dumps(report))
+    code, said, _ = call_tool("compare", *runs, "--output", tmp_path / "out")
+    assert code == 0 and max(map(len, said.splitlines()[:8])) <= 120
+    [line] = [line for line in said.splitlines() if line.startswith("polysketch  ") and "to" in line]
+    assert line.split()[1:6] == ["+0.0036", "+0.0036", "to", "+0.0036", "0.002"]
+    assert "minus softmax" in said and "+0.0100" in line
+    [paired] = json.loads((tmp_path / "out/comparison.json").read_text())["paired"]
+    assert (paired["setting"], paired["minus"], paired["p"]) == ("polysketch", "softmax", 2 / 2**10)
+    for name in ("comparison.html", "comparison.md", "paired.csv"):
+        assert "0.0036" in (tmp_path / "out" / name).read_text() and name in said.splitlines()[-1]
+    assert (
+        (tmp_path / "out/comparison.csv").read_text().startswith("name,kinds,seeds,runs,parameters,parameters_spread")
+    )
 
 
 def test_only_a_table_without_output(call_tool, runs):
