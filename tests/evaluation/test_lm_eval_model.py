@@ -154,8 +154,10 @@ def test_a_continuation_is_greedy_where_the_model_would_write_it(lm):
     tokens = encode(lm, "The river")
     made = lm.model.generate(torch.tensor([tokens]), 5, temperature=0)[0].tolist()
     other = [*made[:3], (made[3] + 1) % 330, made[4]]
-    asked = [(None, tokens, made), (None, tokens, other), (None, tokens, made[:1])]
-    assert [greedy for _, greedy in lm._loglikelihood_tokens(asked, disable_tqdm=True)] == [True, False, True]
+    asked = [(None, tokens, made), (None, tokens, other), (None, tokens, made[:1]), (None, tokens, [])]
+    got = lm._loglikelihood_tokens(asked, disable_tqdm=True)
+    assert [greedy for _, greedy in got] == [True, False, True, True]
+    assert got[3][0] == 0
 
 
 def test_a_token_across_the_border_leaves_nothing_out(lm):
@@ -212,6 +214,24 @@ def test_generates_the_likeliest_text_up_to_a_stop(lm):
     assert first == text
     assert stopped == [text[: text.find(stop)]] * 2
     assert short == continuation(lm, "The river", 2)
+
+
+def test_characters_of_several_tokens_come_whole(lm, monkeypatch):
+    """Bytes that are tokens; the last character is cut by max_gen_toks, or begins the stop."""
+    text = "é 日本語 ok"
+    tokens = lm.tokenizer_of_text.encode(text)
+    assert len(tokens) > len(text)
+    monkeypatch.setattr(lm_eval_model, "generate", lambda *_: iter(torch.tensor(tokens)[:, None]))
+    n = len(tokens)
+    asked = ask(("a", {"max_gen_toks": n}), ("a", {"max_gen_toks": n, "until": ["本語"]}))
+    lm.max_length = 4 * n
+    assert lm.generate_until(asked, disable_tqdm=True) == [text, "é 日"]
+
+
+def test_bos_ends_a_text(lm, monkeypatch):
+    tokens = [*lm.tokenizer_of_text.encode("The"), 1, 5, 6]
+    monkeypatch.setattr(lm_eval_model, "generate", lambda *_: iter(torch.tensor(tokens)[:, None]))
+    assert lm.generate_until(ask(("a", {"max_gen_toks": 20})), disable_tqdm=True) == ["The"]
 
 
 def test_sampling_draws_as_the_seed_says(lm):
