@@ -32,7 +32,7 @@ EXAMPLE = """examples:
   python tools/retrieval.py --checkpoint runs/mine --data held_out.jsonl --contexts 8192,16384,32768 --samples 40 \\
       --output runs/mine/retrieval.json
 
-By default a model of the demo's size takes TIME on two CPU cores."""
+By default a model of the demo's size takes one to three minutes on two CPU cores."""
 
 
 def main() -> int:
@@ -48,7 +48,7 @@ def main() -> int:
     parser.add_argument("--data", required=True, metavar="FILE|DIR", help="held-out text, or a prepared folder")
     parser.add_argument("--tasks", default=",".join(TASKS), metavar="A,B", help=f"of {', '.join(TASKS)} (all)")
     parser.add_argument("--contexts", metavar="N,N", help="tokens (512, doubled up to the context of training)")
-    parser.add_argument("--depths", type=int, default=5, metavar="N", help="from the beginning to the end (5)")
+    parser.add_argument("--depths", type=int, default=3, metavar="N", help="from the beginning to the end (3)")
     parser.add_argument(
         "--samples", type=int, default=10, metavar="N", help="of each task, context and depth, over the documents (10)"
     )
