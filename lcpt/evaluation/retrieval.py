@@ -170,7 +170,8 @@ def score(model: GPT, readings: list[Reading], device: torch.device) -> tuple[np
     nats, likeliest = (np.empty(candidates.shape[:3]) for _ in range(2))
     for number, question in enumerate(questions.unbind(1)):
         hidden, asked = model.extend(question, cache)
-        together = max(1, COPIES // sum(x.nbytes for x in tree_leaves(asked.states) if isinstance(x, torch.Tensor)))
+        size = sum(x.nbytes for x in tree_leaves(asked.states) if isinstance(x, torch.Tensor))
+        together = max(1, COPIES // max(1, size))  # nothing is kept where a token sees itself alone
         for first in range(0, candidates.shape[2], together):
             some = candidates[:, number, first : first + together]  # [B, k, m]
             states = hidden[:, -1:].repeat_interleave(some.shape[1], dim=0)
