@@ -150,20 +150,21 @@ def retrieval(rows: list[dict], output: Path) -> None:
     contexts, depths = (sorted({row[name] for row in rows}) for name in ("context", "depth"))
     size = (1.5 + len(tasks) * (1.2 + 0.62 * len(contexts)), 2.6 + 0.7 * len(depths))
     figure, axes = pyplot.subplots(2, len(tasks), figsize=size, layout="constrained", squeeze=False, sharey=True)
-    most = max(0.1, *(abs(row["nats_without"] - row["nats"]) for row in rows))
+    gains = [row["nats_without"] - row["nats"] for row in rows]
+    most = max(1.0, *map(abs, gains))  # less than a nat is pale
     for task, column in zip(tasks, axes.T, strict=True):
         cell = {(row["depth"], row["context"]): row for row in rows if row["task"] == task}
         chance = next(iter(cell.values()))["chance"]
         maps: list[tuple[str, Any, str, dict]] = [
             (f"{task}\nright (chance {chance:.0%})", lambda row: row["accuracy"], "{:.0%}", dict(vmin=0, vmax=1)),
-            ("nats gained", lambda row: row["nats_without"] - row["nats"], "{:+.1f}", dict(vmin=-most, vmax=most)),
+            ("nats gained", lambda row: row["nats_without"] - row["nats"], "{:+.2f}", dict(vmin=-most, vmax=most)),
         ]
         for ax, palette, (title, value, form, limits) in zip(column, ("viridis", "RdBu"), maps, strict=True):
             values = [[value(cell[depth, context]) for context in contexts] for depth in depths]
             ax.imshow(values, cmap=palette, aspect="auto", alpha=0.7, **limits)
             for y, line in enumerate(values):
                 for x, number in enumerate(line):
-                    ax.text(x, y, form.format(round(number, 3) + 0.0), ha="center", va="center", fontsize="small")
+                    ax.text(x, y, form.format(round(number, 2) + 0.0), ha="center", va="center", fontsize="small")
             ax.set_title(title, fontsize="medium", loc="left")
             ax.set_xticks(range(len(contexts)), [f"{context:,}" for context in contexts], rotation=45)
             ax.set_yticks(range(len(depths)), [f"{depth:.2f}" for depth in depths])

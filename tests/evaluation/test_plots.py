@@ -105,7 +105,7 @@ def test_retrieval_is_a_map_of_contexts_and_depths(tmp_path, monkeypatch):
     assert right.images[0].get_array().tolist() == [[0, 0], [1, 1]]
     assert gained.images[0].get_array().tolist() == [[3, 3], [pytest.approx(-1.04), 3]]
     assert [text.get_text() for text in right.texts] == ["0%", "0%", "100%", "100%"]
-    assert [text.get_text() for text in gained.texts] == ["+3.0", "+3.0", "-1.0", "+3.0"]
+    assert [text.get_text() for text in gained.texts] == ["+3.00", "+3.00", "-1.04", "+3.00"]
     assert [label.get_text() for label in gained.get_xticklabels()] == ["512", "1,024"]
     assert [label.get_text() for label in gained.get_yticklabels()] == ["0.00", "1.00"]
     pyplot.close(drawn[0])
