@@ -162,6 +162,39 @@ def cells(title: str, x: str, y: str, columns: list[str], rows: dict[str, dict[s
     _save(figure, output)
 
 
+def retrieval(rows: list[dict], output: Path) -> None:
+    """Plot rows of tools/retrieval.py as PNG: for each task a map of accuracy over contexts and depths, and under it
+    one of the nats that an answer gains by what was planted."""
+    tasks = list(dict.fromkeys(row["task"] for row in rows))
+    contexts, depths = (sorted({row[name] for row in rows}) for name in ("context", "depth"))
+    size = (1.5 + len(tasks) * (1.2 + 0.62 * len(contexts)), 2.6 + 0.7 * len(depths))
+    figure, axes = pyplot.subplots(2, len(tasks), figsize=size, layout="constrained", squeeze=False, sharey=True)
+    gains = [row["nats_without"] - row["nats"] for row in rows]
+    most = max(1.0, *map(abs, gains))  # less than a nat is pale
+    for task, column in zip(tasks, axes.T, strict=True):
+        cell = {(row["depth"], row["context"]): row for row in rows if row["task"] == task}
+        chance = next(iter(cell.values()))["chance"]
+        maps: list[tuple[str, Any, str, dict]] = [
+            (f"{task}\nright (chance {chance:.0%})", lambda row: row["accuracy"], "{:.0%}", dict(vmin=0, vmax=1)),
+            ("nats gained", lambda row: row["nats_without"] - row["nats"], "{:+.2f}", dict(vmin=-most, vmax=most)),
+        ]
+        for ax, palette, (title, value, form, limits) in zip(column, ("viridis", "RdBu"), maps, strict=True):
+            values = [[value(cell[depth, context]) for context in contexts] for depth in depths]
+            ax.imshow(values, cmap=palette, aspect="auto", alpha=0.7, **limits)
+            for y, line in enumerate(values):
+                for x, number in enumerate(line):
+                    ax.text(x, y, form.format(round(number, 2) + 0.0), ha="center", va="center", fontsize="small")
+            ax.set_title(title, fontsize="medium", loc="left")
+            ax.set_xticks(range(len(contexts)), [f"{context:,}" for context in contexts], rotation=45)
+            ax.set_yticks(range(len(depths)), [f"{depth:.2f}" for depth in depths])
+            ax.tick_params(length=0)
+            ax.spines[:].set_visible(False)
+        column[1].set_xlabel("tokens of context")
+    for ax in axes[:, 0]:
+        ax.set_ylabel("depth")
+    _save(figure, output)
+
+
 def _log_edges(parts: list[dict]) -> list[float]:
     """List the edges of parts {start, end}; the first is half of the first end, for a logarithm has no 0."""
     return [max(part["start"], parts[0]["end"] / 2) for part in parts] + [parts[-1]["end"]]
