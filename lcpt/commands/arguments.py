@@ -27,11 +27,19 @@ def check_ranges(arguments: object, least: dict[str, int]) -> None:
             raise ValueError(f"--{name.replace('_', '-')} is {given}; it must be ≥ {value}")
 
 
-def check_files(*files: str | Path | None) -> None:
-    """Make the folders of files that a command will write, and see that it can, before it works. Raises OSError."""
-    for file in (Path(each) for each in files if each is not None):
-        file.parent.mkdir(parents=True, exist_ok=True)
+def check_output(output: str | Path | None, *suffixes: str) -> None:
+    """See that a command can write a file, and those beside it with other suffixes, before it works. Raises OSError.
+
+    Their folder is made. None is no file.
+    """
+    if output is None:
+        return
+    output = Path(output)
+    if output.is_dir():
+        raise IsADirectoryError(f"{output} is a folder; name a file in it")
+    output.parent.mkdir(parents=True, exist_ok=True)
+    for file in (output, *(output.with_suffix(suffix) for suffix in suffixes)):
         if file.is_dir():
-            raise IsADirectoryError(f"{file} is a folder; name a file")
+            raise IsADirectoryError(f"{file} is a folder, and a file of that name is to be written; name another file")
         if not os.access(file if file.exists() else file.parent, os.W_OK):
             raise PermissionError(f"{file} cannot be written; name another file")

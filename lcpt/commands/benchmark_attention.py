@@ -29,7 +29,7 @@ from lcpt.benchmarking.attention_layer import Layer, Method
 from lcpt.benchmarking.attention_methods import baselines, known, methods
 from lcpt.benchmarking.peaks import measured_peaks
 from lcpt.benchmarking.tables import table
-from lcpt.commands.arguments import check_files, check_ranges, whole_numbers, words
+from lcpt.commands.arguments import check_output, check_ranges, whole_numbers, words
 from lcpt.commands.one_line_errors import one_line_errors
 from lcpt.parallel import groups
 from lcpt.utils.atomic_files import replace_text
@@ -84,7 +84,7 @@ def main() -> int:
     parser.add_argument("--output", required=True, metavar="OUT.json")
     args = parser.parse_args()
     contexts, modes, layer, chosen, left_out = read_arguments(args)
-    check_files(*(Path(args.output).with_suffix(suffix) for suffix in (Path(args.output).suffix, ".md", ".png")))
+    check_output(args.output, ".md", ".png")
     wrong = benchmark(args, contexts, modes, layer, chosen, left_out)
     return 1 if wrong else 0
 

@@ -20,7 +20,7 @@ from lcpt.benchmarking.attention_baselines import SDPA
 from lcpt.benchmarking.tables import table
 from lcpt.benchmarking.timing import first_passes, time_in_turn
 from lcpt.benchmarking.training_step import training_step
-from lcpt.commands.arguments import check_files, check_ranges, whole_numbers, words
+from lcpt.commands.arguments import check_output, check_ranges, whole_numbers, words
 from lcpt.commands.one_line_errors import one_line_errors
 from lcpt.config import Config, ConfigError, load_config
 from lcpt.parallel import groups
@@ -67,7 +67,7 @@ def main() -> int:
     args = parser.parse_args()
     contexts = whole_numbers("contexts", args.contexts)
     check_ranges(args, {"tokens": 1, "repeats": 1})
-    check_files(args.output, Path(args.output).with_suffix(".md"))
+    check_output(args.output, ".md")
     variants = with_sdpa(read_configs(words(args.configs), words(args.kinds)), words(args.sdpa))
 
     report = report_header(groups.device()) | {"left_out": [], "rows": []}

@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from lcpt.commands.arguments import check_files, check_ranges, whole_numbers
+from lcpt.commands.arguments import check_output, check_ranges, whole_numbers
 from lcpt.commands.one_line_errors import one_line_errors
 from lcpt.data import DataError, is_task
 from lcpt.evaluation import recall
@@ -39,6 +39,8 @@ EXAMPLE = """examples:
   torchrun --nproc-per-node 8 tools/evaluate.py --checkpoint runs/mine --data held_out.jsonl --precision bf16 \\
       --batch 4 --context-gain --output evaluation.json
   python tools/evaluate.py --checkpoint runs/recall --data synthetic:mqar --output runs/recall/recall.json"""
+
+DOCUMENTS = ".documents.jsonl"  # what takes the place of the suffix of OUT.json
 
 
 @one_line_errors
@@ -106,7 +108,7 @@ def main() -> int:
         "versions": {"torch": torch.__version__},
     }
     if rows is not None:
-        replace_text(documents_file(Path(args.output)), "".join(json.dumps(row) + "\n" for row in rows))
+        replace_text(Path(args.output).with_suffix(DOCUMENTS), "".join(json.dumps(row) + "\n" for row in rows))
     replace_text(Path(args.output), json.dumps(report, indent=2) + "\n")
     print_table(report, args.output)
     return 0
@@ -117,7 +119,7 @@ def prepare(args: argparse.Namespace) -> Pretrained:
     if is_task(args.data) and (args.stride or args.carry_state or args.context_gain is not None):
         raise DataError(f"{args.data} is scored sample by sample; leave out --stride, --carry-state, --context-gain")
     check_ranges(args, {"context": 1, "stride": 1, "batch": 1, "samples": 1})
-    check_files(args.output, documents_file(Path(args.output)))
+    check_output(args.output, DOCUMENTS)
     trained = open_pretrained(args.checkpoint)
     if not is_task(args.data):
         trained.check_tokenizer()
@@ -143,10 +145,6 @@ def gain_contexts(given: list[str] | None, longest: int) -> tuple[int, ...]:
     if given is None:
         return ()
     return tuple(sorted(set(whole_numbers("context-gain", given)))) if given else tuple(default_contexts(longest))
-
-
-def documents_file(output: Path) -> Path:
-    return output.with_suffix(".documents.jsonl")
 
 
 def evaluate_task(trained: Pretrained, device: torch.device, args: argparse.Namespace) -> dict:

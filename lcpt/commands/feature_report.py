@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 from lcpt.analysis.feature_report import checkpoint_report, feature_report
-from lcpt.commands.arguments import check_files
+from lcpt.commands.arguments import check_output
 from lcpt.commands.one_line_errors import one_line_errors
 from lcpt.model.pretrained import open_pretrained
 from lcpt.parallel import groups
@@ -39,7 +39,7 @@ def main() -> int:
     device = groups.device()
     if (args.checkpoint is None) != (args.data is None):
         raise ValueError("--checkpoint and --data are given together or not at all")
-    check_files(args.output)
+    check_output(args.output)
     trained = open_pretrained(args.checkpoint) if args.checkpoint else None
     found = feature_report(args.head_dim, args.degree, args.sketch_size, args.block_size)
     if trained:

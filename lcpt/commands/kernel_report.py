@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from lcpt.commands.arguments import check_files, words
+from lcpt.commands.arguments import check_output, words
 from lcpt.commands.one_line_errors import one_line_errors
 from lcpt.utils.atomic_files import replace_text
 from lcpt.utils.provenance import report_header
@@ -47,7 +47,7 @@ def main() -> int:
     targets = words(args.targets)
     if unknown := [target for target in targets if target not in report.TARGETS]:
         raise ValueError(f"target {unknown[0]!r} is none of {', '.join(report.TARGETS)}")
-    check_files(args.output)
+    check_output(args.output)
     if args.keep:
         args.keep.mkdir(parents=True, exist_ok=True)
     top = report_header(torch.device("cpu"))

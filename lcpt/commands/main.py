@@ -13,6 +13,8 @@ COMMANDS = {  # name -> (module, what it does)
     "prepare": ("prepare", "turn text into a folder of token shards"),
     "verify": ("verify", "find and name damage to such a folder"),
     "evaluate": ("evaluate", "measure perplexity, context gain and recall of a checkpoint"),
+    "retrieval": ("retrieval", "find again what was planted in held-out documents"),
+    "lm-eval": ("lm_eval_harness", "run tasks of lm-evaluation-harness (pip install 'lcpt[eval]')"),
     "generate": ("generate", "continue a text"),
     "export": ("export", "write a checkpoint as a model to pass on"),
     "average": ("average", "average the weights of checkpoints"),

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from lcpt.attention.base import LinearCost
-from lcpt.commands.arguments import check_files
+from lcpt.commands.arguments import check_output
 from lcpt.commands.one_line_errors import one_line_errors
 from lcpt.config import Config, load_config
 from lcpt.evaluation.plots import cells, over_slices
@@ -118,7 +118,8 @@ def check(args: argparse.Namespace) -> tuple[Config, Cluster]:
             check_divides(phase.config, layers, args.gpus)
         except ValueError as error:
             raise ValueError(f"{phase.name}{error}") from None
-    check_files(args.output, args.plot, args.sequence_plot)
+    for file in (args.output, args.plot, args.sequence_plot):
+        check_output(file)
     return config, Cluster(gpu=args.gpu, gpus=args.gpus, network=args.network * 1e9)
 
 

@@ -66,7 +66,7 @@ def test_a_run_a_step_and_an_export_are_alike(retrieve, run_folder, tmp_path):
         (["--depths", "0"], "--depths is 0; it must lie in 1 … 16"),
         (["--samples", "0"], "--samples is 0"),
         (["--batch", "-1"], "--batch is -1"),
-        (["--output", "."], "name another file in --output"),
+        (["--output", "."], "is a folder"),
         (["--output", "out.png"], "out.png is the name of the picture"),
     ],
 )
