@@ -45,3 +45,17 @@ def test_every_package_that_is_asked_for_is_pinned():
 def test_versions_agree():
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
     assert citation["version"] == lcpt.__version__ == lcpt_kernels.__version__
+
+
+def test_the_image_is_built_from_the_constraints():
+    installs = re.findall(r"^RUN (pip install .*)$", (ROOT / "Dockerfile").read_text(), re.MULTILINE)
+    assert installs
+    assert [line for line in installs if "-c constraints.txt" not in line] == []
+
+
+def test_nothing_reads_a_file_in_a_way_that_could_run_its_code():
+    """As SECURITY.md says."""
+    risky = re.compile(r"torch\.load|\bpickle\.\w|\bmarshal\.\w|(?<!\.)\b(?:eval|exec)\(|unsafe_load|allow_pickle=True")
+    files = [file for top in ("lcpt", "kernels", "tools", "launch") for file in (ROOT / top).rglob("*.py")]
+    assert len(files) > 200
+    assert [str(file.relative_to(ROOT)) for file in files if risky.search(file.read_text())] == []
