@@ -1,12 +1,13 @@
 # make demo: everything from a fresh clone to a trained and evaluated model.  make test: everything that must hold.
 # make kernels: every kernel compiled for Hopper, by the Triton of constraints.txt and by an older one that GPU images carry.
+# make docs: API pages from docstrings, in build/api/.
 PYTHON ?= python3
 BIN := .venv/bin
 DATA := data/prepared
 
 OLDER_TRITON := 3.6.0
 
-.PHONY: demo test kernels setup data clean
+.PHONY: demo test kernels docs setup data clean
 
 demo: data
 	@$(BIN)/python tools/demo.py
@@ -23,6 +24,9 @@ kernels: setup .venv/triton-$(OLDER_TRITON)
 	PYTHONPATH=.venv/triton-$(OLDER_TRITON) $(BIN)/python tools/kernel_report.py --targets sm_90 \
 		--output build/kernels-$(OLDER_TRITON).json >build/kernels-$(OLDER_TRITON).txt
 
+docs: setup
+	$(BIN)/python docs/build_api.py
+
 setup: .venv/ready
 
 data: $(DATA)/demo-valid/manifest.json
@@ -31,7 +35,7 @@ data: $(DATA)/demo-valid/manifest.json
 	@echo "installing into .venv: a few minutes and 2.5 GB the first time"
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 10) or sys.exit("lcpt needs Python 3.10 or newer: make PYTHON=python3.11")'
 	@$(PYTHON) -m venv .venv
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ./kernels -e '.[test]'
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ./kernels -e '.[test,docs]'
 	@touch $@
 
 .venv/triton-$(OLDER_TRITON): | setup

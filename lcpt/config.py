@@ -30,6 +30,8 @@ class ConfigError(ValueError):
 
 @dataclass
 class Config:
+    """Holds an experiment's config, section by section."""
+
     run: RunConfig = field(default_factory=RunConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)

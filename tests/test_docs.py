@@ -9,7 +9,7 @@ import lcpt_kernels
 import pytest
 
 ROOT = Path(__file__).parents[1]
-DOCUMENTS = [ROOT / "README.md", ROOT / "kernels/README.md", *sorted((ROOT / "docs").glob("*.md"))]
+DOCUMENTS = [*sorted(ROOT.glob("*.md")), ROOT / "kernels/README.md", *sorted((ROOT / "docs").glob("*.md"))]
 CONTRACT = (ROOT / "docs/contract.md").read_text()
 
 

@@ -33,6 +33,8 @@ ATTENTION: dict[str, type[Attention]] = {
 
 @dataclass
 class AttentionConfig:
+    """Says which kind of attention each layer has, with the settings of all and a section for each kind."""
+
     kind: str = "polysketch"
     pattern: list[str] = field(default_factory=list)  # kinds repeated over the layers; overrides kind
     block_size: int = 256  # tokens a block, for the kinds that have blocks

@@ -158,4 +158,5 @@ def read_tensors(step: Path, manifest: dict, group: str = "weights") -> dict[str
 
 
 def read_state(step: Path) -> dict:
+    """Read the scalars of a step folder, and its position in the data."""
     return json.loads((step / "state.json").read_text())

@@ -35,6 +35,8 @@ SCHEMA_VERSION = 1
 
 @dataclass
 class CheckpointConfig:
+    """Says when a run saves, and which checkpoints it keeps."""
+
     every_steps: int = 1000
     every_minutes: Optional[float] = None  # noqa: UP045  as well, by rank 0's clock
     keep_last: int = 3  # older ones are removed
@@ -61,6 +63,7 @@ class Slice(NamedTuple):
 
 
 def step_name(step: int) -> str:
+    """Return the name of a step's folder."""
     return f"step-{step:08d}"
 
 

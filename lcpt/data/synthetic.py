@@ -30,6 +30,8 @@ PREFIX = "synthetic:"
 
 @dataclass
 class SyntheticConfig:
+    """Says how hard the tasks are."""
+
     items: Optional[int] = None  # noqa: UP045  to remember, each asked for once; None: a 16th of the context, needle 1
     power: float = 1.0  # mqar asks n places after the pairs with a weight of n^(power - 1); 1: evenly
 
@@ -41,6 +43,7 @@ class SyntheticConfig:
 
 
 def is_task(path: str) -> bool:
+    """Check whether a data path names a task, such as synthetic:mqar."""
     return path.startswith(PREFIX)
 
 

@@ -62,4 +62,5 @@ def report(records: list[dict]) -> dict:
 
 
 def bits_per_byte(nats: float, n_bytes: float) -> float:
+    """Turn a loss of so many nats over a text of so many bytes into bits per byte."""
     return nats / n_bytes / math.log(2)

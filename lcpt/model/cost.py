@@ -30,6 +30,8 @@ class Flops(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Cost:
+    """Holds what a model costs: see model_cost."""
+
     modules: dict[str, tuple[int, ...]]  # sizes of the parameters of "embedding", each block ("blocks.0"), "norm", …
     flops: dict[str, Flops]  # by part: projections, attention of each kind, feed-forward, head
     state_bytes: int  # of one sequence, for decoding the token after `context`

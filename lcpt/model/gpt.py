@@ -31,6 +31,8 @@ from lcpt.utils.host_offload import keep_on_host
 
 @dataclass
 class ModelConfig:
+    """Describes a GPT. Raises ValueError that names the key which is out of its range."""
+
     n_layers: int = 12
     d_model: int = 768
     n_heads: int = 12
