@@ -57,9 +57,14 @@ class ModelConfig:
 
     def __post_init__(self):
         check_version(self.version)
+        if not isinstance(self.attention, AttentionConfig):
+            raise ValueError(
+                f"model.attention is a {type(self.attention).__name__}; give an AttentionConfig, as "
+                "AttentionConfig(kind='softmax')"
+            )
         for name in ("n_layers", "d_model", "n_heads", "n_kv_heads", "vocab_size", "d_ff", "max_positions"):
-            if (value := getattr(self, name)) is not None and value < 1:
-                raise ValueError(f"model.{name} is {value}; it must be ≥ 1")
+            if (value := getattr(self, name)) is not None and not (isinstance(value, int) and value >= 1):
+                raise ValueError(f"model.{name} is {value!r}; it must be a whole number ≥ 1")
         for name in ("rope_base", "norm_eps"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"model.{name} is {getattr(self, name)}; it must be > 0 and finite")
@@ -189,6 +194,7 @@ class GPT(nn.Module):
     @torch.no_grad()
     def extend(self, tokens: Tensor, cache: Cache | None = None) -> tuple[Tensor, Cache]:
         """Read tokens as prefill does: (normed output of the last block [B, T, d_model], the cache after them)."""
+        _check_tokens(tokens)
         position, states = cache or Cache(0, (None,) * len(self.blocks))
         positions = torch.arange(position, position + tokens.shape[1], device=tokens.device)
         (x, rotary), after = self._embed(tokens, positions, position + tokens.shape[1]), []
@@ -225,6 +231,8 @@ class GPT(nn.Module):
 
     def hidden(self, tokens: Tensor, cu_seqlens: Tensor | None = None, part: SequenceSlice | None = None) -> Tensor:
         """Return the normed output of the last block, [B, T, d_model]."""
+        if part is None:  # a rank's slice may be empty
+            _check_tokens(tokens)
         length: int | None = tokens.shape[1] if part is None else part.longest
         held = 0 if part is None else part.start
         if cu_seqlens is None:
@@ -276,6 +284,11 @@ class GPT(nn.Module):
                 nn.init.normal_(parameter, std=std)
             elif name.endswith((".qkv.bias", ".out.bias", ".up.bias", ".down.bias")):
                 nn.init.zeros_(parameter)
+
+
+def _check_tokens(tokens: Tensor) -> None:
+    if tokens.ndim != 2 or not tokens.shape[1] or tokens.is_floating_point():
+        raise ValueError(f"tokens are {tokens.dtype} {list(tokens.shape)}; they must be whole numbers [B, T], T ≥ 1")
 
 
 class Block(nn.Module):

@@ -65,12 +65,13 @@ class Pretrained:
             )
 
 
-def load_pretrained(export_dir: str | Path) -> GPT:
-    """Load the model of an export: fp32, on the CPU, in eval mode; its `.config` is a ModelConfig.
+def load_pretrained(source: str | Path) -> GPT:
+    """Load the model of an export, a run folder (its newest whole step) or a step folder: fp32, on the CPU, in eval
+    mode; its `.config` is a ModelConfig.
 
     Raises CheckpointError naming the file that is missing, damaged or not understood.
     """
-    return _open_export(Path(export_dir)).model
+    return open_pretrained(source).model
 
 
 def open_pretrained(source: str | Path) -> Pretrained:

@@ -148,9 +148,29 @@ def test_initial_weights_have_the_stated_deviation_and_loss_ln_v():
         ({"n_heads": 16}, "d_model 16 is no multiple"),
         ({"n_kv_heads": 3}, "n_kv_heads 3"),
         ({"d_ff": 0}, "d_ff is 0"),
+        ({"n_layers": "2"}, "n_layers is '2'; it must be a whole number"),
+        ({"vocab_size": 1.5}, "vocab_size is 1.5"),
+        ({"attention": {"kind": "softmax"}}, "model.attention is a dict; give an AttentionConfig"),
     ],
     ids=str,
 )
 def test_impossible_shapes_are_named(changes, named):
     with pytest.raises(ValueError, match=named):
         config(**changes)
+
+
+@pytest.mark.parametrize(
+    "tokens",
+    [
+        torch.zeros(5, dtype=torch.long),
+        torch.zeros(1, 0, dtype=torch.long),
+        torch.zeros(1, 5),
+        torch.zeros(1, 5, 16).int(),
+    ],
+    ids=lambda x: str(list(x.shape)),
+)
+def test_what_are_no_tokens_is_named(tokens):
+    model = GPT(config())
+    for read in (model, model.prefill, lambda x: model.token_losses(x, x)):
+        with pytest.raises(ValueError, match="whole numbers .B, T., T ≥ 1"):
+            read(tokens)
