@@ -111,8 +111,8 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
         _check_sections(schema, given)
         given = OmegaConf.create(typed_yaml.convert(schema, OmegaConf.to_container(given)))
         version = OmegaConf.select(given, "model.version")
-        if isinstance(version, int):
-            given.model = upgrade(given.model, version)
+        if version is not None and str(version).isdecimal():
+            given.model = upgrade(given.model, int(version))
         merged = OmegaConf.merge(schema, given)
         if merged.data.sources is not None and OmegaConf.is_missing(merged.data, "path"):
             merged.data.path = None
