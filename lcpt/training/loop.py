@@ -11,6 +11,7 @@ import torch
 
 from lcpt.parallel import groups
 from lcpt.parallel.sequence import join_sequence_group
+from lcpt.training.announcement import start_block
 from lcpt.training.bad_steps import BadSteps
 from lcpt.training.checks import Start, check_start
 from lcpt.training.device_batches import DeviceBatches
@@ -117,6 +118,7 @@ class Training:
             model, batches, self.validations = set_up(config, start, group)
             self.batches = DeviceBatches(batches, self.device, group)
             self.samples = open_samples(config.data) if config.training.sample_every_steps else None
+        parameters = sum(tensor.numel() for tensor in model.parameters())  # before ZeRO divides them
         begin(self.run, config_yaml, history, start)
         watch.write_stacks_to(self.run / "stacks")
         self.engine = build_engine(model, config.training, config.parallel, start.phases[0].accumulation)
@@ -131,6 +133,7 @@ class Training:
         last_step = config.training.last_step
         self.telemetry = Telemetry(self.run, last_step, self.tokens_after(last_step), self.tokens_after(done), sinks)
         self.profiler, self.clock = Profiler(self.run, config.training.profile), StepClock(self.device)
+        log_rank0(start_block(config, parameters, done, self.tokens_after(last_step), groups.world_size(), self.device))
         self.own_seconds = 0.0  # that this rank needed for data and forward passes of the step before
         self.enter(phase_of(self.phases, done))
 

@@ -17,6 +17,7 @@ import torch
 from omegaconf import MISSING
 
 from lcpt.parallel import groups
+from lcpt.training.announcement import end_block
 from lcpt.training.branching import record
 from lcpt.training.exit_codes import GiveUp
 from lcpt.training.history import History
@@ -131,6 +132,7 @@ def finish(folder: Path, history: History, **figures: float) -> None:
             }
         )
         replace_text(folder / "summary.json", json.dumps(summary, indent=2) + "\n")
+        log_rank0(end_block(folder, summary))
 
 
 def write_marker(folder: Path, step: int, asked: str) -> None:

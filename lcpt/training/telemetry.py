@@ -51,7 +51,7 @@ class Telemetry:
                 smoothing=0.1,
                 disable=None,  # shown on a terminal only
             )
-            self._last_step, self._said, self._valid = last_step, -LOG_SECONDS, ""
+            self._last_step, self._said, self._valid, self._validated = last_step, -LOG_SECONDS, "", 0
 
     def start(self, row: dict[str, Any]) -> None:
         """Take the row of step 0: a validation alone."""
@@ -63,13 +63,16 @@ class Telemetry:
         """Take the row of a step that was made."""
         if self.is_main:
             self._record(row)
-            self._show(row, f"step {row['step']}: loss {row['loss']:.3f}{self._valid}")
+            stale = f" at step {self._validated}" * (bool(self._valid) and self._validated != row["step"])
+            self._show(row, f"step {row['step']}: loss {row['loss']:.3f}{self._valid}{stale}")
 
     def _record(self, row: dict[str, Any]) -> None:
         self._unwritten.append(json.dumps(_without_nan(row)) + "\n")
         if error := self._write():
             log_rank0(f"warning: {self._folder}/metrics.jsonl cannot be written ({error}); its rows wait for room")
         self._each_sink(lambda sink: sink.log(row))
+        if "valid_loss" in row:
+            self._validated = row["step"]
         if "valid_bits_per_byte" in row:
             self._valid = f", valid {row['valid_bits_per_byte']:.3f} bits/byte"
         elif "valid_loss" in row:
