@@ -56,7 +56,7 @@ def prepare(
 
 
 def _training_texts(sources: list[TextSource]) -> Iterator[str]:
-    with tqdm(desc="reading for the tokenizer", unit="char", unit_scale=True) as bar:
+    with tqdm(desc="reading for the tokenizer", unit="char", unit_scale=True, disable=None) as bar:
         for source in sources:
             for _, text in read_documents(source):
                 bar.update(len(text))
@@ -79,7 +79,7 @@ def _tokenise(found: Found, tokenizer: Tokenizer, folder: Path, workers: int, sh
 
     dtype = token_dtype(tokenizer.vocab_size)
     writer = ShardWriter(folder, dtype, tokenizer.sha256, shard_tokens)
-    with tqdm(desc="tokenising", unit="B", unit_scale=True) as bar:
+    with tqdm(desc="tokenising", unit="B", unit_scale=True, disable=None) as bar:
         for (number, identifier), tokens, n_bytes, exact in encode_all(documents(), tokenizer, workers):
             writer.add(identifier, tokens, n_bytes)
             counts[number]["documents"] += 1

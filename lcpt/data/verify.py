@@ -26,7 +26,7 @@ def verify(folder: str | Path) -> dict[str, str]:
     except DataError as error:
         return {MANIFEST: str(error)}
     found = {MANIFEST: "", TOKENIZER: _damage(check_tokenizer, folder, manifest)}
-    for shard in tqdm(manifest["shards"], desc="verifying", unit="shard"):
+    for shard in tqdm(manifest["shards"], desc="verifying", unit="shard", disable=None):
         found[shard["file"]] = _damage(check_shard, folder, manifest, shard, True)
     for path in sorted(folder.iterdir()):
         if path.name not in found:
