@@ -94,7 +94,7 @@ def read_arguments(args: argparse.Namespace) -> tuple[list[int], list[str], Laye
     contexts, modes = whole_numbers("contexts", args.contexts), words(args.mode)
     if not set(modes) <= set(MODES):
         raise ValueError(f"--mode {','.join(modes)} is neither {' nor '.join(MODES)}, nor both")
-    check_ranges(args, dict.fromkeys(("batch", "heads", "head_dim", "repeats", "tokens"), 1))
+    check_ranges(args, dict.fromkeys(("batch", "heads", "head_dim", "repeats", "tokens"), 1) | {"budget": 0})
     if args.head_dim % 2:
         raise ValueError(f"--head-dim {args.head_dim} must be even, for rotary positions")
     if args.device == "cuda" and not torch.cuda.is_available():
