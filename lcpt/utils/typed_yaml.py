@@ -7,16 +7,18 @@ type of its key.
 
 from __future__ import annotations
 
+import math
 from dataclasses import is_dataclass
 from pathlib import Path
 from typing import Any, cast
 
 import yaml
-from omegaconf import DictConfig, ListConfig, OmegaConf, UnionNode
+from omegaconf import DictConfig, FloatNode, ListConfig, OmegaConf, UnionNode
 from omegaconf.base import Node
 
 NULL = ("null", "")  # of a text key that may be unset; ~ is the home folder
 WORDS = {"true": True, "false": False}
+NO_NUMBERS = {".inf": math.inf, "+.inf": math.inf, "-.inf": -math.inf, ".nan": math.nan}  # as YAML writes them
 
 
 class _Loader(yaml.SafeLoader):
@@ -79,8 +81,8 @@ def _node(schema: DictConfig, name: str) -> Node | None:
 
 
 def convert(schema: DictConfig, given: Any) -> Any:
-    """Give a type to the text that OmegaConf would leave as it is: where a key takes true and false beside words, and
-    where it takes anything, as keys of DeepSpeed do."""
+    """Give a type to the text that OmegaConf would leave as it is: where a key takes true and false beside words, where
+    a number is infinite or none, and where a key takes anything, as those of DeepSpeed do."""
     if not isinstance(given, dict):
         return given
     return {name: _convert(_node(schema, name), value) for name, value in given.items()}
@@ -89,6 +91,8 @@ def convert(schema: DictConfig, given: Any) -> Any:
 def _convert(node: Node | None, value: Any) -> Any:
     if isinstance(node, UnionNode) and isinstance(value, str):
         return WORDS.get(value.lower(), value)
+    if isinstance(node, FloatNode) and isinstance(value, str):
+        return NO_NUMBERS.get(value.lower(), value)
     if isinstance(node, ListConfig) and isinstance(value, list) and is_dataclass(node._metadata.element_type):
         element = OmegaConf.structured(node._metadata.element_type)
         return [convert(element, item) for item in value]
@@ -105,8 +109,10 @@ def _by_look(value: Any) -> Any:
         return {name: _by_look(each) for name, each in value.items()}
     if isinstance(value, list):
         return [_by_look(each) for each in value]
-    if not isinstance(value, str) or value.lower() in WORDS:
-        return WORDS[value.lower()] if isinstance(value, str) else value
+    if not isinstance(value, str):
+        return value
+    if value.lower() in WORDS:
+        return WORDS[value.lower()]
     for number in (int, float):
         try:
             return number(value)
