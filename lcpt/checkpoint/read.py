@@ -36,7 +36,9 @@ def open_checkpoint(path: str | Path, *, hashes: bool = True) -> tuple[Path, dic
         return path, read_manifest(path, hashes=hashes)
     checkpoints = path / "checkpoints" if (path / "checkpoints").is_dir() else path
     if not (step_folders(checkpoints) or (checkpoints / "latest").is_file()):
-        raise CheckpointError(f"{path} is no run folder (checkpoints/latest) and no step folder (manifest.json)")
+        raise CheckpointError(
+            f"{path} is no run folder (checkpoints/latest) and no step folder (manifest.json); name one, or an export"
+        )
     step, complaints = newest_checkpoint(checkpoints, hashes=hashes)
     if step is None:
         raise CheckpointError(f"no checkpoint of {path} is whole: {'; '.join(complaints.values())}")

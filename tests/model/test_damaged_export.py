@@ -188,11 +188,15 @@ def test_a_pickle_is_refused_and_not_run(export, tmp_path, hashes):
     assert not (tmp_path / "was run").exists()
 
 
-@pytest.mark.parametrize("folder", ["run", "run/checkpoints/step-00000007", "empty", "absent"])
-def test_a_folder_that_is_no_export_is_refused(run, tmp_path, folder):
+@pytest.mark.parametrize("folder", ["run", "run/checkpoints/step-00000007"])
+def test_a_run_and_a_step_are_loaded_too(run, tmp_path, folder):
+    assert load_pretrained(tmp_path / folder).config == open_pretrained(tmp_path / "run").model.config
+
+
+@pytest.mark.parametrize("folder", ["empty", "absent"])
+def test_a_folder_that_is_no_checkpoint_is_refused(tmp_path, folder):
     (tmp_path / "empty").mkdir()
-    line = refusal(tmp_path / folder)
-    assert str(tmp_path / folder / "config.json") in line and "tools/export.py" in line
+    assert f"{tmp_path / folder} is no run folder" in refusal(tmp_path / folder)
 
 
 @pytest.mark.parametrize(
