@@ -5,6 +5,13 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
+
+# Of an argument --checkpoint.
+CHECKPOINT: dict[str, Any] = {
+    "metavar": "RUN|STEP|EXPORT",
+    "help": "a run folder, one of its steps, or what export.py wrote",
+}
 
 
 def words(given: Iterable[str]) -> list[str]:

@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from lcpt.commands.arguments import check_output, check_ranges, whole_numbers
+from lcpt.commands.arguments import CHECKPOINT, check_output, check_ranges, whole_numbers
 from lcpt.commands.one_line_errors import one_line_errors
 from lcpt.data import DataError, is_task
 from lcpt.evaluation import recall
@@ -48,12 +48,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument(
-        "--checkpoint",
-        required=True,
-        metavar="RUN|STEP|EXPORT",
-        help="a run folder, one of its steps, or what export.py wrote",
-    )
+    parser.add_argument("--checkpoint", required=True, **CHECKPOINT)
     parser.add_argument(
         "--data", required=True, metavar="FILE|DIR|synthetic:TASK", help="text, a prepared folder, or a task"
     )

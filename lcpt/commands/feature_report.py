@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 from lcpt.analysis.feature_report import checkpoint_report, feature_report
-from lcpt.commands.arguments import check_output
+from lcpt.commands.arguments import CHECKPOINT, check_output
 from lcpt.commands.one_line_errors import one_line_errors
 from lcpt.model.pretrained import open_pretrained
 from lcpt.parallel import groups
@@ -30,9 +30,7 @@ def main() -> int:
     parser.add_argument("--degree", type=int, default=4, metavar="P", help="of the exact polynomial (4)")
     parser.add_argument("--sketch-size", type=int, default=32, metavar="R", help="numbers of a sketch (32)")
     parser.add_argument("--block-size", type=int, default=256, metavar="C", help="tokens a block (256)")
-    parser.add_argument(
-        "--checkpoint", metavar="RUN|STEP|EXPORT", help="a run folder, one of its steps, or what export.py wrote"
-    )
+    parser.add_argument("--checkpoint", **CHECKPOINT)
     parser.add_argument("--data", metavar="FILE|DIR", help="what the checkpoint reads: text, or a prepared folder")
     parser.add_argument("--output", metavar="OUT.json")
     args = parser.parse_args()

@@ -14,6 +14,7 @@ from typing import cast
 
 import torch
 
+from lcpt.commands.arguments import CHECKPOINT
 from lcpt.commands.one_line_errors import one_line_errors
 from lcpt.data import StreamedText
 from lcpt.model import generation
@@ -65,12 +66,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument(
-        "--checkpoint",
-        required=True,
-        metavar="RUN|STEP|EXPORT",
-        help="a run folder, one of its steps, or what export.py wrote",
-    )
+    parser.add_argument("--checkpoint", required=True, **CHECKPOINT)
     prompts = parser.add_mutually_exclusive_group(required=True)
     prompts.add_argument("--prompt", metavar="TEXT")
     prompts.add_argument("--prompt-file", metavar="FILE", help="UTF-8, to its last byte; - is standard input")

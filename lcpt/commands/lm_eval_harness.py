@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from lcpt.commands.arguments import check_output, check_ranges, words
+from lcpt.commands.arguments import CHECKPOINT, check_output, check_ranges, words
 from lcpt.commands.one_line_errors import one_line_errors
 from lcpt.parallel import groups
 from lcpt.utils.atomic_files import replace_text
@@ -45,12 +45,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument(
-        "--checkpoint",
-        required=True,
-        metavar="RUN|STEP|EXPORT",
-        help="a run folder, one of its steps, or what export.py wrote",
-    )
+    parser.add_argument("--checkpoint", required=True, **CHECKPOINT)
     parser.add_argument("--tasks", nargs="+", required=True, metavar="A,B", help="names of tasks, groups or tags")
     parser.add_argument("--include-path", metavar="FOLDER", help="of YAML files that describe tasks")
     parser.add_argument("--context", type=int, metavar="N", help="tokens a window (the context of training)")

@@ -13,7 +13,7 @@ import sys
 import time
 from pathlib import Path
 
-from lcpt.commands.arguments import check_output, whole_numbers, words
+from lcpt.commands.arguments import CHECKPOINT, check_output, whole_numbers, words
 from lcpt.commands.one_line_errors import one_line_errors
 from lcpt.data.documents import documents
 from lcpt.evaluation import plots
@@ -39,12 +39,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument(
-        "--checkpoint",
-        required=True,
-        metavar="RUN|STEP|EXPORT",
-        help="a run folder, one of its steps, or what export.py wrote",
-    )
+    parser.add_argument("--checkpoint", required=True, **CHECKPOINT)
     parser.add_argument("--data", required=True, metavar="FILE|DIR", help="held-out text, or a prepared folder")
     parser.add_argument("--tasks", nargs="+", default=list(TASKS), metavar="A,B", help=f"of {', '.join(TASKS)} (all)")
     parser.add_argument(
