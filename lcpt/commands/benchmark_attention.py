@@ -169,7 +169,7 @@ def benchmark(
             write(report, Path(args.output))
     print(
         f"{table(report['rows'])}\npeak: beyond a pass's inputs\n"
-        f"written to {args.output}, .md{' and .png' if draw(report['rows'], Path(args.output)) else ''}"
+        f"written to {args.output}, .md{' and .png' if draw(report, Path(args.output)) else ''}"
     )
     return any(reason["method"] not in baselines(layer.device) for reason in reasons)
 
@@ -197,13 +197,13 @@ def write(report: dict, output: Path) -> None:
     replace_text(output.with_suffix(".md"), table(report["rows"]) + "\n")
 
 
-def draw(rows: list[dict], output: Path) -> bool:
+def draw(report: dict, output: Path) -> bool:
     """Draw a picture beside OUT.json, where matplotlib is installed; returns whether there is one."""
-    if not rows or find_spec("matplotlib") is None:
+    if not report["rows"] or find_spec("matplotlib") is None:
         return False
     from lcpt.benchmarking.attention_report import draw  # it takes a second: after everything is measured
 
-    draw(rows, output.with_suffix(".png"))
+    draw(report["rows"], report["device"], output.with_suffix(".png"))
     return True
 
 

@@ -32,6 +32,7 @@ from lcpt.parallel import groups
 from lcpt.parallel.launchers import find_place
 from lcpt.utils.atomic_files import replace_text
 from lcpt.utils.memory import peak_memory_bytes
+from lcpt.utils.provenance import device_name
 
 EXAMPLE = """examples:
   python tools/evaluate.py --checkpoint runs/demo --data data/sample/valid.jsonl.xz \\
@@ -96,6 +97,7 @@ def main() -> int:
         "checkpoint": str(trained.folder),
         "step": trained.step,
         "data": str(args.data),
+        "device": device_name(device),
         "precision": args.precision,
         **figures,
         "tokens_per_second": tokens / (time.perf_counter() - began),

@@ -14,10 +14,10 @@ from pathlib import Path
 import torch
 
 from lcpt.attention.base import LinearCost
+from lcpt.benchmarking.cost_plots import cells, over_slices
 from lcpt.commands.arguments import check_output
 from lcpt.commands.one_line_errors import one_line_errors
 from lcpt.config import Config, load_config
-from lcpt.evaluation.plots import cells, over_slices
 from lcpt.model.cost import Cost, Saved
 from lcpt.model.sequence_cost import layers_by_kind
 from lcpt.training import step_time
@@ -38,6 +38,7 @@ from lcpt.training.sequence_schemes import compare_schemes
 from lcpt.training.slices import check_slices
 from lcpt.training.step_time import hardware
 from lcpt.utils.atomic_files import replace_text
+from lcpt.utils.figures import Heading
 from lcpt.utils.gpus import GPU_BYTES, gpu_bytes
 from lcpt.utils.provenance import report_header
 
@@ -188,12 +189,13 @@ def draw(config: Config, cluster: Cluster, file: Path) -> list[dict]:
         }
         for n in gpus
     }
-    title = (
-        f"{cluster.gpu}, {cluster.network / 1e9:g} GB/s: tokens a second by a model, and the setting that reaches it\n"
-        "(Z: stage of ZeRO, ÷: GPUs that share a sequence, ×: sequences at a time, –: nothing fits; activation "
-        "checkpointing s: selective, c: full, o: with offload)"
+    heading = Heading(
+        "Tokens a second by a model, not measured, and the setting that reaches it",
+        f"{cluster.gpu}, {cluster.network / 1e9:g} GB/s, {config.training.precision}",
+        "Z: stage of ZeRO, ÷: GPUs that share a sequence, ×: sequences at a time, –: nothing fits; activation "
+        "checkpointing s: selective, c: full, o: with offload",
     )
-    cells(title, "tokens of context", "GPUs", [f"{context:,}" for context in found], shown, file)
+    cells(heading, "tokens of context", "GPUs", [f"{context:,}" for context in found], shown, file)
     return [
         {"context": context, "gpus": n, **row(prediction, cluster)}
         for context, best in found.items()
@@ -220,14 +222,15 @@ def draw_schemes(config: Config, cluster: Cluster, file: Path) -> dict:
     lines: dict[tuple[str, int], list[tuple]] = {}
     for one in rows:
         lines.setdefault((one["scheme"], one["ranks"]), []).append((one["tokens"], one["bytes"], one["seconds"]))
-    title = (
-        f"A forward pass of a layer of {kind} on {cluster.gpu}, {cluster.network / 1e9:g} GB/s between machines of 8"
+    heading = Heading(
+        f"Forward pass of a layer of {kind}, by a model, not measured",
+        f"{cluster.gpu}, {cluster.network / 1e9:g} GB/s between machines of 8, {config.training.precision}",
     )
     drawn = []
     for (scheme, ranks), points in lines.items():
         tokens, n_bytes, seconds = map(list, zip(*points, strict=True))
         drawn.append((scheme, ranks, tokens, n_bytes, seconds))
-    over_slices(title, drawn, file)
+    over_slices(heading, drawn, file)
     return found
 
 

@@ -9,6 +9,7 @@ def row(method, p50, context=1024, mode="forward", **more):
         "batch": 2,
         "mode": mode,
         "backend": "torch",
+        "dtype": "fp32",
         "repeats": 3,
         "milliseconds": {"p10": p50 / 2, "p50": p50, "p90": 2 * p50},
         "peak_memory_bytes": 2**21,
@@ -52,5 +53,5 @@ def test_a_column_of_which_nothing_is_known_is_left_out():
 
 
 def test_the_picture_is_a_png(tmp_path):
-    draw(ROWS, tmp_path / "times.png")
+    draw(ROWS, "a device", tmp_path / "times.png")
     assert (tmp_path / "times.png").read_bytes().startswith(b"\x89PNG")
