@@ -12,13 +12,13 @@ import sys
 from pathlib import Path
 
 import torch
-from tqdm import tqdm
 
 from lcpt.config import ConfigError, load_config
 from lcpt.data import DataError
 from lcpt.evaluation.result_rows import append_row, has_row, read_rows
 from lcpt.training.learn_recall import learn
 from lcpt.utils.figures import Heading, name_beside, new_figure, save
+from lcpt.utils.progress import progress_bar
 from lcpt.utils.provenance import report_header
 
 CONFIG = Path(__file__).parents[1] / "configs/compare/recall.yaml"
@@ -40,7 +40,7 @@ def main() -> int:
     torch.set_num_threads(1)
     try:
         output = Path(args.output)
-        for pairs, size in tqdm(list(itertools.product(args.pairs, args.sizes)), unit="run", disable=None):
+        for pairs, size in progress_bar(list(itertools.product(args.pairs, args.sizes)), unit="run"):
             key = {"pairs": pairs, "size": size, "context": 8 * pairs, "seed": args.seed}
             if not has_row(read_rows(output), **key):
                 found = learn(load_config(CONFIG, changes(pairs, size, args.seed)))

@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import cast
 
 import torch
-from tqdm import tqdm
 
 from lcpt.attention import AttentionConfig
 from lcpt.benchmarking.attention_benchmark import DTYPES, MODES, WrongResult, check, measure
@@ -34,6 +33,7 @@ from lcpt.commands.one_line_errors import one_line_errors
 from lcpt.parallel import groups
 from lcpt.utils.atomic_files import replace_text
 from lcpt.utils.errors import first_line, typed_first_line
+from lcpt.utils.progress import progress_bar
 from lcpt.utils.provenance import report_header
 
 EXAMPLE = """example:
@@ -131,7 +131,7 @@ def benchmark(
 ) -> bool:
     """Check, measure and write; returns whether a method that is no baseline was left out."""
     reasons = [{"method": name, "reason": reason} for name, reason in left_out.items()]
-    bar = tqdm(total=len(chosen) * (1 + len(contexts) * len(modes) * (args.repeats + 1)), unit="pass", disable=None)
+    bar = progress_bar(total=len(chosen) * (1 + len(contexts) * len(modes) * (args.repeats + 1)), unit="pass")
 
     def progress(name: str) -> None:
         bar.set_description(name)
