@@ -27,7 +27,7 @@ from lcpt.benchmarking.attention_benchmark import DTYPES, MODES, WrongResult, ch
 from lcpt.benchmarking.attention_layer import Layer, Method
 from lcpt.benchmarking.attention_methods import baselines, known, methods
 from lcpt.benchmarking.peaks import measured_peaks
-from lcpt.benchmarking.tables import table
+from lcpt.benchmarking.tables import short_table, table
 from lcpt.commands.arguments import check_output, check_ranges, whole_numbers, words
 from lcpt.commands.one_line_errors import one_line_errors
 from lcpt.parallel import groups
@@ -168,7 +168,7 @@ def benchmark(
             )
             write(report, Path(args.output))
     print(
-        f"{table(report['rows'])}\npeak: beyond a pass's inputs\n"
+        f"{short_table(report['rows'])}\npeak: beyond a pass's inputs\n"
         f"written to {args.output}, .md{' and .png' if draw(report, Path(args.output)) else ''}"
     )
     return any(reason["method"] not in baselines(layer.device) for reason in reasons)

@@ -17,7 +17,7 @@ from pathlib import Path
 from torch.nn.attention import sdpa_kernel
 
 from lcpt.benchmarking.attention_baselines import SDPA
-from lcpt.benchmarking.tables import table
+from lcpt.benchmarking.tables import short_table, table
 from lcpt.benchmarking.timing import first_passes, time_in_turn
 from lcpt.benchmarking.training_step import training_step
 from lcpt.commands.arguments import check_output, check_ranges, whole_numbers, words
@@ -79,7 +79,7 @@ def main() -> int:
         report["rows"] += rows
         replace_text(Path(args.output), json.dumps(report, indent=2) + "\n")
         replace_text(Path(args.output).with_suffix(".md"), table(report["rows"]) + "\n")
-    print(f"{table(report['rows'])}\nwritten to {args.output} and .md")
+    print(f"{short_table(report['rows'])}\nwritten to {args.output} and .md")
     return 1 if report["left_out"] else 0
 
 

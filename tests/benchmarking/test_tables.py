@@ -1,5 +1,5 @@
 from lcpt.benchmarking.attention_report import draw
-from lcpt.benchmarking.tables import fastest_softmax, table
+from lcpt.benchmarking.tables import fastest_softmax, short_table, table
 
 
 def row(method, p50, context=1024, mode="forward", **more):
@@ -45,6 +45,18 @@ def test_table_shows_every_figure_of_a_row():
     assert (named["% of peak FLOP/s"], named["% of bandwidth"]) == ("42", "12")
     assert len(others) == 5 and dict(zip(titles, others[0], strict=True))["% of bandwidth"] == ""
     assert all(set(cell) <= set("-:") and cell for cell in rule)
+
+
+def test_a_terminal_shows_once_what_all_rows_share():
+    above, *shown = short_table(ROWS).splitlines()
+    assert above == "batch 2, backend torch, passes 3"
+    titles, _, first, *_ = cells("\n".join(shown))
+    named = dict(zip(titles, first, strict=True))
+    assert named["x softmax"] == "3.00" and not {"batch", "backend", "passes", "times as fast as"} & set(titles)
+    mixed = short_table([*ROWS, row("polysketch", 2.0, backend="triton")])
+    assert mixed.splitlines()[0] == "batch 2, passes 3" and "backend" in cells(mixed)[1]
+    wide = [ROWS[0] | {"method": "sdpa_flash", "context": 131072, "mode": "forward_backward"}] * 2
+    assert max(map(len, short_table(wide).splitlines())) <= 120
 
 
 def test_a_column_of_which_nothing_is_known_is_left_out():
