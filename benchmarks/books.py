@@ -1,6 +1,6 @@
 """Train, evaluate and compare kinds of attention on books: variants over seeds, from one config.
 
-A run is launch/pretrain.py, then tools/evaluate.py on the validation books. Every finished run is at once a row of the
+A run is launch/pretrain.py, then lcpt evaluate on the validation books. Every finished run is at once a row of the
 output; a run that has a row for these training data is not made again, and one that was interrupted goes on. The table
 at the end compares every variant with the first one on the same books and seeds, with 95 % intervals."""
 

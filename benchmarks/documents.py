@@ -1,7 +1,7 @@
 """Train with documents apart and not, from the same weights on the same batches, and score every document alone.
 
 Data are what benchmarks/prepare_documents.py writes. A run is launch/pretrain.py with data.mask_documents true
-(masked) or false (unmasked), then tools/evaluate.py on the held-out books and on the held-out articles. Every finished
+(masked) or false (unmasked), then lcpt evaluate on the held-out books and on the held-out articles. Every finished
 run is at once a row of the output; a run that has a row for these data is not made again. The table at the end has
 masked minus unmasked, seed by seed and their mean, with the 95 % interval over documents and the standard deviation
 over seeds: books, and the articles that short documents were cut from."""

@@ -37,10 +37,10 @@ from lcpt.utils.progress import progress_bar
 from lcpt.utils.provenance import report_header
 
 EXAMPLE = """example:
-  python tools/benchmark_attention.py --methods polysketch,flurka,softmax --contexts 8192,16384 --output attention.json
-  python tools/benchmark_attention.py --methods squared,sdpa_cpu --contexts 16384 --device cpu --dtype bf16 \\
+  lcpt benchmark attention --methods polysketch,flurka,softmax --contexts 8192,16384 --output attention.json
+  lcpt benchmark attention --methods squared,sdpa_cpu --contexts 16384 --device cpu --dtype bf16 \\
       --mode forward_backward --set polysketch.size=32 block_size=256 --output squared.json
-  python tools/benchmark_attention.py --methods polysketch,squared --contexts 8192,32768 --tokens 65536 --heads 12 \\
+  lcpt benchmark attention --methods polysketch,squared --contexts 8192,32768 --tokens 65536 --heads 12 \\
       --dtype bf16 --output gpu.json"""
 
 

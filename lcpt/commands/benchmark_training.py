@@ -28,9 +28,9 @@ from lcpt.utils.atomic_files import replace_text
 from lcpt.utils.provenance import backend_of, report_header
 
 EXAMPLE = """example:
-  python tools/benchmark_training.py --configs configs/demo.yaml --kinds softmax,polysketch --contexts 8192,16384 \\
+  lcpt benchmark training --configs configs/demo.yaml --kinds softmax,polysketch --contexts 8192,16384 \\
       --output steps.json
-  python tools/benchmark_training.py --configs configs/gpt2-small-32k.yaml --kinds own,softmax --sdpa flash,cudnn \\
+  lcpt benchmark training --configs configs/gpt2-small-32k.yaml --kinds own,softmax --sdpa flash,cudnn \\
       --contexts 8192,32768 --tokens 65536 --output gpu.json"""
 OWN = "own"  # in --kinds: as the config says
 

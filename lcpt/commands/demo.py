@@ -245,7 +245,7 @@ def print_table(config, run: Path, figures: dict) -> None:
         print(f"{name:16}{value}")
     print(
         "\nnext: change anything with section.key=value (README.md), for example another kind of attention:\n"
-        f"  {bin_}/deepspeed --num_accelerators 2 launch/pretrain.py --config {CONFIG} "
+        f"  {bin_}/deepspeed -q --num_accelerators 2 launch/pretrain.py --config {CONFIG} "
         "model.attention.kind=softmax run.dir=runs/softmax"
     )
 

@@ -35,11 +35,11 @@ from lcpt.utils.progress import progress_bar
 from lcpt.utils.provenance import device_name
 
 EXAMPLE = """examples:
-  python tools/evaluate.py --checkpoint runs/demo --data data/sample/valid.jsonl.xz \\
+  lcpt evaluate --checkpoint runs/demo --data data/sample/valid.jsonl.xz \\
       --output runs/demo/evaluation.json
-  torchrun --nproc-per-node 8 tools/evaluate.py --checkpoint runs/mine --data held_out.jsonl --precision bf16 \\
+  torchrun --nproc-per-node 8 -m lcpt.commands.evaluate --checkpoint runs/mine --data held_out.jsonl --precision bf16 \\
       --batch 4 --context-gain --output evaluation.json
-  python tools/evaluate.py --checkpoint runs/recall --data synthetic:mqar --output runs/recall/recall.json"""
+  lcpt evaluate --checkpoint runs/recall --data synthetic:mqar --output runs/recall/recall.json"""
 
 DOCUMENTS = ".documents.jsonl"  # what takes the place of the suffix of OUT.json
 

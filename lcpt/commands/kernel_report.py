@@ -26,7 +26,7 @@ from lcpt.utils.provenance import report_header
 
 TARGETS = "sm_80,sm_90,sm_100,gfx942"
 EXAMPLE = """example:
-  python tools/kernel_report.py --targets sm_90,sm_100 --output kernels.json"""
+  lcpt report kernels --targets sm_90,sm_100 --output kernels.json"""
 
 
 @one_line_errors

@@ -43,8 +43,8 @@ from lcpt.utils.gpus import GPU_BYTES, gpu_bytes
 from lcpt.utils.provenance import report_header
 
 EXAMPLE = """example:
-  python tools/plan.py --config configs/gpt2-small-32k.yaml --gpus 8 --output plan.json
-  python tools/plan.py --config configs/gpt2-large-32k.yaml --gpus 64 --gpu H200-141GB --network 25 --plot plan.png \\
+  lcpt plan --config configs/gpt2-small-32k.yaml --gpus 8 --output plan.json
+  lcpt plan --config configs/gpt2-large-32k.yaml --gpus 64 --gpu H200-141GB --network 25 --plot plan.png \\
       training.global_batch_tokens=4194304 --output plan.json"""
 SHOWN = 10
 CONTEXTS = tuple(2**n for n in range(11, 21))  # of the plot
@@ -280,9 +280,9 @@ def table(phase: dict, report: dict) -> str:
         f"{'tokens/s':>13}  limited by"
     ]
     for found in proposals[:SHOWN]:
-        model = found["model"]
+        model, checkpointing = found["model"], str(found["activation_checkpointing"]).lower()
         lines.append(
-            f"{found['zero_stage']:>6}{found['sequence']:>10}{found['micro_batch']:>13}{str(found['activation_checkpointing']).lower():>15}"
+            f"{found['zero_stage']:>6}{found['sequence']:>10}{found['micro_batch']:>13}{checkpointing:>15}"
             f"{str(found['offload_optimizer']).lower():>9}{sum(found['memory_bytes'].values()) / 2**30:8.1f}"
             f"{model['step_seconds']:10.3f}{model['tokens_per_second']:13,.0f}  {model['bottleneck']}"
         )
@@ -310,7 +310,7 @@ def configured_lines(found: dict, report: dict) -> list[str]:
     return [
         *lines,
         f"  {'a step, by a model':24}{model['step_seconds']:.3f} s, limited by {model['bottleneck']} ({parts}; "
-        f"{model['step_seconds_without_overlap']:.3f} s if none overlaps)",
+        f"{model['step_seconds_without_overlap']:.3f} s if one by one)",
         f"  {'tokens/s, by a model':24}{model['tokens_per_second']:,.0f}",
     ]
 

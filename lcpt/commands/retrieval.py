@@ -28,8 +28,8 @@ from lcpt.utils.memory import peak_memory_bytes
 from lcpt.utils.provenance import report_header
 
 EXAMPLE = """examples:
-  python tools/retrieval.py --checkpoint runs/demo --data data/sample/valid.jsonl.xz --output runs/demo/retrieval.json
-  python tools/retrieval.py --checkpoint runs/mine --data held_out.jsonl --contexts 8192,16384,32768 --samples 40 \\
+  lcpt retrieval --checkpoint runs/demo --data data/sample/valid.jsonl.xz --output runs/demo/retrieval.json
+  lcpt retrieval --checkpoint runs/mine --data held_out.jsonl --contexts 8192,16384,32768 --samples 40 \\
       --output runs/mine/retrieval.json
 
 By default a model of the demo's size takes one to three minutes on two CPU cores."""
