@@ -38,7 +38,9 @@ class Tokenizer:
             self.vocab_size = self._processor.vocab_size()
         except (OSError, RuntimeError) as error:
             reason = error.strerror if isinstance(error, OSError) else "not a SentencePiece model"
-            raise DataError(f"tokenizer {path}: {reason}; give a .model file written by SentencePiece") from None
+            raise DataError(
+                f"tokenizer {path}: {reason}; give a .model file written by SentencePiece, or a tokenizer.json"
+            ) from None
         self.sha256 = hashlib.sha256(model).hexdigest()
         self.bos_id = self._processor.bos_id()
         if self.vocab_size == 0 or self.bos_id < 0:
@@ -90,8 +92,8 @@ class Tokenizer:
         return newline if alone else None
 
     def decode(self, tokens: Iterable[int]) -> str:
-        """Decode token ids; BOS and other control pieces give nothing."""
-        return self._processor.decode([int(token) for token in tokens])
+        """Decode token ids; BOS and other control pieces, and ids beyond the vocabulary, give nothing."""
+        return self._processor.decode([int(token) for token in tokens if token < self.vocab_size])
 
     def token_bytes(self) -> np.ndarray:
         """Count the UTF-8 bytes that each token decodes to, int64 [vocab_size]; 0 for BOS and other control pieces.
