@@ -26,8 +26,8 @@ PIECE = re.compile(r".{1,1000}(?= |$)|.{1,1000}")  # 1,000 characters stay below
 class Tokenizer:
     """Reads a SentencePiece model from a file.
 
-    Attributes: path, sha256 (of the file), vocab_size, bos_id. Raises DataError for a file that is no such model,
-    for a model without a BOS piece, which is our document separator, and for one that cannot write a blank.
+    Attributes: path, sha256 (of the file), vocab_size, bos (its text), bos_id. Raises DataError for a file that is no
+    such model, for a model without a BOS piece, which is our document separator, and for one that cannot write a blank.
     """
 
     def __init__(self, path: str | Path):
@@ -45,6 +45,7 @@ class Tokenizer:
         self.bos_id = self._processor.bos_id()
         if self.vocab_size == 0 or self.bos_id < 0:
             raise DataError(f"tokenizer {path}: has no BOS piece, our document separator; train one with --vocab-size")
+        self.bos = self._processor.id_to_piece(self.bos_id)
         self._spelled = self._find_spelled()
         self._newline = self._find_newline()
 
