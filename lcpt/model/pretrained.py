@@ -28,7 +28,7 @@ from lcpt import __version__
 from lcpt.checkpoint import CheckpointError, open_checkpoint, read_state, read_tensors
 from lcpt.data import AnyTokenizer, find_tokenizer, open_tokenizer
 from lcpt.data.atomic_folder import new_folder
-from lcpt.data.open_tokenizer import SENTENCEPIECE, TOKENIZERS
+from lcpt.data.open_tokenizer import SENTENCEPIECE, TOKENIZERS, name_in_folder
 from lcpt.model.config_version import upgrade_saved
 from lcpt.model.gpt import GPT, ModelConfig
 from lcpt.model.weights import load_tensors
@@ -104,8 +104,9 @@ def check_output(output: str | Path) -> None:
 def write_pretrained(trained: Pretrained, output: str | Path, mean_of: list[dict] | None = None) -> dict:
     """Write a model as an export, as write_export does; mean_of: the checkpoints whose weights were averaged."""
     trained.check_tokenizer()
+    tokenizer = name_in_folder(trained.tokenizer)
     with new_folder(output) as folder:
-        shutil.copyfile(trained.tokenizer, folder / trained.tokenizer.name)
+        shutil.copyfile(trained.tokenizer, folder / tokenizer)
         save_tensors(folder / WEIGHTS, trained.model.state_dict(), metadata={"format": "pt"})
         content = {
             "schema_version": SCHEMA_VERSION,
@@ -115,7 +116,7 @@ def write_pretrained(trained: Pretrained, output: str | Path, mean_of: list[dict
             "context": trained.context,
             "parameters": sum(p.numel() for p in trained.model.parameters()),
             "model": asdict(trained.model.config),
-            "files": {name: size_and_sha256(folder / name) for name in (WEIGHTS, trained.tokenizer.name)},
+            "files": {name: size_and_sha256(folder / name) for name in (WEIGHTS, tokenizer)},
         }
         content |= {"mean_of": mean_of} if mean_of else {}
         content["sha256"] = self_sha256(content)

@@ -61,7 +61,8 @@ class TensorFiles:
     def read(self, name: str) -> Tensor:
         """Read a tensor into memory; bf16 and fp16 become fp32, which holds all of their values."""
         tensor = self._opened[self._places[name]].get_tensor(name)
-        return tensor.float() if tensor.is_floating_point() else tensor
+        # A copy, since the tensor is a window on the file.
+        return tensor.to(torch.float32 if tensor.is_floating_point() else tensor.dtype, copy=True)
 
     def place(self, name: str) -> str:
         """Name a tensor and its file, for messages."""
@@ -140,4 +141,4 @@ def make_tensors(
 def _make(files: TensorFiles, made: Made, names: Mapping[str, str]) -> Tensor:
     parts = [files.read(names[source.name]) for source in made.sources]
     parts = [part.T for part in parts] if made.transposed else parts
-    return torch.cat(parts).contiguous()
+    return torch.cat(parts) if len(parts) > 1 else parts[0].contiguous()
