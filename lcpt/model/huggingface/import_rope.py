@@ -28,8 +28,8 @@ def read_rope(settings: Settings, context: int) -> tuple[float, RopeScalingConfi
     base = section.positive("rope_theta", base)
     legacy = section.choice("type", KINDS, "default")  # the name that rope_type had at first
     kind = section.choice("rope_type", KINDS, legacy)
-    original = section.size(ORIGINAL, context) if original is None else original
-    scaling = _read_scaling(section, kind, original, context)
+    inside = section.size(ORIGINAL, context)
+    scaling = _read_scaling(section, kind, original or inside, context)
     section.check_all_read()
     return base, scaling
 

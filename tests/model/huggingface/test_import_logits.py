@@ -8,7 +8,7 @@ from safetensors.torch import load_file, save_file
 
 from lcpt.model.huggingface.import_folder import import_folder
 from lcpt.model.pretrained import open_pretrained, write_export
-from tests.model.huggingface.conftest import CONTEXT, LLAMA3, MODELS, V, edit
+from tests.model.huggingface.conftest import CONTEXT, LLAMA3, MODELS, YARN, V, edit
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -150,6 +150,32 @@ def test_positions_of_older_versions_are_the_same(copy, tmp_path):
         folder = edit(copy("llama 3"), rope_parameters=None, rope_theta=5000.0, rope_scaling=older | {kind: "llama3"})
         assert import_folder(folder, tmp_path / f"old-{number}").trained.model.config == expected
     assert (expected.rope_base, expected.rope_scaling.llama3.original_context) == (5000.0, 64)
+
+
+@pytest.mark.parametrize(
+    "given, outside, same",
+    [
+        ({"factor": None}, {}, {}),  # CONTEXT / original
+        ({"original_max_position_embeddings": 512}, {"original_max_position_embeddings": 256}, {}),
+        ({"original_max_position_embeddings": None}, {}, {"original_max_position_embeddings": CONTEXT}),
+        ({"beta_fast": None, "mscale": 0.7}, {}, {"beta_fast": 32, "beta_slow": 1.0}),
+        ({"attention_factor": 1.5, "mscale": 0.7, "mscale_all_dim": 2.0}, {}, {"attention_factor": 1.5}),
+        ({"rope_theta": None}, {"rope_theta": 5000}, {}),
+    ],
+    ids=str,
+)
+def test_keys_of_positions_stand_for_each_other(copy, theirs, tmp_path, given, outside, same):
+    """As transformers 5 takes them: its frequencies of both configs are alike."""
+    from transformers import AutoModelForCausalLM
+
+    configs, frequencies, missing = [], [], [key for key in given if given[key] is None and key != "factor"]
+    for number, (section, keys) in enumerate([(YARN | given, outside), (YARN | same, {})]):
+        section = {key: value for key, value in section.items() if number or key not in missing}
+        folder = edit(copy("llama yarn"), rope_parameters=section, **keys)
+        configs.append(import_folder(folder, tmp_path / f"export-{number}").trained.model.config)
+        rotary = AutoModelForCausalLM.from_pretrained(folder).model.rotary_emb
+        frequencies.append(torch.cat((rotary.inv_freq, torch.tensor([rotary.attention_scaling]))))
+    assert configs[0] == configs[1] and torch.equal(*frequencies)
 
 
 def test_missing_keys_mean_what_transformers_takes_them_for(copy, tmp_path):
