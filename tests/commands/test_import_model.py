@@ -13,6 +13,7 @@ from tests.tiny_tokenizers import byte_level
 @pytest.fixture
 def lcpt(monkeypatch, capsys):
     def call(*words):
+        capsys.readouterr()  # what transformers said
         monkeypatch.setattr(sys, "argv", ["lcpt", *map(str, words)])
         code = entry.main()
         said = capsys.readouterr()
