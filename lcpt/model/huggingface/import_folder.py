@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from lcpt.checkpoint import CheckpointError
-from lcpt.data import AnyTokenizer, find_tokenizer
+from lcpt.data import AnyTokenizer, find_tokenizer, open_tokenizer
 from lcpt.data.open_tokenizer import JSON
 from lcpt.model.gpt import GPT, ModelConfig
 from lcpt.model.huggingface.architecture import Architecture
@@ -55,42 +55,16 @@ def read_folder(folder: Path) -> Imported:
     content = read_json(folder / CONFIG)
     model_type = content.get("model_type")
     if model_type == OURS:
-        trained, files = _read_ours(folder, content)
-    elif isinstance(model_type, str) and model_type in ARCHITECTURES:
-        trained, files = _read_theirs(folder, content, ARCHITECTURES[model_type])
-    else:
-        known = ", ".join([*ARCHITECTURES, OURS])
-        raise CheckpointError(f"{folder / CONFIG}: model_type is {model_type!r}; lcpt imports {known}")
-    tokenizer = trained.open_tokenizer()
-    if tokenizer.vocab_size > trained.model.config.vocab_size:
-        raise CheckpointError(
-            f"{trained.tokenizer} has {tokenizer.vocab_size} tokens, and the model {trained.model.config.vocab_size} "
-            "embeddings; take the tokenizer that it was trained with"
-        )
-    return Imported(trained=trained, tokenizer=tokenizer, model_type=model_type, widened=files.widened)
+        return _read_ours(folder, content)
+    if isinstance(model_type, str) and model_type in ARCHITECTURES:
+        return _read_theirs(folder, content, ARCHITECTURES[model_type])
+    known = ", ".join([*ARCHITECTURES, OURS])
+    raise CheckpointError(f"{folder / CONFIG}: model_type is {model_type!r}; lcpt imports {known}")
 
 
-def _read_theirs(
-    folder: Path, content: Mapping[str, Any], architecture: Architecture
-) -> tuple[Pretrained, TensorFiles]:
-    settings = Settings(content, folder / CONFIG)
-    for name in settings.names("architectures") or []:
-        if name not in architecture.classes:
-            settings.refuse("architectures", f"lcpt has {', '.join(architecture.classes)}")
-    if content.get("quantization_config"):
-        settings.refuse("quantization_config", "lcpt reads weights of bf16, fp16 and fp32; take the original model")
-    try:
-        config, context = architecture.read_config(settings)
-    except CheckpointError:
-        raise
-    except ValueError as error:  # of ModelConfig and its sections
-        raise CheckpointError(f"{folder / CONFIG} describes no model of lcpt: {error}") from None
-    settings.check_all_read(HARMLESS | architecture.harmless)
-    if not (folder / JSON).exists():
-        raise CheckpointError(
-            f"{folder} has no {JSON}; write one: in transformers, "
-            "AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER)"
-        )
+def _read_theirs(folder: Path, content: dict[str, Any], architecture: Architecture) -> Imported:
+    config, context = _read_config(Settings(content, folder / CONFIG), architecture)
+    tokenizer = _open_tokenizer(folder / JSON, config)  # before the weights, which take longest
     files = TensorFiles(folder)
     tensors = make_tensors(
         files,
@@ -100,9 +74,25 @@ def _read_theirs(
         tied=("lm_head.weight", architecture.embedding) if config.tie_embeddings else None,
     )
     trained = Pretrained(
-        folder=folder, model=_model(config, tensors), tokenizer=folder / JSON, context=context, step=0, tokens=0
+        folder=folder, model=_model(config, tensors), tokenizer=tokenizer.path, context=context, step=0, tokens=0
     )
-    return trained, files
+    return Imported(trained=trained, tokenizer=tokenizer, model_type=content["model_type"], widened=files.widened)
+
+
+def _read_config(settings: Settings, architecture: Architecture) -> tuple[ModelConfig, int]:
+    for name in settings.names("architectures") or []:
+        if name not in architecture.classes:
+            settings.refuse("architectures", f"lcpt has {', '.join(architecture.classes)}")
+    if settings.content.get("quantization_config"):
+        settings.refuse("quantization_config", "lcpt reads weights of bf16, fp16 and fp32; take the original model")
+    try:
+        config, context = architecture.read_config(settings)
+    except CheckpointError:
+        raise
+    except ValueError as error:  # of ModelConfig and its sections
+        raise CheckpointError(f"{settings.path} describes no model of lcpt: {error}") from None
+    settings.check_all_read(HARMLESS | architecture.harmless)
+    return config, context
 
 
 def _model(config: ModelConfig, tensors: Mapping[str, Tensor]) -> GPT:
@@ -113,21 +103,39 @@ def _model(config: ModelConfig, tensors: Mapping[str, Tensor]) -> GPT:
     return model.eval()
 
 
-def _read_ours(folder: Path, content: dict[str, Any]) -> tuple[Pretrained, TensorFiles]:
+def _read_ours(folder: Path, content: dict[str, Any]) -> Imported:
     settings = Settings(content, folder / CONFIG).section("lcpt")
     section = settings.section("model") if settings else None
     if settings is None or section is None:
         raise CheckpointError(f"{folder / CONFIG} has no section lcpt.model; export the model again")
+    config = model_config(section.content, folder / CONFIG)
+    tokenizer = _open_tokenizer(find_tokenizer(folder), config)
     files = TensorFiles(folder)
     if foreign := [name for name in files.shapes if not name.startswith(OUR_PREFIX)]:
         raise CheckpointError(f"{files.place(foreign[0])} has no place in a model of lcpt")
     tensors = {name.removeprefix(OUR_PREFIX): files.read(name) for name in files.shapes}
     trained = Pretrained(
         folder=folder,
-        model=build_model(model_config(section.content, folder / CONFIG), tensors, folder),
-        tokenizer=find_tokenizer(folder),
+        model=build_model(config, tensors, folder),
+        tokenizer=tokenizer.path,
         context=settings.size("context", None),
         step=settings.size("step", None, least=0),
         tokens=settings.size("tokens", None, least=0),
     )
-    return trained, files
+    return Imported(trained=trained, tokenizer=tokenizer, model_type=OURS, widened=files.widened)
+
+
+def _open_tokenizer(path: Path, config: ModelConfig) -> AnyTokenizer:
+    """Open a folder's tokenizer. CheckpointError where there is none, or more tokens than the model has embeddings."""
+    if not path.exists():
+        raise CheckpointError(
+            f"{path.parent} has no {JSON}; write one: in transformers, "
+            "AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER)"
+        )
+    tokenizer = open_tokenizer(path)
+    if tokenizer.vocab_size > config.vocab_size:
+        raise CheckpointError(
+            f"{path} has {tokenizer.vocab_size} tokens, and the model {config.vocab_size} embeddings; take the "
+            "tokenizer that it was trained with"
+        )
+    return tokenizer

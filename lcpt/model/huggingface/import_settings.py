@@ -14,9 +14,10 @@ HARMLESS = frozenset(  # that say how to load, name, train or sample a model, no
     "_attn_implementation _commit_hash _name_or_path architectures attn_implementation bos_token_id"
     " chunk_size_feed_forward do_sample dtype early_stopping eos_token_id forced_bos_token_id forced_eos_token_id"
     " gradient_checkpointing id2label initializer_range label2id length_penalty max_length min_length model_type"
-    " num_beams num_labels output_attentions output_hidden_states output_scores pad_token_id prefix problem_type"
-    " repetition_penalty return_dict return_dict_in_generate sep_token_id task_specific_params temperature"
-    " tokenizer_class top_k top_p torch_dtype transformers_version typical_p unk_token_id use_cache".split()
+    " num_beam_groups num_beams num_labels num_return_sequences output_attentions output_hidden_states output_scores"
+    " pad_token_id prefix problem_type repetition_penalty return_dict return_dict_in_generate sep_token_id"
+    " task_specific_params temperature tokenizer_class top_k top_p torch_dtype transformers.js_config"
+    " transformers_version typical_p unk_token_id use_cache".split()
 )
 
 

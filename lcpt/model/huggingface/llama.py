@@ -101,7 +101,7 @@ def _affine(ours: str, parts: dict[str, tuple[int, int]], bias: bool) -> dict[st
 LLAMA = Architecture(
     classes=("LlamaForCausalLM", "LlamaModel"),
     read_config=read_config,
-    harmless=frozenset({"attention_dropout", "pretraining_tp"}),
+    harmless=frozenset({"attention_dropout", "is_llama_config", "pretraining_tp"}),
     recipe=recipe,
     prefix="model.",
     ignored=BUFFERS,

@@ -93,6 +93,12 @@ def test_a_missing_number_is_named(folder, tmp_path, key):
         import_folder(folder, tmp_path / "export")
 
 
+def test_a_missing_tokenizer_is_named(folder, tmp_path):
+    (folder / "tokenizer.json").unlink()
+    with pytest.raises(ValueError, match=r"theirs has no tokenizer.json; write one"):
+        import_folder(folder, tmp_path / "export")
+
+
 def test_a_foreign_tensor_is_named(folder, tmp_path):
     save_file({"embedding.weight": torch.zeros(2, 2)}, folder / "model.safetensors")
     with pytest.raises(ValueError, match=r"embedding.weight has no place in a model of lcpt"):

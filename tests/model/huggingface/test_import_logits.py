@@ -178,6 +178,19 @@ def test_keys_of_positions_stand_for_each_other(copy, theirs, tmp_path, given, o
     assert configs[0] == configs[1] and torch.equal(*frequencies)
 
 
+def test_keys_of_published_configs_come_in(copy, tmp_path):
+    """What OpenAI's GPT-2, SmolLM and Qwen3 have beside the sizes."""
+    length = {"task_specific_params": {"text-generation": {"do_sample": True, "max_length": 50}}}
+    import_folder(edit(copy("gpt2"), n_ctx=1024, _num_labels=0, torch_dtype="float32", **length), tmp_path / "gpt2")
+    smol = dict(is_llama_config=True, rope_interleaved=False, pretraining_tp=2, rope_scaling={})
+    import_folder(edit(copy("llama 2"), _name_or_path="x", attention_dropout=0.1, **smol), tmp_path / "llama")
+    qwen = dict(max_window_layers=28, sliding_window=4096, use_sliding_window=False)
+    assert (
+        import_folder(edit(copy("qwen3"), **qwen), tmp_path / "qwen").trained.model.config.attention.softmax.window
+        is None
+    )
+
+
 def test_missing_keys_mean_what_transformers_takes_them_for(copy, tmp_path):
     folder = edit(copy("qwen3"), rope_parameters=None, layer_types=None, tie_word_embeddings=None, rms_norm_eps=None)
     assert import_folder(folder, tmp_path / "export").trained.model.config.rope_base == 10_000.0
