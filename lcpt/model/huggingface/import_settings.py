@@ -19,6 +19,7 @@ HARMLESS = frozenset(  # that say how to load, name, train or sample a model, no
     " task_specific_params temperature tokenizer_class top_k top_p torch_dtype transformers.js_config"
     " transformers_version typical_p unk_token_id use_cache".split()
 )
+SHOWN = 80  # characters of a value that is refused
 
 
 class Settings:
@@ -85,7 +86,9 @@ class Settings:
             self.refuse(key, why)
 
     def refuse(self, key: str, why: str) -> NoReturn:
-        raise CheckpointError(f"{self.path}: {self._section}{key} is {json.dumps(self.content.get(key))}; {why}")
+        value = json.dumps(self.content.get(key), ensure_ascii=False)
+        shown = value if len(value) <= SHOWN else f"{value[:SHOWN]}…"
+        raise CheckpointError(f"{self.path}: {self._section}{key} is {shown}; {why}")
 
     def check_all_read(self, harmless: Iterable[str] = ()) -> None:
         """Refuse the first key that nobody has read, that is not harmless, and that is set to something."""

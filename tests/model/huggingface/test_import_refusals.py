@@ -233,3 +233,9 @@ def test_a_key_counts_as_read_by_itself(tmp_path):
     assert settings.size("read", 7) == 1 and settings.size("missing", 7) == 7
     with pytest.raises(ValueError, match=r"config.json: unread is 0.5; lcpt does not know this key"):
         settings.check_all_read({"harmless"})
+
+
+def test_a_long_value_is_shortened(tmp_path):
+    settings = Settings({"layers": ["full_attention"] * 100}, tmp_path / "config.json")
+    with pytest.raises(ValueError, match=r'layers is \["full_attention", [^…]{1,80}…; too many$'):
+        settings.refuse("layers", "too many")
