@@ -22,7 +22,7 @@ import torch
 
 from lcpt.commands.one_line_errors import one_line_errors
 from lcpt.config import Config, load_config
-from lcpt.data import Corpus, Tokenizer
+from lcpt.data import Corpus, open_tokenizer
 from lcpt.evaluation.loss_plots import loss_by_position, loss_curve, recall_by_distance
 from lcpt.evaluation.text_baselines import unigram_bits_per_byte, xz_bits_per_byte
 from lcpt.utils.atomic_files import replace_text
@@ -182,7 +182,7 @@ def collect(config, run: Path) -> dict:
     evaluation, steps = (json.loads((run / f"{name}.json").read_text()) for name in ("evaluation", "steps"))
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     train_corpus, valid_corpus = Corpus(config.data.path), Corpus(config.data.valid_path)
-    tokenizer = Tokenizer(valid_corpus.tokenizer)
+    tokenizer = open_tokenizer(valid_corpus.tokenizer)
     seen, held_out = ([c.document(n)[1] for n in range(len(c))] for c in (train_corpus, valid_corpus))
     return {
         "tokens": rows[-1]["tokens"],

@@ -29,7 +29,7 @@ def main() -> int:
     parser.add_argument("--text-field", default="text", metavar="NAME", help="of JSON and parquet records (text)")
     parser.add_argument("--output", required=True, metavar="DIR", help="a new folder")
     tokenizer = parser.add_mutually_exclusive_group()
-    tokenizer.add_argument("--tokenizer", metavar="MODEL", help="a SentencePiece .model to use")
+    tokenizer.add_argument("--tokenizer", metavar="FILE", help="a SentencePiece .model, or a tokenizer.json, to use")
     tokenizer.add_argument(
         "--vocab-size", type=int, default=VOCAB_SIZE, metavar="N", help=f"train one of N pieces ({VOCAB_SIZE})"
     )

@@ -14,7 +14,6 @@ from lcpt.utils.hashing import self_sha256
 
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
-TOKENIZER = "tokenizer.model"
 
 
 def with_sha256(content: dict) -> dict:

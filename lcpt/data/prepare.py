@@ -1,4 +1,4 @@
-"""Prepare data: write a folder of tokenizer.model, shards, and at last the manifest."""
+"""Prepare data: write a folder of a tokenizer, shards, and at last the manifest."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ from typing import Any
 from lcpt.data.atomic_folder import new_folder, refuse_existing
 from lcpt.data.errors import DataError
 from lcpt.data.find_text import Found, TextSource, find_sources
-from lcpt.data.manifest import MANIFEST, SCHEMA_VERSION, TOKENIZER, render, with_sha256
+from lcpt.data.manifest import MANIFEST, SCHEMA_VERSION, render, with_sha256
+from lcpt.data.open_tokenizer import SENTENCEPIECE, AnyTokenizer, name_in_folder, open_tokenizer
 from lcpt.data.parallel_encode import encode_all
 from lcpt.data.text import read_documents
-from lcpt.data.tokenizer import Tokenizer, train_tokenizer
+from lcpt.data.tokenizer import train_tokenizer
 from lcpt.data.writer import SHARD_TOKENS, ShardWriter, token_dtype
 from lcpt.utils.progress import progress_bar
 
@@ -46,10 +47,12 @@ def prepare(
     with new_folder(output) as folder:
         if tokenizer is None:
             model, fraction = train_tokenizer(_training_texts(sources), vocab_size)
-            (folder / TOKENIZER).write_bytes(model)
+            copy = folder / SENTENCEPIECE
+            copy.write_bytes(model)
         else:
-            shutil.copyfile(Tokenizer(tokenizer).path, folder / TOKENIZER)
-        manifest, empty = _tokenise(found, Tokenizer(folder / TOKENIZER), folder, workers, shard_tokens)
+            copy = folder / name_in_folder(tokenizer)
+            shutil.copyfile(open_tokenizer(tokenizer).path, copy)
+        manifest, empty = _tokenise(found, open_tokenizer(copy), folder, workers, shard_tokens)
         (folder / MANIFEST).write_bytes(render(manifest))
     return {"manifest": manifest, "empty_documents": empty, "training_fraction": fraction}
 
@@ -62,7 +65,7 @@ def _training_texts(sources: list[TextSource]) -> Iterator[str]:
                 yield text
 
 
-def _tokenise(found: Found, tokenizer: Tokenizer, folder: Path, workers: int, shard_tokens: int) -> tuple[dict, int]:
+def _tokenise(found: Found, tokenizer: AnyTokenizer, folder: Path, workers: int, shard_tokens: int) -> tuple[dict, int]:
     """Write the shards; returns the manifest and the number of empty documents that were left out."""
     counts: list[dict[str, Any]] = [{"name": source.name, "documents": 0, "bytes": 0} for source in found.sources]
     empty = not_exact = 0

@@ -18,7 +18,7 @@ import torch
 from torch.utils._pytree import tree_leaves
 from tqdm import tqdm
 
-from lcpt.data import DataError, Tokenizer
+from lcpt.data import AnyTokenizer, DataError
 from lcpt.evaluation.intervals import interval_over_documents
 from lcpt.evaluation.retrieval_tasks import (
     CHANCE,
@@ -121,7 +121,7 @@ def choose_texts(documents: Iterable[tuple[str, np.ndarray, int]], settings: Set
     return sorted(kept, key=lambda text: text.number)
 
 
-def measure(model: GPT, tokenizer: Tokenizer, texts: list[Text], settings: Settings, device: torch.device) -> dict:
+def measure(model: GPT, tokenizer: AnyTokenizer, texts: list[Text], settings: Settings, device: torch.device) -> dict:
     """Measure all tasks; returns the figures of a report, as docs/contract.md says.
 
     Raises DataError for a context beyond the model's positions, or that what is planted would fill by more than half.

@@ -9,8 +9,9 @@ from pathlib import Path
 import torch
 
 from lcpt.checkpoint import CheckpointError, TensorReader, open_checkpoint, read_state
+from lcpt.data import find_tokenizer
 from lcpt.model.gpt import GPT, ModelConfig
-from lcpt.model.pretrained import TOKENIZER, Pretrained, check_output, step_config, write_pretrained
+from lcpt.model.pretrained import Pretrained, check_output, step_config, write_pretrained
 from lcpt.model.weights import check_tensors
 from lcpt.utils.progress import progress_bar
 
@@ -28,7 +29,7 @@ class Checkpoint:
     @property
     def tokenizer(self) -> str | None:
         """The sha256 of its tokenizer."""
-        return self.manifest["files"].get(TOKENIZER, {}).get("sha256")
+        return self.manifest["files"].get(find_tokenizer(self.step).name, {}).get("sha256")
 
     @property
     def origin(self) -> dict:
@@ -56,7 +57,7 @@ def write_average(sources: Sequence[str | Path], output: str | Path) -> dict:
     trained = Pretrained(
         folder=newest.step,
         model=model.eval(),
-        tokenizer=newest.step / TOKENIZER,
+        tokenizer=find_tokenizer(newest.step),
         context=newest.context,
         step=newest.state["step"],
         tokens=newest.state["tokens"],
