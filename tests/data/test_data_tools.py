@@ -59,7 +59,7 @@ def test_foreign_tokenizer_that_loses_text_is_said(run_tool, tmp_path):
     assert done.returncode == 0 and "does not give 1 documents back exactly" in done.stderr
 
 
-@pytest.mark.parametrize("tool", ["prepare_data.py", "verify_data.py"])
-def test_help_has_an_example(run_tool, tool):
+@pytest.mark.parametrize("tool, command", [("prepare_data.py", "lcpt prepare"), ("verify_data.py", "lcpt verify")])
+def test_help_has_an_example(run_tool, tool, command):
     done = run_tool(tool, "--help")
-    assert done.returncode == 0 and f"python tools/{tool}" in done.stdout
+    assert done.returncode == 0 and f"{command} " in done.stdout
