@@ -48,8 +48,8 @@ class Summaries(nn.Module):
         if r > c:
             raise ValueError(f"model.attention: summaries.number {r} is more than block_size {c}")
         self.block_size, self.number = c, r
-        own = torch.arange(c)[:, None] * r // c == torch.arange(r)
-        self.register_buffer("segments", OWN_SEGMENT * own.float()[:, None, :], persistent=False)  # [c, 1, r]
+        self.register_buffer("segments", torch.empty(c, 1, r), persistent=False)
+        self.reset_buffers()
         self.W_P = self.table = None
         if config.projection == "dynamic":
             self.W_P = nn.Linear(d_model, n_kv_heads * r, bias=False)
@@ -57,6 +57,12 @@ class Summaries(nn.Module):
         else:
             self.table = nn.Parameter(torch.zeros(c, n_kv_heads, r))
         self.k_norm = nn.RMSNorm(head_dim, eps=1e-6)  # pooling shrinks keys that are unlike by √(c/r)
+
+    def reset_buffers(self) -> None:
+        """Fill what no checkpoint holds, which a module that was built on the meta device does not have."""
+        places, device = torch.arange(self.block_size), self.segments.device
+        own = places[:, None] * self.number // self.block_size == torch.arange(self.number)
+        self.segments.copy_(OWN_SEGMENT * own[:, None, :].to(device))
 
     def forward(
         self,
