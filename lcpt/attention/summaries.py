@@ -42,6 +42,8 @@ class Pooled(NamedTuple):
 class Summaries(nn.Module):
     """P = softmax over the c positions of X W_P + segments (dynamic), or of a learned table + segments."""
 
+    segments: Tensor  # [c, 1, r]
+
     def __init__(self, d_model: int, n_kv_heads: int, head_dim: int, block_size: int, config: SummariesConfig):
         super().__init__()
         c, r = block_size, config.number or max(1, block_size // 8)
@@ -60,9 +62,8 @@ class Summaries(nn.Module):
 
     def reset_buffers(self) -> None:
         """Fill what no checkpoint holds, which a module that was built on the meta device does not have."""
-        places, device = torch.arange(self.block_size), self.segments.device
-        own = places[:, None] * self.number // self.block_size == torch.arange(self.number)
-        self.segments.copy_(OWN_SEGMENT * own[:, None, :].to(device))
+        places, number = torch.arange(self.block_size)[:, None, None], torch.arange(self.number)
+        self.segments.copy_(OWN_SEGMENT * (places * self.number // self.block_size == number))
 
     def forward(
         self,

@@ -1,4 +1,4 @@
-"""Write the model card of an export: what the model is, what it was trained on and how well it does, as far as files say."""
+"""Write the model card of an export: what the model is, what it was trained on, how well it does, if files say so."""
 
 from __future__ import annotations
 
@@ -49,12 +49,9 @@ def _header(license: str | None) -> str:
 
 
 def _summary(trained: Pretrained) -> str:
-    config = trained.model.config
-    return (
-        f"A language model of {config.n_layers} layers with {_kinds(trained)} attention, trained for {trained.tokens:,} "
-        f"tokens at a context of {trained.context:,} with lcpt. `lcpt export --format hf` of lcpt {__version__} wrote this "
-        "folder."
-    )
+    model = f"A language model of {trained.model.config.n_layers} layers with {_kinds(trained)} attention"
+    length = f", trained for {trained.tokens:,} tokens at a context of {trained.context:,}" if trained.tokens else ""
+    return f"{model}{length}. `lcpt export --format hf` of lcpt {__version__} wrote this folder."
 
 
 def _kinds(trained: Pretrained) -> str:

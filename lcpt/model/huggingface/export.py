@@ -6,6 +6,8 @@
     *_lcpt.py                the code in remote_code/, which calls lcpt
     tokenizer.model, or tokenizer.json; tokenizer_config.json
     README.md                the model card
+
+Nothing here imports transformers, and nothing in the folder is a pickle.
 """
 
 from __future__ import annotations

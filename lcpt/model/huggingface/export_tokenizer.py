@@ -25,7 +25,7 @@ class SpecialTokens:
 
 
 def special_tokens(trained: Pretrained) -> SpecialTokens:
-    """Find the special tokens of a model. Raises CheckpointError where it was trained on a task, without a tokenizer."""
+    """Find the special tokens of a model. Raises CheckpointError where it was trained on a task: it has none."""
     number = trained.open_tokenizer().bos_id
     if trained.tokenizer.suffix == ".json":
         bos = _text_of(trained.tokenizer, number), number

@@ -14,8 +14,8 @@ def _of_model(key: str) -> property:
 class LcptConfig(PreTrainedConfig):
     """Holds lcpt's own description of the model in `lcpt`, and gives what transformers asks for out of it.
 
-    lcpt: `model`, the keys of an lcpt ModelConfig; `context`, the tokens of a sequence in training; `step` and `tokens`,
-    how long it was trained; `lcpt_version`, which wrote it.
+    lcpt: `model`, the keys of an lcpt ModelConfig; `context`, the tokens of a sequence in training; `step` and
+    `tokens`, how long it was trained; `lcpt_version`, which wrote it.
     """
 
     model_type = "lcpt"

@@ -6,12 +6,13 @@ The model itself is lcpt's: nothing is computed here but what padding asks for.
 from pathlib import Path
 
 import torch
-from lcpt.model import GPT
-from lcpt.model.generation import PIECE
-from lcpt.model.pretrained import model_config
 from torch import Tensor
 from transformers import Cache, GenerationMixin, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
+
+from lcpt.model import GPT
+from lcpt.model.generation import PIECE
+from lcpt.model.pretrained import model_config
 
 from .configuration_lcpt import LcptConfig
 
@@ -41,13 +42,15 @@ class LcptCache(Cache):
 
     def extend(self, model: GPT, tokens: Tensor, mask: Tensor | None) -> Tensor:
         """Read the next tokens int64 [B, T] of each row -> the last block's output [B, T, d_model], 0 at padding."""
+        if not tokens.shape[1]:
+            raise ValueError("the cache holds all of these; give the whole text, or an attention_mask as long as it is")
         if not self.states:
             starts = text_starts(tokens, mask)
             self.states = [((starts == start).nonzero()[:, 0], None) for start in starts.unique()]
         else:
             starts = torch.zeros_like(tokens[:, 0])
             if mask is not None and not mask[:, -tokens.shape[1] :].all():
-                raise ValueError("a text that the cache holds cannot go on after padding; pad on the left, at its start")
+                raise ValueError("what the cache holds cannot go on after padding; pad on the left, at its start")
         hidden = tokens.new_zeros(*tokens.shape, model.config.d_model, dtype=model.head_weight.dtype)
         for n, (rows, state) in enumerate(self.states):
             start = int(starts[rows[0]])
@@ -69,7 +72,8 @@ class LcptCache(Cache):
                 chosen.append((found, state.select(places)))
         self.states = chosen
 
-    reorder_cache = batch_select_indices
+    def reorder_cache(self, beam_idx: Tensor):
+        self.batch_select_indices(beam_idx)
 
     def batch_repeat_interleave(self, repeats: int):
         rows = torch.cat([rows for rows, _ in self.states]).sort().values
@@ -89,7 +93,7 @@ class LcptForCausalLM(PreTrainedModel, GenerationMixin):
 
     def __init__(self, config: LcptConfig):
         super().__init__(config)
-        self.model = GPT(model_config(config.lcpt["model"], Path(config.name_or_path) / "config.json"))
+        self.model = GPT(model_config(config.lcpt["model"], Path(config.name_or_path or "") / "config.json"))
         self.post_init()
 
     def _init_weights(self, module):
@@ -132,6 +136,9 @@ class LcptForCausalLM(PreTrainedModel, GenerationMixin):
         logits = hidden[:, kept] @ self.model.head_weight.mT
         loss = None
         if labels is not None:
+            if attention_mask is not None:  # a row's first token has nothing before it to be told from
+                starts = text_starts(input_ids, attention_mask[:, -input_ids.shape[1] :])[:, None]
+                labels = labels.scatter(1, starts, -100)
             loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size)
             if self.training and torch.is_grad_enabled():
                 loss = loss + self.model.aux_loss()

@@ -4,9 +4,10 @@ import shutil
 from itertools import groupby
 from pathlib import Path
 
-from lcpt.data import Tokenizer
 from sentencepiece import SentencePieceProcessor
 from transformers import PreTrainedTokenizer
+
+from lcpt.data import Tokenizer
 
 
 class LcptTokenizer(PreTrainedTokenizer):
@@ -46,9 +47,10 @@ class LcptTokenizer(PreTrainedTokenizer):
 
     def convert_tokens_to_string(self, tokens: list[str]) -> str:
         """Join tokens to the text; special ones, which lcpt leaves out, are in it as they are written."""
-        special, parts = set(self.all_special_tokens), []
-        for is_special, run in groupby(tokens, special.__contains__):
-            parts.append("".join(run) if is_special else self._lcpt.decode(map(self._numbers.__getitem__, run)))
+        parts = []
+        for is_special, run in groupby(tokens, set(self.all_special_tokens).__contains__):
+            pieces = list(run)
+            parts.append("".join(pieces) if is_special else self._lcpt.decode(self._numbers[x] for x in pieces))
         return "".join(parts)
 
     def save_vocabulary(self, save_directory: str, filename_prefix: str | None = None) -> tuple[str]:
