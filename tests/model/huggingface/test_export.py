@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 import lcpt
 from lcpt.checkpoint import CheckpointError
@@ -122,6 +122,24 @@ def test_a_model_begins_anew_as_lcpts_does(make_export):
     torch.manual_seed(3)
     expected = GPT(ours.config).state_dict()
     assert all(torch.equal(x, expected[name]) for name, x in found.model.state_dict().items())
+
+
+@pytest.mark.parametrize("changed, named", [("out", "has no model.blocks.1.attention.out.weight"), ("new", "has, and")])
+def test_a_file_with_other_weights_is_named(make_export, changed, named):
+    """transformers alone would say so in a log, and go on with whatever was in memory."""
+    folder, _ = make_export()
+    tensors = load_file(folder / "model.safetensors")
+    weight = tensors.pop("model.blocks.1.attention.out.weight")
+    if changed == "new":
+        tensors |= {"model.blocks.1.attention.out.weight": weight, "model.new": weight.clone()}
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=f"model.safetensors of .*mine {named}"):
+        load(folder)
+
+
+def test_loading_tells_what_was_loaded(make_export):
+    model, loaded = load(make_export()[0], output_loading_info=True)
+    assert not model.training and not loaded["missing_keys"]
 
 
 def test_a_few_steps_of_training_lower_the_loss(make_export):

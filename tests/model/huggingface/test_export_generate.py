@@ -182,3 +182,22 @@ def test_rows_of_a_cache_are_repeated_and_chosen(make_model):
         torch.testing.assert_close(last[place], alone, rtol=1e-5, atol=1e-5)
     cache.reset()
     assert cache.get_seq_length() == 0 and cache_bytes(cache) == 0
+
+
+def test_pipelines_and_streamers_continue_texts(make_export, capsys):
+    from transformers import AutoTokenizer, TextStreamer, pipeline
+
+    folder, _ = make_export(config(vocab_size=330))
+    texts = ["The river", "Never quickly, the old house"]
+    generate = pipeline("text-generation", model=str(folder), trust_remote_code=True)
+    options = dict(max_new_tokens=6, do_sample=False)
+    together, alone = generate(texts, batch_size=2, **options), [generate(text, **options) for text in texts]
+    assert together == alone
+    assert [found["generated_text"].startswith(text) for (found,), text in zip(alone, texts, strict=True)] == [
+        True,
+        True,
+    ]
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
+    streamer = TextStreamer(tokenizer, skip_special_tokens=True)
+    generate.model.generate(**tokenizer(texts[0], return_tensors="pt"), streamer=streamer, **options)
+    assert capsys.readouterr().out.rstrip("\n") == alone[0][0]["generated_text"].rstrip("\n")

@@ -96,8 +96,17 @@ class LcptForCausalLM(PreTrainedModel, GenerationMixin):
         self.model = GPT(model_config(config.lcpt["model"], Path(config.name_or_path or "") / "config.json"))
         self.post_init()
 
+    @classmethod
+    def from_pretrained(cls, folder, *args, output_loading_info: bool = False, **kwargs):
+        """Load as every model of transformers, but raise ValueError for a file with weights too few or too many."""
+        model, loaded = super().from_pretrained(folder, *args, output_loading_info=True, **kwargs)
+        for key, said in (("missing_keys", "has no"), ("unexpected_keys", "has, and this model has not,")):
+            if loaded[key]:
+                raise ValueError(f"model.safetensors of {folder} {said} {', '.join(sorted(loaded[key]))}; get it again")
+        return (model, loaded) if output_loading_info else model
+
     def _init_weights(self, module):
-        """Fill what no file holds. Weights are drawn by GPT, and read from the file after it."""
+        """Fill what no file holds. The weights are drawn by GPT, or read from the file."""
         if hasattr(module, "reset_buffers"):
             module.reset_buffers()
 
