@@ -65,14 +65,15 @@ def test_files_are_as_agreed(make_export, train_folder, name):
 
 
 def test_it_is_the_same_every_time_and_bf16_has_half_the_bytes(make_export, tmp_path):
-    folder, ours = make_export(config(d_model=64))
+    folder, ours = make_export(config("sparse_qk", d_model=64))  # whose seeds are whole numbers
     write_hf_export(tmp_path / "mine-of-lcpt", tmp_path / "again/mine")
     assert all((tmp_path / "again/mine" / name).read_bytes() == (folder / name).read_bytes() for name in FILES)
     write_hf_export(tmp_path / "mine-of-lcpt", tmp_path / "half", dtype="bf16")
     sizes = [(path / "model.safetensors").stat().st_size for path in (folder, tmp_path / "half")]
     assert 0.5 < sizes[1] / sizes[0] < 0.52
     found = load_file(tmp_path / "half/model.safetensors")
-    assert all(torch.equal(found[f"model.{name}"], x.bfloat16()) for name, x in ours.state_dict().items())
+    for name, x in ours.state_dict().items():
+        assert torch.equal(found[f"model.{name}"], x.bfloat16() if x.is_floating_point() else x)
 
 
 def test_transformers_knows_its_size(make_export):

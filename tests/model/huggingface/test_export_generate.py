@@ -76,6 +76,18 @@ def test_a_batch_with_padding_on_the_right_is_refused(make_model, use_cache):
         model.generate(torch.randint(1, V, (2, 3)), attention_mask=mask, max_new_tokens=2, use_cache=use_cache, **FREE)
 
 
+def test_a_cache_takes_no_padding_after_a_text(make_model):
+    model, _ = make_model()
+    tokens, whole, padded = torch.randint(1, V, (2, 3)), torch.ones(2, 3), torch.tensor([[1, 1, 1], [1, 1, 0]])
+    with pytest.raises(ValueError, match="cannot go on after padding"):
+        model(tokens, padded, use_cache=True)
+    cache = model(tokens, whole, use_cache=True).cache
+    for middle in (padded, padded.flip(1)):
+        with pytest.raises(ValueError, match="cannot go on after padding"):
+            model(tokens, torch.cat((whole, middle), dim=1), cache=cache)
+    assert cache.get_seq_length() == 3
+
+
 @pytest.mark.parametrize("name", ["polysketch", "flurka", "sparse_hash", "softmax"])
 def test_beam_search_reorders_the_cache(make_model, name):
     model, _ = make_model(CONFIGS[name])

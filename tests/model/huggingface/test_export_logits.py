@@ -43,7 +43,7 @@ def test_logits_are_lcpts(make_model, name):
     torch.testing.assert_close(cached, expected, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["polysketch", "flurka", "sparse_hash", "llama"])
+@pytest.mark.parametrize("name", ["polysketch", "flurka", "sparse_qk", "llama"])
 def test_of_bf16_they_are_those_of_lcpts_model_in_bf16(make_export, name):
     whole, ours = make_export(KINDS[name])
     half = whole.with_name("half")
@@ -105,6 +105,18 @@ def test_padding_changes_nothing(make_model, name, side):
     gradients = dict(ours.named_parameters())
     for key, parameter in model.model.named_parameters():
         torch.testing.assert_close(parameter.grad, gradients[key].grad, rtol=1e-4, atol=1e-7, msg=key)
+
+
+def test_autocast_changes_nothing(make_model):
+    """lcpt computes in the dtype of its weights, and transformers' Trainer may ask for autocast."""
+    model, _ = make_model(KINDS["nothing by default"])
+    tokens = torch.randint(1, V, (2, 9))
+    expected = model(tokens, labels=tokens)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = model(tokens, labels=tokens)
+        continued = model.generate(tokens, max_new_tokens=5, do_sample=False, eos_token_id=None, pad_token_id=0)
+    assert torch.equal(found.logits, expected.logits) and torch.equal(found.loss, expected.loss)
+    assert torch.equal(continued, model.generate(tokens, max_new_tokens=5, do_sample=False, eos_token_id=None))
 
 
 def test_logits_of_some_positions(make_model):

@@ -44,22 +44,21 @@ class LcptCache(Cache):
         """Read the next tokens int64 [B, T] of each row -> the last block's output [B, T, d_model], 0 at padding."""
         if not tokens.shape[1]:
             raise ValueError("the cache holds all of these; give the whole text, or an attention_mask as long as it is")
-        if not self.states:
-            starts = text_starts(tokens, mask)
-            self.states = [((starts == start).nonzero()[:, 0], None) for start in starts.unique()]
+        refuse_padding(mask, tokens.shape[1] if self.states else 1)
+        if self.states:
+            groups = [(rows, 0, state) for rows, state in self.states]
         else:
-            starts = torch.zeros_like(tokens[:, 0])
-            if mask is not None and not mask[:, -tokens.shape[1] :].all():
-                raise ValueError("what the cache holds cannot go on after padding; pad on the left, at its start")
+            starts = text_starts(tokens, mask)
+            groups = [((starts == start).nonzero()[:, 0], start, None) for start in starts.unique().tolist()]
         hidden = tokens.new_zeros(*tokens.shape, model.config.d_model, dtype=model.head_weight.dtype)
-        for n, (rows, state) in enumerate(self.states):
-            start = int(starts[rows[0]])
+        self.states = []
+        for rows, start, state in groups:
             pieces = []
             for piece in tokens[rows, start:].split(PIECE, dim=1):  # what its layers need does not grow with the prompt
                 x, state = model.extend(piece, state)
                 pieces.append(x)
             hidden[rows, start:] = torch.cat(pieces, dim=1)
-            self.states[n] = rows, state
+            self.states.append((rows, state))
         self.columns += tokens.shape[1]
         return hidden
 
@@ -136,13 +135,15 @@ class LcptForCausalLM(PreTrainedModel, GenerationMixin):
         them. labels int64 [B, T]: those of input_ids, shifted here, -100 where none counts. logits_to_keep: of the last
         so many positions, of these positions, or 0, of all. With a cache there is no gradient.
         """
-        if use_cache or cache is not None:
-            cache = LcptCache() if cache is None else cache
-            hidden = cache.extend(self.model, input_ids, attention_mask)
-        else:
-            hidden = self._hidden(input_ids, attention_mask)
+        if use_cache and cache is None:
+            cache = LcptCache()
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-        logits = hidden[:, kept] @ self.model.head_weight.mT
+        with torch.autocast(input_ids.device.type, enabled=False):  # lcpt computes in the dtype of its weights
+            if cache is None:
+                hidden = self._hidden(input_ids, attention_mask)
+            else:
+                hidden = cache.extend(self.model, input_ids, attention_mask)
+            logits = hidden[:, kept] @ self.model.head_weight.mT
         loss = None
         if labels is not None:
             if attention_mask is not None:  # a row's first token has nothing before it to be told from
@@ -165,9 +166,14 @@ class LcptForCausalLM(PreTrainedModel, GenerationMixin):
         return turned.gather(1, back[..., None].expand_as(turned))
 
     def prepare_inputs_for_generation(self, input_ids, attention_mask=None, **kwargs):
-        if attention_mask is not None and not attention_mask[:, -1].all():
-            raise ValueError("a text cannot go on after padding; pad on the left: tokenizer.padding_side = 'left'")
+        refuse_padding(attention_mask, 1)
         return super().prepare_inputs_for_generation(input_ids, attention_mask=attention_mask, **kwargs)
+
+
+def refuse_padding(mask: Tensor | None, last: int):
+    """Raise ValueError if the mask [B, T] has padding in the last columns, after which a text is to go on."""
+    if mask is not None and not mask[:, -last:].all():
+        raise ValueError("a text cannot go on after padding; pad on the left: tokenizer.padding_side = 'left'")
 
 
 def text_starts(tokens: Tensor, mask: Tensor | None) -> Tensor:
