@@ -96,7 +96,7 @@ class LcptForCausalLM(PreTrainedModel, GenerationMixin):
         self.post_init()
 
     @classmethod
-    def from_pretrained(cls, folder, *args, output_loading_info: bool = False, **kwargs):
+    def from_pretrained(cls, folder, *args, output_loading_info=False, **kwargs):
         """Load as every model of transformers, but raise ValueError for a file with weights too few or too many."""
         model, loaded = super().from_pretrained(folder, *args, output_loading_info=True, **kwargs)
         for key, said in (("missing_keys", "has no"), ("unexpected_keys", "has, and this model has not,")):
