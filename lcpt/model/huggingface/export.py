@@ -23,12 +23,11 @@ from torch import Tensor
 from lcpt import __version__
 from lcpt.data.atomic_folder import new_folder
 from lcpt.model.huggingface.card import check_license, model_card
-from lcpt.model.huggingface.export_tokenizer import SpecialTokens, special_tokens, write_tokenizer
+from lcpt.model.huggingface.export_tokenizer import CODE, SpecialTokens, special_tokens, write_tokenizer
 from lcpt.model.pretrained import Pretrained, check_output, open_pretrained
 from lcpt.utils.tensor_files import save_tensors
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-CODE = Path(__file__).parent / "remote_code"
 PREFIX = "model."  # of lcpt's names, which are those of an attribute of LcptForCausalLM
 
 
@@ -50,8 +49,8 @@ def write_hf_export(source: str | Path, output: str | Path, dtype: str = "fp32",
     with new_folder(output) as folder:
         save_tensors(folder / "model.safetensors", _tensors(trained, DTYPES[dtype]), metadata={"format": "pt"})
         write_tokenizer(trained, special, folder)
-        for file in sorted(CODE.glob("*_lcpt.py")):
-            shutil.copyfile(file, folder / file.name)
+        for name in ("configuration_lcpt.py", "modeling_lcpt.py"):
+            shutil.copyfile(CODE / name, folder / name)
         _write_json(folder / "config.json", config)
         _write_json(folder / "generation_config.json", special.ids())
         (folder / "README.md").write_text(card)

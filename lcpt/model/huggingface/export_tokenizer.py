@@ -11,6 +11,8 @@ from sentencepiece import SentencePieceProcessor
 
 from lcpt.model.pretrained import Pretrained
 
+CODE = Path(__file__).parent / "remote_code"
+
 
 @dataclass(frozen=True, slots=True)
 class SpecialTokens:
@@ -37,7 +39,7 @@ def special_tokens(trained: Pretrained) -> SpecialTokens:
 
 
 def write_tokenizer(trained: Pretrained, special: SpecialTokens, folder: Path) -> None:
-    """Write the tokenizer's own file and tokenizer_config.json into the folder of an export."""
+    """Write the tokenizer's own file, tokenizer_config.json and the code that it needs into the folder of an export."""
     config = {
         "bos_token": special.bos[0],
         "eos_token": special.bos[0],
@@ -54,6 +56,7 @@ def write_tokenizer(trained: Pretrained, special: SpecialTokens, folder: Path) -
         model = SentencePieceProcessor(model_file=str(trained.tokenizer))
         config["unk_token"] = model.id_to_piece(model.unk_id())
         config["auto_map"] = {"AutoTokenizer": ["tokenization_lcpt.LcptTokenizer", None]}
+        shutil.copyfile(CODE / "tokenization_lcpt.py", folder / "tokenization_lcpt.py")
     shutil.copyfile(trained.tokenizer, folder / name)
     (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n")
 

@@ -1,7 +1,6 @@
 """The folder of an export for transformers: what is in it, what is refused, and that it is read back bit for bit."""
 
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -84,29 +83,20 @@ def test_transformers_knows_its_size(make_export):
 
 
 def test_a_model_that_transformers_saved_is_the_same_again(make_export, tmp_path):
-    """In a process that never saw the first folder: the code and the tokenizer went with it."""
+    """The code and the tokenizer go with it: the first folder is gone."""
     from transformers import AutoTokenizer
 
     folder, ours = make_export(CONFIGS["flurka"])
     load(folder).save_pretrained(tmp_path / "saved")
     AutoTokenizer.from_pretrained(folder, trust_remote_code=True).save_pretrained(tmp_path / "saved")
-    torch.save(ours(torch.arange(19)[None]), tmp_path / "logits.pt")
     for path in (folder, tmp_path / "mine-of-lcpt"):
         shutil.rmtree(path)
-    program = f"""
-import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
-model = AutoModelForCausalLM.from_pretrained({str(tmp_path / "saved")!r}, trust_remote_code=True)
-tokenizer = AutoTokenizer.from_pretrained({str(tmp_path / "saved")!r}, trust_remote_code=True)
-expected = torch.load({str(tmp_path / "logits.pt")!r}, weights_only=True)
-assert torch.allclose(model(torch.arange(19)[None]).logits, expected, rtol=1e-5, atol=1e-5)
-assert tokenizer.decode(tokenizer("the river\\n").input_ids) == "<s>the river\\n"
-"""
-    modules = os.environ | {"HF_MODULES_CACHE": str(tmp_path / "modules")}
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=modules)
-    assert done.returncode == 0, done.stderr
     found = load_file(tmp_path / "saved/model.safetensors")
     assert all(torch.equal(found[f"model.{name}"], x) for name, x in ours.state_dict().items())
+    model, tokens = load(tmp_path / "saved"), torch.randint(V, (2, 19))
+    assert ".saved." in type(model).__module__ and torch.equal(model(tokens).logits, ours(tokens))
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "saved", trust_remote_code=True)
+    assert tokenizer.decode(tokenizer("the river\n").input_ids) == "<s>the river\n"
 
 
 def test_a_model_begins_anew_as_lcpts_does(make_export):

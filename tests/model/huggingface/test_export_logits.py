@@ -43,7 +43,7 @@ def test_logits_are_lcpts(make_model, name):
     torch.testing.assert_close(cached, expected, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["polysketch", "flurka", "sparse_qk", "llama"])
+@pytest.mark.parametrize("name", ["flurka", "sparse_qk"])
 def test_of_bf16_they_are_those_of_lcpts_model_in_bf16(make_export, name):
     whole, ours = make_export(KINDS[name])
     half = whole.with_name("half")
