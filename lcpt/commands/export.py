@@ -16,7 +16,7 @@ from lcpt.model.pretrained import write_export
 
 EXAMPLE = """examples:
   python tools/export.py --checkpoint runs/demo --output runs/demo/export
-  python tools/export.py --checkpoint runs/demo --output exports/demo-hf --format hf --license apache-2.0
+  lcpt export --checkpoint runs/demo --output exports/demo-hf --format hf --license apache-2.0
 
 In Python, lcpt.model.load_pretrained("runs/demo/export") is the model. tools/evaluate.py takes the folder as its
 --checkpoint, too."""
