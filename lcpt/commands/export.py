@@ -15,10 +15,10 @@ from lcpt.model.huggingface.export import DTYPES, write_hf_export
 from lcpt.model.pretrained import write_export
 
 EXAMPLE = """examples:
-  python tools/export.py --checkpoint runs/demo --output runs/demo/export
+  lcpt export --checkpoint runs/demo --output runs/demo/export
   lcpt export --checkpoint runs/demo --output exports/demo-hf --format hf --license apache-2.0
 
-In Python, lcpt.model.load_pretrained("runs/demo/export") is the model. tools/evaluate.py takes the folder as its
+In Python, lcpt.model.load_pretrained("runs/demo/export") is the model. lcpt evaluate takes the folder as its
 --checkpoint, too."""
 
 

@@ -11,8 +11,8 @@ from lcpt.data.prepare import VOCAB_SIZE
 from lcpt.data.writer import SHARD_TOKENS
 
 EXAMPLE = """example:
-  python tools/prepare_data.py --input data/sample/train.jsonl.xz --output runs/data/train --vocab-size 4096
-  python tools/prepare_data.py --input data/sample/valid.jsonl.xz --output runs/data/valid \\
+  lcpt prepare --input data/sample/train.jsonl.xz --output runs/data/train --vocab-size 4096
+  lcpt prepare --input data/sample/valid.jsonl.xz --output runs/data/valid \\
       --tokenizer runs/data/train/tokenizer.model
 
 Inputs are JSON lines (.jsonl, .ndjson, .json) with a field "text" (and "id"), plain text (.txt, a file is a document),

@@ -8,8 +8,6 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from lcpt.data.atomic_folder import new_folder, refuse_existing
 from lcpt.data.errors import DataError
 from lcpt.data.find_text import Found, TextSource, find_sources
@@ -18,6 +16,7 @@ from lcpt.data.parallel_encode import encode_all
 from lcpt.data.text import read_documents
 from lcpt.data.tokenizer import Tokenizer, train_tokenizer
 from lcpt.data.writer import SHARD_TOKENS, ShardWriter, token_dtype
+from lcpt.utils.progress import progress_bar
 
 VOCAB_SIZE = 32_000
 
@@ -56,7 +55,7 @@ def prepare(
 
 
 def _training_texts(sources: list[TextSource]) -> Iterator[str]:
-    with tqdm(desc="reading for the tokenizer", unit="char", unit_scale=True, disable=None) as bar:
+    with progress_bar(desc="reading for the tokenizer", unit="char", unit_scale=True) as bar:
         for source in sources:
             for _, text in read_documents(source):
                 bar.update(len(text))
@@ -79,7 +78,7 @@ def _tokenise(found: Found, tokenizer: Tokenizer, folder: Path, workers: int, sh
 
     dtype = token_dtype(tokenizer.vocab_size)
     writer = ShardWriter(folder, dtype, tokenizer.sha256, shard_tokens)
-    with tqdm(desc="tokenising", unit="B", unit_scale=True, disable=None) as bar:
+    with progress_bar(desc="tokenising", unit="B", unit_scale=True) as bar:
         for (number, identifier), tokens, n_bytes, exact in encode_all(documents(), tokenizer, workers):
             writer.add(identifier, tokens, n_bytes)
             counts[number]["documents"] += 1

@@ -38,7 +38,7 @@ from lcpt.utils.tensor_files import save_tensors
 SCHEMA_VERSION = 1
 WEIGHTS, CONFIG, TOKENIZER = "model.safetensors", "config.json", "tokenizer.model"
 KEYS = {"schema_version", "lcpt_version", "step", "tokens", "context", "parameters", "model", "files", "sha256"}
-REMEDY = "export the checkpoint again with tools/export.py"
+REMEDY = "export the checkpoint again with lcpt export"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -61,7 +61,7 @@ class Pretrained:
         if not self.tokenizer.exists():
             raise CheckpointError(
                 f"{self.folder} has no tokenizer: it was trained on a task, not on text; "
-                "tools/evaluate.py --data synthetic:TASK is what there is to do with it"
+                "lcpt evaluate --data synthetic:TASK is what there is to do with it"
             )
 
 
@@ -177,7 +177,7 @@ def step_config(step: Path) -> tuple[ModelConfig, int]:
 def _read_config(path: Path) -> dict:
     """Read config.json after checking all that can be wrong with it alone."""
     if not path.is_file():
-        raise CheckpointError(f"{path} is missing; name a folder that tools/export.py wrote")
+        raise CheckpointError(f"{path} is missing; name a folder that lcpt export wrote")
     try:
         content = json.loads(path.read_text())
     except (OSError, ValueError, RecursionError) as error:
@@ -201,6 +201,8 @@ def _read_config(path: Path) -> dict:
 
 def model_config(section: Mapping, path: Path) -> ModelConfig:
     """Build the checked ModelConfig of a section `model` that was saved with weights."""
+    if "${" in json.dumps(section, default=str):  # a run saves values, never references to the environment
+        raise CheckpointError(f"{path} refers to other values by ${{…}} in its model; give the values themselves")
     try:
         upgraded = upgrade_saved(section)
         return cast(ModelConfig, OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(ModelConfig), upgraded)))

@@ -11,7 +11,7 @@ from lcpt.model.generation import Sampling, choose
 from lcpt.training.watchdog import STARTUP_TIMEOUT_S, Watchdog
 
 PROMPT, NEW = 64, 64  # tokens at most
-TEMPERATURE = 0.8  # as tools/generate.py has it
+TEMPERATURE = 0.8  # as lcpt generate has it
 
 
 class Samples:
