@@ -176,6 +176,14 @@ def test_what_would_take_tokens_back_is_refused(make_model):
         cache.crop(1)
 
 
+def test_a_cache_of_transformers_own_is_refused(make_model):
+    from transformers import DynamicCache
+
+    model, _ = make_model()
+    with pytest.raises(ValueError, match="cache is a DynamicCache; give what this model returned"):
+        model.generate(torch.randint(1, V, (1, 6)), cache=DynamicCache(), max_new_tokens=2, **FREE)
+
+
 def test_rows_of_a_cache_are_repeated_and_chosen(make_model):
     model, _ = make_model(config(attention=AttentionConfig("polysketch", block_size=4)))
     rows = [torch.randint(1, V, (length,)) for length in (4, 7, 4)]

@@ -137,6 +137,8 @@ class LcptForCausalLM(PreTrainedModel, GenerationMixin):
         """
         if use_cache and cache is None:
             cache = LcptCache()
+        if not (cache is None or hasattr(cache, "extend")):
+            raise ValueError(f"cache is a {type(cache).__name__}; give what this model returned as its cache, or none")
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         with torch.autocast(input_ids.device.type, enabled=False):  # lcpt computes in the dtype of its weights
             if cache is None:
