@@ -70,12 +70,18 @@ class LinearSketch(nn.Module):
 
     def __init__(self, n_kv_heads: int, head_dim: int, size: int, scale: float, shift: float):
         super().__init__()
-        self.register_buffer("constant", F.pad(torch.full((1, 1), shift), (0, size - 1)), persistent=False)
+        self.shift = shift
+        self.register_buffer("constant", torch.empty(1, size), persistent=False)
+        self.reset_buffers()
         slowest_first = torch.arange(head_dim).view(2, -1).flip(1).T.flatten()  # of the pairs (i, i + d/2)
         kept = min(size - 1, head_dim)
         P = F.pad(torch.eye(head_dim)[:, slowest_first[:kept]], (0, size - 1 - kept))  # [d, r - 1]
         slope = 2 * shift * scale * head_dim / kept
         self.P = nn.Parameter((slope**0.5 * P).repeat(n_kv_heads, 1, 1))
+
+    def reset_buffers(self) -> None:
+        """Fill what no checkpoint holds, which a module that was built on the meta device does not have."""
+        self.constant.zero_()[0, 0] = self.shift
 
     def forward(self, x: Tensor, factor: Tensor | None = None) -> Tensor:
         """factor [H]: of S(x) of each head of x; it is multiplied into matrices, which are smaller than S(x)."""

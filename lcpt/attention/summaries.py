@@ -42,14 +42,16 @@ class Pooled(NamedTuple):
 class Summaries(nn.Module):
     """P = softmax over the c positions of X W_P + segments (dynamic), or of a learned table + segments."""
 
+    segments: Tensor  # [c, 1, r]
+
     def __init__(self, d_model: int, n_kv_heads: int, head_dim: int, block_size: int, config: SummariesConfig):
         super().__init__()
         c, r = block_size, config.number or max(1, block_size // 8)
         if r > c:
             raise ValueError(f"model.attention: summaries.number {r} is more than block_size {c}")
         self.block_size, self.number = c, r
-        own = torch.arange(c)[:, None] * r // c == torch.arange(r)
-        self.register_buffer("segments", OWN_SEGMENT * own.float()[:, None, :], persistent=False)  # [c, 1, r]
+        self.register_buffer("segments", torch.empty(c, 1, r), persistent=False)
+        self.reset_buffers()
         self.W_P = self.table = None
         if config.projection == "dynamic":
             self.W_P = nn.Linear(d_model, n_kv_heads * r, bias=False)
@@ -57,6 +59,11 @@ class Summaries(nn.Module):
         else:
             self.table = nn.Parameter(torch.zeros(c, n_kv_heads, r))
         self.k_norm = nn.RMSNorm(head_dim, eps=1e-6)  # pooling shrinks keys that are unlike by √(c/r)
+
+    def reset_buffers(self) -> None:
+        """Fill what no checkpoint holds, which a module that was built on the meta device does not have."""
+        places, number = torch.arange(self.block_size)[:, None, None], torch.arange(self.number)
+        self.segments.copy_(OWN_SEGMENT * (places * self.number // self.block_size == number))
 
     def forward(
         self,

@@ -132,6 +132,10 @@ class Cache(NamedTuple):
         copies = tree_map_only(Tensor, lambda x: x.repeat_interleave(times, dim=0), self.states)
         return Cache(self.position, copies)
 
+    def select(self, rows: Tensor) -> Cache:
+        """Return the cache of these sequences, int64 [N], which may leave some out and name others again."""
+        return Cache(self.position, tree_map_only(Tensor, lambda x: x.index_select(0, rows), self.states))
+
 
 class GPT(nn.Module):
     """Maps tokens int32 or int64 [B, T], any T ≥ 1, to logits [B, T, V], or with labels to (summed loss, count)."""
@@ -173,7 +177,7 @@ class GPT(nn.Module):
             return hidden @ self.head_weight.mT
         loss, count = cross_entropy(hidden, self.head_weight, labels, self.config.z_loss)
         if torch.is_grad_enabled():
-            loss = loss + count * self._aux_loss()
+            loss = loss + count * self.aux_loss()
         return loss, count
 
     @torch.no_grad()
@@ -256,7 +260,7 @@ class GPT(nn.Module):
                 x, delta = block(x, delta, rotary, cu_seqlens, part)
         return add_and_norm(x, delta, self.norm)[0]
 
-    def _aux_loss(self) -> Tensor | float:
+    def aux_loss(self) -> Tensor | float:
         """Return 0 with the gradient of the layers' auxiliary losses: the reported loss stays the cross-entropy."""
         losses = [loss for block in self.blocks if (loss := block.attention.aux_loss()) is not None]
         return sum(loss - loss.detach() for loss in losses)

@@ -54,6 +54,16 @@ def test_a_repeated_cache_goes_on_in_every_copy(pattern):
     torch.testing.assert_close(logits, expected, rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.parametrize("pattern", PATTERNS, ids=",".join)
+def test_a_selected_cache_goes_on_in_the_rows_that_were_chosen(pattern):
+    model, tokens, more = build(pattern), torch.randint(50, (3, 9)), torch.randint(50, (4, 5))
+    rows = torch.tensor([2, 0, 0, 2])
+    _, cache = model.prefill(tokens)
+    logits, _ = model.prefill(more, cache.select(rows))
+    expected = model(torch.cat((tokens[rows], more), dim=1))[:, 9:]
+    torch.testing.assert_close(logits, expected, rtol=1e-9, atol=1e-9)
+
+
 def test_prefill_makes_the_last_logits_alone(largest_tensor):
     model, tokens = build(["polysketch"]), torch.randint(50, (2, T))
     (logits, cache), expected = model.prefill(tokens, last_only=True), model(tokens)
