@@ -92,10 +92,10 @@ def read_group(folder, group="weights"):
     "world, stage, overrides",
     [
         (1, 0, ["training.micro_batch=2"]),
-        (1, 1, ["training.micro_batch=8"]),
-        (2, 1, ["training.micro_batch=2", "parallel.offload_optimizer=true"]),
+        pytest.param(1, 1, ["training.micro_batch=8"], marks=pytest.mark.slow),
+        pytest.param(2, 1, ["training.micro_batch=2", "parallel.offload_optimizer=true"], marks=pytest.mark.slow),
         (2, 2, ["training.micro_batch=2"]),
-        (2, 3, ["training.micro_batch=2"]),
+        pytest.param(2, 3, ["training.micro_batch=2"], marks=pytest.mark.slow),
         (2, 3, ["training.micro_batch=4", "parallel.offload_optimizer=true"]),
     ],
     ids=lambda x: ", ".join(x) if isinstance(x, list) else str(x),
@@ -110,7 +110,10 @@ def test_equals_adamw_on_one_process(train_ranks, expected, world, stage, overri
     assert run.rows[3]["learning_rates"]["*"] == pytest.approx(FACTOR * run.rows[3]["learning_rate"] / 2)
 
 
-@pytest.mark.parametrize("stopped, first, then", [(2, (2, 3), (1, 1)), (3, (1, 0), (2, 3)), (5, (2, 2), (2, 3))])
+@pytest.mark.parametrize(
+    "stopped, first, then",
+    [(2, (2, 3), (1, 1)), pytest.param(3, (1, 0), (2, 3), marks=pytest.mark.slow), (5, (2, 2), (2, 3))],
+)
 def test_it_goes_on_inside_the_freeze_and_after_it(train_ranks, expected, stopped, first, then):
     """On another number of ranks and at another stage; each parameter counts its own updates."""
     settings = [*SETTINGS, "training.micro_batch=2"]
@@ -133,10 +136,10 @@ def source(train_ranks, tmp_path_factory):
 @pytest.mark.parametrize(
     "world, stage, overrides",
     [
-        (1, 0, []),
+        pytest.param(1, 0, [], marks=pytest.mark.slow),
         (2, 3, []),
         (2, 1, ["training.precision=bf16"]),
-        (2, 2, ["training.precision=bf16", "parallel.offload_optimizer=true"]),
+        pytest.param(2, 2, ["training.precision=bf16", "parallel.offload_optimizer=true"], marks=pytest.mark.slow),
     ],
 )
 def test_frozen_weights_stay_bit_by_bit_and_have_no_moments(train_ranks, source, world, stage, overrides):
