@@ -124,7 +124,7 @@ class Training:
         self.engine = build_engine(model, config.training, config.parallel, start.phases[0].accumulation)
         if moments := start.checkpoint or start.branch_from:
             restore(self.engine, moments)
-        elif start.init_from:
+        elif start.init_from and config.training.precision == "bf16":
             restore_weights(self.engine, start.init_from)
         attachments = {"config.yaml": self.run / "config.yaml", **start.phases[0].source.attachments}
         self.saver = Saver(self.engine, self.run / "checkpoints", config.checkpoint, attachments, watch)

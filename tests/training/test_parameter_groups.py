@@ -184,8 +184,10 @@ def test_what_no_group_can_be_is_one_line(tiny_yaml, rule, said):
         load_config(tiny_yaml, ["run.dir=r", f"training.parameter_groups=[{{{rule}}}]"])
 
 
-def test_a_dry_run_tells_the_groups(tiny_yaml, call_program):
-    code, said, _ = call_program("launch/pretrain.py", "--config", tiny_yaml, "run.dir=none", RULES, "--dry-run")
-    assert code == 0
+def test_a_dry_run_tells_the_groups_and_the_source(tiny_yaml, call_program, source):
+    settings = "run.dir=none", RULES, f"training.init_from={source}", "model.attention.pattern=[polysketch, flurka]"
+    code, said, errors = call_program("launch/pretrain.py", "--config", tiny_yaml, *settings, "--dry-run")
+    assert code == 0 and f"would begin with the weights of {source};" in said
+    assert "initialised, since it lacks them: blocks 1: attention.feature_map.W, attention.gamma, " in errors
     [line] = [line for line in said.splitlines() if line.startswith("  groups of them")]
     assert "*.attention.* of polysketch: " in line and line.endswith("lr × 0.25, frozen for 3 steps")
