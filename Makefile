@@ -32,7 +32,7 @@ setup: .venv/ready
 data: $(DATA)/demo-valid/manifest.json
 
 .venv/ready: pyproject.toml kernels/pyproject.toml constraints.txt
-	@echo "installing into .venv: a few minutes and 2.5 GB the first time"
+	@echo "installing into .venv: a few minutes the first time; 2.5 GB, 5 GB where PyTorch comes with CUDA"
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 10) or sys.exit("lcpt needs Python 3.10 or newer: make PYTHON=python3.11")'
 	@$(PYTHON) -m venv .venv
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ./kernels -e '.[test,docs]'

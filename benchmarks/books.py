@@ -1,6 +1,6 @@
 """Train, evaluate and compare kinds of attention on books: variants over seeds, from one config.
 
-A run is launch/pretrain.py, then tools/evaluate.py on the validation books. Every finished run is at once a row of the
+A run is launch/pretrain.py, then lcpt evaluate on the validation books. Every finished run is at once a row of the
 output; a run that has a row for these training data is not made again, and one that was interrupted goes on. The table
 at the end compares every variant with the first one on the same books and seeds, with 95 % intervals."""
 
@@ -10,8 +10,6 @@ import argparse
 import sys
 from pathlib import Path
 
-from tqdm import tqdm
-
 from lcpt.config import ConfigError, load_config
 from lcpt.data import DataError
 from lcpt.data.manifest import fingerprint_of, load_manifest
@@ -20,6 +18,7 @@ from lcpt.evaluation.quality_runs import train_and_evaluate
 from lcpt.evaluation.result_rows import append_row, has_row, read_rows
 from lcpt.evaluation.variants import read_variants
 from lcpt.parallel import groups
+from lcpt.utils.progress import progress_bar
 from lcpt.utils.provenance import report_header
 
 LIST = Path(__file__).parents[1] / "configs/compare/variants.txt"
@@ -45,7 +44,7 @@ def main() -> int:
         data = data_of(args.data)
         fingerprint = fingerprint_of(load_manifest(load_config(args.config, data).data.path))
         wanted = [(variant, seed) for seed in args.seeds for variant in variants]
-        for variant, seed in tqdm(wanted, unit="run", disable=None):
+        for variant, seed in progress_bar(wanted, unit="run"):
             if has_row(read_rows(output), variant=variant, seed=seed, fingerprint=fingerprint):
                 continue
             run = Path(args.runs) / Path(args.config).stem / f"{variant}-{seed}"

@@ -12,13 +12,13 @@ import sys
 from pathlib import Path
 
 import torch
-from tqdm import tqdm
 
 from lcpt.config import ConfigError, load_config
 from lcpt.data import DataError
-from lcpt.evaluation import plots
 from lcpt.evaluation.result_rows import append_row, has_row, read_rows
 from lcpt.training.learn_recall import learn
+from lcpt.utils.figures import Heading, name_beside, new_figure, save
+from lcpt.utils.progress import progress_bar
 from lcpt.utils.provenance import report_header
 
 CONFIG = Path(__file__).parents[1] / "configs/compare/recall.yaml"
@@ -40,7 +40,7 @@ def main() -> int:
     torch.set_num_threads(1)
     try:
         output = Path(args.output)
-        for pairs, size in tqdm(list(itertools.product(args.pairs, args.sizes)), unit="run", disable=None):
+        for pairs, size in progress_bar(list(itertools.product(args.pairs, args.sizes)), unit="run"):
             key = {"pairs": pairs, "size": size, "context": 8 * pairs, "seed": args.seed}
             if not has_row(read_rows(output), **key):
                 found = learn(load_config(CONFIG, changes(pairs, size, args.seed)))
@@ -77,11 +77,14 @@ def by_size(rows: list[dict]) -> dict[int, dict[int, float]]:
 
 
 def draw(rows: list[dict], output: Path) -> None:
-    lines = [
-        (f"r = {size}: {size * (size + 1) // 2} features", list(cells), list(cells.values()))
-        for size, cells in by_size(rows).items()
-    ]
-    plots.curves(lines, "pairs to remember, in eight times as many tokens", "share of right answers", output)
+    heading = Heading("Pairs that a state remembers", rows[0]["device"], "fp32", f"best of {STEPS} steps")
+    figure, axes = new_figure(heading, "pairs to remember, in eight times as many tokens", "share of right answers")
+    lines = {f"r = {size}: {size * (size + 1) // 2} features": cells for size, cells in by_size(rows).items()}
+    colours = name_beside(axes, lines)
+    for name, cells in lines.items():
+        axes.plot(list(cells), list(cells.values()), "o-", color=colours[name])
+    axes.set_ylim(-0.03, 1.05)
+    save(figure, output)
 
 
 def print_table(rows: list[dict]) -> None:

@@ -26,12 +26,12 @@ from multiprocessing.connection import wait as wait_for
 from pathlib import Path
 
 import torch
-from tqdm import tqdm
 
 from lcpt.benchmarking.kernel_cases import Case, cases, smaller
 from lcpt.benchmarking.kernel_check import check
 from lcpt.utils.atomic_files import replace_text
 from lcpt.utils.errors import typed_first_line
+from lcpt.utils.progress import progress_bar
 from lcpt.utils.provenance import report_header
 
 
@@ -63,7 +63,7 @@ def main() -> int:
         report["rows"].append(row)
         replace_text(Path(args.output), json.dumps(report, indent=1) + "\n")
 
-    for row in tqdm(checked(chosen, device, args), total=len(chosen), unit="case", disable=None):
+    for row in progress_bar(checked(chosen, device, args), total=len(chosen), unit="case"):
         write(row)
     done = {row["case"] for row in report["rows"]}
     for case in chosen:

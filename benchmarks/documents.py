@@ -1,7 +1,7 @@
 """Train with documents apart and not, from the same weights on the same batches, and score every document alone.
 
 Data are what benchmarks/prepare_documents.py writes. A run is launch/pretrain.py with data.mask_documents true
-(masked) or false (unmasked), then tools/evaluate.py on the held-out books and on the held-out articles. Every finished
+(masked) or false (unmasked), then lcpt evaluate on the held-out books and on the held-out articles. Every finished
 run is at once a row of the output; a run that has a row for these data is not made again. The table at the end has
 masked minus unmasked, seed by seed and their mean, with the 95 % interval over documents and the standard deviation
 over seeds: books, and the articles that short documents were cut from."""
@@ -14,8 +14,6 @@ import statistics
 import sys
 from pathlib import Path
 
-from tqdm import tqdm
-
 from lcpt.config import ConfigError, load_config
 from lcpt.data import DataError
 from lcpt.data.manifest import fingerprint_of, load_manifest
@@ -27,6 +25,7 @@ from lcpt.evaluation.quality_runs import train_and_evaluate
 from lcpt.evaluation.result_rows import append_row, has_row, read_rows
 from lcpt.evaluation.variants import read_variants
 from lcpt.parallel import groups
+from lcpt.utils.progress import progress_bar
 from lcpt.utils.provenance import report_header
 
 ROOT = Path(__file__).parents[1]
@@ -51,7 +50,7 @@ def main() -> int:
         variants = read_variants(ROOT / "configs/compare/variants.txt", args.variants)
         fingerprint = [fingerprint_of(load_manifest(f"{args.data}/{text}-train")) for text in TEXTS]
         wanted = [(v, seed, masked) for v in variants for seed in args.seeds for masked in (True, False)]
-        for variant, seed, masked in tqdm(wanted, unit="run", disable=None):
+        for variant, seed, masked in progress_bar(wanted, unit="run"):
             key = {"variant": variant, "seed": seed, "mask_documents": masked, "fingerprint": fingerprint}
             if has_row(read_rows(output), **key):
                 continue

@@ -31,6 +31,7 @@ from lcpt.benchmarking.timing import first_passes, time_in_turn
 from lcpt.benchmarking.traffic import traffic
 from lcpt.utils.atomic_files import replace_text
 from lcpt.utils.errors import typed_first_line
+from lcpt.utils.progress import progress_bar
 from lcpt.utils.provenance import report_header
 
 
@@ -69,7 +70,7 @@ def main() -> int:
     except OSError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    for name, step in tqdm(chosen.items(), unit="step", disable=None):
+    for name, step in progress_bar(chosen.items(), unit="step"):
         if on_gpu:
             try:
                 check(step)

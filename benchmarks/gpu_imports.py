@@ -17,6 +17,7 @@ EVERY = ("triton", "numpy", "tqdm", "safetensors")  # what all stages need besid
 NEEDS = {  # what some stages need too
     "omegaconf": ("training", "sparse-8", "sparse-32", "loop-8k", "loop-32k"),  # configs, settings other than defaults
     "sentencepiece": ("training", "loop-8k", "loop-32k"),
+    "tokenizers": ("training", "loop-8k", "loop-32k"),
     "deepspeed": ("loop-8k", "loop-32k"),
     "tensorboard": ("loop-8k", "loop-32k"),
 }

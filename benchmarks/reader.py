@@ -28,7 +28,8 @@ from safetensors.numpy import save
 
 from lcpt.data import Contiguous, Corpus, DataConfig, SampleSource, SourceConfig, open_text, rows
 from lcpt.data.best_fit import BestFit
-from lcpt.data.manifest import MANIFEST, SCHEMA_VERSION, TOKENIZER, render, with_sha256
+from lcpt.data.manifest import MANIFEST, SCHEMA_VERSION, render, with_sha256
+from lcpt.data.open_tokenizer import SENTENCEPIECE
 from lcpt.utils.atomic_files import replace_text
 from lcpt.utils.provenance import report_header
 
@@ -170,7 +171,7 @@ def write_folder(folder: Path, lengths: np.ndarray, draw: np.random.Generator) -
 
 
 def write_manifest(folder: Path, shards: list[dict]) -> None:
-    (folder / TOKENIZER).write_bytes(TOKENIZER_CONTENT)
+    (folder / SENTENCEPIECE).write_bytes(TOKENIZER_CONTENT)
     totals = {name: sum(shard[name] for shard in shards) for name in ("tokens", "documents", "bytes")}
     manifest = {
         "schema_version": SCHEMA_VERSION,

@@ -12,13 +12,13 @@ import sys
 from pathlib import Path
 
 import torch
-from tqdm import tqdm
 
 from lcpt.config import ConfigError, load_config
 from lcpt.data import DataError
 from lcpt.evaluation.result_rows import append_row, has_row, read_rows
 from lcpt.evaluation.variants import read_variants
 from lcpt.training.learn_recall import learn
+from lcpt.utils.progress import progress_bar
 from lcpt.utils.provenance import report_header
 
 CONFIGS = Path(__file__).parents[1] / "configs/compare"
@@ -47,7 +47,7 @@ def main() -> int:
             for variant in variants
             if not has_row(read_rows(output), task=task, variant=variant, seed=seed)
         ]
-        for task, variant, seed in tqdm(missing, unit="run", disable=None):
+        for task, variant, seed in progress_bar(missing, unit="run"):
             changes = [*tasks[task], *variants[variant]]
             config = load_config(CONFIGS / "recall.yaml", [*changes, f"run.seed={seed}"])
             row = {"task": task, "variant": variant, "seed": seed, "changes": changes, **learn(config)}

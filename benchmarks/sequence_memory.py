@@ -108,7 +108,7 @@ def measure(layers: str, policy: bool | str, ranks: int, tokens: int) -> dict:
 
 
 def estimate(model: ModelConfig, ranks: int, tokens: int) -> float:
-    """Estimate as tools/plan.py does."""
+    """Estimate as lcpt plan does."""
     config = Config(
         model=model,
         data=DataConfig(path="-", context=ranks * tokens, mask_documents=False),

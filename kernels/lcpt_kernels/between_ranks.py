@@ -12,9 +12,10 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from lcpt_kernels.accumulation import accumulated
 from lcpt_kernels.arguments import require
-from lcpt_kernels.chunked import Plan, accumulated
 from lcpt_kernels.documents import Row
+from lcpt_kernels.plan import Plan
 from lcpt_kernels.state import Compute, State, after_tail, tail_after
 
 

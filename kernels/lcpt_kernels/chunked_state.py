@@ -12,8 +12,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lcpt_kernels.chunked import Block, Decay, Plan, StateInput, StateInputGradient, accumulator, heads_first
+from lcpt_kernels.accumulation import accumulator
+from lcpt_kernels.chunked import heads_first
+from lcpt_kernels.decay import Decay
 from lcpt_kernels.derivatives import first_derivative_only, refuse_transforms
+from lcpt_kernels.plan import Block, Plan
+from lcpt_kernels.state_input import StateInput, StateInputGradient
 
 
 def state_pass(

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from lcpt_kernels.arguments import check_packed
-from lcpt_kernels.chunked import Plan
+from lcpt_kernels.plan import Plan
 from lcpt_kernels.state import of_summaries
 
 P = ParamSpec("P")

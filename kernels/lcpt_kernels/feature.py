@@ -8,9 +8,9 @@ from lcpt_kernels import dispatch, reference
 from lcpt_kernels.arguments import BACKENDS, check_backend, check_pair, check_stream, finite_gate
 from lcpt_kernels.autocast import under_autocast
 from lcpt_kernels.between_ranks import Exchange
-from lcpt_kernels.chunked import Plan
 from lcpt_kernels.documents import each_document
 from lcpt_kernels.local_weights import Linear
+from lcpt_kernels.plan import Plan
 from lcpt_kernels.state import State
 from lcpt_kernels.streaming import attend
 from lcpt_kernels.symmetric_features import Explicit

@@ -18,9 +18,9 @@ from lcpt_kernels.arguments import (
 )
 from lcpt_kernels.autocast import under_autocast
 from lcpt_kernels.between_ranks import Exchange
-from lcpt_kernels.chunked import Plan
 from lcpt_kernels.documents import each_document
 from lcpt_kernels.local_weights import Exponential, Linear
+from lcpt_kernels.plan import Plan
 from lcpt_kernels.state import State
 from lcpt_kernels.streaming import attend
 from lcpt_kernels.symmetric_features import Explicit

@@ -7,10 +7,12 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from lcpt_kernels import chunked_state
-from lcpt_kernels.chunked import Plan, StateInput, block_causal_attention
+from lcpt_kernels.chunked import block_causal_attention
 from lcpt_kernels.documents import each_document
+from lcpt_kernels.plan import Plan
 from lcpt_kernels.reference import per_query_head
 from lcpt_kernels.state import of_summaries
+from lcpt_kernels.state_input import StateInput
 
 
 def attention(

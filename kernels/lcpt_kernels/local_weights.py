@@ -10,7 +10,7 @@ from torch import Tensor
 
 @dataclass(frozen=True, slots=True)
 class Power:
-    """The local weight w(s) = (s + shift)^degree. `chunked.Plan` describes the methods."""
+    """The local weight w(s) = (s + shift)^degree. `plan.Plan` describes the methods."""
 
     degree: int
     shift: float = 0.0

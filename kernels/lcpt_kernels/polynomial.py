@@ -18,9 +18,11 @@ from lcpt_kernels.arguments import (
     require,
 )
 from lcpt_kernels.autocast import under_autocast
-from lcpt_kernels.chunked import Plan, StateInput, block_causal_attention
+from lcpt_kernels.chunked import block_causal_attention
 from lcpt_kernels.documents import each_document
 from lcpt_kernels.local_weights import Power
+from lcpt_kernels.plan import Plan
+from lcpt_kernels.state_input import StateInput
 
 ROWS = 256  # queries at a time: a tile of scores has ROWS × T elements
 

@@ -18,9 +18,9 @@ import torch
 from torch import Tensor
 
 from lcpt_kernels import dispatch, reference
+from lcpt_kernels.accumulation import accumulated
 from lcpt_kernels.arguments import BACKENDS, check_backend, check_packed, check_pair, require
 from lcpt_kernels.autocast import under_autocast
-from lcpt_kernels.chunked import accumulated
 from lcpt_kernels.derivatives import refuse_transforms
 from lcpt_kernels.documents import each_document
 from lcpt_kernels.merge_softmax import merge_outputs

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lcpt_kernels.arguments import require
-from lcpt_kernels.chunked import Plan
+from lcpt_kernels.plan import Plan
 
 OF_SUMMARIES = ("b", "far_v", "mass")  # keys whose rows are summaries of blocks, where there are any
 

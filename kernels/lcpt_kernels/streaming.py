@@ -9,8 +9,8 @@ from torch import Tensor
 
 from lcpt_kernels import in_pytorch
 from lcpt_kernels.between_ranks import Exchange, attend_between_ranks
-from lcpt_kernels.chunked import Plan
 from lcpt_kernels.documents import Row, outside_graphs
+from lcpt_kernels.plan import Plan
 from lcpt_kernels.state import Compute, State, after_tail, check_state, tail_after
 
 

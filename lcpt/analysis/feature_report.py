@@ -9,7 +9,7 @@ from lcpt.analysis.feature_costs import costs, dimensions, kinds
 from lcpt.analysis.ranks import random_ranks
 from lcpt.analysis.real_heads import heads, passage_length
 from lcpt.analysis.sketch_error import errors
-from lcpt.data import DataError, Tokenizer
+from lcpt.data import AnyTokenizer, DataError
 from lcpt.data.documents import documents
 from lcpt.model.pretrained import Pretrained
 
@@ -46,7 +46,7 @@ def checkpoint_report(trained: Pretrained, data: str, device: torch.device) -> d
     }
 
 
-def passage(data: str, tokenizer: Tokenizer, length: int) -> Tensor:
+def passage(data: str, tokenizer: AnyTokenizer, length: int) -> Tensor:
     """Read int64 [1, ≤ length]: the beginning of the first document that has as many tokens, else the longest one."""
     longest = None
     for _, tokens, _ in documents(data, tokenizer):

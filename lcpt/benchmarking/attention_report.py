@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from lcpt.benchmarking.cost_plots import over_contexts
 from lcpt.benchmarking.tables import fastest_softmax
-from lcpt.evaluation.plots import over_contexts
+from lcpt.utils.figures import Heading
 
 
-def draw(rows: list[dict], output: Path) -> None:
+def draw(rows: list[dict], device: str, output: Path) -> None:
     """Plot, for each mode, over the context: the time of a token, and its ratio to the fastest softmax's."""
+    dtypes = ", ".join(dict.fromkeys(row["dtype"] for row in rows))
+    heading = Heading("Attention over tokens of context", device, dtypes, "medians of repeated runs in turn")
     panels = []
     for mode in dict.fromkeys(row["mode"] for row in rows):
         times: dict[str, list[tuple[int, float]]] = {}
@@ -29,4 +32,4 @@ def draw(rows: list[dict], output: Path) -> None:
                         [(name, [x for x, _ in of_one], [y for _, y in of_one]) for name, of_one in points.items()],
                     )
                 )
-    over_contexts(panels, output)
+    over_contexts(heading, panels, output)

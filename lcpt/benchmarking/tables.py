@@ -8,8 +8,40 @@ from lcpt.benchmarking.attention_baselines import SOFTMAX
 def table(rows: list[dict]) -> str:
     """Format rows of attention or of training steps; empty columns are left out. "times as fast as" and "x fastest
     softmax" divide the other method's time by the row's."""
+    return _markdown(_columns(rows)) if rows else "no rows"
+
+
+SHORT = {  # titles and modes in a terminal
+    "median ms": "ms",
+    "peak MiB": "MiB",
+    "% of peak FLOP/s": "% FLOP/s",
+    "% of bandwidth": "% bytes/s",
+    "x fastest softmax": "x softmax",
+    "forward_backward": "fwd + bwd",
+}
+
+
+def short_table(rows: list[dict]) -> str:
+    """Format the rows for a terminal of 120 columns: what is the same in all of them stands in a line above."""
     if not rows:
         return "no rows"
+    columns = _columns(rows)
+    if "x fastest softmax" in columns:
+        columns.pop("times as fast as", None)
+    same = {title: columns[title][0] for title in ("batch", "backend", "passes") if len(set(columns[title])) == 1}
+    above = ", ".join(f"{title} {value}" for title, value in same.items())
+    shown = _markdown(
+        {
+            SHORT.get(title, title): [SHORT.get(cell, cell) for cell in cells]
+            for title, cells in columns.items()
+            if title not in same
+        }
+    )
+    return f"{above}\n{shown}" if above else shown
+
+
+def _columns(rows: list[dict]) -> dict[str, list[str]]:
+    """Return title -> a cell for each row, without columns of which nothing is known."""
     columns = {
         "context": [f"{row['context']:,}" for row in rows],
         "batch": [str(row["batch"]) for row in rows],
@@ -27,7 +59,10 @@ def table(rows: list[dict]) -> str:
         "x fastest softmax": [ratio(fastest_softmax(row, rows), row) for row in rows],
         "times as fast as": [", ".join(f"{name}: {x:.2f}" for name, x in row["speedup"].items()) for row in rows],
     }
-    columns = {title: cells for title, cells in columns.items() if any(cells)}
+    return {title: cells for title, cells in columns.items() if any(cells)}
+
+
+def _markdown(columns: dict[str, list[str]]) -> str:
     last = list(columns)[-1]
     lines = [[title, *cells] for title, cells in columns.items()]
     width = {column[0]: 0 if column[0] == last else max(map(len, column)) for column in lines}

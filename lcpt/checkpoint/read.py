@@ -13,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 
 from lcpt.checkpoint.errors import CheckpointError
 from lcpt.checkpoint.write import SCHEMA_VERSION, step_folders
+from lcpt.utils.file_names import is_inside
 from lcpt.utils.hashing import file_sha256, self_sha256
 
 
@@ -91,6 +92,11 @@ def read_manifest(step: Path, *, hashes: bool = True) -> dict:
             f"{path} is of schema {manifest['schema_version']}, this lcpt reads {SCHEMA_VERSION}; "
             "take the lcpt that wrote it"
         )
+    pieces = (p for group in manifest["tensors"].values() for tensor in group.values() for p in tensor["slices"])
+    if outside := {*manifest["files"], *(piece["file"] for piece in pieces)} - set(
+        filter(is_inside, manifest["files"])
+    ):
+        raise CheckpointError(f"{path} lists {min(outside)!r}, which is no file of its folder; use another checkpoint")
     for name, expected in manifest["files"].items():
         file = step / name
         if not file.is_file():

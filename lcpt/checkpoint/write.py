@@ -5,7 +5,7 @@
                               exp_avg_sq-00000.safetensors and of its second
                               weights-00001.safetensors …  rank 1's
                               state.json                   scalars and the position in the data
-                              config.yaml, tokenizer.model what else it takes to use the weights
+                              config.yaml, tokenizer.model what else it takes to use the weights; or tokenizer.json
                               manifest.json                shapes, slices, sizes and hashes of all of these
     checkpoints/latest                                     the name of the newest whole folder
 

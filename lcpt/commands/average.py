@@ -12,9 +12,9 @@ from lcpt.commands.one_line_errors import one_line_errors
 from lcpt.model.averaging import write_average
 
 EXAMPLE = """example:
-  python tools/average.py runs/mine/checkpoints/step-0000{8000,9000} runs/mine --output exports/mean
+  lcpt average runs/mine/checkpoints/step-0000{8000,9000} runs/mine --output exports/mean
 
-The output is what tools/export.py writes, and serves where its exports do. config.json lists the checkpoints."""
+The output is what lcpt export writes, and serves where its exports do. config.json lists the checkpoints."""
 
 
 @one_line_errors

@@ -21,26 +21,26 @@ from pathlib import Path
 from typing import cast
 
 import torch
-from tqdm import tqdm
 
 from lcpt.attention import AttentionConfig
 from lcpt.benchmarking.attention_benchmark import DTYPES, MODES, WrongResult, check, measure
 from lcpt.benchmarking.attention_layer import Layer, Method
 from lcpt.benchmarking.attention_methods import baselines, known, methods
 from lcpt.benchmarking.peaks import measured_peaks
-from lcpt.benchmarking.tables import table
+from lcpt.benchmarking.tables import short_table, table
 from lcpt.commands.arguments import check_output, check_ranges, whole_numbers, words
 from lcpt.commands.one_line_errors import one_line_errors
 from lcpt.parallel import groups
 from lcpt.utils.atomic_files import replace_text
 from lcpt.utils.errors import first_line, typed_first_line
+from lcpt.utils.progress import progress_bar
 from lcpt.utils.provenance import report_header
 
 EXAMPLE = """example:
-  python tools/benchmark_attention.py --methods polysketch,flurka,softmax --contexts 8192,16384 --output attention.json
-  python tools/benchmark_attention.py --methods squared,sdpa_cpu --contexts 16384 --device cpu --dtype bf16 \\
+  lcpt benchmark attention --methods polysketch,flurka,softmax --contexts 8192,16384 --output attention.json
+  lcpt benchmark attention --methods squared,sdpa_cpu --contexts 16384 --device cpu --dtype bf16 \\
       --mode forward_backward --set polysketch.size=32 block_size=256 --output squared.json
-  python tools/benchmark_attention.py --methods polysketch,squared --contexts 8192,32768 --tokens 65536 --heads 12 \\
+  lcpt benchmark attention --methods polysketch,squared --contexts 8192,32768 --tokens 65536 --heads 12 \\
       --dtype bf16 --output gpu.json"""
 
 
@@ -131,7 +131,7 @@ def benchmark(
 ) -> bool:
     """Check, measure and write; returns whether a method that is no baseline was left out."""
     reasons = [{"method": name, "reason": reason} for name, reason in left_out.items()]
-    bar = tqdm(total=len(chosen) * (1 + len(contexts) * len(modes) * (args.repeats + 1)), unit="pass", disable=None)
+    bar = progress_bar(total=len(chosen) * (1 + len(contexts) * len(modes) * (args.repeats + 1)), unit="pass")
 
     def progress(name: str) -> None:
         bar.set_description(name)
@@ -168,8 +168,8 @@ def benchmark(
             )
             write(report, Path(args.output))
     print(
-        f"{table(report['rows'])}\npeak: beyond a pass's inputs\n"
-        f"written to {args.output}, .md{' and .png' if draw(report['rows'], Path(args.output)) else ''}"
+        f"{short_table(report['rows'])}\npeak: beyond a pass's inputs\n"
+        f"written to {args.output}, .md{' and .png' if draw(report, Path(args.output)) else ''}"
     )
     return any(reason["method"] not in baselines(layer.device) for reason in reasons)
 
@@ -197,13 +197,13 @@ def write(report: dict, output: Path) -> None:
     replace_text(output.with_suffix(".md"), table(report["rows"]) + "\n")
 
 
-def draw(rows: list[dict], output: Path) -> bool:
+def draw(report: dict, output: Path) -> bool:
     """Draw a picture beside OUT.json, where matplotlib is installed; returns whether there is one."""
-    if not rows or find_spec("matplotlib") is None:
+    if not report["rows"] or find_spec("matplotlib") is None:
         return False
     from lcpt.benchmarking.attention_report import draw  # it takes a second: after everything is measured
 
-    draw(rows, output.with_suffix(".png"))
+    draw(report["rows"], report["device"], output.with_suffix(".png"))
     return True
 
 

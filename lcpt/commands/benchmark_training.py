@@ -17,7 +17,7 @@ from pathlib import Path
 from torch.nn.attention import sdpa_kernel
 
 from lcpt.benchmarking.attention_baselines import SDPA
-from lcpt.benchmarking.tables import table
+from lcpt.benchmarking.tables import short_table, table
 from lcpt.benchmarking.timing import first_passes, time_in_turn
 from lcpt.benchmarking.training_step import training_step
 from lcpt.commands.arguments import check_output, check_ranges, whole_numbers, words
@@ -28,9 +28,9 @@ from lcpt.utils.atomic_files import replace_text
 from lcpt.utils.provenance import backend_of, report_header
 
 EXAMPLE = """example:
-  python tools/benchmark_training.py --configs configs/demo.yaml --kinds softmax,polysketch --contexts 8192,16384 \\
+  lcpt benchmark training --configs configs/demo.yaml --kinds softmax,polysketch --contexts 8192,16384 \\
       --output steps.json
-  python tools/benchmark_training.py --configs configs/gpt2-small-32k.yaml --kinds own,softmax --sdpa flash,cudnn \\
+  lcpt benchmark training --configs configs/gpt2-small-32k.yaml --kinds own,softmax --sdpa flash,cudnn \\
       --contexts 8192,32768 --tokens 65536 --output gpu.json"""
 OWN = "own"  # in --kinds: as the config says
 
@@ -79,7 +79,7 @@ def main() -> int:
         report["rows"] += rows
         replace_text(Path(args.output), json.dumps(report, indent=2) + "\n")
         replace_text(Path(args.output).with_suffix(".md"), table(report["rows"]) + "\n")
-    print(f"{table(report['rows'])}\nwritten to {args.output} and .md")
+    print(f"{short_table(report['rows'])}\nwritten to {args.output} and .md")
     return 1 if report["left_out"] else 0
 
 

@@ -21,7 +21,7 @@ from lcpt.evaluation.comparison_pictures import draw
 from lcpt.utils.atomic_files import replace_text
 
 EXAMPLE = """example:
-  python tools/compare.py runs/softmax runs/polysketch --output runs/comparison"""
+  lcpt compare runs/softmax runs/polysketch --output runs/comparison"""
 
 
 @one_line_errors

@@ -22,10 +22,11 @@ import torch
 
 from lcpt.commands.one_line_errors import one_line_errors
 from lcpt.config import Config, load_config
-from lcpt.data import Corpus, Tokenizer
-from lcpt.evaluation.plots import loss_by_position, loss_curve, recall_by_distance
+from lcpt.data import Corpus, open_tokenizer
+from lcpt.evaluation.loss_plots import loss_by_position, loss_curve, recall_by_distance
 from lcpt.evaluation.text_baselines import unigram_bits_per_byte, xz_bits_per_byte
 from lcpt.utils.atomic_files import replace_text
+from lcpt.utils.figures import Heading
 
 CONFIG, RECALL_CONFIG = "configs/demo.yaml", "configs/demo-recall.yaml"
 # Short samples first: within 80 steps a model finds out what to do, which long ones of as many tokens do not teach it.
@@ -181,7 +182,7 @@ def collect(config, run: Path) -> dict:
     evaluation, steps = (json.loads((run / f"{name}.json").read_text()) for name in ("evaluation", "steps"))
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     train_corpus, valid_corpus = Corpus(config.data.path), Corpus(config.data.valid_path)
-    tokenizer = Tokenizer(valid_corpus.tokenizer)
+    tokenizer = open_tokenizer(valid_corpus.tokenizer)
     seen, held_out = ([c.document(n)[1] for n in range(len(c))] for c in (train_corpus, valid_corpus))
     return {
         "tokens": rows[-1]["tokens"],
@@ -208,11 +209,15 @@ def collect_recall(config, folder: Path) -> dict:
 
 def draw(run: Path, recall: dict) -> None:
     """Draw the three pictures."""
-    loss_curve(run / "metrics.jsonl", run / "loss.png")
-    loss_by_position(json.loads((run / "evaluation.json").read_text()), run / "loss_by_position.png")
+    evaluation = json.loads((run / "evaluation.json").read_text())
+    facts = str(run), evaluation.get("device"), evaluation.get("precision")  # earlier versions wrote neither
+    loss_curve(Heading("Loss over tokens", *facts), run / "metrics.jsonl", run / "loss.png")
+    heading = Heading("Loss by position, on books by other authors", *facts, "shaded: 95 % over documents")
+    loss_by_position(heading, evaluation, run / "loss_by_position.png")
     names = {"polysketch": "polysketch", "window": f"softmax, window of {recall['window']} tokens"}
     lines = [(names[name], parts) for name, parts in recall["by_distance"].items()]
-    recall_by_distance(lines, recall["chance"], run / "recall_by_distance.png")
+    heading = Heading("Recall by distance", *facts)
+    recall_by_distance(heading, lines, recall["chance"], run / "recall_by_distance.png")
 
 
 def print_table(config, run: Path, figures: dict) -> None:
@@ -240,7 +245,7 @@ def print_table(config, run: Path, figures: dict) -> None:
         print(f"{name:16}{value}")
     print(
         "\nnext: change anything with section.key=value (README.md), for example another kind of attention:\n"
-        f"  {bin_}/deepspeed --num_accelerators 2 launch/pretrain.py --config {CONFIG} "
+        f"  {bin_}/deepspeed -q --num_accelerators 2 launch/pretrain.py --config {CONFIG} "
         "model.attention.kind=softmax run.dir=runs/softmax"
     )
 

@@ -18,7 +18,6 @@ import time
 from pathlib import Path
 
 import torch
-from tqdm import tqdm
 
 from lcpt.commands.arguments import CHECKPOINT, check_output, check_ranges, whole_numbers
 from lcpt.commands.one_line_errors import one_line_errors
@@ -32,13 +31,15 @@ from lcpt.parallel import groups
 from lcpt.parallel.launchers import find_place
 from lcpt.utils.atomic_files import replace_text
 from lcpt.utils.memory import peak_memory_bytes
+from lcpt.utils.progress import progress_bar
+from lcpt.utils.provenance import device_name
 
 EXAMPLE = """examples:
-  python tools/evaluate.py --checkpoint runs/demo --data data/sample/valid.jsonl.xz \\
+  lcpt evaluate --checkpoint runs/demo --data data/sample/valid.jsonl.xz \\
       --output runs/demo/evaluation.json
-  torchrun --nproc-per-node 8 tools/evaluate.py --checkpoint runs/mine --data held_out.jsonl --precision bf16 \\
+  torchrun --nproc-per-node 8 -m lcpt.commands.evaluate --checkpoint runs/mine --data held_out.jsonl --precision bf16 \\
       --batch 4 --context-gain --output evaluation.json
-  python tools/evaluate.py --checkpoint runs/recall --data synthetic:mqar --output runs/recall/recall.json"""
+  lcpt evaluate --checkpoint runs/recall --data synthetic:mqar --output runs/recall/recall.json"""
 
 DOCUMENTS = ".documents.jsonl"  # what takes the place of the suffix of OUT.json
 
@@ -96,6 +97,7 @@ def main() -> int:
         "checkpoint": str(trained.folder),
         "step": trained.step,
         "data": str(args.data),
+        "device": device_name(device),
         "precision": args.precision,
         **figures,
         "tokens_per_second": tokens / (time.perf_counter() - began),
@@ -145,9 +147,9 @@ def gain_contexts(given: list[str] | None, longest: int) -> tuple[int, ...]:
 def evaluate_task(trained: Pretrained, device: torch.device, args: argparse.Namespace) -> dict:
     """Ask the questions of a task; returns its figures, on the first rank."""
     context, task = args.context or trained.context, recall.open_task(trained, args.data)
-    total, quiet = args.samples * task.scored(context), None if groups.is_first() else True
+    total, quiet = args.samples * task.scored(context), not groups.is_first()
     parts = []
-    with tqdm(unit="answer", unit_scale=True, total=total, desc="asking", disable=quiet) as bar:
+    with progress_bar(unit="answer", unit_scale=True, total=total, desc="asking", hidden=quiet) as bar:
         for part in recall.answers(trained.model, task, args.samples, context, args.batch, device):
             parts.append(part)
             bar.update(len(part.correct))

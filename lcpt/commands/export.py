@@ -12,9 +12,9 @@ from lcpt.commands.one_line_errors import one_line_errors
 from lcpt.model.pretrained import write_export
 
 EXAMPLE = """example:
-  python tools/export.py --checkpoint runs/demo --output runs/demo/export
+  lcpt export --checkpoint runs/demo --output runs/demo/export
 
-In Python, lcpt.model.load_pretrained("runs/demo/export") is the model. tools/evaluate.py takes the folder as its
+In Python, lcpt.model.load_pretrained("runs/demo/export") is the model. lcpt evaluate takes the folder as its
 --checkpoint, too."""
 
 

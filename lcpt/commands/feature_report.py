@@ -17,8 +17,8 @@ from lcpt.utils.atomic_files import replace_text
 from lcpt.utils.provenance import report_header
 
 EXAMPLE = """example:
-  python tools/feature_report.py --head-dim 64 --degree 4 --sketch-size 32
-  python tools/feature_report.py --checkpoint runs/demo --data data/sample/valid.jsonl.xz --output features.json"""
+  lcpt report features --head-dim 64 --degree 4 --sketch-size 32
+  lcpt report features --checkpoint runs/demo --data data/sample/valid.jsonl.xz --output features.json"""
 
 
 @one_line_errors

@@ -23,8 +23,8 @@ from lcpt.model.pretrained import open_pretrained
 from lcpt.parallel import groups
 
 EXAMPLE = """examples:
-  python tools/generate.py --checkpoint runs/demo --prompt "It was a dark night" --max-tokens 100
-  head -n 200 book.txt | python tools/generate.py --checkpoint runs/demo --prompt-file - --samples 4 --top-p 0.95
+  lcpt generate --checkpoint runs/demo --prompt "It was a dark night" --max-tokens 100
+  head -n 200 book.txt | lcpt generate --checkpoint runs/demo --prompt-file - --samples 4 --top-p 0.95
 
 A sample ends with --max-tokens, where the model ends the document, or before a --stop. How fast it was is on stderr."""
 

@@ -17,16 +17,16 @@ from itertools import chain, zip_longest
 from pathlib import Path
 
 import torch
-from tqdm import tqdm
 
 from lcpt.commands.arguments import check_output, words
 from lcpt.commands.one_line_errors import one_line_errors
 from lcpt.utils.atomic_files import replace_text
+from lcpt.utils.progress import progress_bar
 from lcpt.utils.provenance import report_header
 
 TARGETS = "sm_80,sm_90,sm_100,gfx942"
 EXAMPLE = """example:
-  python tools/kernel_report.py --targets sm_90,sm_100 --output kernels.json"""
+  lcpt report kernels --targets sm_90,sm_100 --output kernels.json"""
 
 
 @one_line_errors
@@ -74,9 +74,7 @@ def compiled(rows_of, targets: list[str], keep: Path | None, write: Callable[[li
             target: [pool.submit(rows_of, target, part=part, parts=parts, keep=keep) for part in range(parts)]
             for target in targets
         }
-        for _ in tqdm(
-            as_completed(chain(*futures.values())), total=parts * len(targets), desc="compiling", disable=None
-        ):
+        for _ in progress_bar(as_completed(chain(*futures.values())), total=parts * len(targets), desc="compiling"):
             rows = finished(futures)
             write(rows)
     return rows

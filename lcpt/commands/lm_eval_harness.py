@@ -19,8 +19,8 @@ from lcpt.parallel import groups
 from lcpt.utils.atomic_files import replace_text
 
 EXAMPLE = """examples:
-  python tools/lm_eval_harness.py --checkpoint runs/mine --tasks wikitext,lambada_openai --output lm_eval.json
-  python tools/lm_eval_harness.py --checkpoint runs/mine --tasks my_task --include-path my_tasks --output lm_eval.json
+  lcpt lm-eval --checkpoint runs/mine --tasks wikitext,lambada_openai --output lm_eval.json
+  lcpt lm-eval --checkpoint runs/mine --tasks my_task --include-path my_tasks --output lm_eval.json
 
 A text is scored in windows of --context tokens, the last of them filled with context, as evaluate.py does with its last
 window full."""

@@ -17,6 +17,7 @@ COMMANDS = {  # name -> (module, what it does)
     "lm-eval": ("lm_eval_harness", "run tasks of lm-evaluation-harness (pip install 'lcpt[eval]')"),
     "generate": ("generate", "continue a text"),
     "export": ("export", "write a checkpoint as a model to pass on"),
+    "import": ("import_model", "make an export of a GPT-2, Llama or Qwen3 that transformers saved"),
     "average": ("average", "average the weights of checkpoints"),
     "compare": ("compare", "put runs side by side"),
     "plan": ("plan", "plan a run on paper: memory, communication, time a step"),

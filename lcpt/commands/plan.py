@@ -14,10 +14,10 @@ from pathlib import Path
 import torch
 
 from lcpt.attention.base import LinearCost
+from lcpt.benchmarking.cost_plots import cells, over_slices
 from lcpt.commands.arguments import check_output
 from lcpt.commands.one_line_errors import one_line_errors
 from lcpt.config import Config, load_config
-from lcpt.evaluation.plots import cells, over_slices
 from lcpt.model.cost import Cost, Saved
 from lcpt.model.sequence_cost import layers_by_kind
 from lcpt.training import step_time
@@ -38,12 +38,13 @@ from lcpt.training.sequence_schemes import compare_schemes
 from lcpt.training.slices import check_slices
 from lcpt.training.step_time import hardware
 from lcpt.utils.atomic_files import replace_text
+from lcpt.utils.figures import Heading
 from lcpt.utils.gpus import GPU_BYTES, gpu_bytes
 from lcpt.utils.provenance import report_header
 
 EXAMPLE = """example:
-  python tools/plan.py --config configs/gpt2-small-32k.yaml --gpus 8 --output plan.json
-  python tools/plan.py --config configs/gpt2-large-32k.yaml --gpus 64 --gpu H200-141GB --network 25 --plot plan.png \\
+  lcpt plan --config configs/gpt2-small-32k.yaml --gpus 8 --output plan.json
+  lcpt plan --config configs/gpt2-large-32k.yaml --gpus 64 --gpu H200-141GB --network 25 --plot plan.png \\
       training.global_batch_tokens=4194304 --output plan.json"""
 SHOWN = 10
 CONTEXTS = tuple(2**n for n in range(11, 21))  # of the plot
@@ -188,12 +189,13 @@ def draw(config: Config, cluster: Cluster, file: Path) -> list[dict]:
         }
         for n in gpus
     }
-    title = (
-        f"{cluster.gpu}, {cluster.network / 1e9:g} GB/s: tokens a second by a model, and the setting that reaches it\n"
-        "(Z: stage of ZeRO, ÷: GPUs that share a sequence, ×: sequences at a time, –: nothing fits; activation "
-        "checkpointing s: selective, c: full, o: with offload)"
+    heading = Heading(
+        "Tokens a second by a model, not measured, and the setting that reaches it",
+        f"{cluster.gpu}, {cluster.network / 1e9:g} GB/s, {config.training.precision}",
+        "Z: stage of ZeRO, ÷: GPUs that share a sequence, ×: sequences at a time, –: nothing fits; activation "
+        "checkpointing s: selective, c: full, o: with offload",
     )
-    cells(title, "tokens of context", "GPUs", [f"{context:,}" for context in found], shown, file)
+    cells(heading, "tokens of context", "GPUs", [f"{context:,}" for context in found], shown, file)
     return [
         {"context": context, "gpus": n, **row(prediction, cluster)}
         for context, best in found.items()
@@ -220,14 +222,15 @@ def draw_schemes(config: Config, cluster: Cluster, file: Path) -> dict:
     lines: dict[tuple[str, int], list[tuple]] = {}
     for one in rows:
         lines.setdefault((one["scheme"], one["ranks"]), []).append((one["tokens"], one["bytes"], one["seconds"]))
-    title = (
-        f"A forward pass of a layer of {kind} on {cluster.gpu}, {cluster.network / 1e9:g} GB/s between machines of 8"
+    heading = Heading(
+        f"Forward pass of a layer of {kind}, by a model, not measured",
+        f"{cluster.gpu}, {cluster.network / 1e9:g} GB/s between machines of 8, {config.training.precision}",
     )
     drawn = []
     for (scheme, ranks), points in lines.items():
         tokens, n_bytes, seconds = map(list, zip(*points, strict=True))
         drawn.append((scheme, ranks, tokens, n_bytes, seconds))
-    over_slices(title, drawn, file)
+    over_slices(heading, drawn, file)
     return found
 
 
@@ -277,9 +280,9 @@ def table(phase: dict, report: dict) -> str:
         f"{'tokens/s':>13}  limited by"
     ]
     for found in proposals[:SHOWN]:
-        model = found["model"]
+        model, checkpointing = found["model"], str(found["activation_checkpointing"]).lower()
         lines.append(
-            f"{found['zero_stage']:>6}{found['sequence']:>10}{found['micro_batch']:>13}{str(found['activation_checkpointing']).lower():>15}"
+            f"{found['zero_stage']:>6}{found['sequence']:>10}{found['micro_batch']:>13}{checkpointing:>15}"
             f"{str(found['offload_optimizer']).lower():>9}{sum(found['memory_bytes'].values()) / 2**30:8.1f}"
             f"{model['step_seconds']:10.3f}{model['tokens_per_second']:13,.0f}  {model['bottleneck']}"
         )
@@ -307,7 +310,7 @@ def configured_lines(found: dict, report: dict) -> list[str]:
     return [
         *lines,
         f"  {'a step, by a model':24}{model['step_seconds']:.3f} s, limited by {model['bottleneck']} ({parts}; "
-        f"{model['step_seconds_without_overlap']:.3f} s if none overlaps)",
+        f"{model['step_seconds_without_overlap']:.3f} s if one by one)",
         f"  {'tokens/s, by a model':24}{model['tokens_per_second']:,.0f}",
     ]
 

@@ -11,8 +11,8 @@ from lcpt.data.prepare import VOCAB_SIZE
 from lcpt.data.writer import SHARD_TOKENS
 
 EXAMPLE = """example:
-  python tools/prepare_data.py --input data/sample/train.jsonl.xz --output runs/data/train --vocab-size 4096
-  python tools/prepare_data.py --input data/sample/valid.jsonl.xz --output runs/data/valid \\
+  lcpt prepare --input data/sample/train.jsonl.xz --output runs/data/train --vocab-size 4096
+  lcpt prepare --input data/sample/valid.jsonl.xz --output runs/data/valid \\
       --tokenizer runs/data/train/tokenizer.model
 
 Inputs are JSON lines (.jsonl, .ndjson, .json) with a field "text" (and "id"), plain text (.txt, a file is a document),
@@ -29,7 +29,7 @@ def main() -> int:
     parser.add_argument("--text-field", default="text", metavar="NAME", help="of JSON and parquet records (text)")
     parser.add_argument("--output", required=True, metavar="DIR", help="a new folder")
     tokenizer = parser.add_mutually_exclusive_group()
-    tokenizer.add_argument("--tokenizer", metavar="MODEL", help="a SentencePiece .model to use")
+    tokenizer.add_argument("--tokenizer", metavar="FILE", help="a SentencePiece .model, or a tokenizer.json, to use")
     tokenizer.add_argument(
         "--vocab-size", type=int, default=VOCAB_SIZE, metavar="N", help=f"train one of N pieces ({VOCAB_SIZE})"
     )

@@ -16,19 +16,20 @@ from pathlib import Path
 from lcpt.commands.arguments import CHECKPOINT, check_output, whole_numbers, words
 from lcpt.commands.one_line_errors import one_line_errors
 from lcpt.data.documents import documents
-from lcpt.evaluation import plots
+from lcpt.evaluation import retrieval_plots
 from lcpt.evaluation.intervals import FEW
 from lcpt.evaluation.retrieval import Settings, choose_texts, default_contexts, even_depths, measure
 from lcpt.evaluation.retrieval_tasks import TASKS
 from lcpt.model.pretrained import open_pretrained
 from lcpt.parallel import groups
 from lcpt.utils.atomic_files import replace_text
+from lcpt.utils.figures import Heading
 from lcpt.utils.memory import peak_memory_bytes
 from lcpt.utils.provenance import report_header
 
 EXAMPLE = """examples:
-  python tools/retrieval.py --checkpoint runs/demo --data data/sample/valid.jsonl.xz --output runs/demo/retrieval.json
-  python tools/retrieval.py --checkpoint runs/mine --data held_out.jsonl --contexts 8192,16384,32768 --samples 40 \\
+  lcpt retrieval --checkpoint runs/demo --data data/sample/valid.jsonl.xz --output runs/demo/retrieval.json
+  lcpt retrieval --checkpoint runs/mine --data held_out.jsonl --contexts 8192,16384,32768 --samples 40 \\
       --output runs/mine/retrieval.json
 
 By default a model of the demo's size takes one to three minutes on two CPU cores."""
@@ -80,7 +81,8 @@ def main() -> int:
         **figures,
     }
     replace_text(output, json.dumps(report, indent=2) + "\n")
-    plots.retrieval(report["rows"], output.with_suffix(".png"))
+    heading = Heading("Retrieval", report["checkpoint"], report["device"], f"{args.samples} samples a cell")
+    retrieval_plots.retrieval(heading, report["rows"], output.with_suffix(".png"))
     print_table(report, output)
     return 0
 

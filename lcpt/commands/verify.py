@@ -7,7 +7,7 @@ from lcpt.commands.one_line_errors import one_line_errors
 from lcpt.data import verify
 
 EXAMPLE = """example:
-  python tools/verify_data.py runs/data/train
+  lcpt verify runs/data/train
 
 Exit code 0: whole; 1: damaged, with a line for each damaged file; 2: not a folder."""
 

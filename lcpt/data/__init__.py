@@ -8,6 +8,7 @@ from lcpt.data.corpus_samples import CorpusSamples
 from lcpt.data.errors import DataError
 from lcpt.data.find_text import find_sources
 from lcpt.data.mixture import Mixture, SourceConfig
+from lcpt.data.open_tokenizer import AnyTokenizer, find_tokenizer, open_tokenizer
 from lcpt.data.packed_documents import padded_offsets
 from lcpt.data.prepare import prepare
 from lcpt.data.sample_source import Drawn, Sample, SampleSource
@@ -20,6 +21,7 @@ from lcpt.data.tokenizer import Tokenizer
 from lcpt.data.verify import verify
 
 __all__ = [
+    "AnyTokenizer",
     "Batch",
     "BatchPhase",
     "BestFit",
@@ -41,8 +43,10 @@ __all__ = [
     "batch",
     "batch_documents",
     "find_sources",
+    "find_tokenizer",
     "is_task",
     "open_text",
+    "open_tokenizer",
     "padded_offsets",
     "prepare",
     "read_documents",

@@ -10,12 +10,12 @@ import numpy as np
 from lcpt.data.errors import DataError
 from lcpt.data.find_text import find_sources
 from lcpt.data.manifest import MANIFEST
+from lcpt.data.open_tokenizer import AnyTokenizer
 from lcpt.data.shards import Corpus
 from lcpt.data.text import read_documents
-from lcpt.data.tokenizer import Tokenizer
 
 
-def documents(path: str | Path, tokenizer: Tokenizer) -> Iterator[tuple[str, np.ndarray, int]]:
+def documents(path: str | Path, tokenizer: AnyTokenizer) -> Iterator[tuple[str, np.ndarray, int]]:
     """Yield (id, tokens int64 [n + 1] with BOS first, bytes of the UTF-8 text) of each document.
 
     Blank documents are left out, as in a prepared folder. Raises DataError for what cannot be read, and for a folder

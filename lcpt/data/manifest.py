@@ -9,11 +9,11 @@ import json
 from pathlib import Path
 
 from lcpt.data.errors import DataError
+from lcpt.utils.file_names import is_inside
 from lcpt.utils.hashing import self_sha256
 
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
-TOKENIZER = "tokenizer.model"
 
 
 def with_sha256(content: dict) -> dict:
@@ -37,7 +37,7 @@ def render(manifest: dict) -> bytes:
 def load_manifest(folder: str | Path) -> dict:
     """Load the manifest of a prepared folder. Raises DataError when it is missing, damaged or of another schema."""
     path = Path(folder) / MANIFEST
-    remedy = "prepare the data again with tools/prepare_data.py"
+    remedy = "prepare the data again with lcpt prepare"
     try:
         raw = path.read_bytes()
     except OSError as error:
@@ -52,4 +52,7 @@ def load_manifest(folder: str | Path) -> dict:
         raise DataError(f"{path}: schema version {version}, this program reads {SCHEMA_VERSION}; {remedy}")
     if not whole:
         raise DataError(f"{path}: damaged, its sha256 does not match its content; {remedy}")
+    for shard in manifest["shards"]:
+        if not is_inside(shard["file"]):
+            raise DataError(f"{path}: lists {shard['file']!r}, which is no file of its folder; {remedy}")
     return manifest

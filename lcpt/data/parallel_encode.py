@@ -18,7 +18,7 @@ from typing import TypeVar, cast
 import numpy as np
 
 from lcpt.data.errors import DataError
-from lcpt.data.tokenizer import Tokenizer
+from lcpt.data.open_tokenizer import AnyTokenizer, open_tokenizer
 
 BATCH_CHARACTERS = 2**20  # of work handed to a process at once
 AHEAD = 4  # batches a worker by which the fastest may be ahead of the slowest
@@ -27,7 +27,7 @@ Keyed = tuple[Key, str]
 Encoded = tuple[Key, np.ndarray, int, bool]  # key, uint32 [n] with BOS first, bytes of text, exact
 
 
-def encode_all(documents: Iterable[Keyed[Key]], tokenizer: Tokenizer, workers: int) -> Iterator[Encoded[Key]]:
+def encode_all(documents: Iterable[Keyed[Key]], tokenizer: AnyTokenizer, workers: int) -> Iterator[Encoded[Key]]:
     """Encode each document, in order; the result does not depend on `workers`. Raises DataError when a worker dies."""
     batches = _batched(documents)
     if workers == 1:
@@ -84,7 +84,7 @@ def _in_order(batches: Iterator[list[Keyed[Key]]], connections: list[Connection]
 def work(tokenizer_path: str, number: str) -> None:
     """Encode batches in a worker process, until the parent closes the pipe, of that file descriptor, or ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent tidies up alone
-    tokenizer, connection = Tokenizer(tokenizer_path), Connection(int(number))
+    tokenizer, connection = open_tokenizer(tokenizer_path), Connection(int(number))
     try:
         while True:
             connection.send([_encode(tokenizer, *document) for document in connection.recv()])
@@ -105,7 +105,7 @@ def _batched(documents: Iterable[Keyed[Key]]) -> Iterator[list[Keyed[Key]]]:
         yield batch
 
 
-def _encode(tokenizer: Tokenizer, key: Key, text: str) -> Encoded[Key]:
+def _encode(tokenizer: AnyTokenizer, key: Key, text: str) -> Encoded[Key]:
     tokens = tokenizer.encode(text)
     exact = tokenizer.decode(tokens) == text
     return key, np.array([tokenizer.bos_id, *tokens], dtype=np.uint32), len(text.encode()), exact

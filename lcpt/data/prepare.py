@@ -1,4 +1,4 @@
-"""Prepare data: write a folder of tokenizer.model, shards, and at last the manifest."""
+"""Prepare data: write a folder of a tokenizer, shards, and at last the manifest."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from lcpt.data.atomic_folder import new_folder, refuse_existing
 from lcpt.data.errors import DataError
 from lcpt.data.find_text import Found, TextSource, find_sources
-from lcpt.data.manifest import MANIFEST, SCHEMA_VERSION, TOKENIZER, render, with_sha256
+from lcpt.data.manifest import MANIFEST, SCHEMA_VERSION, render, with_sha256
+from lcpt.data.open_tokenizer import SENTENCEPIECE, AnyTokenizer, name_in_folder, open_tokenizer
 from lcpt.data.parallel_encode import encode_all
 from lcpt.data.text import read_documents
-from lcpt.data.tokenizer import Tokenizer, train_tokenizer
+from lcpt.data.tokenizer import train_tokenizer
 from lcpt.data.writer import SHARD_TOKENS, ShardWriter, token_dtype
+from lcpt.utils.progress import progress_bar
 
 VOCAB_SIZE = 32_000
 
@@ -47,23 +47,25 @@ def prepare(
     with new_folder(output) as folder:
         if tokenizer is None:
             model, fraction = train_tokenizer(_training_texts(sources), vocab_size)
-            (folder / TOKENIZER).write_bytes(model)
+            copy = folder / SENTENCEPIECE
+            copy.write_bytes(model)
         else:
-            shutil.copyfile(Tokenizer(tokenizer).path, folder / TOKENIZER)
-        manifest, empty = _tokenise(found, Tokenizer(folder / TOKENIZER), folder, workers, shard_tokens)
+            copy = folder / name_in_folder(tokenizer)
+            shutil.copyfile(open_tokenizer(tokenizer).path, copy)
+        manifest, empty = _tokenise(found, open_tokenizer(copy), folder, workers, shard_tokens)
         (folder / MANIFEST).write_bytes(render(manifest))
     return {"manifest": manifest, "empty_documents": empty, "training_fraction": fraction}
 
 
 def _training_texts(sources: list[TextSource]) -> Iterator[str]:
-    with tqdm(desc="reading for the tokenizer", unit="char", unit_scale=True, disable=None) as bar:
+    with progress_bar(desc="reading for the tokenizer", unit="char", unit_scale=True) as bar:
         for source in sources:
             for _, text in read_documents(source):
                 bar.update(len(text))
                 yield text
 
 
-def _tokenise(found: Found, tokenizer: Tokenizer, folder: Path, workers: int, shard_tokens: int) -> tuple[dict, int]:
+def _tokenise(found: Found, tokenizer: AnyTokenizer, folder: Path, workers: int, shard_tokens: int) -> tuple[dict, int]:
     """Write the shards; returns the manifest and the number of empty documents that were left out."""
     counts: list[dict[str, Any]] = [{"name": source.name, "documents": 0, "bytes": 0} for source in found.sources]
     empty = not_exact = 0
@@ -79,7 +81,7 @@ def _tokenise(found: Found, tokenizer: Tokenizer, folder: Path, workers: int, sh
 
     dtype = token_dtype(tokenizer.vocab_size)
     writer = ShardWriter(folder, dtype, tokenizer.sha256, shard_tokens)
-    with tqdm(desc="tokenising", unit="B", unit_scale=True, disable=None) as bar:
+    with progress_bar(desc="tokenising", unit="B", unit_scale=True) as bar:
         for (number, identifier), tokens, n_bytes, exact in encode_all(documents(), tokenizer, workers):
             writer.add(identifier, tokens, n_bytes)
             counts[number]["documents"] += 1

@@ -9,7 +9,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from lcpt.data.errors import DataError
-from lcpt.data.manifest import TOKENIZER
+from lcpt.data.open_tokenizer import TOKENIZERS, find_tokenizer
 from lcpt.utils.errors import first_line
 from lcpt.utils.hashing import file_sha256
 
@@ -20,9 +20,9 @@ REMEDY = "prepare the data again, or restore the file"
 
 def check_tokenizer(folder: Path, manifest: dict) -> None:
     """Raise DataError unless the folder's tokenizer is the one that made its tokens."""
-    path = folder / TOKENIZER
+    path = find_tokenizer(folder)
     if not path.is_file():
-        raise DataError(f"{path}: missing; {REMEDY}")
+        raise DataError(f"{path}: missing, and so is {TOKENIZERS[1]}; {REMEDY}")
     if file_sha256(path) != manifest["tokenizer_sha256"]:
         raise DataError(f"{path}: is not the tokenizer that made these tokens, or is damaged; {REMEDY}")
 

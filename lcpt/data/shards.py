@@ -9,7 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from lcpt.data.manifest import TOKENIZER, fingerprint_of, load_manifest
+from lcpt.data.manifest import fingerprint_of, load_manifest
+from lcpt.data.open_tokenizer import find_tokenizer
 from lcpt.data.shard_files import check_shard, check_tokenizer, map_shard
 
 HASHED_AT_OPEN = 2**30  # bytes of shards up to which opening a corpus also verifies their sha256
@@ -22,7 +23,7 @@ class Corpus:
     of shards of HASHED_AT_OPEN bytes or less in all (one rank of a node is enough). Raises DataError naming the file.
 
     Attributes: folder, manifest (dict), fingerprint (hex sha256 of the content), vocab_size, bos_id, tokens (length
-    of the stream), tokenizer (path of the model), tokenizer_sha256, attachments (what a model trained on it needs).
+    of the stream), tokenizer (its path), tokenizer_sha256, attachments (what a model trained on it needs).
     len(corpus) is the number of documents.
     """
 
@@ -34,8 +35,8 @@ class Corpus:
         self.tokenizer_sha256: str | None = self.manifest["tokenizer_sha256"]
         self.bos_id: int = self.manifest["bos_id"]
         self.tokens: int = self.manifest["tokens"]
-        self.tokenizer = self.folder / TOKENIZER
-        self.attachments = {TOKENIZER: self.tokenizer}
+        self.tokenizer = find_tokenizer(folder)
+        self.attachments = {self.tokenizer.name: self.tokenizer}
         check_tokenizer(self.folder, self.manifest)
         shards = self.manifest["shards"]
         hashed = hash_shards and sum(shard["size_bytes"] for shard in shards) <= HASHED_AT_OPEN

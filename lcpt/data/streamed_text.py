@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from lcpt.data.tokenizer import Tokenizer
+from lcpt.data.open_tokenizer import AnyTokenizer
 
 CONTEXT = 16  # tokens that are decoded again with each new one, more than those of the characters held back
 REPLACEMENT = "\ufffd"  # what a byte decodes to that is no UTF-8, or not yet
@@ -17,7 +17,7 @@ class StreamedText:
     long the text is.
     """
 
-    def __init__(self, tokenizer: Tokenizer, prompt: Sequence[int], stops: Sequence[str] = ()):
+    def __init__(self, tokenizer: AnyTokenizer, prompt: Sequence[int], stops: Sequence[str] = ()):
         self._decode = tokenizer.decode
         self._tokens = list(prompt[-CONTEXT:])
         self._given = len(self._decode(self._tokens))  # characters of their text that were handed on

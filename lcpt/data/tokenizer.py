@@ -26,8 +26,8 @@ PIECE = re.compile(r".{1,1000}(?= |$)|.{1,1000}")  # 1,000 characters stay below
 class Tokenizer:
     """Reads a SentencePiece model from a file.
 
-    Attributes: path, sha256 (of the file), vocab_size, bos_id. Raises DataError for a file that is no such model,
-    for a model without a BOS piece, which is our document separator, and for one that cannot write a blank.
+    Attributes: path, sha256 (of the file), vocab_size, bos (its text), bos_id. Raises DataError for a file that is no
+    such model, for a model without a BOS piece, which is our document separator, and for one that cannot write a blank.
     """
 
     def __init__(self, path: str | Path):
@@ -38,11 +38,14 @@ class Tokenizer:
             self.vocab_size = self._processor.vocab_size()
         except (OSError, RuntimeError) as error:
             reason = error.strerror if isinstance(error, OSError) else "not a SentencePiece model"
-            raise DataError(f"tokenizer {path}: {reason}; give a .model file written by SentencePiece") from None
+            raise DataError(
+                f"tokenizer {path}: {reason}; give a .model file written by SentencePiece, or a tokenizer.json"
+            ) from None
         self.sha256 = hashlib.sha256(model).hexdigest()
         self.bos_id = self._processor.bos_id()
         if self.vocab_size == 0 or self.bos_id < 0:
             raise DataError(f"tokenizer {path}: has no BOS piece, our document separator; train one with --vocab-size")
+        self.bos = self._processor.id_to_piece(self.bos_id)
         self._spelled = self._find_spelled()
         self._newline = self._find_newline()
 
@@ -90,8 +93,8 @@ class Tokenizer:
         return newline if alone else None
 
     def decode(self, tokens: Iterable[int]) -> str:
-        """Decode token ids; BOS and other control pieces give nothing."""
-        return self._processor.decode([int(token) for token in tokens])
+        """Decode token ids; BOS and other control pieces, and ids beyond the vocabulary, give nothing."""
+        return self._processor.decode([int(token) for token in tokens if token < self.vocab_size])
 
     def token_bytes(self) -> np.ndarray:
         """Count the UTF-8 bytes that each token decodes to, int64 [vocab_size]; 0 for BOS and other control pieces.

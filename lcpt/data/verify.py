@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from tqdm import tqdm
-
 from lcpt.data.errors import DataError
-from lcpt.data.manifest import MANIFEST, TOKENIZER, load_manifest
+from lcpt.data.manifest import MANIFEST, load_manifest
+from lcpt.data.open_tokenizer import find_tokenizer
 from lcpt.data.shard_files import check_shard, check_tokenizer
+from lcpt.utils.progress import progress_bar
 
 
 def verify(folder: str | Path) -> dict[str, str]:
@@ -25,8 +25,8 @@ def verify(folder: str | Path) -> dict[str, str]:
         manifest = load_manifest(folder)
     except DataError as error:
         return {MANIFEST: str(error)}
-    found = {MANIFEST: "", TOKENIZER: _damage(check_tokenizer, folder, manifest)}
-    for shard in tqdm(manifest["shards"], desc="verifying", unit="shard", disable=None):
+    found = {MANIFEST: "", find_tokenizer(folder).name: _damage(check_tokenizer, folder, manifest)}
+    for shard in progress_bar(manifest["shards"], desc="verifying", unit="shard"):
         found[shard["file"]] = _damage(check_shard, folder, manifest, shard, True)
     for path in sorted(folder.iterdir()):
         if path.name not in found:

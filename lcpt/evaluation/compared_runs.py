@@ -31,10 +31,10 @@ class Run:
     folder: Path
     config: dict  # of config.yaml
     rows: list[dict]  # of metrics.jsonl, a step each; without step 0, which is a validation alone
-    evaluation: dict | None  # of evaluation.json, which tools/evaluate.py wrote
+    evaluation: dict | None  # of evaluation.json, which lcpt evaluate wrote
     documents: Documents | None  # of evaluation.documents.jsonl beside it
     recall: dict | None  # of recall.json, which it wrote too
-    retrieval: dict | None  # of retrieval.json, which tools/retrieval.py wrote
+    retrieval: dict | None  # of retrieval.json, which lcpt retrieval wrote
     environment: dict  # of environment.json
     fingerprint: str  # of its training data
     finished: bool

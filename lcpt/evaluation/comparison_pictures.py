@@ -7,12 +7,14 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from lcpt.evaluation import plots
+from lcpt.evaluation import loss_plots, retrieval_plots
 from lcpt.evaluation.compared_runs import Run
 from lcpt.evaluation.comparison import loss_over, repeated_bigrams
 from lcpt.evaluation.mean_parts import context_gains, mean_lines
+from lcpt.utils.figures import Heading
 
 OVER_DOCUMENTS = "95 % over documents, the ends averaged over seeds; what another seed would change is not in it."
+SHADED = "shaded: 95 % over documents"
 BANDS, BARS = f"Shaded: {OVER_DOCUMENTS}", f"Bars: {OVER_DOCUMENTS}"
 
 
@@ -27,6 +29,13 @@ class Picture:
     title: str
     file: Path
     note: str  # what it shows, and what to beware of
+
+    def heading(self, settings: dict[str, list[Run]], *more: str) -> Heading:
+        """Return what stands above and below it in the file, where its note and the page are missing."""
+        runs = [run for group in settings.values() for run in group]
+        devices = ", ".join(dict.fromkeys(run.device for run in runs))
+        precisions = ", ".join(dict.fromkeys(run.config["training"]["precision"] for run in runs))
+        return Heading(self.title, f"{len(runs)} run{'s' * (len(runs) > 1)} on {devices}, {precisions}", *more)
 
 
 def draw(settings: dict[str, list[Run]], folder: Path) -> list[Picture]:
@@ -50,7 +59,7 @@ def _training(settings: dict[str, list[Run]], folder: Path) -> list[Picture]:
             folder / f"loss_over_{file}.png",
             "A line a run: a running mean over a 50th of its steps.",
         )
-        plots.curves(lines, x, "training loss (nats), running mean", picture.file)
+        loss_plots.training_losses(picture.heading(settings), lines, x, picture.file)
         pictures.append(picture)
     return pictures
 
@@ -62,8 +71,7 @@ def _positions(settings: dict[str, list[Run]], folder: Path) -> list[Picture]:
     unigram = next(([part for part in parts if part.get("unigram") is not None] for _, parts in lines), [])
     note = SAME_TEXTS if unigram else "Bins may be of different texts: windows that end early have early tokens alone."
     picture = Picture("Loss by position", folder / "loss_by_position.png", note)
-    x = "tokens of context before the predicted one"
-    plots.bins_with_intervals(lines, unigram, x, "loss (nats a token)", picture.file)
+    loss_plots.bins_with_intervals(picture.heading(settings, SHADED), lines, unigram, picture.file)
     return [picture]
 
 
@@ -73,8 +81,7 @@ def _context_gain(settings: dict[str, list[Run]], folder: Path) -> list[Picture]
         return []
     note = f"The same tokens, with that many before them. Below, what more context gains, paired over documents. {BARS}"
     picture = Picture("Context gain", folder / "context_gain.png", note)
-    panels = [("loss (nats a token)", "loss", "interval"), ("gain over the least context", "gain", "gain_interval")]
-    plots.over_contexts_with_intervals(panels, lines, picture.file)
+    loss_plots.context_gain(picture.heading(settings, "bars: 95 % over documents"), lines, picture.file)
     return [picture]
 
 
@@ -89,7 +96,8 @@ def _bigrams(settings: dict[str, list[Run]], folder: Path) -> list[Picture]:
             title = f"Loss on {which} bigrams"
             picture = Picture(title, folder / f"loss_on_{which}_bigrams.png", note)
             x = "tokens since the bigram was last seen"
-            plots.steps(lines, "loss", x, f"loss on {which} bigrams (nats a token)", picture.file)
+            y = f"loss on {which} bigrams (nats a token)"
+            loss_plots.loss_by_distance(picture.heading(settings), lines, x, y, picture.file)
             pictures.append(picture)
     return pictures
 
@@ -99,7 +107,7 @@ def _recall(settings: dict[str, list[Run]], folder: Path) -> list[Picture]:
     if not lines:
         return []
     picture = Picture("Recall", folder / "recall_by_distance.png", "Answers of the task in recall.json that are right.")
-    plots.steps(lines, "accuracy", "tokens from the answer to its question", "right answers", picture.file)
+    loss_plots.recall_by_distance(picture.heading(settings), lines, None, picture.file)
     return [picture]
 
 
@@ -112,7 +120,7 @@ def _retrieval(settings: dict[str, list[Run]], folder: Path) -> list[Picture]:
         name = re.sub(r"[^A-Za-z0-9_-]", "-", task)
         note = "Right answers in %, the mean over seeds: depth 0 % is the beginning of the text, 100 % its end."
         picture = Picture(f"Retrieval: {task}", folder / f"retrieval_{number}_{name}.png", note)
-        plots.heat_maps(panels, picture.file)
+        retrieval_plots.accuracy_maps(picture.heading(settings), panels, picture.file)
         pictures.append(picture)
     return pictures
 

@@ -20,7 +20,6 @@ from lm_eval.api.registry import register_model
 from lm_eval.models.utils import normalize_gen_kwargs
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from torch import Tensor
-from tqdm import tqdm
 
 from lcpt.data import StreamedText
 from lcpt.evaluation.scoring import score
@@ -28,6 +27,7 @@ from lcpt.evaluation.windows import Window, stack
 from lcpt.model.generation import Sampling, generate
 from lcpt.model.loss import token_losses
 from lcpt.model.pretrained import open_pretrained
+from lcpt.utils.progress import progress_bar
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 ROWS = 1024  # of logits that are held at once
@@ -104,7 +104,7 @@ class LcptLM(TemplateLM):
         # Those of like length go together, so that little is padded; the longest first, whose memory fails early.
         order = sorted(range(len(windows)), key=lambda n: -len(windows[n].inputs))
         results: list = [None] * len(windows)
-        with tqdm(total=len(windows), desc="scoring", disable=disable_tqdm or None) as bar:
+        with progress_bar(total=len(windows), desc="scoring", hidden=disable_tqdm) as bar:
             for begin in range(0, len(order), self.batch_size):
                 chosen = order[begin : begin + self.batch_size]
                 for n, result in zip(chosen, self._score([windows[n] for n in chosen]), strict=True):
@@ -140,7 +140,7 @@ class LcptLM(TemplateLM):
         texts = [self.tokenizer_of_text.encode(request.args[0]) for request in requests]
         results = [0.0] * len(texts)
         scored = score(self.model, self._rolling_windows(texts), self.batch_size, self._device)
-        with tqdm(unit="tok", unit_scale=True, total=sum(map(len, texts)), disable=disable_tqdm or None) as bar:
+        with progress_bar(unit="tok", unit_scale=True, total=sum(map(len, texts)), hidden=disable_tqdm) as bar:
             for window, losses in scored:
                 results[window.document] -= float(losses.sum(dtype=np.float64))
                 bar.update(int((window.labels >= 0).sum()))
@@ -153,7 +153,7 @@ class LcptLM(TemplateLM):
 
     def generate_until(self, requests: Sequence, disable_tqdm: bool = False) -> list[str]:
         """Continue each text, one after another, until a stop, which is left out, BOS or max_gen_toks tokens."""
-        return [self._continue(*request.args) for request in tqdm(requests, disable=disable_tqdm or None)]
+        return [self._continue(*request.args) for request in progress_bar(requests, hidden=disable_tqdm)]
 
     def _continue(self, text: str, arguments: dict[str, Any]) -> str:
         given: dict[str, Any] = normalize_gen_kwargs(arguments)

@@ -18,7 +18,7 @@ import torch
 from torch.utils._pytree import tree_leaves
 from tqdm import tqdm
 
-from lcpt.data import DataError, Tokenizer
+from lcpt.data import AnyTokenizer, DataError
 from lcpt.evaluation.intervals import interval_over_documents
 from lcpt.evaluation.retrieval_tasks import (
     CHANCE,
@@ -33,6 +33,7 @@ from lcpt.evaluation.retrieval_tasks import (
 )
 from lcpt.model import GPT
 from lcpt.model.generation import read
+from lcpt.utils.progress import progress_bar
 
 SEED = 0
 COPIES = 2**24  # bytes: small caches are faster together; a softmax model's keys for all candidates could fill a GPU
@@ -120,7 +121,7 @@ def choose_texts(documents: Iterable[tuple[str, np.ndarray, int]], settings: Set
     return sorted(kept, key=lambda text: text.number)
 
 
-def measure(model: GPT, tokenizer: Tokenizer, texts: list[Text], settings: Settings, device: torch.device) -> dict:
+def measure(model: GPT, tokenizer: AnyTokenizer, texts: list[Text], settings: Settings, device: torch.device) -> dict:
     """Measure all tasks; returns the figures of a report, as docs/contract.md says.
 
     Raises DataError for a context beyond the model's positions, or that what is planted would fill by more than half.
@@ -131,9 +132,7 @@ def measure(model: GPT, tokenizer: Tokenizer, texts: list[Text], settings: Setti
     _check_contexts(model, samples, settings)
     rows, summary = [], []
     readings = sum(1 + len(sample.layouts) for drawn in samples.values() for sample in drawn)
-    with tqdm(
-        total=readings * sum(settings.contexts), unit="tok", unit_scale=True, desc="reading", disable=None
-    ) as bar:
+    with progress_bar(total=readings * sum(settings.contexts), unit="tok", unit_scale=True, desc="reading") as bar:
         for task, drawn in samples.items():
             for context in settings.contexts:
                 planted = (planter.with_needles(x.haystack, y, context) for x in drawn for y in x.layouts)

@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from lcpt.data import DataError, Tokenizer
+from lcpt.data import AnyTokenizer, DataError
 from lcpt.evaluation.retrieval_words import KEYS, VALUES
 
 CANDIDATES = 10  # among which the right value must be the likeliest, in the tasks of RULER
@@ -80,7 +80,7 @@ class Planter:
     contexts of a task are alike in length. Raises DataError where the tokenizer makes too few such words.
     """
 
-    def __init__(self, tokenizer: Tokenizer):
+    def __init__(self, tokenizer: AnyTokenizer):
         self._tokenizer = tokenizer
         self._keys, self._values = (self._of_one_length(words) for words in (KEYS, VALUES))
         # A sentence is put together from tokens, so that a value has the same ones wherever it stands.

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from tqdm import tqdm
 
 from lcpt.data import DataError
 from lcpt.data.documents import documents
@@ -20,6 +19,7 @@ from lcpt.evaluation.scoring import score, score_with_carried_state
 from lcpt.evaluation.windows import Window, text_bytes, windows
 from lcpt.model.pretrained import Pretrained
 from lcpt.parallel import groups
+from lcpt.utils.progress import progress_bar
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -111,7 +111,7 @@ def _context_gain(trained: Pretrained, data: str | Path, scoring: TextScoring, d
 
 
 def _progress(scored, what: str):
-    with tqdm(unit="tok", unit_scale=True, desc=what, disable=None if groups.is_first() else True) as bar:
+    with progress_bar(unit="tok", unit_scale=True, desc=what, hidden=not groups.is_first()) as bar:
         for window, losses in scored:
             yield window, losses
             bar.update(len(losses))

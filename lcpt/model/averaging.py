@@ -7,12 +7,13 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
-from tqdm import tqdm
 
 from lcpt.checkpoint import CheckpointError, TensorReader, open_checkpoint, read_state
+from lcpt.data import find_tokenizer
 from lcpt.model.gpt import GPT, ModelConfig
-from lcpt.model.pretrained import TOKENIZER, Pretrained, check_output, step_config, write_pretrained
+from lcpt.model.pretrained import Pretrained, check_output, step_config, write_pretrained
 from lcpt.model.weights import check_tensors
+from lcpt.utils.progress import progress_bar
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -28,7 +29,7 @@ class Checkpoint:
     @property
     def tokenizer(self) -> str | None:
         """The sha256 of its tokenizer."""
-        return self.manifest["files"].get(TOKENIZER, {}).get("sha256")
+        return self.manifest["files"].get(find_tokenizer(self.step).name, {}).get("sha256")
 
     @property
     def origin(self) -> dict:
@@ -48,7 +49,7 @@ def write_average(sources: Sequence[str | Path], output: str | Path) -> dict:
     if len(sources) < 2:
         raise CheckpointError(f"a mean takes two checkpoints or more, and here is {len(sources)}; name another")
     check_output(output)
-    opened = [_open(source) for source in tqdm(sources, desc="checking", unit=" checkpoints", disable=None)]
+    opened = [_open(source) for source in progress_bar(sources, desc="checking", unit=" checkpoints")]
     newest = max(opened, key=lambda checkpoint: checkpoint.state["tokens"])
     _check_alike(opened)
     with torch.random.fork_rng(devices=[]):  # building it draws the initial weights
@@ -56,7 +57,7 @@ def write_average(sources: Sequence[str | Path], output: str | Path) -> dict:
     trained = Pretrained(
         folder=newest.step,
         model=model.eval(),
-        tokenizer=newest.step / TOKENIZER,
+        tokenizer=find_tokenizer(newest.step),
         context=newest.context,
         step=newest.state["step"],
         tokens=newest.state["tokens"],
@@ -113,7 +114,7 @@ def _load_mean(model: GPT, opened: list[Checkpoint]) -> None:
     for checkpoint in opened:
         shapes = {name: entry["shape"] for name, entry in checkpoint.manifest["tensors"]["weights"].items()}
         check_tensors(shapes, wanted, checkpoint.step)
-    for name, tensor in tqdm(tensors.items(), desc="averaging", unit=" tensors", disable=None):
+    for name, tensor in progress_bar(tensors.items(), desc="averaging", unit=" tensors"):
         first = readers[0].whole("weights", name)
         total = first.double()
         for checkpoint, reader in zip(opened[1:], readers[1:], strict=True):

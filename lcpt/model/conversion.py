@@ -20,6 +20,7 @@ from torch import Tensor
 
 from lcpt.attention.base import SHARED
 from lcpt.checkpoint import CheckpointError, TensorReader, open_checkpoint, read_manifest
+from lcpt.data.open_tokenizer import find_tokenizer
 from lcpt.model.gpt import GPT, ModelConfig
 from lcpt.model.pretrained import CONFIG, REMEDY, WEIGHTS, check_export, is_export, model_config, step_config
 from lcpt.utils.errors import first_line
@@ -53,10 +54,9 @@ class Source:
     is_export: bool
 
     @property
-    def tokenizer(self) -> Path | None:
-        """Its tokenizer's file; None where it was trained on a task."""
-        files = (self.folder / name for name in ("tokenizer.model", "tokenizer.json"))
-        return next((file for file in files if file.exists()), None)
+    def tokenizer(self) -> Path:
+        """Its tokenizer's file, which is not there where it was trained on a task."""
+        return find_tokenizer(self.folder)
 
     def read(self, names: Iterable[str]) -> Iterator[tuple[str, Tensor]]:
         """Yield tensors by name, each whole, fp32 on the CPU."""

@@ -3,7 +3,7 @@
     export/model.safetensors    every parameter and buffer by name, whole, fp32
            config.json          the model's config, its training in three numbers, hashes of the other two files; of a
                                 mean of checkpoints `mean_of`: their run, step and sha256
-           tokenizer.model      SentencePiece
+           tokenizer.model      SentencePiece; or tokenizer.json
 
 A checkpoint serves to train on: in slices, with Adam's moments. An export serves to use the model, and to pass it on.
 """
@@ -26,8 +26,9 @@ from torch import Tensor
 
 from lcpt import __version__
 from lcpt.checkpoint import CheckpointError, open_checkpoint, read_state, read_tensors
-from lcpt.data import Tokenizer
+from lcpt.data import AnyTokenizer, find_tokenizer, open_tokenizer
 from lcpt.data.atomic_folder import new_folder
+from lcpt.data.open_tokenizer import SENTENCEPIECE, TOKENIZERS, name_in_folder
 from lcpt.model.config_version import upgrade_saved
 from lcpt.model.gpt import GPT, ModelConfig
 from lcpt.model.weights import load_tensors
@@ -36,9 +37,9 @@ from lcpt.utils.hashing import self_sha256, size_and_sha256
 from lcpt.utils.tensor_files import save_tensors
 
 SCHEMA_VERSION = 1
-WEIGHTS, CONFIG, TOKENIZER = "model.safetensors", "config.json", "tokenizer.model"
+WEIGHTS, CONFIG = "model.safetensors", "config.json"
 KEYS = {"schema_version", "lcpt_version", "step", "tokens", "context", "parameters", "model", "files", "sha256"}
-REMEDY = "export the checkpoint again with tools/export.py"
+REMEDY = "export the checkpoint again with lcpt export"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -47,21 +48,21 @@ class Pretrained:
 
     folder: Path  # the step or export that it comes from
     model: GPT  # fp32, on the CPU, in eval mode
-    tokenizer: Path  # its SentencePiece model; there is none where it was trained on a task
+    tokenizer: Path  # tokenizer.model or tokenizer.json; there is none where it was trained on a task
     context: int  # tokens of a sequence in training
     step: int
     tokens: int  # that it was trained on
 
-    def open_tokenizer(self) -> Tokenizer:
+    def open_tokenizer(self) -> AnyTokenizer:
         """Open its tokenizer. Raises CheckpointError where it was trained on a task."""
         self.check_tokenizer()
-        return Tokenizer(self.tokenizer)
+        return open_tokenizer(self.tokenizer)
 
     def check_tokenizer(self) -> None:
         if not self.tokenizer.exists():
             raise CheckpointError(
                 f"{self.folder} has no tokenizer: it was trained on a task, not on text; "
-                "tools/evaluate.py --data synthetic:TASK is what there is to do with it"
+                "lcpt evaluate --data synthetic:TASK is what there is to do with it"
             )
 
 
@@ -103,8 +104,9 @@ def check_output(output: str | Path) -> None:
 def write_pretrained(trained: Pretrained, output: str | Path, mean_of: list[dict] | None = None) -> dict:
     """Write a model as an export, as write_export does; mean_of: the checkpoints whose weights were averaged."""
     trained.check_tokenizer()
+    tokenizer = name_in_folder(trained.tokenizer)
     with new_folder(output) as folder:
-        shutil.copyfile(trained.tokenizer, folder / TOKENIZER)
+        shutil.copyfile(trained.tokenizer, folder / tokenizer)
         save_tensors(folder / WEIGHTS, trained.model.state_dict(), metadata={"format": "pt"})
         content = {
             "schema_version": SCHEMA_VERSION,
@@ -114,7 +116,7 @@ def write_pretrained(trained: Pretrained, output: str | Path, mean_of: list[dict
             "context": trained.context,
             "parameters": sum(p.numel() for p in trained.model.parameters()),
             "model": asdict(trained.model.config),
-            "files": {name: size_and_sha256(folder / name) for name in (WEIGHTS, TOKENIZER)},
+            "files": {name: size_and_sha256(folder / name) for name in (WEIGHTS, tokenizer)},
         }
         content |= {"mean_of": mean_of} if mean_of else {}
         content["sha256"] = self_sha256(content)
@@ -125,7 +127,8 @@ def write_pretrained(trained: Pretrained, output: str | Path, mean_of: list[dict
 def check_export(folder: Path, *, hashes: bool = True) -> dict:
     """Check every file of an export; returns its config.json. CheckpointError names the one that is not whole."""
     content = _read_config(folder / CONFIG)
-    for name in (WEIGHTS, TOKENIZER):
+    tokenizer = next((name for name in TOKENIZERS if name in content["files"]), SENTENCEPIECE)
+    for name in (WEIGHTS, tokenizer):
         file = folder / name
         if not file.is_file():
             raise CheckpointError(f"{file} is missing; {REMEDY}")
@@ -147,11 +150,11 @@ def _open_export(folder: Path) -> Pretrained:
         tensors = load_file(folder / WEIGHTS)
     except SafetensorError as error:
         raise CheckpointError(f"{folder / WEIGHTS} is no safetensors file ({first_line(error)}); {REMEDY}") from error
-    model = _build(model_config(content["model"], folder / CONFIG), tensors, folder / WEIGHTS)
+    model = build_model(model_config(content["model"], folder / CONFIG), tensors, folder / WEIGHTS)
     return Pretrained(
         folder=folder,
         model=model,
-        tokenizer=folder / TOKENIZER,
+        tokenizer=folder / tokenizer,
         context=content["context"],
         step=content["step"],
         tokens=content["tokens"],
@@ -161,11 +164,11 @@ def _open_export(folder: Path) -> Pretrained:
 def _open_step(step: Path, manifest: dict) -> Pretrained:
     tensors, state = read_tensors(step, manifest), read_state(step)
     config, context = step_config(step)
-    model = _build(config, tensors, step)
+    model = build_model(config, tensors, step)
     return Pretrained(
         folder=step,
         model=model,
-        tokenizer=step / TOKENIZER,
+        tokenizer=find_tokenizer(step),
         context=context,
         step=state["step"],
         tokens=state["tokens"],
@@ -188,7 +191,7 @@ def step_config(step: Path) -> tuple[ModelConfig, int]:
 def _read_config(path: Path) -> dict:
     """Read config.json after checking all that can be wrong with it alone."""
     if not path.is_file():
-        raise CheckpointError(f"{path} is missing; name a folder that tools/export.py wrote")
+        raise CheckpointError(f"{path} is missing; name a folder that lcpt export wrote")
     try:
         content = json.loads(path.read_text())
     except (OSError, ValueError, RecursionError) as error:
@@ -212,6 +215,8 @@ def _read_config(path: Path) -> dict:
 
 def model_config(section: Mapping, path: Path) -> ModelConfig:
     """Build the checked ModelConfig of a section `model` that was saved with weights."""
+    if "${" in json.dumps(section, default=str):  # a run saves values, never references to the environment
+        raise CheckpointError(f"{path} refers to other values by ${{…}} in its model; give the values themselves")
     try:
         upgraded = upgrade_saved(section)
         return cast(ModelConfig, OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(ModelConfig), upgraded)))
@@ -222,7 +227,8 @@ def model_config(section: Mapping, path: Path) -> ModelConfig:
         ) from error
 
 
-def _build(config: ModelConfig, tensors: Mapping[str, Tensor], source: Path) -> GPT:
+def build_model(config: ModelConfig, tensors: Mapping[str, Tensor], source: Path) -> GPT:
+    """Build a model in eval mode with the tensors of `source`. Raises CheckpointError naming one that does not fit."""
     with torch.random.fork_rng(devices=[]):  # building it draws the initial weights
         model = GPT(config)
     load_tensors(model, tensors, source)

@@ -12,8 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lcpt.checkpoint import CheckpointError, open_checkpoint, read_state
-from lcpt.data import Drawn
-from lcpt.data.manifest import TOKENIZER
+from lcpt.data import Drawn, find_tokenizer
 from lcpt.training.phases import MAY_CHANGE, divide
 from lcpt.training.same_run import CHANGEABLE, flatten, listed, saved_drawn, saved_model, shown
 from lcpt.training.telemetry import log_rank0
@@ -60,13 +59,14 @@ def drawn_before(state: dict) -> dict[str, Drawn]:
 
 def check_same_tokenizer(step: Path, tokenizer_sha256: str | None, origin: str) -> None:
     """Raise ValueError unless the trunk's tokenizer is that of the branch's data."""
-    trunk = file_sha256(step / TOKENIZER) if (step / TOKENIZER).exists() else None
+    tokenizer = find_tokenizer(step)
+    trunk = file_sha256(tokenizer) if tokenizer.exists() else None
     if trunk != tokenizer_sha256 and None in (trunk, tokenizer_sha256):
         raise ValueError(f"training.branch_from: {step} and {origin} are of a task and of text; a branch keeps to one")
     if trunk != tokenizer_sha256:
         raise ValueError(
             f"training.branch_from: {step} has another tokenizer than {origin}; prepare that text with --tokenizer "
-            f"{step / TOKENIZER}"
+            f"{tokenizer}"
         )
 
 

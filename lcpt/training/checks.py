@@ -119,6 +119,8 @@ def _check_on_this_rank(
         check_vocabulary(config, each.source)
         if not complete:
             each.check_lasts(training.last_step)
+    if (pieces := opened[0].source.vocab_size) < config.model.vocab_size:
+        log_rank0(f"note: model.vocab_size is {config.model.vocab_size}, of which the data use {pieces} at most")
     return Start(
         checkpoint=checkpoint,
         damaged=damaged,
@@ -198,8 +200,9 @@ def open_source(config: Config, path: str, stream: str, hashed: bool) -> Corpus 
 
 
 def check_vocabulary(config: Config, source: Corpus | CorpusSamples | Mixture | Task) -> None:
+    """Raise ValueError where the model has too few embeddings. Published models have more than their tokenizers."""
     corpus = source.parts[0] if isinstance(source, Mixture) else source  # the others have the same tokenizer
-    if isinstance(corpus, Corpus | CorpusSamples) and corpus.vocab_size != config.model.vocab_size:
+    if isinstance(corpus, Corpus | CorpusSamples) and corpus.vocab_size > config.model.vocab_size:
         raise ValueError(
             f"{corpus.folder} was tokenised with {corpus.vocab_size} pieces and model.vocab_size is "
             f"{config.model.vocab_size}; set model.vocab_size={corpus.vocab_size}"

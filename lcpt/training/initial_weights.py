@@ -44,7 +44,7 @@ def find_initial_weights(config: Config, tokenizer_sha256: str | None, origin: s
 def _check_tokenizer(source: Source, tokenizer_sha256: str | None, origin: str) -> None:
     """Raise CheckpointError where weights and data have different tokenizers. A task has none, and fits any text."""
     tokenizer = source.tokenizer
-    if tokenizer and tokenizer_sha256 and file_sha256(tokenizer) != tokenizer_sha256:
+    if tokenizer.exists() and tokenizer_sha256 and file_sha256(tokenizer) != tokenizer_sha256:
         raise CheckpointError(
             f"training.init_from: {source.folder} has another tokenizer than {origin}; prepare that text with "
             f"--tokenizer {tokenizer}"

@@ -6,12 +6,12 @@ import itertools
 
 import torch
 
-from lcpt.data import Corpus, DataConfig, Tokenizer
+from lcpt.data import Corpus, DataConfig, open_tokenizer
 from lcpt.model.generation import Sampling, choose
 from lcpt.training.watchdog import STARTUP_TIMEOUT_S, Watchdog
 
 PROMPT, NEW = 64, 64  # tokens at most
-TEMPERATURE = 0.8  # as tools/generate.py has it
+TEMPERATURE = 0.8  # as lcpt generate has it
 
 
 class Samples:
@@ -25,7 +25,7 @@ class Samples:
         _, start, stop, _ = corpus.document_place(0)
         self._tokens = corpus.read(start, min(stop, start + min(PROMPT, context // 2 + 1))).tolist()
         self._length = min(context, len(self._tokens) + NEW)
-        self._tokenizer = Tokenizer(corpus.tokenizer)
+        self._tokenizer = open_tokenizer(corpus.tokenizer)
         self._is_first = True  # a pass may have to be compiled
         self.name, self.prompt = name, self._tokenizer.decode(self._tokens)
 

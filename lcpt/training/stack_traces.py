@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import faulthandler
 import sys
+import time
 from pathlib import Path
 from typing import TextIO, cast
 
@@ -34,14 +35,20 @@ class StackTraces:
         """Dump from a C thread, which runs even where a Python thread keeps the interpreter's lock."""
         faulthandler.dump_traceback_later(seconds, file=self._file)
 
-    def of(self, rank: int) -> str:
-        """Read another rank's, as far as it could write them."""
+    def of(self, rank: int, patience_s: float) -> str:
+        """Read another rank's, as far as it could write them within `patience_s`: on a busy machine it is late."""
         if self._folder is None:
             return "(not written)"
-        try:
-            return _file_of(self._folder, rank).read_text() or "(its process could not say)"
-        except OSError:
-            return "(not written)"
+        deadline, before = time.monotonic() + patience_s, ""
+        while True:
+            try:
+                text = _file_of(self._folder, rank).read_text()
+            except OSError:
+                return "(not written)"
+            if text and text == before or time.monotonic() > deadline:
+                return text or "(its process could not say)"
+            before = text
+            time.sleep(0.1)
 
     def close(self) -> None:
         faulthandler.cancel_dump_traceback_later()

@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from lcpt.parallel import groups
 from lcpt.training.metric_sinks import Sink
+from lcpt.utils.progress import progress_bar
 
 LOG_SECONDS = 30.0  # between two lines of a log, where a bar on a terminal would move
 
@@ -42,14 +43,12 @@ class Telemetry:
             self._unwritten: list[str] = []
             self._sinks = sinks
             self._total = total
-            self._bar = tqdm(
+            self._bar = progress_bar(
                 initial=done,
                 total=self._total,
                 unit="tok",
                 unit_scale=True,
-                dynamic_ncols=True,
                 smoothing=0.1,
-                disable=None,  # shown on a terminal only
             )
             self._last_step, self._said, self._valid, self._validated = last_step, -LOG_SECONDS, "", 0
 

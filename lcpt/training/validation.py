@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 import torch
 
-from lcpt.data import Corpus, DataError, Task, Tokenizer
+from lcpt.data import Corpus, DataError, Task, open_tokenizer
 from lcpt.evaluation.perplexity import bits_per_byte
 from lcpt.evaluation.windows import Window, stack, text_bytes, windows
 from lcpt.parallel import groups
@@ -106,7 +106,7 @@ def spread_windows(corpus: Corpus, tokens: int, context: int) -> Iterator[Window
     numbers, begins = choose_windows(corpus.document_lengths() - 1, tokens, context)
     if not len(numbers):
         raise DataError(f"{corpus.folder}: no document has a token to score; validate on other data")
-    token_bytes = Tokenizer(corpus.tokenizer).token_bytes()
+    token_bytes = open_tokenizer(corpus.tokenizer).token_bytes()
     opened = None
     for number, begin in zip(numbers.tolist(), begins.tolist(), strict=True):
         if number != opened:

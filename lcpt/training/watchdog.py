@@ -32,6 +32,7 @@ SILENCE_LIMIT_S = 20.0  # without a heartbeat after which a rank counts as dead
 # The limit at the start and in the first step, where compilers and loaders may keep Python's lock for long.
 STARTUP_SILENCE_LIMIT_S = 120.0
 STARTUP_TIMEOUT_S = 900.0  # that each phase of start and first step may take
+STACKS_PATIENCE_S = 5.0  # that rank 0 waits for the stack traces of a rank at fault
 HANG_FACTOR = 10  # a wait this many times longer than the longest one so far is a hang
 
 
@@ -208,7 +209,7 @@ class Watchdog:
             line += f"; stack traces of all ranks are in {self._stacks.place}"
             time.sleep(HEARTBEAT_SECONDS)  # for the others to do the same
         for rank in culprits if reporter == groups.rank() else ():
-            print(f"rank {rank} was here:\n{self._stacks.of(rank)}", file=sys.stderr)
+            print(f"rank {rank} was here:\n{self._stacks.of(rank, STACKS_PATIENCE_S)}", file=sys.stderr)
         self._exit(line, reports=reporter == groups.rank(), code=code)
 
     def _exit(self, line: str, reports: bool, code: int) -> NoReturn:

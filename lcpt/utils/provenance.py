@@ -15,7 +15,7 @@ import torch
 # Triton kernels are behind PyTorch operators with this in their names, and behind the functions of these modules.
 TRITON_OPERATOR_PREFIX = "lcpt_kernels_"
 TRITON_MODULES = ("fla.",)
-PACKAGES = ("torch", "deepspeed", "triton", "numpy", "sentencepiece", "safetensors", "flash-linear-attention")
+PACKAGES = "torch deepspeed triton numpy sentencepiece tokenizers safetensors flash-linear-attention".split()
 
 
 def report_header(device: torch.device) -> dict:

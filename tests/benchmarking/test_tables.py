@@ -1,5 +1,5 @@
 from lcpt.benchmarking.attention_report import draw
-from lcpt.benchmarking.tables import fastest_softmax, table
+from lcpt.benchmarking.tables import fastest_softmax, short_table, table
 
 
 def row(method, p50, context=1024, mode="forward", **more):
@@ -9,6 +9,7 @@ def row(method, p50, context=1024, mode="forward", **more):
         "batch": 2,
         "mode": mode,
         "backend": "torch",
+        "dtype": "fp32",
         "repeats": 3,
         "milliseconds": {"p10": p50 / 2, "p50": p50, "p90": 2 * p50},
         "peak_memory_bytes": 2**21,
@@ -46,11 +47,23 @@ def test_table_shows_every_figure_of_a_row():
     assert all(set(cell) <= set("-:") and cell for cell in rule)
 
 
+def test_a_terminal_shows_once_what_all_rows_share():
+    above, *shown = short_table(ROWS).splitlines()
+    assert above == "batch 2, backend torch, passes 3"
+    titles, _, first, *_ = cells("\n".join(shown))
+    named = dict(zip(titles, first, strict=True))
+    assert named["x softmax"] == "3.00" and not {"batch", "backend", "passes", "times as fast as"} & set(titles)
+    mixed = short_table([*ROWS, row("polysketch", 2.0, backend="triton")])
+    assert mixed.splitlines()[0] == "batch 2, passes 3" and "backend" in cells(mixed)[1]
+    wide = [ROWS[0] | {"method": "sdpa_flash", "context": 131072, "mode": "forward_backward"}] * 2
+    assert max(map(len, short_table(wide).splitlines())) <= 120
+
+
 def test_a_column_of_which_nothing_is_known_is_left_out():
     titles = cells(table([row("tiny", 5.0)]))[0]
     assert "% of bandwidth" not in titles and "x fastest softmax" not in titles and "median ms" in titles
 
 
 def test_the_picture_is_a_png(tmp_path):
-    draw(ROWS, tmp_path / "times.png")
+    draw(ROWS, "a device", tmp_path / "times.png")
     assert (tmp_path / "times.png").read_bytes().startswith(b"\x89PNG")

@@ -108,6 +108,7 @@ def test_quick_needs_few_modules(gpu):
     }
 
 
+@pytest.mark.slow
 def test_full_does_without_a_stage_that_lacks_a_module(gpu):
     code, out, err, files = gpu("full", "training sparse-8 fused", "sentencepiece datasets deepspeed")
     assert code == 1 and err.startswith("error: failed: training (no sentencepiece); ")

@@ -65,6 +65,7 @@ def test_a_kernel_that_does_not_compile_is_named_and_the_others_are_compiled(run
     assert cached(tmp_path) == {"feature_map_backward_kernel.cubin"}
 
 
+@pytest.mark.slow
 def test_other_sizes_start_the_same_kernels(run):
     """All of stage `attention` and `correct`; none is compiled here."""
     more, every = run("""

@@ -183,6 +183,20 @@ def test_an_edited_manifest_is_refused(write):
         read_manifest(path.parent)
 
 
+@pytest.mark.parametrize("place", ["files", "slices"])
+@pytest.mark.parametrize("name", ["../elsewhere.safetensors", "/etc/hostname"])
+def test_a_manifest_that_names_a_file_elsewhere_is_refused(write, name, place):
+    path = write() / "manifest.json"
+    manifest = json.loads(path.read_text())
+    if place == "files":
+        manifest["files"][name] = next(iter(manifest["files"].values()))
+    else:
+        manifest["tensors"]["weights"]["matrix"]["slices"][0]["file"] = name
+    path.write_text(json.dumps(manifest | {"sha256": self_sha256(manifest)}))
+    with pytest.raises(CheckpointError, match="no file of its folder"):
+        read_manifest(path.parent)
+
+
 @pytest.mark.parametrize("content", ["[]", "3", "null", "{}"])
 def test_json_that_is_no_manifest_is_refused(write, content):
     path = write() / "manifest.json"

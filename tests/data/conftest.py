@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 
 from lcpt.data import Corpus, prepare
-from lcpt.data.manifest import MANIFEST, SCHEMA_VERSION, TOKENIZER, render, with_sha256
+from lcpt.data.manifest import MANIFEST, SCHEMA_VERSION, render, with_sha256
+from lcpt.data.open_tokenizer import SENTENCEPIECE
 from lcpt.data.writer import ShardWriter
 
 ROOT = Path(__file__).parents[2]
@@ -58,7 +59,7 @@ def numbered_folder(tmp_path):
     def make(lengths, shard_tokens=4096) -> Path:
         folder = tmp_path / f"numbered-{len(list(tmp_path.iterdir()))}"
         folder.mkdir()
-        (folder / TOKENIZER).write_bytes(b"none")
+        (folder / SENTENCEPIECE).write_bytes(b"none")
         sha256, total = hashlib.sha256(b"none").hexdigest(), int(sum(lengths))
         writer = ShardWriter(folder, np.dtype(np.uint32), sha256, shard_tokens)
         for number, tokens in enumerate(np.split(np.arange(total), np.cumsum(lengths)[:-1])):

@@ -4,12 +4,20 @@ import random
 
 import pytest
 
-from lcpt.data import StreamedText, Tokenizer
+from lcpt.data import StreamedText, Tokenizer, open_tokenizer
+from tests.data.test_json_tokenizer import KINDS
 
 
 @pytest.fixture(scope="module")
 def tokenizer(train_folder):
     return Tokenizer(train_folder / "tokenizer.model")
+
+
+@pytest.fixture(scope="module", params=["SentencePiece", *KINDS])
+def any_tokenizer(request, tokenizer, tmp_path_factory):
+    if request.param == "SentencePiece":
+        return tokenizer
+    return open_tokenizer(KINDS[request.param](tmp_path_factory.mktemp("tokenizer") / "tokenizer.json"))
 
 
 def stream(tokenizer, tokens, prompt=(), stops=()):
@@ -25,9 +33,9 @@ def stream(tokenizer, tokens, prompt=(), stops=()):
 
 @pytest.mark.parametrize("prompt", ["", "The old ", "naïve 鮭", "\ufffd"])
 @pytest.mark.parametrize("seed", range(6))
-def test_it_is_the_text_of_all_tokens(tokenizer, prompt, seed):
+def test_it_is_the_text_of_all_tokens(any_tokenizer, prompt, seed):
     """Of drawn tokens, most of which are bytes: valid characters of every length, and none, after any prompt."""
-    draw = random.Random(seed)
+    tokenizer, draw = any_tokenizer, random.Random(seed)
     known, tokens = tokenizer.encode(prompt), []
     for _ in range(60):
         text = "".join(draw.choices(["a", "é", "鮭", "🐟", "\n", " the", "\ufffd"], k=3))

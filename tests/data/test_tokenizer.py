@@ -41,6 +41,12 @@ def test_awkward_texts_come_back(tokenizer, text):
     check_round_trip(tokenizer, text)
 
 
+def test_numbers_beyond_the_vocabulary_give_nothing(tokenizer):
+    """A model may have more embeddings than there are pieces, and write them."""
+    tokens = tokenizer.encode("the house")
+    assert tokenizer.decode([tokenizer.vocab_size, *tokens, tokenizer.vocab_size + 7]) == "the house"
+
+
 def test_random_texts_come_back(tokenizer):
     for text in random_texts(500):
         check_round_trip(tokenizer, text)

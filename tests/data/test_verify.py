@@ -113,3 +113,13 @@ def test_a_shard_that_goes_after_opening_is_named(folder):
         path.unlink(missing_ok=True)
     path.write_bytes(content)
     assert len(corpus.read(start, start + 5)) == 5
+
+
+@pytest.mark.parametrize("name", ["../other/shard.safetensors", "/etc/hostname", ""])
+def test_a_manifest_that_names_a_file_elsewhere_is_refused(folder, name):
+    manifest = json.loads((folder / "manifest.json").read_bytes())
+    manifest["shards"][0]["file"] = name
+    manifest.pop("sha256")
+    (folder / "manifest.json").write_bytes(render(with_sha256(manifest)))
+    with pytest.raises(DataError, match="no file of its folder"):
+        Corpus(folder)

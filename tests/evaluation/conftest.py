@@ -16,7 +16,7 @@ CONFIG = {
         "attention": {"kind": "softmax", "pattern": []},
     },
     "data": {"path": "somewhere", "valid_path": "elsewhere", "context": 64},
-    "training": {"global_batch_tokens": 100, "valid_tokens": 64},
+    "training": {"global_batch_tokens": 100, "valid_tokens": 64, "precision": "fp32"},
 }
 
 

@@ -7,7 +7,7 @@ from html.parser import HTMLParser
 import pytest
 from matplotlib import pyplot
 
-from lcpt.evaluation import plots
+from lcpt.evaluation import loss_plots, retrieval_plots
 from lcpt.evaluation.compared_runs import group_by_setting, read_run
 from lcpt.evaluation.comparison import compare
 from lcpt.evaluation.comparison_page import page
@@ -131,7 +131,8 @@ def test_warnings_and_refusals_are_on_the_page(make_run, tmp_path):
 
 def test_pictures_show_a_line_or_panel_a_setting(runs, tmp_path, monkeypatch):
     drawn = {}
-    monkeypatch.setattr(plots, "_save", lambda figure, output: drawn.setdefault(output.name, figure))
+    for module in (loss_plots, retrieval_plots):
+        monkeypatch.setattr(module, "save", lambda figure, output: drawn.setdefault(output.name, figure))
     draw(group_by_setting(runs), tmp_path)
     above, below = drawn["loss_by_position.png"].axes
     assert above.patches[0].get_data().values.tolist() == [7.0] * 4

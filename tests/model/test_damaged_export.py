@@ -206,6 +206,7 @@ def test_a_folder_that_is_no_checkpoint_is_refused(tmp_path, folder):
         ("\nmodel:\n", "\nmodle:\n", "no config of a run"),
         ("n_layers: 2", "n_experts: 2", "n_experts"),
         ("n_layers: 2", "n_layers: 3", "another model"),
+        ("n_layers: 2", "n_layers: ${oc.env:HOME}", "refers to other values"),
     ],
 )
 def test_a_step_whose_config_cannot_be_used_is_named(run, old, new, named):

@@ -25,7 +25,7 @@ def runs(tmp_path):
                         "attention": {"kind": folder.name},
                     },
                     "data": {"path": "somewhere", "valid_path": None, "context": 64},
-                    "training": {"global_batch_tokens": 100, "valid_tokens": 64},
+                    "training": {"global_batch_tokens": 100, "valid_tokens": 64, "precision": "fp32"},
                 }
             )
         )

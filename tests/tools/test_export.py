@@ -129,4 +129,4 @@ def test_ctrl_c_leaves_nothing_behind(export, tmp_path, monkeypatch):
 
 def test_help_has_an_example():
     done = subprocess.run([sys.executable, TOOL, "--help"], capture_output=True, text=True)
-    assert done.returncode == 0 and "python tools/export.py --checkpoint" in done.stdout
+    assert done.returncode == 0 and "lcpt export --checkpoint" in done.stdout

@@ -148,13 +148,10 @@ NAN_GRADIENT, INF_GRADIENT = spoil_gradient(math.nan, 3), spoil_gradient(math.in
     "stage, precision, sabotage",
     [
         pytest.param(0, "fp32", NAN_GRADIENT, id="0 nan gradient"),
-        pytest.param(0, "fp32", INF, id="0 inf"),
         pytest.param(1, "fp32", NAN, id="1 nan"),
         pytest.param(1, "fp32", INF_GRADIENT, id="1 inf gradient"),
-        pytest.param(1, "bf16", NAN_GRADIENT, id="1 bf16 nan gradient"),
         pytest.param(1, "bf16", INF, id="1 bf16 inf"),
         pytest.param(2, "bf16", INF_GRADIENT, id="2 bf16 inf gradient"),
-        pytest.param(2, "bf16", NAN, id="2 bf16 nan"),
         pytest.param(3, "bf16", NAN_GRADIENT, id="3 bf16 nan gradient"),
         pytest.param(3, "bf16", INF, id="3 bf16 inf"),
     ],

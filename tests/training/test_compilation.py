@@ -31,7 +31,11 @@ def graphs(config, yaml):
 
 @pytest.mark.parametrize(
     "stage, overrides",
-    [(1, []), (2, ["model.activation_checkpointing=true"]), (3, [])],
+    [
+        (1, []),
+        pytest.param(2, ["model.activation_checkpointing=true"], marks=pytest.mark.slow),
+        pytest.param(3, [], marks=pytest.mark.slow),
+    ],
     ids=lambda x: ", ".join(x) if isinstance(x, list) else str(x),
 )
 def test_no_graph_breaks_and_equal_losses(train_ranks, run_ranks, tiny_yaml, valid_folder, tmp_path, stage, overrides):

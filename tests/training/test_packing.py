@@ -51,5 +51,5 @@ def test_a_run_keeps_its_packing(train_ranks, settings, capfd):
 
 
 def test_a_foreign_vocabulary_is_refused(train_ranks, settings, capfd):
-    train_ranks(1, *settings, "model.vocab_size=331", code=2)
+    train_ranks(1, *settings, "model.vocab_size=329", code=2)
     assert "set model.vocab_size=330" in capfd.readouterr().err

@@ -122,7 +122,12 @@ def test_an_offloaded_optimizer_resumes_bit_for_bit(train_ranks, numbers, settin
 
 @pytest.mark.parametrize(
     "stage, offload, other_world, other_stage",
-    [(1, False, 1, 3), (2, False, 4, 1), (3, False, 1, 2), (1, True, 4, 3)],  # DeepSpeed has an optimizer for each
+    [  # DeepSpeed has an optimizer for each
+        (1, False, 1, 3),
+        pytest.param(2, False, 4, 1, marks=pytest.mark.slow),
+        (3, False, 1, 2),
+        pytest.param(1, True, 4, 3, marks=pytest.mark.slow),
+    ],
 )
 def test_bf16_goes_on_from_its_fp32_weights(
     train_ranks, numbers, settings, copy, tmp_path, stage, offload, other_world, other_stage

@@ -23,7 +23,7 @@ def mixed(place, more=""):
 
 
 CASES = {
-    "vocabulary": (["model.vocab_size=331"], ["330", "model.vocab_size=330"]),
+    "vocabulary": (["model.vocab_size=329"], ["330", "model.vocab_size=330"]),
     "tokenizers": (["data.valid_path={foreign}"], ["{foreign}", "different tokenizers", "--tokenizer"]),
     "micro-batches": (["training.micro_batch=3"], ["8 sequences", "2 ranks", "micro-batches of 3"]),
     "odd sequences": (["training.global_batch_tokens=96"], ["3 sequences", "2 ranks"]),
@@ -71,7 +71,7 @@ CASES = {
     "no source": (mixed("nowhere"), ["{nowhere}"]),
     "damaged source": (mixed("damaged"), ["{damaged}", "shard-00000"]),
     "tokenizers of sources": (mixed("foreign"), ["data.sources", "{foreign}", "different tokenizers"]),
-    "vocabulary of sources": ([*mixed("valid"), "model.vocab_size=331"], ["330", "model.vocab_size=330"]),
+    "vocabulary of sources": ([*mixed("valid"), "model.vocab_size=329"], ["330", "model.vocab_size=330"]),
     "one source twice": (mixed("copy"), ["data.sources", "{copy}", "hold the same"]),
     "short source": (
         [*mixed("valid"), "data.context=4096", "training.global_batch_tokens=8192", "training.valid_tokens=4096"],

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from lcpt_kernels.chunked import Plan
 from lcpt_kernels.derivatives import refuse_transforms
 from lcpt_kernels.local_weights import Exponential, Linear, Power
+from lcpt_kernels.plan import Plan
 from lcpt_kernels.triton.block_causal.autograd import NAME, Call, flatten
 from lcpt_kernels.triton.block_causal.local_weights import LocalWeight
 from lcpt_kernels.triton.block_causal.state_autograd import call_of  # noqa: F401  defines the operator

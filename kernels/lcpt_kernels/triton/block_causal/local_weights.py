@@ -10,7 +10,7 @@ from enum import IntEnum
 import triton
 import triton.language as tl
 
-from lcpt_kernels import chunked
+from lcpt_kernels.constants import ROW_MAX_FLOOR as FLOOR
 
 
 class LocalWeight(IntEnum):
@@ -25,7 +25,7 @@ class LocalWeight(IntEnum):
 EXPONENTIAL = tl.constexpr(LocalWeight.EXPONENTIAL.value)
 QUADRATIC = tl.constexpr(LocalWeight.QUADRATIC.value)
 LINEAR = tl.constexpr(LocalWeight.LINEAR.value)
-ROW_MAX_FLOOR = tl.constexpr(chunked.ROW_MAX_FLOOR)
+ROW_MAX_FLOOR = tl.constexpr(FLOOR)
 
 
 @triton.jit

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from lcpt_kernels import dispatch
-from lcpt_kernels.chunked import Plan
 from lcpt_kernels.cross_entropy import linear_cross_entropy, linear_token_losses
 from lcpt_kernels.feature_maps import FEATURE_MAPS, feature_map, matrix_shapes
 from lcpt_kernels.local_weights import Exponential, Linear, Power, Quadratic
+from lcpt_kernels.plan import Plan
 from lcpt_kernels.symmetric_features import Explicit, QuadraticFeatures
 from lcpt_kernels.triton.block_causal import compute
 from lcpt_kernels.triton.fused.add_norm import add_norm
