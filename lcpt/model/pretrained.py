@@ -127,8 +127,7 @@ def write_pretrained(trained: Pretrained, output: str | Path, mean_of: list[dict
 def check_export(folder: Path, *, hashes: bool = True) -> dict:
     """Check every file of an export; returns its config.json. CheckpointError names the one that is not whole."""
     content = _read_config(folder / CONFIG)
-    tokenizer = next((name for name in TOKENIZERS if name in content["files"]), SENTENCEPIECE)
-    for name in (WEIGHTS, tokenizer):
+    for name in (WEIGHTS, _tokenizer_of(content)):
         file = folder / name
         if not file.is_file():
             raise CheckpointError(f"{file} is missing; {REMEDY}")
@@ -137,6 +136,11 @@ def check_export(folder: Path, *, hashes: bool = True) -> dict:
                 f"{file} is damaged, or of another export: {CONFIG} states another size or sha256; {REMEDY}"
             )
     return content
+
+
+def _tokenizer_of(content: dict) -> str:
+    """Return the name of the tokenizer's file that an export's config.json lists."""
+    return next((name for name in TOKENIZERS if name in content["files"]), SENTENCEPIECE)
 
 
 def is_export(folder: Path) -> bool:
@@ -154,7 +158,7 @@ def _open_export(folder: Path) -> Pretrained:
     return Pretrained(
         folder=folder,
         model=model,
-        tokenizer=folder / tokenizer,
+        tokenizer=folder / _tokenizer_of(content),
         context=content["context"],
         step=content["step"],
         tokens=content["tokens"],
