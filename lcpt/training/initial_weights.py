@@ -54,4 +54,5 @@ def _check_tokenizer(source: Source, tokenizer_sha256: str | None, origin: str) 
 def _changes(source: Source, config: Config) -> dict[str, tuple]:
     """List the keys of the model whose values differ, and with them what it computes."""
     then, now = (flatten(asdict(model), "model") for model in (source.config, config.model))
-    return {key: (then[key], now[key]) for key in now if then[key] != now[key] and key not in SILENT}
+    idle = (*SILENT, "model.attention.kind") if config.model.attention.pattern else SILENT
+    return {key: (then[key], now[key]) for key in now if then[key] != now[key] and key not in idle}

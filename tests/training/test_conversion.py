@@ -125,6 +125,7 @@ def test_it_goes_on_where_it_stopped(go_on, alone, stopped, capfd):
     """Inside the freeze and after it, at another stage; the source is read at the beginning alone."""
     begun = go_on("qwen3", 2, 2, f"training.stop_after_steps={stopped}")
     said = capfd.readouterr().err
+    assert "model.attention.kind" not in said  # the pattern decides
     [line] = [line for line in said.splitlines() if "initialised" in line]
     assert "blocks 0, 2: attention.gamma, attention.sketch.P" in line and "blocks 1: attention.feature_map.W" in line
     assert 'model.attention.pattern [] -> ["polysketch", "flurka", "polysketch", "softmax"]' in said
