@@ -115,13 +115,14 @@ def fit(source: Source, config: ModelConfig) -> Fit:
             found.taken.append(name)
             continue
         if not _may_differ(name, there, here, source.config, config):
+            then, now = ("absent" if shape is None else shape for shape in (there, here))
             raise CheckpointError(
-                f"{source.folder} holds another model: {name} is {there or 'absent'} there and {here or 'absent'} in "
-                "the config, and its attention has the same options; take the config that it was trained with"
+                f"{source.folder} holds another model: {name} is {then} there and {now} in the config, and no kind of "
+                "attention explains it; take the config that it was trained with"
             )
-        if here:
+        if here is not None:
             found.initialised.append(name)
-        if there:
+        if there is not None:
             found.dropped.append(name)
     return found
 
@@ -159,7 +160,7 @@ def _may_differ(
 ) -> bool:
     """Whether another kind of attention, or other options of it, explain that a tensor is not the same in both."""
     match = OF_ATTENTION.match(name)
-    if not match or (match[2] in SHARED and there and here):  # what all kinds share is of one shape
+    if not match or (match[2] in SHARED and None not in (there, here)):  # what all kinds share is of one shape
         return False
     layer = int(match[1])
     kinds = then.attention.kind_of_layer(layer), now.attention.kind_of_layer(layer)
