@@ -21,7 +21,7 @@ from lcpt.parallel import groups
 from lcpt.utils.progress import progress_bar
 from lcpt.utils.provenance import report_header
 
-ROOT = Path(__file__).parents[1]
+LIST = Path(__file__).parents[1] / "configs/compare/variants.txt"
 EXAMPLE = """example:
   python benchmarks/books.py --config configs/compare/books.yaml --variants softmax polysketch --output books.jsonl"""
 
@@ -31,7 +31,8 @@ def main() -> int:
         description=__doc__, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--config", required=True, metavar="X.yaml", help="what every variant changes")
-    parser.add_argument("--variants", nargs="+", metavar="NAME", help="of configs/compare/variants.txt (all)")
+    parser.add_argument("--variants", nargs="+", metavar="NAME", help="of the list (all)")
+    parser.add_argument("--list", default=LIST, type=Path, metavar="X.txt", help="(configs/compare/variants.txt)")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], metavar="N", help="(0 1 2)")
     parser.add_argument("--data", metavar="FOLDER", help="has train/ and valid/, prepared (those of the config)")
     parser.add_argument("--runs", default="runs/compare", metavar="FOLDER", help="for run folders (runs/compare)")
@@ -39,7 +40,7 @@ def main() -> int:
     args = parser.parse_args()
     output, failed = Path(args.output), []
     try:
-        variants = read_variants(ROOT / "configs/compare/variants.txt", args.variants)
+        variants = read_variants(args.list, args.variants)
         data = data_of(args.data)
         fingerprint = fingerprint_of(load_manifest(load_config(args.config, data).data.path))
         wanted = [(variant, seed) for seed in args.seeds for variant in variants]

@@ -4,6 +4,7 @@
 #     benchmarks/quality.sh recall                          steps to learn to recall, on the tasks of tasks.txt, one core
 #     benchmarks/quality.sh capacity                        how many pairs a state holds, over its size, one core
 #     benchmarks/quality.sh books                           2 M tokens of books, four minutes a run on one core
+#     benchmarks/quality.sh convert                         softmax turned into hybrids, and hybrids anew (convert.txt)
 #     benchmarks/quality.sh documents                       books and short articles by half, documents apart and not
 #     benchmarks/quality.sh books-gpu                       GPT-2 small, 131 M tokens, overnight on a GPU
 #     benchmarks/quality.sh books --variants softmax flurka --seeds 0 --data FOLDER
@@ -12,7 +13,7 @@
 # benchmarks/results/; a run that has a row is not made again, and what was interrupted goes on.
 set -euo pipefail
 
-base=${1:?"name one of recall, capacity, books, documents, books-gpu; see the head of this file"}
+base=${1:?"name one of recall, capacity, books, documents, convert, books-gpu; see the head of this file"}
 shift
 cd "$(dirname "$0")/.."
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
@@ -23,5 +24,9 @@ case $base in
         exec "$python" benchmarks/books.py --config "configs/compare/$base.yaml" \
             --output "benchmarks/results/${base/%books/books-cpu}.jsonl" "$@"
         ;;
-    *) echo "error: there is no $base; name one of recall, capacity, books, documents, books-gpu" >&2; exit 2 ;;
+    convert)
+        exec "$python" benchmarks/books.py --config configs/compare/convert.yaml --list configs/compare/convert.txt \
+            --output benchmarks/results/convert-cpu.jsonl "$@"
+        ;;
+    *) echo "error: there is no $base; name one of recall, capacity, books, documents, convert, books-gpu" >&2; exit 2 ;;
 esac

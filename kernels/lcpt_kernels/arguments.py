@@ -37,12 +37,21 @@ def check_pair(x: Tensor, y: Tensor, v: Tensor, names: tuple[str, str]) -> None:
         require(tensor.ndim == 4, f"{name} has {tensor.ndim} dimensions {tuple(tensor.shape)}; [B, T, H, D] needs 4")
         check_sizes(name, tensor)
     bt = [list(tensor.shape[:2]) for tensor in (x, y, v)]
-    require(bt[0] == bt[1] == bt[2], f"{first}, {second} and v disagree on [B, T]: {bt[0]}, {bt[1]}, {bt[2]}")
+    if not bt[0] == bt[1] == bt[2]:
+        hint = "; they fit as [B, H, T, D]: give x.transpose(1, 2) of each" if _has_heads_first(x, y, v) else ""
+        raise ValueError(f"{first}, {second} and v disagree on [B, T]: {bt[0]}, {bt[1]}, {bt[2]}{hint}")
     require(x.dtype == y.dtype == v.dtype, f"{first}, {second} and v differ in dtype: {x.dtype}, {y.dtype}, {v.dtype}")
     require(x.shape[3] == y.shape[3], f"{first} has head dimension {x.shape[3]}, {second} has {y.shape[3]}")
     require(y.shape[2] == v.shape[2], f"{second} has {y.shape[2]} heads, v has {v.shape[2]}")
     require(x.shape[2] % v.shape[2] == 0, f"{x.shape[2]} query heads are no multiple of {v.shape[2]} key-value heads")
     require(x.shape[1] > 0, f"{first} has no tokens")
+
+
+def _has_heads_first(x: Tensor, y: Tensor, v: Tensor) -> bool:
+    """Whether tensors that disagree on [B, T] would fit with heads before tokens. With as many heads of keys as of
+    queries they agree, and nobody can tell."""
+    same = x.shape[0] == y.shape[0] == v.shape[0] and x.shape[2] == y.shape[2] == v.shape[2]
+    return same and y.shape[1] == v.shape[1] and y.shape[1] > 0 and x.shape[1] % y.shape[1] == 0
 
 
 def check_power(degree: int, shift: float) -> None:

@@ -1,11 +1,11 @@
-"""Kinds of attention by name, and the one configuration that chooses among them."""
+"""Kinds of attention by name, the one configuration that chooses among them, and layers for a model of one's own."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
 
-from lcpt.attention.base import GATES, Attention, LinearCost
+from lcpt.attention.base import GATES, Attention, LinearCost, positions_in_documents, rotary_table
 from lcpt.attention.fastmax import Fastmax, FastmaxConfig
 from lcpt.attention.feedforward import Feedforward, FeedforwardConfig
 from lcpt.attention.flurka import Flurka, FlurkaConfig
@@ -86,4 +86,45 @@ class AttentionConfig:
         return self.pattern[layer % len(self.pattern)] if self.pattern else self.kind
 
 
-__all__ = ["ATTENTION", "Attention", "AttentionConfig"]
+def build_attention(kind: str, d_model: int, n_heads: int, n_kv_heads: int | None = None, **options) -> Attention:
+    """Build one layer of attention as a module for any model: x [B, T, d_model] -> the same shape.
+
+    Args:
+        kind: a name in ATTENTION.
+        n_kv_heads: heads of keys and values, of which each serves as many of queries; None: n_heads.
+        options: fields of AttentionConfig but kind and pattern, as block_size=128, key_shift=False,
+            polysketch=PolysketchConfig(size=64).
+
+    Returns:
+        layer(x, rotary, cu_seqlens=None) -> o, and layer.extend(x, rotary, state) -> (o, state); rotary: what
+        rotary_table gives for the positions of x, or None. docs/attention-modules.md has examples.
+
+    Raises:
+        ValueError: an option or a number of heads that does not fit; the message names it.
+    """
+    config, kv_heads = AttentionConfig(kind=kind, **options), n_heads if n_kv_heads is None else n_kv_heads
+    if config.head_dim is None and d_model % (2 * n_heads):
+        raise ValueError(f"d_model {d_model} is no multiple of 2 · n_heads = {2 * n_heads}; give another, or head_dim")
+    if kv_heads < 1 or n_heads % kv_heads:
+        raise ValueError(f"n_heads {n_heads} is no multiple of n_kv_heads {kv_heads}")
+    return config.attention_of_layer(0)(d_model, n_heads, kv_heads, config)
+
+
+__all__ = [
+    "ATTENTION",
+    "Attention",
+    "AttentionConfig",
+    "FastmaxConfig",
+    "FeedforwardConfig",
+    "FlurkaConfig",
+    "KernelConfig",
+    "LowrankConfig",
+    "PolynomialConfig",
+    "PolysketchConfig",
+    "SoftmaxConfig",
+    "SparseHashConfig",
+    "SparseQKConfig",
+    "build_attention",
+    "positions_in_documents",
+    "rotary_table",
+]

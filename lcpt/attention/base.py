@@ -20,6 +20,10 @@ if TYPE_CHECKING:
     from lcpt.attention import AttentionConfig
 
 
+# What every kind may have: a layer whose kind changes keeps these, and nothing else of the old kind.
+SHARED = ("qkv", "key_shift", "q_norm", "k_norm", "out_norm", "out", "gate_module")
+
+
 class Projected(NamedTuple):
     """What a layer makes of T tokens before they meet each other."""
 

@@ -19,6 +19,8 @@ COEFFICIENTS = {1: (1.0, 1.0, 0.0), 2: (1.0, 1.0, 0.5)}
 
 @dataclass
 class FastmaxConfig:
+    """Says how many terms of exp fastmax has. Raises ValueError that names a key out of its range."""
+
     order: int = 2  # 1: 1 + s; 2: 1 + s + s²/2
 
     def __post_init__(self):

@@ -23,6 +23,8 @@ POSITIVE: dict[str, Callable[..., Tensor]] = {"ffn": softplus, "oglu": oglu, "ao
 
 @dataclass
 class FeedforwardConfig:
+    """Says which trained feature map the feedforward kind has. Raises ValueError that names a key out of its range."""
+
     map: str = "oglu"  # ffn | oglu | aoglu
     layers: int = 1
     penalty: float = 0.01  # λ of λ · mean (W Wᵀ − I)², added to the mean loss for each layer

@@ -22,6 +22,8 @@ from lcpt.attention.summaries import Summaries, SummariesConfig
 
 @dataclass
 class FlurkaConfig:
+    """Says which feature map and summaries flurka has. Raises ValueError that names a key out of its range."""
+
     feature_map: str = "hedgehog"  # a name in attention.feature_maps.FEATURE_MAPS
     size: Optional[int] = None  # noqa: UP045  features; None: the default of the map. elu1 and hedgehog ignore it
     local: str = "softmax"  # softmax: exp(q·k/√d) in the last two blocks; linear: the feature map's φ(q)·φ(k)

@@ -13,6 +13,8 @@ from lcpt.attention.feature_maps import FEATURE_MAPS, check_feature_map
 
 @dataclass
 class KernelConfig:
+    """Says which feature map the kernel kind has. Raises ValueError that names a key out of its range."""
+
     feature_map: str = "hedgehog"  # a name in attention.feature_maps.FEATURE_MAPS
     size: Optional[int] = None  # noqa: UP045  features; None: the default of the map. elu1 and hedgehog ignore it
 

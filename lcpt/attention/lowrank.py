@@ -22,6 +22,8 @@ LOCAL_BLOCKS = 2
 
 @dataclass
 class LowrankConfig:
+    """Says how lowrank summarises blocks."""
+
     summaries: SummariesConfig = field(default_factory=SummariesConfig)
 
 

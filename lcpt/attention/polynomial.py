@@ -21,6 +21,8 @@ from lcpt.attention.base import Attention, KeyValueCache, LinearCost, Projected
 
 @dataclass
 class PolynomialConfig:
+    """Says which power the polynomial kind takes. Raises ValueError that names a key out of its range."""
+
     degree: int = 4  # even
     shift: float = 1.0  # of (q·k / (degree √d) + shift)^degree, which begins as e^(q·k/√d) does; 0: (q·k/d)^degree
 

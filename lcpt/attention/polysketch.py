@@ -24,6 +24,8 @@ SKETCHES = ("linear", "linear_products", "learned", *DRAW)
 
 @dataclass
 class PolysketchConfig:
+    """Says how polysketch sketches its power. Raises ValueError that names a key out of its range."""
+
     sketch: str = "linear"  # linear | linear_products | learned | gaussian | srht
     shift: float = 1.0  # of (q·k / (4 √d) + shift)^4, which begins as e^(q·k/√d) does; 0: (q·k/d)^4
     size: int = 32  # r: the state holds about r²/2 features

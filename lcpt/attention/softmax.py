@@ -28,6 +28,8 @@ ROWS = 512  # queries at a time, where there is a mask: it has ROWS × the keys 
 
 @dataclass
 class SoftmaxConfig:
+    """Says how far softmax sees. Raises ValueError that names a key out of its range."""
+
     window: Optional[int] = None  # noqa: UP045  tokens that one sees, itself among them; None: all earlier ones
 
     def __post_init__(self):

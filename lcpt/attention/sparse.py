@@ -34,6 +34,8 @@ SEEDS = 2**24  # checkpoints hold fp32, which is exact up to here
 
 @dataclass
 class SparseQKConfig:
+    """Says which queries and keys sparse_qk keeps. Raises ValueError that names a key out of its range."""
+
     keep: str = "random"  # random | learned
     drop: float = 0.5  # share of the queries, and of the keys, that a head drops
     window: int = 0  # last tokens that are seen in any case: 1 is the token itself, 0 none
@@ -48,6 +50,8 @@ class SparseQKConfig:
 
 @dataclass
 class SparseHashConfig:
+    """Says how sparse_hash makes buckets. Raises ValueError that names a key out of its range."""
+
     hash: str = "lsh"  # lsh | learned
     buckets: int = 16
     window: int = 0  # last tokens that are seen in any case: 1 is the token itself, 0 none

@@ -81,7 +81,7 @@ def open_pretrained(source: str | Path) -> Pretrained:
     Raises CheckpointError naming the file that is missing, damaged or not understood.
     """
     folder = Path(source)
-    if any((folder / name).exists() for name in (CONFIG, WEIGHTS)):
+    if is_export(folder):
         return _open_export(folder)
     return _open_step(*open_checkpoint(folder))
 
@@ -124,17 +124,32 @@ def write_pretrained(trained: Pretrained, output: str | Path, mean_of: list[dict
     return content
 
 
-def _open_export(folder: Path) -> Pretrained:
+def check_export(folder: Path, *, hashes: bool = True) -> dict:
+    """Check every file of an export; returns its config.json. CheckpointError names the one that is not whole."""
     content = _read_config(folder / CONFIG)
-    tokenizer = next((name for name in TOKENIZERS if name in content["files"]), SENTENCEPIECE)
-    for name in (WEIGHTS, tokenizer):
+    for name in (WEIGHTS, _tokenizer_of(content)):
         file = folder / name
         if not file.is_file():
             raise CheckpointError(f"{file} is missing; {REMEDY}")
-        if content["files"].get(name) != size_and_sha256(file):
+        if hashes and content["files"].get(name) != size_and_sha256(file):
             raise CheckpointError(
                 f"{file} is damaged, or of another export: {CONFIG} states another size or sha256; {REMEDY}"
             )
+    return content
+
+
+def _tokenizer_of(content: dict) -> str:
+    """Return the name of the tokenizer's file that an export's config.json lists."""
+    return next((name for name in TOKENIZERS if name in content["files"]), SENTENCEPIECE)
+
+
+def is_export(folder: Path) -> bool:
+    """Return whether a folder is, or was meant to be, an export."""
+    return any((folder / name).exists() for name in (CONFIG, WEIGHTS))
+
+
+def _open_export(folder: Path) -> Pretrained:
+    content = check_export(folder)
     try:
         tensors = load_file(folder / WEIGHTS)
     except SafetensorError as error:
@@ -143,7 +158,7 @@ def _open_export(folder: Path) -> Pretrained:
     return Pretrained(
         folder=folder,
         model=model,
-        tokenizer=folder / tokenizer,
+        tokenizer=folder / _tokenizer_of(content),
         context=content["context"],
         step=content["step"],
         tokens=content["tokens"],

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from lcpt.training.parameter_groups import describe_groups
 from lcpt.utils.provenance import device_name
 
 if TYPE_CHECKING:
@@ -22,10 +23,12 @@ def start_block(config: Config, parameters: int, step: int, tokens: int, world: 
     ranks = f"{world} ranks, each with {device_name(device)}" if world > 1 else device_name(device)
     batch = f"{training.global_batch_tokens:,} a step"
     shared = f", {parallel.sequence} to a sequence" if parallel.sequence > 1 else ""
+    rules = training.parameter_groups
     rows = {
         "run": f"{config.run.dir}: {f'after step {step:,}' if step else 'new'}, to step {training.last_step:,}, "
         f"{tokens:,} tokens",
         "model": f"{parameters:,} parameters, {model.d_model} wide; layers: {kinds}",
+        **({"groups": describe_groups(rules, model)} if rules else {}),
         "data": f"{config.data.origin}, {config.data.context:,} tokens of context, {batch}",
         "validation": valid,
         "device": f"{ranks}{shared}; {training.precision}, ZeRO stage {parallel.zero_stage}",

@@ -10,17 +10,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import torch
-
-from lcpt.checkpoint import open_checkpoint, read_state
+from lcpt.checkpoint import read_state
 from lcpt.data import Corpus, CorpusSamples, Mixture, Task, is_task
-from lcpt.model import GPT
-from lcpt.model.weights import check_tensors
 from lcpt.parallel import groups
 from lcpt.training.branching import KEYS as BRANCH_KEYS
 from lcpt.training.branching import check_same_tokenizer, drawn_before, find_trunk
 from lcpt.training.engine import check_deepspeed
+from lcpt.training.initial_weights import find_initial_weights
 from lcpt.training.out_of_memory import check_fits
+from lcpt.training.parameter_groups import check_groups
 from lcpt.training.phase_data import OpenPhase, open_phases
 from lcpt.training.phases import Phase, divide
 from lcpt.training.resume import find_start
@@ -47,7 +45,7 @@ class Start:
 
     checkpoint: Path | None  # to continue from
     damaged: list[Path]  # newer ones that are not whole
-    init_from: Path | None  # the step folder whose weights a new run begins with
+    init_from: Path | None  # the step folder or export whose weights a new run begins with
     branch_from: Path | None  # the one that a new run begins with whole
     branch: dict  # what every checkpoint of a branch says of its trunk
     state: dict  # of the checkpoint
@@ -78,12 +76,15 @@ def check_start(config: Config, world: int, lock_seconds: float | None = None) -
     trunk, branch = groups.broadcast((trunk, branch))
     with groups.raise_on_all_ranks():
         start = _check_on_this_rank(config, world, checkpoint, damaged, branch)
+        tokenizer = start.phases[0].source.tokenizer_sha256
         if trunk:
-            check_same_tokenizer(trunk, start.phases[0].source.tokenizer_sha256, config.data.origin)
+            check_same_tokenizer(trunk, tokenizer, config.data.origin)
         if groups.rank() == 0 and not start.complete:
             check_writable(run)
-            if config.training.init_from:
-                init_from = _check_init_from(config, checkpoint)
+            if config.training.init_from and checkpoint:
+                log_rank0("note: training.init_from is passed over, since the run goes on from its own checkpoint")
+            elif config.training.init_from:
+                init_from = find_initial_weights(config, tokenizer, config.data.origin)
     init_from = groups.broadcast(init_from)
     for name, (then, now) in ({} if start.complete else start.changes).items():
         log_rank0(f"{name} {shown(then)} -> {shown(now)}")
@@ -105,6 +106,7 @@ def _check_on_this_rank(
         elif state["step"] < training.last_step:
             check_rate(checkpoint, config, phases)
     if not complete:
+        check_groups(training.parameter_groups, config.model)
         for phase in phases:
             check_slices(phase.config, world)
             check_fits(phase.config, world)
@@ -205,15 +207,3 @@ def check_vocabulary(config: Config, source: Corpus | CorpusSamples | Mixture | 
             f"{corpus.folder} was tokenised with {corpus.vocab_size} pieces and model.vocab_size is "
             f"{config.model.vocab_size}; set model.vocab_size={corpus.vocab_size}"
         )
-
-
-def _check_init_from(config: Config, checkpoint: Path | None) -> Path | None:
-    """Find the step folder of training.init_from, whole and of this model; None where the run has its own."""
-    if checkpoint:
-        log_rank0("note: training.init_from is passed over, since the run goes on from its own checkpoint")
-        return None
-    step, manifest = open_checkpoint(config.training.init_from or "")
-    with torch.device("meta"):
-        wanted = {name: list(tensor.shape) for name, tensor in GPT(config.model).state_dict().items()}
-    check_tensors({name: entry["shape"] for name, entry in manifest["tensors"]["weights"].items()}, wanted, step)
-    return step

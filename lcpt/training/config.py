@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Optional
 
 from lcpt.training.bad_steps import BadStepsConfig
+from lcpt.training.parameter_groups import ParameterGroup
 from lcpt.training.profiling import ProfileConfig
 from lcpt.utils.home_folder import expand_home
 
@@ -28,12 +29,13 @@ class TrainingConfig:
     decay_fraction: float = 0.2  # of all steps, wsd only
     allow_lr_jump: bool = False  # a continued run may go on at a far higher rate than it ended with
     weight_decay: float = 0.1  # of matrices; vectors are not decayed
+    parameter_groups: list[ParameterGroup] = field(default_factory=list)  # rules, of which the first that fits counts
     betas: list[float] = field(default_factory=lambda: [0.9, 0.95])
     grad_clip: float = 1.0  # of the global norm
     precision: str = "fp32"  # fp32 | bf16
     compile: str = "auto"  # torch.compile of the blocks: auto (on a GPU) | true | false
     device: str = "auto"  # auto: a GPU if there is one; cuda; cpu
-    init_from: Optional[str] = None  # noqa: UP045  a run or step folder whose weights to start from
+    init_from: Optional[str] = None  # noqa: UP045  a run, a step or an export whose weights to start from
     branch_from: Optional[str] = None  # noqa: UP045  one whose moments and place in the data to take too
     valid_every_steps: int = 250
     valid_tokens: int = 2**18  # scored at each validation: labels of text, tokens of a task's samples

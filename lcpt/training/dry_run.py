@@ -9,6 +9,7 @@ from lcpt.model.cost import Cost, activation_elements, elements_on_host, model_c
 from lcpt.model.sequence_cost import exchange, layers_by_kind
 from lcpt.training.communication import communication_per_step
 from lcpt.training.fitting import HEADROOM, fitting_settings, memory_on_gpu
+from lcpt.training.parameter_groups import describe_groups
 from lcpt.training.phases import Phase, divide
 from lcpt.training.slices import check_slices, data_ranks, slices_of
 from lcpt.utils.gpus import gpu_bytes
@@ -42,6 +43,7 @@ def _describe(phase: Phase, end: int, world: int, gpu: str | None) -> str:
     rows |= {
         "layers": ", ".join(f"{model.kinds.count(kind)} {kind}" for kind in sorted(set(model.kinds))),
         "parameters": f"{cost.parameters:,}",
+        **({"  groups of them": describe_groups(rules, model)} if (rules := training.parameter_groups) else {}),
         "FLOPs a token": f"{cost.flops_forward / 1e6:,.1f} M forward, {cost.flops_step / 1e6:,.1f} M a training step",
         f"FLOPs of the {whole}": f"{cost.flops_step * tokens:.3g} for {tokens:,} tokens in {steps:,} steps",
         "decoding state": f"{cost.state_bytes / 2**20:,.1f} MiB a sequence of {context:,} tokens",

@@ -36,6 +36,8 @@ def dry_start(config: Config, ranks: int) -> str:
     where = f"go on from {start.checkpoint.name}" if start.checkpoint else "begin"
     if start.branch_from:
         where = f"branch off {start.branch_from}"
+    elif start.init_from:
+        where = f"begin with the weights of {start.init_from}"
     on = f"{ranks} ranks" if ranks > 1 else "1 rank"
     end = config.training.last_step
     drawn = phase_of(start.phases, end).drawn(end)

@@ -165,16 +165,12 @@ def set_accumulation(engine, micro_batch: int, accumulation: int) -> None:
 
 
 def update(engine, rate: float, factor: float | None) -> None:
-    """Update the weights at this learning rate with the step's gradient times `factor`; None: leave them as they are.
+    """Update the weights at this learning rate, of which a group may have a share (see optimizer.enter_step), with the
+    step's gradient times `factor`; None: leave them as they are.
 
     Call it after the last backward pass of a step; it clears the gradients.
     """
-    for group in engine.optimizer.param_groups:
-        group["lr"] = rate
+    for group in engine.basic_optimizer.param_groups:
+        group["lr"] = rate * group["share"]
     engine.basic_optimizer.clip_factor = factor
     engine.step()
-
-
-def adam_step(engine) -> int:
-    """Return how many updates AdamW has made."""
-    return int(next(iter(engine.basic_optimizer.state.values()))["step"])

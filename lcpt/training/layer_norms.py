@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from lcpt.parallel import groups
+from lcpt.training.optimizer import is_frozen
 from lcpt.training.zero_shards import owned_shards
 
 
@@ -15,13 +16,17 @@ def layer_norms(engine, scale: float) -> dict[str, dict[str, float]]:
     """Return {"gradient_norms": {layer: norm}, "weight_norms": {layer: norm}} after a step's last backward pass.
 
     Layers are blocks.0, blocks.1, … and the parts around them. Every rank calls it; gradients are gathered, and
-    multiplied by `scale`.
+    multiplied by `scale`; those of frozen parameters count as 0.
     """
     from deepspeed.utils import safe_get_full_grad
 
     gradients: defaultdict[str, list[Tensor]] = defaultdict(list)
     weights: defaultdict[str, list[Tensor]] = defaultdict(list)
+    frozen = {name for group in engine.basic_optimizer.param_groups if is_frozen(group) for name in group["names"]}
     for name, parameter in engine.module.named_parameters():
+        if name in frozen:
+            gradients[_layer(name)].append(torch.zeros((), device=groups.device()))
+            continue
         whole = parameter.grad if engine.zero_optimization_stage() == 0 else safe_get_full_grad(parameter)
         gradients[_layer(name)].append(whole.norm())
     for shard in owned_shards(engine):

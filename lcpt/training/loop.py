@@ -15,17 +15,17 @@ from lcpt.training.announcement import start_block
 from lcpt.training.bad_steps import BadSteps
 from lcpt.training.checks import Start, check_start
 from lcpt.training.device_batches import DeviceBatches
-from lcpt.training.engine import adam_step, build_engine, set_accumulation, update
+from lcpt.training.engine import build_engine, set_accumulation, update
 from lcpt.training.exit_codes import GiveUp, Preempted
 from lcpt.training.history import History
 from lcpt.training.layer_norms import layer_norms
 from lcpt.training.metric_sinks import build_sinks
-from lcpt.training.optimizer import clip_factor
+from lcpt.training.optimizer import clip_factor, enter_step
 from lcpt.training.phase_data import OpenPhase
 from lcpt.training.phases import phase_of
 from lcpt.training.preemption import Preemption
 from lcpt.training.profiling import Profiler
-from lcpt.training.resume import restore
+from lcpt.training.resume import restore, restore_weights
 from lcpt.training.run_folder import begin, finish, write_marker
 from lcpt.training.same_run import data_position
 from lcpt.training.samples import open_samples
@@ -37,7 +37,7 @@ from lcpt.training.telemetry import Telemetry, log_rank0
 from lcpt.training.throughput import Throughput, of_ranks
 from lcpt.training.validation import validate
 from lcpt.training.watchdog import STARTUP_TIMEOUT_S, Watchdog
-from lcpt.training.zero_shards import gradient_norm_squared
+from lcpt.training.zero_shards import adam_steps, gradient_norm_squared
 from lcpt.utils.memory import peak_memory_bytes
 
 if TYPE_CHECKING:
@@ -124,6 +124,8 @@ class Training:
         self.engine = build_engine(model, config.training, config.parallel, start.phases[0].accumulation)
         if moments := start.checkpoint or start.branch_from:
             restore(self.engine, moments)
+        elif start.init_from and config.training.precision == "bf16":
+            restore_weights(self.engine, start.init_from)
         attachments = {"config.yaml": self.run / "config.yaml", **start.phases[0].source.attachments}
         self.saver = Saver(self.engine, self.run / "checkpoints", config.checkpoint, attachments, watch)
         self.bad_steps = BadSteps(config.training.bad_steps, self.state.get("bad_steps"))
@@ -149,6 +151,7 @@ class Training:
                 if step > self.phase.last_step:
                     self.enter(phase_of(self.phases, step))
                 started, waited = time.perf_counter(), self.batches.waited
+                enter_step(self.engine.basic_optimizer, step, training.warmup_steps)
                 # What is first of its shapes compiles and allocates.
                 first = step in (self.state["step"] + 1, self.phase.phase.first_step)
                 timeout_s = STARTUP_TIMEOUT_S if first else None
@@ -170,6 +173,7 @@ class Training:
                     "tokens": self.tokens_after(step),
                     "loss": loss,
                     "learning_rate": rate,
+                    **self.rates_by_group(rate),
                     "grad_norm": grad_norm,
                     **norms,
                     **self.used(step),
@@ -228,6 +232,11 @@ class Training:
             "source_tokens": {path: each.tokens - each.passed for path, each in drawn.items()},
             "source_epochs": {path: each.epochs for path, each in drawn.items() if each.epochs is not None},
         }
+
+    def rates_by_group(self, rate: float) -> dict[str, dict[str, float]]:
+        """Say what each rule of training.parameter_groups makes of the learning rate; nothing where there is none."""
+        rates = {g["rule"].name: rate * g["share"] for g in self.engine.basic_optimizer.param_groups}
+        return {"learning_rates": rates} if self.config.training.parameter_groups else {}
 
     def speed(self, seconds: float, waited: float) -> dict[str, float | None]:
         """Say how fast a step was that took so many seconds, of which it waited some for data, and in what memory."""
@@ -328,7 +337,7 @@ class Training:
                 {
                     "step": step,
                     "tokens": row["tokens"],
-                    "adam_step": adam_step(self.engine),
+                    **adam_steps(self.engine),
                     **data_position(self.phase, step),
                     **self.branch,
                     "bad_steps": self.bad_steps.state(),

@@ -19,6 +19,7 @@ TAGS = {
     "valid_tokens_scored": "progress/valid_tokens_scored",
     "valid_bytes_scored": "progress/valid_bytes_scored",
     "learning_rate": "optimizer/learning_rate",
+    "learning_rates": "optimizer/learning_rates",
     "grad_norm": "optimizer/grad_norm",
     "gradient_norms": "gradient_norms",
     "weight_norms": "weight_norms",

@@ -6,9 +6,10 @@ import os
 from pathlib import Path
 
 from lcpt.checkpoint import TensorReader, newest_checkpoint, read_manifest, read_state
+from lcpt.model.conversion import fit, open_source
 from lcpt.parallel import groups
 from lcpt.training.telemetry import log_rank0
-from lcpt.training.zero_shards import local_shards
+from lcpt.training.zero_shards import local_shards, set_adam_steps
 
 
 def find_start(run: Path) -> tuple[Path | None, list[Path]]:
@@ -40,7 +41,7 @@ def set_aside(damaged: list[Path]) -> None:
 
 
 def restore(engine, step: Path) -> None:
-    """Load the fp32 weights, moments and update count of a verified step folder; each rank reads its own shards.
+    """Load the fp32 weights, moments and update counts of a verified step folder; each rank reads its own shards.
 
     The engine's model has its weights already. Every rank calls this before the first step.
     """
@@ -48,5 +49,14 @@ def restore(engine, step: Path) -> None:
     for name, _, start, tensors in local_shards(engine):
         for group, tensor in tensors.items():
             tensor.copy_(reader.part(group, name, start, start + len(tensor)))
-    for state in engine.basic_optimizer.state.values():
-        state["step"].fill_(read_state(step)["adam_step"])
+    set_adam_steps(engine, read_state(step))
+
+
+def restore_weights(engine, folder: Path) -> None:
+    """Load the fp32 weights of training.init_from as they are: in bf16 the engine begins with rounded ones."""
+    source = open_source(folder, hashes=False)
+    shards = {shard.name: shard for shard in local_shards(engine)}
+    names = [name for name in fit(source, engine.module.config).taken if name in shards]
+    for name, tensor in source.read(names):
+        weights = shards[name].tensors["weights"]
+        weights.copy_(tensor.flatten()[shards[name].start :][: len(weights)])

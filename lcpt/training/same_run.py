@@ -27,7 +27,7 @@ Changes = dict[str, tuple[Any, Any]]  # key -> (the value that the checkpoint wa
 CHANGEABLE = ("model.activation_checkpointing", "model.z_loss")  # what a model computes does not depend on them
 UNSAID = {"data.mask_documents": False, "data.packing": "contiguous"}  # what training did before checkpoints said it
 # Of what may change in a run, the settings that decide its result: on a finished run they would change nothing.
-RECIPE = (*SCHEDULE, "weight_decay", "betas", "grad_clip", "precision")
+RECIPE = (*SCHEDULE, "parameter_groups", "weight_decay", "betas", "grad_clip", "precision")
 
 
 def check_same_run(step: Path, config: Config, phases: Sequence[Phase]) -> None:

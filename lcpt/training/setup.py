@@ -9,6 +9,7 @@ import torch
 
 from lcpt.data import Prefetcher
 from lcpt.model import GPT, load_weights
+from lcpt.model.conversion import load_fitting, open_source
 from lcpt.model.sequence_cost import layers_by_kind
 from lcpt.parallel.sequence import SequenceGroup
 from lcpt.training.slices import shortest_slice
@@ -45,6 +46,8 @@ def set_up(
     by_phase = {p.number: validations(p.config.data.context, p.config.training.micro_batch) for p in phases}
     torch.manual_seed(config.run.seed)
     model = GPT(config.model)
-    if weights := start.checkpoint or start.init_from or start.branch_from:
+    if weights := start.checkpoint or start.branch_from:
         load_weights(model, weights, verified=True)
+    elif start.init_from:
+        load_fitting(model, open_source(start.init_from, hashes=False))
     return model, batches, by_phase

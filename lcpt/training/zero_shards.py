@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from lcpt.parallel import groups
+from lcpt.training.optimizer import is_frozen
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
@@ -49,6 +50,39 @@ def create_moments(engine) -> None:
         engine.optimizer._lazy_init_hp_params_optimizer_state()  # links them, as the first step would
 
 
+def adam_steps(engine) -> dict[str, Any]:
+    """Return how many updates AdamW has made: `adam_step`, and `adam_step_of` each parameter that had fewer."""
+    made = [int(states[0]["step"]) for states in _states(engine)]
+    most = max(made)
+    fewer = {
+        name: steps
+        for group, steps in zip(engine.basic_optimizer.param_groups, made, strict=True)
+        if steps < most
+        for name in group["names"]
+    }
+    return {"adam_step": most} | ({"adam_step_of": fewer} if fewer else {})
+
+
+def set_adam_steps(engine, saved: Mapping[str, Any]) -> None:
+    """Set the counts that adam_steps returned, of these groups or others: where one group now has parameters of several
+    counts, the highest. Too high a count makes first updates smaller, too low a one larger."""
+    fewer = saved.get("adam_step_of", {})
+    for group, states in zip(engine.basic_optimizer.param_groups, _states(engine), strict=True):
+        for state in states:
+            state["step"].fill_(max(fewer.get(name, saved["adam_step"]) for name in group["names"]))
+
+
+def _states(engine) -> list[list[dict[str, Tensor]]]:
+    """Return AdamW's states of each of its groups."""
+    base, zero = engine.basic_optimizer, engine.optimizer
+    if engine.zero_optimization_stage() != 3:
+        return [[base.state[partition] for partition in group["params"]] for group in base.param_groups]
+    states: list[list[dict[str, Tensor]]] = [[] for _ in base.param_groups]
+    for number, flat in enumerate(zero.fp32_partitioned_groups_flat):
+        states[zero.sub_group_to_group_id[number]].append(base.state[flat])
+    return states
+
+
 def local_shards(engine) -> Iterator[Shard]:
     """Yield this rank's shard of each parameter; at stages 1 to 3 it has none of some."""
     shard_of = {0: _whole, 1: _flat_slice, 2: _flat_slice, 3: _partition}[engine.zero_optimization_stage()]
@@ -70,28 +104,34 @@ def owned_shards(engine) -> Iterator[Shard]:
 
 def gradient_norm_squared(engine) -> Tensor:
     """Sum the squares of this rank's share of the step's gradient, after the last backward pass: a scalar on the
-    device. Over all ranks these add up to the square of the global norm."""
+    device. Over all ranks these add up to the square of the global norm. Frozen parameters do not count."""
+    frozen = [is_frozen(group) for group in engine.basic_optimizer.param_groups]
+    found = _gradients(engine)
+    squares = _sum_of_squares([gradient for group, each in found if not frozen[group] for gradient in each])
+    return squares / groups.world_size() if engine.zero_optimization_stage() == 0 else squares  # every rank has all
+
+
+def _gradients(engine) -> Iterator[tuple[int, Sequence[Tensor]]]:
+    """Yield this rank's gradients by the number of their group; at stage 3 a group may come in parts."""
     stage, zero = engine.zero_optimization_stage(), engine.optimizer
     if stage == 0:
-        gradients = [p.grad for p in engine.module.parameters() if p.grad is not None]
-        return _sum_of_squares(gradients) / groups.world_size()  # every rank has all of it
-    if hasattr(zero, "fp32_groups_gradient_flat_partition"):  # stage 1 in bf16
-        gradients = zero.fp32_groups_gradient_flat_partition
+        for number, group in enumerate(engine.basic_optimizer.param_groups):
+            yield number, [p.grad for p in group["params"] if p.grad is not None]
+    elif hasattr(zero, "fp32_groups_gradient_flat_partition"):  # stage 1 in bf16
+        yield from enumerate([gradient] for gradient in zero.fp32_groups_gradient_flat_partition)
     elif stage == 3:
-        offloaded = [flat.grad for flat in zero.fp32_partitioned_groups_flat]
-        gradients = offloaded if zero.offload_optimizer else _of_all_groups(zero.averaged_gradients)
+        for number, flat in enumerate(zero.fp32_partitioned_groups_flat):
+            part = [flat.grad] if zero.offload_optimizer else zero.averaged_gradients[number]
+            yield zero.sub_group_to_group_id[number], part
     elif zero.cpu_offload:
-        gradients = [flat.grad for flat in zero.single_partition_of_fp32_groups]
+        yield from enumerate([flat.grad] for flat in zero.single_partition_of_fp32_groups)
     else:
-        gradients = _of_all_groups(zero.averaged_gradients)
-    return _sum_of_squares(gradients)
-
-
-def _of_all_groups(gradients: Mapping[int, Sequence[Tensor]]) -> list[Tensor]:
-    return [gradient for group in gradients.values() for gradient in group]
+        yield from zero.averaged_gradients.items()
 
 
 def _sum_of_squares(tensors: Sequence[Tensor]) -> Tensor:
+    if not tensors:  # a rank may have nothing but padding of what is not frozen
+        return torch.zeros((), dtype=torch.float64, device=groups.device())
     return torch.stack(torch._foreach_norm(list(tensors))).double().square().sum()
 
 

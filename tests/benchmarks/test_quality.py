@@ -24,6 +24,8 @@ def quality(*words):
 def test_every_variant_and_every_task_is_a_config():
     for changes in (*VARIANTS.values(), *read_variants(CONFIGS / "tasks.txt").values()):
         load_config(CONFIGS / "recall.yaml", changes)
+    for changes in read_variants(CONFIGS / "convert.txt").values():
+        load_config(CONFIGS / "convert.yaml", changes)
     for base in ("books", "books-gpu", "documents"):
         load_config(CONFIGS / f"{base}.yaml", VARIANTS["polysketch+softmax"])
 

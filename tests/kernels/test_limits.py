@@ -69,6 +69,19 @@ def test_attention_of_no_heads_is_named(name, backend, shape):
     assert str(list(shape)) in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    "function", [feature_attention, polynomial_attention, squared_attention], ids=lambda f: f.__name__
+)
+def test_heads_before_tokens_are_named_where_they_show(function):
+    """Fewer heads of keys show it, also where tokens come first and disagree for another reason: no hint then."""
+    q, k = rand(1, 4, 9, 5), rand(1, 2, 9, 5)
+    with pytest.raises(ValueError, match=r"disagree on \[B, T\].*fit as \[B, H, T, D\]: give x.transpose\(1, 2\)"):
+        function(q, k, k)
+    with pytest.raises(ValueError, match=r"disagree on \[B, T\]") as caught:
+        function(q, k, rand(1, 3, 9, 5))
+    assert "transpose" not in str(caught.value)
+
+
 @pytest.mark.parametrize("shape", [(1, 5, 0, 4), (1, 5, 2, 0)], ids=str)
 @pytest.mark.parametrize("name", [*MAPS, "pool_blocks"])
 def test_a_map_of_no_heads_is_named(name, shape):

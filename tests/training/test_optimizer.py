@@ -5,7 +5,8 @@ import torch
 
 from lcpt.attention import AttentionConfig
 from lcpt.model import GPT, ModelConfig
-from lcpt.training.optimizer import ShardedAdamW, clip_factor, parameter_groups
+from lcpt.training.optimizer import ShardedAdamW, clip_factor, enter_step, parameter_groups
+from lcpt.training.parameter_groups import ParameterGroup
 
 
 def test_matrices_decay_and_vectors_do_not():
@@ -56,3 +57,23 @@ def test_a_skipped_step_changes_nothing():
     optimizer.clip_factor = 1.0
     optimizer.step()
     assert not parameter.equal(before)
+
+
+def test_a_frozen_group_waits_and_then_begins_anew():
+    """Also where the step of the others is skipped; its gradient is left to whoever clears it."""
+    first, second = (torch.nn.Parameter(torch.ones(3)) for _ in range(2))
+    rules = ParameterGroup(), ParameterGroup(frozen_steps=2, lr_factor=0.5)
+    groups = [{"params": [p], "rule": rule} for p, rule in zip((first, second), rules, strict=True)]
+    optimizer = ShardedAdamW(groups, lr=0.1, weight_decay=0.0)
+    for step, factor in ((1, 0.5), (2, None), (3, 0.5)):
+        enter_step(optimizer, step, warmup_steps=0)
+        assert [group["share"] for group in optimizer.param_groups] == [1.0, 0.5 if step == 3 else 0.0]
+        for parameter, group in zip((first, second), optimizer.param_groups, strict=True):
+            parameter.grad, group["lr"] = torch.ones(3), 0.1 * group["share"]
+        optimizer.clip_factor = factor
+        optimizer.step()
+        assert len(optimizer.param_groups) == 2 and second.grad.tolist() == [factor if step == 3 else 1.0] * 3
+        assert (second not in optimizer.state) == (step < 3)
+    assert (int(optimizer.state[first]["step"]), int(optimizer.state[second]["step"])) == (2, 1)
+    torch.testing.assert_close(first.data, torch.full((3,), 0.8))  # Adam's first steps are of the rate's size
+    torch.testing.assert_close(second.data, torch.full((3,), 0.95))

@@ -3,9 +3,12 @@
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
 from lcpt.config import load_config
+from lcpt.model import GPT, load_pretrained
+from lcpt.model.pretrained import Pretrained, write_pretrained
 from lcpt.training.phases import divide
 
 RECIPES = Path(__file__).parents[2] / "configs/recipes"
@@ -29,9 +32,11 @@ def shrunk(section):
     if not isinstance(section, dict):
         return section
     small = {key: shrunk(value) for key, value in section.items()}
-    for key, divisor in (("context", 512), ("until_step", 1000), ("max_steps", 1000), ("warmup_steps", 1000)):
+    for key in ("until_step", "max_steps", "warmup_steps", "frozen_steps"):
         if key in small:
-            small[key] //= divisor
+            small[key] //= 1000
+    if "context" in small:
+        small["context"] //= 512
     return small | ({"global_batch_tokens": 256} if "global_batch_tokens" in small else {})
 
 
@@ -81,6 +86,26 @@ def test_ranks_share_a_sequence(train, small, call_program):
     assert code == 0 and "a start on 32 ranks would begin; micro-batches a rank and step: 1;" in said
     run = train("one-sequence-a-node", "training.global_batch_tokens=1024", "parallel.sequence=4", world=4)
     assert len(run.rows) == 5 and run.rows[-1]["loss"] < run.rows[0]["loss"]
+
+
+def test_a_softmax_model_is_converted(train, small, train_folder, tmp_path, capfd):
+    """From an export of the recipe's own model with softmax in all layers; the frozen weights move after their step."""
+    sizes = ["model.n_kv_heads=1", "model.d_ff=48", "model.attention.head_dim=16"]
+    model = load_config(small("convert"), [*TINY, *sizes]).model
+    model.attention.pattern, model.attention.kind = [], "softmax"
+    trained = Pretrained(
+        folder=tmp_path, model=GPT(model), tokenizer=train_folder / "tokenizer.model", context=16, step=0, tokens=0
+    )
+    write_pretrained(trained, tmp_path / "export")
+    kept = ["checkpoint.every_steps=1", "checkpoint.keep_last=9"]
+    run = train("convert", *sizes, f"training.init_from={tmp_path}/export", *kept)
+    assert "blocks 0-2: attention.feature_map.W, attention.gamma, attention.summaries" in capfd.readouterr().err
+    assert run.config.model.kinds == ["flurka"] * 3 + ["softmax"] and len(run.rows) == 4
+    assert [row["learning_rates"]["*"] > 0 for row in run.rows] == [False, True, True, False]  # it ends at rate 0
+    steps = [load_pretrained(run.dir / f"checkpoints/step-0000000{n}").state_dict() for n in (1, 2)]
+    for name, before in trained.model.state_dict().items():
+        assert torch.equal(steps[0][name], before) != name.startswith(tuple(f"blocks.{n}.attention." for n in range(3)))
+        assert not torch.equal(steps[1][name], before), name
 
 
 @pytest.mark.parametrize("recipe", sorted(path.stem for path in RECIPES.glob("*.yaml")))

@@ -9,6 +9,7 @@ import torch
 
 from lcpt.checkpoint import find_checkpoint, read_manifest
 from lcpt.config import load_config, to_yaml
+from lcpt.model.pretrained import write_export
 from lcpt.parallel import groups
 from lcpt.training.dry_start import dry_start
 
@@ -34,9 +35,34 @@ CASES = {
     ),
     "damaged corpus": (["data.path={damaged}"], ["{damaged}", "shard-00000"]),
     "no weights": (["training.init_from={nowhere}"], ["{nowhere}"]),
-    "other weights": (["training.init_from={run}", "model.n_layers=3"], ["blocks.2", "another model"]),
-    "other shapes": (["training.init_from={run}", "model.d_ff=8"], ["feed_forward", "another model"]),
+    "other weights": (
+        ["training.init_from={run}", "model.n_layers=3"],
+        ["another model", "n_layers is 2 there and 3"],
+    ),
+    "other shapes": (
+        ["training.init_from={run}", "model.d_ff=8"],
+        ["another model", "model.d_ff is ", "there and 8 in"],
+    ),
     "damaged weights": (["training.init_from={damaged_run}"], ["weights-00000.safetensors"]),
+    "damaged export": (["training.init_from={damaged_export}"], ["model.safetensors is damaged", "export"]),
+    "other heads": (["training.init_from={run}", "model.n_heads=4"], ["model.n_heads is 2 there and 4"]),
+    "tokenizer of weights": (
+        ["training.init_from={run}", "data.path={foreign}"],
+        ["has another tokenizer than {foreign}", "--tokenizer {run}/checkpoints"],
+    ),
+    "no such parameter": (
+        ["training.parameter_groups=[{{match: '*.attn.*', kind: softmax}}]"],
+        ["training.parameter_groups[0], *.attn.* of softmax, matches no parameter; one is "],
+    ),
+    "no such kind": (["training.parameter_groups=[{{kind: flurka}}]"], ["* of flurka, matches no parameter"]),
+    "a rule too late": (
+        ["training.parameter_groups=[{{lr_factor: 2}}, {{match: '*.bias'}}]"],
+        ["training.parameter_groups[1], *.bias, matches only what earlier ones take"],
+    ),
+    "all frozen": (
+        ["training.parameter_groups=[{{kind: softmax, frozen_steps: 3}}, {{frozen_steps: 2}}]"],
+        ["freezes every parameter in the first 2 steps"],
+    ),
     "no folder": (["run.dir={file}/run"], ["{file}"]),
     "other rope": (["run.dir={run}", "model.rope_base=500000"], ["{run}", "model.rope_base 10000.0", "500000.0"]),
     "other blocks": (["run.dir={run}", "model.attention.block_size=4"], ["model.attention.block_size 8", "this is 4"]),
@@ -93,6 +119,13 @@ CASES |= {
 }
 
 
+def flip(file):
+    """Flip a bit near the end of a file."""
+    content = bytearray(file.read_bytes())
+    content[-10] ^= 1
+    file.write_bytes(content)
+
+
 @pytest.fixture(scope="module")
 def places(train_ranks, make_corpus, train_folder, valid_folder, tmp_path_factory):
     root = tmp_path_factory.mktemp("places")
@@ -103,9 +136,9 @@ def places(train_ranks, make_corpus, train_folder, valid_folder, tmp_path_factor
     shutil.copytree(run, damaged_run)
     [weights] = damaged_run.glob("checkpoints/step-*/weights-00000.safetensors")
     for file in (damaged / "shard-00000.safetensors", weights):
-        content = bytearray(file.read_bytes())
-        content[-10] ^= 1
-        file.write_bytes(content)
+        flip(file)
+    write_export(run, root / "damaged_export")
+    flip(root / "damaged_export/model.safetensors")
     (root / "file").write_text("no folder")
     (root / "dangling").mkdir()
     (root / "dangling/checkpoints").symlink_to(root / "nowhere")
@@ -120,6 +153,7 @@ def places(train_ranks, make_corpus, train_folder, valid_folder, tmp_path_factor
         "valid": valid_folder,
         "damaged": damaged,
         "damaged_run": damaged_run,
+        "damaged_export": root / "damaged_export",
         "fresh": root / "fresh",
     }
 
