@@ -1,6 +1,6 @@
 """Export a trained model as a folder to use and to pass on: model.safetensors, config.json, tokenizer.model.
 
-The weights are whole, named and fp32. Reading them takes neither DeepSpeed nor pickle. --format hf makes a folder that
+The weights are whole and named. Reading them takes neither DeepSpeed nor pickle. --format hf makes a folder that
 transformers opens with trust_remote_code=True: its code calls lcpt, its README.md is a model card."""
 
 from __future__ import annotations
@@ -11,8 +11,9 @@ from pathlib import Path
 
 from lcpt.commands.arguments import CHECKPOINT
 from lcpt.commands.one_line_errors import one_line_errors
-from lcpt.model.huggingface.export import DTYPES, write_hf_export
+from lcpt.model.huggingface.export import write_hf_export
 from lcpt.model.pretrained import write_export
+from lcpt.model.weights import DTYPES
 
 EXAMPLE = """examples:
   lcpt export --checkpoint runs/demo --output runs/demo/export
@@ -30,16 +31,17 @@ def main() -> int:
     parser.add_argument("--checkpoint", required=True, **CHECKPOINT)
     parser.add_argument("--output", required=True, metavar="DIR", help="a new folder")
     parser.add_argument("--format", choices=("lcpt", "hf"), default="lcpt", help="whose tools open it (lcpt)")
-    parser.add_argument("--dtype", choices=tuple(DTYPES), help="of the weights, with --format hf (fp32)")
+    parser.add_argument(
+        "--dtype", choices=tuple(DTYPES), default="fp32", help="of the weights (fp32); bf16 halves the file, and rounds"
+    )
     parser.add_argument("--license", metavar="ID", help="for the model card of --format hf, such as apache-2.0")
     args = parser.parse_args()
     if args.format == "hf":
-        content = write_hf_export(args.checkpoint, args.output, args.dtype or "fp32", args.license)["lcpt"]
+        content = write_hf_export(args.checkpoint, args.output, args.dtype, args.license)["lcpt"]
     else:
-        for name in ("dtype", "license"):
-            if getattr(args, name) is not None:
-                raise ValueError(f"--{name} is for --format hf; the other format has fp32 weights and no model card")
-        content = write_export(args.checkpoint, args.output)
+        if args.license is not None:
+            raise ValueError("--license is for --format hf; the other format has no model card")
+        content = write_export(args.checkpoint, args.output, args.dtype)
     print_table(content, Path(args.output))
     return 0
 

@@ -62,7 +62,7 @@ class Source:
         """Yield tensors by name, each whole, fp32 on the CPU."""
         if self.is_export:
             with safe_open(self.folder / WEIGHTS, framework="pt") as file:
-                yield from ((name, file.get_tensor(name)) for name in names)
+                yield from ((name, _widened(file.get_tensor(name))) for name in names)
         else:
             reader = TensorReader(self.folder, read_manifest(self.folder, hashes=False))
             yield from ((name, reader.whole("weights", name)) for name in names)
@@ -169,6 +169,10 @@ def _may_differ(
 
 def _options(config: ModelConfig) -> dict:
     return {key: value for key, value in asdict(config.attention).items() if key not in ("kind", "pattern", "head_dim")}
+
+
+def _widened(tensor: Tensor) -> Tensor:
+    return tensor.float() if tensor.is_floating_point() else tensor
 
 
 def _ranges(numbers: Sequence[int]) -> str:

@@ -1,6 +1,6 @@
 """Open a trained model from a run, a step or an export, and write it as an export.
 
-    export/model.safetensors    every parameter and buffer by name, whole, fp32
+    export/model.safetensors    every parameter and buffer by name, whole, fp32 or bf16
            config.json          the model's config, its training in three numbers, hashes of the other two files; of a
                                 mean of checkpoints `mean_of`: their run, step and sha256
            tokenizer.model      SentencePiece; or tokenizer.json
@@ -31,7 +31,7 @@ from lcpt.data.atomic_folder import new_folder
 from lcpt.data.open_tokenizer import SENTENCEPIECE, TOKENIZERS, name_in_folder
 from lcpt.model.config_version import upgrade_saved
 from lcpt.model.gpt import GPT, ModelConfig
-from lcpt.model.weights import load_tensors
+from lcpt.model.weights import load_tensors, stored_state
 from lcpt.utils.errors import first_line
 from lcpt.utils.hashing import self_sha256, size_and_sha256
 from lcpt.utils.tensor_files import save_tensors
@@ -86,12 +86,13 @@ def open_pretrained(source: str | Path) -> Pretrained:
     return _open_step(*open_checkpoint(folder))
 
 
-def write_export(source: str | Path, output: str | Path) -> dict:
+def write_export(source: str | Path, output: str | Path, dtype: str = "fp32") -> dict:
     """Export what `source` holds (see open_pretrained) to a new folder that appears whole or not at all; returns its
-    config.json. Raises CheckpointError if `output` exists and is no empty folder, and DataError if it is being written.
+    config.json. dtype: fp32, or bf16, which halves the file and rounds the weights. Raises CheckpointError if `output`
+    exists and is no empty folder, and DataError if it is being written.
     """
     check_output(output)
-    return write_pretrained(open_pretrained(source), output)
+    return write_pretrained(open_pretrained(source), output, dtype=dtype)
 
 
 def check_output(output: str | Path) -> None:
@@ -101,13 +102,16 @@ def check_output(output: str | Path) -> None:
         raise CheckpointError(f"{output} exists and is no empty folder; choose another --output")
 
 
-def write_pretrained(trained: Pretrained, output: str | Path, mean_of: list[dict] | None = None) -> dict:
+def write_pretrained(
+    trained: Pretrained, output: str | Path, mean_of: list[dict] | None = None, dtype: str = "fp32"
+) -> dict:
     """Write a model as an export, as write_export does; mean_of: the checkpoints whose weights were averaged."""
     trained.check_tokenizer()
+    state = stored_state(trained.model, dtype)
     tokenizer = name_in_folder(trained.tokenizer)
     with new_folder(output) as folder:
         shutil.copyfile(trained.tokenizer, folder / tokenizer)
-        save_tensors(folder / WEIGHTS, trained.model.state_dict(), metadata={"format": "pt"})
+        save_tensors(folder / WEIGHTS, state, metadata={"format": "pt"})
         content = {
             "schema_version": SCHEMA_VERSION,
             "lcpt_version": __version__,

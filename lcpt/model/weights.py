@@ -11,6 +11,18 @@ from torch import Tensor
 from lcpt.checkpoint import CheckpointError, open_checkpoint, read_tensors
 from lcpt.model.gpt import GPT
 
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}  # that weights are stored in
+
+
+def stored_state(model: GPT, dtype: str) -> dict[str, Tensor]:
+    """Return a model's state by name as an export stores it: fp32 or bf16; whole numbers, such as seeds, stay.
+
+    Raises ValueError for another dtype.
+    """
+    if dtype not in DTYPES:
+        raise ValueError(f"dtype {dtype!r} is not known; it is {' or '.join(DTYPES)}")
+    return {name: x.to(DTYPES[dtype]) if x.is_floating_point() else x for name, x in model.state_dict().items()}
+
 
 def load_weights(model: GPT, source: str | Path, *, verified: bool = False) -> Path:
     """Load a run or step folder into `model`; returns the step folder. CheckpointError if it holds another model, or

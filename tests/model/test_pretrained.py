@@ -38,6 +38,21 @@ def test_an_export_is_bit_for_bit_the_model_of_its_step(make_run, tmp_path, name
     assert torch.equal(logits, of_step(tokens)) and torch.equal(logits, trained(tokens))
 
 
+def test_an_export_in_bf16_is_half_as_large_and_opens_as_its_rounded_weights(make_run, tmp_path):
+    run, trained = make_run(CONFIGS["nothing by default"])
+    write_export(run, tmp_path / "export")
+    write_export(run, tmp_path / "half", dtype="bf16")
+    sizes = [(tmp_path / name / "model.safetensors").stat().st_size for name in ("export", "half")]
+    assert sizes[1] < 0.7 * sizes[0]
+    for name, tensor in load_pretrained(tmp_path / "half").state_dict().items():
+        exact = trained.state_dict()[name]
+        rounded = exact.bfloat16().to(exact.dtype) if exact.is_floating_point() else exact
+        assert tensor.dtype == exact.dtype and torch.equal(tensor, rounded), name
+    with pytest.raises(ValueError, match="fp16"):
+        write_export(run, tmp_path / "other", dtype="fp16")
+    assert not (tmp_path / "other").exists()
+
+
 def test_a_run_a_step_and_an_export_open_the_same(run, export):
     step = run / "checkpoints/step-00000007"
     tokens = torch.randint(V, (1, 19))

@@ -17,17 +17,14 @@ import shutil
 from dataclasses import asdict
 from pathlib import Path
 
-import torch
-from torch import Tensor
-
 from lcpt import __version__
 from lcpt.data.atomic_folder import new_folder
 from lcpt.model.huggingface.card import check_license, model_card
 from lcpt.model.huggingface.export_tokenizer import CODE, SpecialTokens, special_tokens, write_tokenizer
 from lcpt.model.pretrained import Pretrained, check_output, open_pretrained
+from lcpt.model.weights import DTYPES, stored_state
 from lcpt.utils.tensor_files import save_tensors
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 PREFIX = "model."  # of lcpt's names, which are those of an attribute of LcptForCausalLM
 
 
@@ -40,14 +37,14 @@ def write_hf_export(source: str | Path, output: str | Path, dtype: str = "fp32",
     """
     check_output(output)
     check_license(license)
-    if dtype not in DTYPES:
-        raise ValueError(f"dtype {dtype!r} is not known; it is {' or '.join(DTYPES)}")
     trained = open_pretrained(source)
+    state = stored_state(trained.model, dtype)
     special = special_tokens(trained)
     config = _config(trained, dtype, special)
     card = model_card(trained, Path(output).absolute().name, license)
     with new_folder(output) as folder:
-        save_tensors(folder / "model.safetensors", _tensors(trained, DTYPES[dtype]), metadata={"format": "pt"})
+        tensors = {PREFIX + name: tensor for name, tensor in state.items()}
+        save_tensors(folder / "model.safetensors", tensors, metadata={"format": "pt"})
         write_tokenizer(trained, special, folder)
         for name in ("configuration_lcpt.py", "modeling_lcpt.py"):
             shutil.copyfile(CODE / name, folder / name)
@@ -75,12 +72,6 @@ def _config(trained: Pretrained, dtype: str, special: SpecialTokens) -> dict:
             "lcpt_version": __version__,
         },
     }
-
-
-def _tensors(trained: Pretrained, dtype: torch.dtype) -> dict[str, Tensor]:
-    """Return the state by name; whole numbers, such as seeds, stay what they are."""
-    state = trained.model.state_dict()
-    return {PREFIX + name: x.to(dtype) if x.is_floating_point() else x for name, x in state.items()}
 
 
 def _write_json(path: Path, content: dict) -> None:

@@ -183,7 +183,6 @@ def test_the_tool_says_what_it_wrote(export_tool, tmp_path):
         (["--output", ROOT / "tools"], "tools exists and is no empty folder; choose another --output"),
         (["--license", "as you like"], "license 'as you like' is no identifier; give one such as apache-2.0"),
         (["--format", "lcpt", "--license", "mit"], "--license is for --format hf"),
-        (["--format", "lcpt", "--dtype", "bf16"], "--dtype is for --format hf"),
     ],
     ids=str,
 )
