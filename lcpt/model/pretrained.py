@@ -204,6 +204,10 @@ def _read_config(path: Path) -> dict:
         content = json.loads(path.read_text())
     except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} is no readable JSON ({first_line(error)}); {REMEDY}") from error
+    if isinstance(content, dict) and "model_type" in content:
+        raise CheckpointError(
+            f"{path} is of transformers; make an export of it: lcpt import --from {path.parent} --output EXPORT"
+        )
     if not isinstance(content, dict) or "schema_version" not in content:
         raise CheckpointError(f"{path} is not the one of an lcpt export: it states no schema_version; {REMEDY}")
     if content["schema_version"] != SCHEMA_VERSION:

@@ -124,6 +124,11 @@ def test_a_config_that_this_lcpt_does_not_know(export, changes, named):
     assert str(export / "config.json") in line and named in line and "lcpt" in line
 
 
+def test_a_folder_of_transformers_is_told_its_way_in(export):
+    (export / "config.json").write_text('{"model_type": "llama"}')
+    assert f"lcpt import --from {export} --output EXPORT" in refusal(export)
+
+
 def test_a_config_that_lacks_a_key_is_refused_by_name(export):
     path = export / "config.json"
     content = json.loads(path.read_text())
