@@ -1,6 +1,6 @@
 """Pretrain a model.
 
-    deepspeed [--num_accelerators N] launch/pretrain.py --config configs/demo.yaml training.lr=3e-3
+    deepspeed -q [--num_accelerators N] launch/pretrain.py --config configs/demo.yaml training.lr=3e-3
     lcpt train --config configs/demo.yaml --dry-run [--ranks 8]
 
 Anything in the config changes by section.key=value. The same command continues a run that was ended or killed. SIGTERM,
