@@ -212,7 +212,7 @@ def draw(run: Path, recall: dict) -> None:
     evaluation = json.loads((run / "evaluation.json").read_text())
     facts = str(run), evaluation.get("device"), evaluation.get("precision")  # earlier versions wrote neither
     loss_curve(Heading("Loss over tokens", *facts), run / "metrics.jsonl", run / "loss.png")
-    heading = Heading("Loss by position, on books by other authors", *facts, "shaded: 95 % over documents")
+    heading = Heading("Loss by position, on books by other authors", *facts)
     loss_by_position(heading, evaluation, run / "loss_by_position.png")
     names = {"polysketch": "polysketch", "window": f"softmax, window of {recall['window']} tokens"}
     lines = [(names[name], parts) for name, parts in recall["by_distance"].items()]

@@ -9,8 +9,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from matplotlib.patches import Patch
 from matplotlib.ticker import PercentFormatter
 
+from lcpt.evaluation.intervals import FEW
 from lcpt.utils.figures import (
     Heading,
     limits,
@@ -47,16 +49,20 @@ def loss_curve(heading: Heading, metrics: Path, output: Path) -> None:
 def loss_by_position(heading: Heading, report: dict, output: Path) -> None:
     """Plot the loss_by_position of an evaluation, as PNG: it falls as long as more context helps.
 
-    Where the text of all bins is alike, the unigram, which sees no context, is flat.
+    Where the text of all bins is alike, the unigram, which sees no context, is flat. Of few documents intervals would
+    be most of the picture, and say little: they are left out.
     """
     figure, axes = new_figure(heading, "tokens of context before the predicted one", LOSS)
     bins, mean = report["loss_by_position"], f"mean {report['loss']:.3f}"
-    edges = _log_edges(bins)
+    edges, documents = _log_edges(bins), report.get("documents_scored", 0)  # earlier reports do not say
     with_unigram = all("unigram" in b for b in bins)
-    colours = name_beside(axes, ["model", *["unigram: no context"] * with_unigram, mean])
+    with_intervals = documents >= FEW and all(b.get("interval") for b in bins)
+    said = f"95 % over {documents:,} documents" if with_intervals else f"{documents or 'few'} documents: no interval"
+    shade = Patch(color="tab:blue" if with_intervals else "none", alpha=0.2, label=said)
+    colours = name_beside(axes, ["model", *["unigram: no context"] * with_unigram, mean], [shade])
     axes.stairs([b["loss"] for b in bins], edges, color=colours["model"], baseline=None)
     shown = [b["loss"] for b in bins]
-    if all(b.get("interval") for b in bins):
+    if with_intervals:
         low, high = _ends(bins, "interval")
         axes.stairs(high, edges, baseline=low, fill=True, color=colours["model"], alpha=0.2)
         shown += low + high

@@ -15,7 +15,9 @@ def test_both_pictures_are_drawn(tmp_path):
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     loss_plots.loss_curve(HEADING, tmp_path / "metrics.jsonl", tmp_path / "loss.png")
     bins = [{"start": 0, "end": 4, "tokens": 4, "loss": 3.0}, {"start": 4, "end": 8, "tokens": 4, "loss": 2.0}]
-    loss_plots.loss_by_position(HEADING, {"loss": 2.5, "loss_by_position": bins}, tmp_path / "position.png")
+    loss_plots.loss_by_position(
+        HEADING, {"loss": 2.5, "loss_by_position": bins, "documents_scored": 2}, tmp_path / "position.png"
+    )
     assert (tmp_path / "loss.png").read_bytes().startswith(PNG)
     assert (tmp_path / "position.png").read_bytes().startswith(PNG)
 
@@ -60,4 +62,17 @@ def test_an_axis_of_losses_does_not_enlarge_noise(tmp_path, monkeypatch):
     loss_plots.loss_by_distance(HEADING, [("one", near)], "x", "y", tmp_path / "loss.png")
     low, high = drawn[0].axes[0].get_ylim()
     assert high - low > 0.5 and low < 5.30 and high > 5.31
+    pyplot.close(drawn[0])
+
+
+@pytest.mark.parametrize("documents, said", [(2, "2 documents: no interval"), (10, "95 % over 10 documents")])
+def test_intervals_of_few_documents_are_left_out(tmp_path, monkeypatch, documents, said):
+    drawn = []
+    monkeypatch.setattr(loss_plots, "save", lambda figure, output: drawn.append(figure))
+    bins = [{"start": 0, "end": 4, "loss": 3.0, "interval": [-9.0, 15.0]}]
+    report = {"loss": 3.0, "loss_by_position": bins, "documents_scored": documents}
+    loss_plots.loss_by_position(HEADING, report, tmp_path / "loss.png")
+    (axes,) = drawn[0].axes
+    assert axes.get_legend().get_texts()[-1].get_text() == said
+    assert (axes.get_ylim()[1] > 15) == (documents >= 10)
     pyplot.close(drawn[0])
