@@ -1,8 +1,8 @@
+"""What is written comes back; the newest whole step of a run is found."""
+
 import json
 import os
-import pickle
 import shutil
-from pathlib import Path
 
 import pytest
 import torch
@@ -11,54 +11,14 @@ from safetensors.torch import save_file
 from lcpt.checkpoint import (
     CheckpointConfig,
     CheckpointError,
-    Slice,
-    commit_checkpoint,
     find_checkpoint,
     open_checkpoint,
-    open_partial,
     read_manifest,
     read_state,
     read_tensors,
-    step_name,
-    write_piece,
 )
 from lcpt.utils.hashing import file_sha256, self_sha256
-
-STATE = {"step": 7, "tokens": 700, "loss": 0.1 + 0.2}
-GROUPS = ("weights", "exp_avg", "exp_avg_sq")
-
-
-def tensors(seed=0):
-    """A matrix, a vector, a scalar, a transposed view, and one in bf16."""
-    draw = torch.Generator().manual_seed(seed)
-    matrix = torch.randn(5, 3, generator=draw)
-    return {
-        "matrix": matrix,
-        "vector": torch.randn(4, generator=draw),
-        "scalar": torch.randn((), generator=draw),
-        "transposed": matrix.T,
-        "half": matrix.bfloat16(),
-    }
-
-
-@pytest.fixture
-def write(tmp_path):
-    """write(step, seed) -> the step folder, of a run in tmp_path / "run"."""
-    config = tmp_path / "config.yaml"
-    config.write_text("run: {dir: x}\n")
-
-    def write(step=7, seed=0):
-        groups = {
-            group: [
-                Slice(name, tuple(tensor.shape), 0, tensor.float().flatten())
-                for name, tensor in tensors(seed + n).items()
-            ]
-            for n, group in enumerate(GROUPS)
-        }
-        partial = open_partial(tmp_path / "run/checkpoints", step)
-        return commit_checkpoint(partial, step, [write_piece(partial, 0, groups)], STATE, {"config.yaml": config})
-
-    return write
+from tests.checkpoint.conftest import GROUPS, STATE, tensors
 
 
 def test_tensors_and_state_come_back_as_written(write):
@@ -129,227 +89,6 @@ def test_slices_with_a_gap_are_refused(write, slices):
     with_slices(step, slices)
     with pytest.raises(CheckpointError, match="matrix"):
         read_tensors(step, read_manifest(step))
-
-
-def damage(path, how):
-    content = path.read_bytes()
-    if how == "missing":
-        path.unlink()
-    elif how == "truncated":
-        path.write_bytes(content[: len(content) * 2 // 3])
-    elif how == "empty":
-        path.write_bytes(b"")
-    else:
-        flipped = bytearray(content)
-        flipped[len(content) // 2] ^= 1
-        path.write_bytes(flipped)
-
-
-@pytest.mark.parametrize("how", ["flipped bit", "truncated", "empty", "missing"])
-@pytest.mark.parametrize(
-    "file", [*(f"{group}-00000.safetensors" for group in GROUPS), "state.json", "config.yaml", "manifest.json"]
-)
-def test_damage_is_named(write, file, how):
-    step = write()
-    damage(step / file, how)
-    with pytest.raises(CheckpointError) as caught:
-        read_manifest(step)
-    assert str(step / file) in str(caught.value) and "\n" not in str(caught.value)
-
-
-def test_any_flipped_bit_of_the_manifest_is_noticed(write):
-    path = write() / "manifest.json"
-    content = path.read_bytes()
-    noticed = 0
-    for position in range(0, len(content), 7):
-        damaged = bytearray(content)
-        damaged[position] ^= 1
-        path.write_bytes(damaged)
-        try:
-            same = read_manifest(path.parent) == json.loads(content)  # white space may change
-        except CheckpointError:
-            noticed += 1
-        else:
-            assert same
-    assert noticed > 50
-
-
-def test_an_edited_manifest_is_refused(write):
-    path = write() / "manifest.json"
-    manifest = json.loads(path.read_text())
-    manifest["tensors"]["weights"]["matrix"]["shape"] = [3, 5]
-    path.write_text(json.dumps(manifest))
-    with pytest.raises(CheckpointError, match="damaged or edited"):
-        read_manifest(path.parent)
-
-
-@pytest.mark.parametrize("place", ["files", "slices"])
-@pytest.mark.parametrize("name", ["../elsewhere.safetensors", "/etc/hostname"])
-def test_a_manifest_that_names_a_file_elsewhere_is_refused(write, name, place):
-    path = write() / "manifest.json"
-    manifest = json.loads(path.read_text())
-    if place == "files":
-        manifest["files"][name] = next(iter(manifest["files"].values()))
-    else:
-        manifest["tensors"]["weights"]["matrix"]["slices"][0]["file"] = name
-    path.write_text(json.dumps(manifest | {"sha256": self_sha256(manifest)}))
-    with pytest.raises(CheckpointError, match="no file of its folder"):
-        read_manifest(path.parent)
-
-
-@pytest.mark.parametrize("content", ["[]", "3", "null", "{}"])
-def test_json_that_is_no_manifest_is_refused(write, content):
-    path = write() / "manifest.json"
-    path.write_text(content)
-    with pytest.raises(CheckpointError, match="manifest.json"):
-        read_manifest(path.parent)
-
-
-def test_another_schema_version_is_named(write):
-    path = write() / "manifest.json"
-    manifest = json.loads(path.read_text()) | {"schema_version": 99}
-    path.write_text(json.dumps(manifest | {"sha256": self_sha256(manifest)}))
-    with pytest.raises(CheckpointError, match="99"):
-        read_manifest(path.parent)
-
-
-def test_pickle_is_never_loaded(write, tmp_path):
-    """A pickle under a tensor file's name, hashes in order, must not run."""
-
-    class Evil:
-        def __reduce__(self):
-            return os.mkdir, (str(tmp_path / "was run"),)
-
-    step = write()
-    file = step / "weights-00000.safetensors"
-    file.write_bytes(pickle.dumps(Evil()))
-    manifest = json.loads((step / "manifest.json").read_text())
-    manifest["files"][file.name] = {"size_bytes": file.stat().st_size, "sha256": file_sha256(file)}
-    manifest["sha256"] = self_sha256(manifest)
-    (step / "manifest.json").write_text(json.dumps(manifest))
-    with pytest.raises(CheckpointError, match="weights-00000"):
-        read_tensors(step, read_manifest(step))
-    assert not (tmp_path / "was run").exists()
-
-
-class Crash(Exception):
-    pass
-
-
-@pytest.mark.parametrize("call", ["os.replace", "os.fsync"])
-def test_a_crash_at_any_moment_leaves_the_old_or_the_new(write, monkeypatch, call):
-    """Die at the first, second, … renaming or syncing: `latest` always names a whole step, and the next save works."""
-    module, name = os, call.removeprefix("os.")
-    original, survived = getattr(module, name), False
-    old = write(1)
-    for moment in range(50):
-        calls = 0
-
-        def dies(*args, moment=moment, **kwargs):
-            nonlocal calls
-            calls += 1
-            if calls > moment:
-                raise Crash
-            return original(*args, **kwargs)
-
-        monkeypatch.setattr(module, name, dies)
-        try:
-            write(2)
-            survived = True
-        except Crash:
-            pass
-        monkeypatch.setattr(module, name, original)
-        found = find_checkpoint(old.parents[1])
-        read_manifest(found)
-        assert found == old or found.name == step_name(2)
-        for step in old.parent.glob("step-*"):
-            read_manifest(step)  # what carries a final name is whole
-        if survived:
-            break
-        shutil.rmtree(old.parent / step_name(2), ignore_errors=True)
-        (old.parent / "latest").write_text(old.name + "\n")
-    assert survived and moment >= (2 if call == "os.replace" else 6)  # 3 renames; every file and folder synced
-    assert {path.name for path in old.parent.iterdir()} == {"latest", step_name(1), step_name(2)}
-
-
-def test_files_are_synced_before_they_get_their_name(write, monkeypatch):
-    """Every file, and the folder that lists them, reaches the disk before the rename."""
-    events = []
-    fsync, replace = os.fsync, os.replace
-    monkeypatch.setattr(os, "fsync", lambda fd: (events.append(os.readlink(f"/proc/self/fd/{fd}")), fsync(fd)))
-    monkeypatch.setattr(os, "replace", lambda a, b: (events.append(("rename", os.fspath(b))), replace(a, b)))
-    step = write()
-    renamed = events.index(("rename", str(step)))
-    synced = set(events[:renamed])
-    [partial] = {str(Path(event).parent) for event in synced if "state.json" in event}
-    for path in step.iterdir():
-        name = ".manifest.json.partial" if path.name == "manifest.json" else path.name
-        assert f"{partial}/{name}" in synced, path.name
-    assert partial in synced
-    assert str(step.parent) in events[renamed:]
-
-
-def test_a_writer_killed_between_files_leaves_the_last_checkpoint(write, run_ranks, monkeypatch):
-    """kill -9 in the middle of the second file."""
-    import lcpt.utils.tensor_files as module
-
-    step, calls = write(1), []
-
-    def save(*args, **kwargs):
-        calls.append(args)
-        if len(calls) == 2:
-            os.kill(os.getpid(), 9)
-        save_file(*args, **kwargs)
-
-    def killed():
-        monkeypatch.setattr(module, "save_file", save)
-        write(2)
-
-    with pytest.raises(RuntimeError, match="signal 9"):
-        run_ranks(killed, 1)
-    assert find_checkpoint(step.parents[1]) == step
-    assert not (step.parent / step_name(2)).exists()
-    again = write(2)
-    read_manifest(again)
-    assert {path.name for path in step.parent.iterdir()} == {"latest", step_name(1), step_name(2)}
-
-
-def test_a_full_disk_leaves_the_last_checkpoint(write, monkeypatch):
-    import lcpt.utils.tensor_files as module
-
-    step = write(1)
-
-    def full(*args, **kwargs):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(module, "save_file", full)
-    with pytest.raises(OSError, match="No space left"):
-        write(2)
-    assert find_checkpoint(step.parents[1]) == step and not (step.parent / step_name(2)).exists()
-
-
-def test_writing_a_step_again_replaces_it(write):
-    write(7, seed=0)
-    step = write(7, seed=50)
-    assert torch.equal(read_tensors(step, read_manifest(step))["matrix"], tensors(50)["matrix"])
-
-
-@pytest.mark.parametrize("leftover", [".step-00000007.replaced", ".step-00000007.partial", ".step-00000002.partial"])
-def test_what_a_crash_left_is_no_hindrance(write, leftover):
-    old = write()
-    (old.parent / leftover).mkdir()
-    (old.parent / leftover / "weights-00000.safetensors").write_text("half")
-    read_manifest(write(seed=5))
-    assert {path.name for path in old.parent.iterdir()} == {"latest", "step-00000007"}
-
-
-def test_a_process_of_a_dead_job_cannot_write_into_a_new_save(tmp_path):
-    """It may not have noticed yet: each attempt has a folder of its own, and the next one removes the last."""
-    stale = open_partial(tmp_path / "checkpoints", 5)
-    fresh = open_partial(tmp_path / "checkpoints", 5)
-    assert fresh != stale and fresh.is_dir() and not stale.exists()
-    with pytest.raises(FileNotFoundError):
-        write_piece(stale, 1, {"weights": [Slice("x", (2,), 0, torch.ones(2))]})
 
 
 def test_a_run_finds_its_newest_checkpoint_and_a_step_itself(write):

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from lcpt.model.gpt import ModelConfig
 from lcpt.model.huggingface import llama
-from lcpt.model.huggingface.architecture import Architecture
 from lcpt.model.huggingface.import_settings import Settings
 from lcpt.model.huggingface.import_tensors import Made, one
 
@@ -50,12 +51,10 @@ def recipe(config: ModelConfig) -> dict[str, Made]:
     return made
 
 
-QWEN3 = Architecture(
+QWEN3 = replace(
+    llama.LLAMA,
     classes=("Qwen3ForCausalLM", "Qwen3Model"),
     read_config=read_config,
     harmless=frozenset({"attention_dropout", "max_window_layers", "sliding_window"}),
     recipe=recipe,
-    prefix="model.",
-    ignored=llama.BUFFERS,
-    embedding="embed_tokens.weight",
 )

@@ -149,7 +149,7 @@ def test_what_is_not_there_is_refused(make_model):
     model, _ = make_model()
     with pytest.raises(TypeError, match="position_ids"):  # such as those of packed documents
         model(torch.randint(V, (2, 4)), position_ids=torch.arange(4)[None])
-    with pytest.raises(NotImplementedError, match="vocabulary is that of its tokenizer"):
+    with pytest.raises(ValueError, match="vocabulary is that of its tokenizer"):
         model.resize_token_embeddings(99)
     with pytest.raises(ValueError, match="does not support activation checkpointing"):
         model.activation_checkpointing_enable()

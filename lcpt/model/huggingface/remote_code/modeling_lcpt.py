@@ -79,7 +79,7 @@ class LcptCache(Cache):
         self.batch_select_indices(rows.repeat_interleave(repeats))
 
     def crop(self, tokens_to_remove: int):
-        raise NotImplementedError("a state of lcpt cannot forget tokens; begin with a new cache")
+        raise ValueError("a state of lcpt cannot forget tokens; begin with a new cache")
 
 
 class LcptForCausalLM(PreTrainedModel, GenerationMixin):
@@ -117,7 +117,7 @@ class LcptForCausalLM(PreTrainedModel, GenerationMixin):
         return self.model.embedding
 
     def resize_token_embeddings(self, *args, **kwargs):
-        raise NotImplementedError("lcpt's vocabulary is that of its tokenizer; train a model with the larger one")
+        raise ValueError("lcpt's vocabulary is that of its tokenizer; train a model with the larger one")
 
     def forward(
         self,
