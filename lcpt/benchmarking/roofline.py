@@ -55,8 +55,8 @@ class Size:
         return padded(self.layout.size)
 
     def rows(self, *names: str) -> float:
-        """Count the bytes of tensors with a row a token: "wide" as q, k, v, o; "sketch" as a, b; "sum" as δ and the
-        denominator."""
+        """Count the bytes of tensors with a row a token: "wide" as q, k, v, o; "sketch" as a, b; "sum" as δ, the
+        denominator and its reciprocal."""
         width = {
             "wide": self.head_dim * self.dtype.itemsize,
             "sketch": self.layout.size * self.dtype.itemsize,
@@ -86,7 +86,7 @@ def forward(size: Size) -> list[Step]:
 def backward(size: Size) -> list[Step]:
     s = size
     return [
-        Step("backward_delta", 0, s.rows("wide", "wide", "sum")),
+        Step("backward_delta", 0, s.rows("wide", "wide", "sum", "sum", "sum")),
         *states(s),
         backward_query(s),
         *states(s, queries=True),

@@ -16,6 +16,7 @@ NOTATION, for the kernels here and in `interval/`:
                 FlashAttention-2; the operator saves it for each row as `row_max` [B, T, H]. 0 without an exponential
     l_i         running denominator of a row, over e^{m_i}; saved as `denominator` [B, T, H], ∞ where it is 0
     acc         running numerator of a row, [BM, Dv], over e^{m_i}; o = acc / l_i
+    reciprocal  1 / l_t [B, T, H], 0 where l_t is 0
     delta       δ_t = −do_t·o_t, so that [do_t, δ_t] / l_t is the gradient of [numerator, denominator]
     gate_cumsum, gate_rev_cumsum    sums of the log gate within a block: from its first token to t, and from s + 1 to
                 its last token

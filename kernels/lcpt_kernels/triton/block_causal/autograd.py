@@ -4,7 +4,7 @@
               each block's addition to the state; the state at each block's start; local keys and state in one output
               with an exchange, `state_autograd.py` has computed the additions, and its backward pass has db and dv
     backward  backward_delta → block_state → scan → block_backward_dq
-              δ = −do·o; the states again, since kept they would be a layer's largest tensors; dq, da
+              δ = −do·o and 1 / l; the states again, since kept they would be a layer's largest tensors; dq, da
               → block_state → scan_backward → block_backward_dv, block_backward_dk
               the same kernel on queries gives each block's part of the state's gradient; dv, db; dk
               where q is a and k is b, the sum of both gradients; query_feature_gradient for given features
@@ -211,12 +211,13 @@ def _backward(
     row_max: Tensor | None,
 ) -> tuple[Tensor | None, ...]:
     p, blocks, layout = problem, problem.blocks, problem.layout
-    delta = backward_delta(do, o)
+    delta, reciprocal = backward_delta(do, o, denominator)
+    assert reciprocal is not None
 
     value_state: Tensor | None
     denom_state: Tensor | None
     value_state, denom_state, *_ = states_at_block_starts(p, *call.initial_states())
-    dq, da, dgate_local, dgate_state = block_backward_dq(p, value_state, denom_state, do, delta, denominator, row_max)
+    dq, da, dgate_local, dgate_state = block_backward_dq(p, value_state, denom_state, do, delta, reciprocal, row_max)
     if p.log_decay is None:
         value_state = denom_state = None  # the gradients of states take their memory
 
@@ -230,7 +231,7 @@ def _backward(
         heads=p.v.shape[2],
         past=p.past,
         delta=delta,
-        denominator=denominator if row_max is None else denominator * row_max.clamp(min=ROW_MAX_FLOOR.value).exp(),
+        reciprocal=reciprocal if row_max is None else reciprocal * row_max.clamp(min=ROW_MAX_FLOOR.value).neg().exp(),
     )
     d_value_end, d_denom_end = (None, None) if d_end is None else to_common_backward(d_end, layout, call.sketch)
     value_weights, denom_weights = layout.weights(do.device)
@@ -255,14 +256,14 @@ def _backward(
         met=denom_state,
     )
 
-    dk, dgate_keys = block_backward_dk(p, do, delta, denominator, row_max)
+    dk, dgate_keys = block_backward_dk(p, do, delta, reciprocal, row_max)
     d_v: Tensor | None
     db = d_state_v = d_mass = dgate_through = d_value_added = d_denom_added = None
     if call.two_passes:
-        d_v = block_backward_dv_local(p, do, denominator, row_max)
+        d_v = block_backward_dv_local(p, do, reciprocal, row_max)
         d_value_added, d_denom_added = d_value_state, d_denom_state
     else:
-        through_state = block_backward_dv(p, d_value_state, d_denom_state, do, denominator, row_max)
+        through_state = block_backward_dv(p, d_value_state, d_denom_state, do, reciprocal, row_max)
         d_v, db, d_state_v = through_state.v, through_state.b, through_state.state_v
         d_mass, dgate_through = through_state.mass, through_state.dgate_state
     d_q, d_k = (None, None) if call.q is None else (dq, dk)

@@ -20,11 +20,11 @@ from lcpt_kernels.triton.common.tile_io import head_rows, load_block, load_rows,
 
 
 def block_backward_dk(
-    problem: Problem, do: Tensor, delta: Tensor, denominator: Tensor, row_max: Tensor | None
+    problem: Problem, do: Tensor, delta: Tensor, reciprocal: Tensor, row_max: Tensor | None
 ) -> tuple[Tensor, Tensor | None]:
     """Return dk [B, past + T, Hkv, D], fp32 where k is b too, and under a gate Σ_t dW_ts W_ts over the local queries of
-    each key, [B, past + T, Hkv] fp32, else None. do is [B, T, H, Dv]; delta, denominator and row_max are [B, T, H]
-    fp32, the last two from `block_forward`."""
+    each key, [B, past + T, Hkv] fp32, else None. do is [B, T, H, Dv]; delta, reciprocal and row_max are [B, T, H]
+    fp32, the first two from `backward_delta`, the last from `block_forward`."""
     p = problem
     dk = torch.empty(p.k.shape, dtype=p.gradient_type(p.k), device=p.k.device)
     dgate_local = None if p.gate_cumsum is None else torch.empty(p.k.shape[:3], dtype=torch.float32, device=p.k.device)
@@ -35,7 +35,7 @@ def block_backward_dk(
         do=do,
         do_strides=do.stride()[:3],
         delta=delta,
-        denominator=denominator,
+        reciprocal=reciprocal,
         row_max=row_max,
         dk=dk,
         dgate_local=dgate_local,
@@ -57,7 +57,7 @@ def block_backward_dk_kernel(
     do,
     do_strides,  # [B, T, H, DV]
     delta,
-    denominator,
+    reciprocal,
     row_max,  # [B, T, H]
     dk,  # [B, past + T, Hkv, D]
     dgate_local,  # [B, past + T, Hkv]
@@ -128,7 +128,7 @@ def block_backward_dk_kernel(
                 GATED,
             )
             dw = tl.dot(v_rows, tl.trans(do_rows), input_precision="ieee") + delta_rows[None, :]
-            dw /= tl.load(denominator + query, mask=t < last, other=1.0)[None, :]
+            dw *= tl.load(reciprocal + query, mask=t < last, other=0.0)[None, :]
             if GATED:
                 dgate_local_rows += tl.sum(w * dw, axis=1)
             ds = (slope * dw).to(TYPE)

@@ -44,17 +44,17 @@ def block_backward_dq(
     denom_state: Tensor,
     do: Tensor,
     delta: Tensor,
-    denominator: Tensor,
+    reciprocal: Tensor,
     row_max: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
     """Return dq [B, T, H, D] and da [B, T, H, R], fp32 where q is a, and under a gate Σ_s dW_ts W_ts of each query,
-    over local keys and through the state, [B, T, H] fp32 each, else None. do is [B, T, H, Dv]; delta, denominator and
-    row_max are [B, T, H] fp32, the last two from `block_forward`. Under a gate delta is overwritten with a more exact
-    one."""
+    over local keys and through the state, [B, T, H] fp32 each, else None. do is [B, T, H, Dv]; delta, reciprocal and
+    row_max are [B, T, H] fp32, the first two from `backward_delta`, the last from `block_forward`. Under a gate delta
+    is overwritten with a more exact one."""
     p = problem
     dq, da = (torch.empty(x.shape, dtype=p.gradient_type(x), device=x.device) for x in (p.q, p.a))
     dgate_local, dgate_state = (
-        (None, None) if p.gate_cumsum is None else (torch.empty_like(denominator), torch.empty_like(denominator))
+        (None, None) if p.gate_cumsum is None else (torch.empty_like(reciprocal), torch.empty_like(reciprocal))
     )
     tiles = launch_configs.tiles("block_backward_dq", p.width, p.type)
     pieces = triton.cdiv(p.blocks.size, tiles["BM"])
@@ -65,7 +65,7 @@ def block_backward_dq(
         do=do,
         do_strides=do.stride()[:3],
         delta=delta,
-        denominator=denominator,
+        reciprocal=reciprocal,
         row_max=row_max,
         dq=dq,
         da=da,
@@ -93,7 +93,7 @@ def block_backward_dq_kernel(
     do,
     do_strides,  # [B, T, H, DV]
     delta,
-    denominator,
+    reciprocal,
     row_max,  # [B, T, H]
     dq,  # [B, T, H, D]
     da,  # [B, T, H, R]
@@ -148,7 +148,7 @@ def block_backward_dq_kernel(
     do_rows = load_rows(head_rows(do, do_strides, batch, head), t - past, do_strides[1], inside, DV, DV_PAD)  # [BM, DV]
     delta_rows = tl.load(delta + row, mask=inside, other=0.0)  # [BM]
     m_i = load_row_max(row_max, row, inside, WEIGHT)
-    factor = 1.0 / tl.load(denominator + row, mask=inside, other=1.0)
+    factor = tl.load(reciprocal + row, mask=inside, other=0.0)
     gates = batch * (tokens + past) * key_heads + key_head  # the place of the key head's first token
     g, g_rest = load_gate_cumsum(gate_cumsum, gates, t, key_heads, inside, GATED)
     state_alpha = (

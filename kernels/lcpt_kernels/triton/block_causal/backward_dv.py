@@ -52,19 +52,19 @@ def block_backward_dv(
     d_value_state: Tensor,
     d_denom_state: Tensor,
     do: Tensor,
-    denominator: Tensor,
+    reciprocal: Tensor,
     row_max: Tensor | None,
 ) -> Gradients:
     """Return the gradients. d_value_state and d_denom_state [N, Hkv, ·] are those of each block's addition to the
-    state; do is [B, T, H, Dv]; denominator and row_max from `block_forward` are [B, T, H] fp32."""
+    state; do is [B, T, H, Dv]; reciprocal from `backward_delta` and row_max from `block_forward` are [B, T, H] fp32."""
     if problem.summaries:
         through_state = block_backward_dv_state(problem, d_value_state, d_denom_state)
-        return replace(through_state, v=block_backward_dv_local(problem, do, denominator, row_max))
-    queries: dict = dict(do=do, do_strides=do.stride()[:3], denominator=denominator, row_max=row_max)
+        return replace(through_state, v=block_backward_dv_local(problem, do, reciprocal, row_max))
+    queries: dict = dict(do=do, do_strides=do.stride()[:3], reciprocal=reciprocal, row_max=row_max)
     return _through_state(problem, d_value_state, d_denom_state, LOCAL=True, **queries)
 
 
-def block_backward_dv_local(problem: Problem, do: Tensor, denominator: Tensor, row_max: Tensor | None) -> Tensor:
+def block_backward_dv_local(problem: Problem, do: Tensor, reciprocal: Tensor, row_max: Tensor | None) -> Tensor:
     """Return the gradient of v through the queries of its local blocks alone."""
     p = problem
     dv = torch.empty(p.v.shape, dtype=p.v.dtype, device=p.v.device)
@@ -74,7 +74,7 @@ def block_backward_dv_local(problem: Problem, do: Tensor, denominator: Tensor, r
         dv=dv,
         do=do,
         do_strides=do.stride()[:3],
-        denominator=denominator,
+        reciprocal=reciprocal,
         row_max=row_max,
         value_state=do,  # not read
         LOCAL=True,
@@ -130,7 +130,7 @@ def _launch(problem: Problem, rows: int, tiles_of: str = "block_backward_dv", **
     absent = dict(
         do=None,
         do_strides=p.v.stride()[:3],
-        denominator=None,
+        reciprocal=None,
         row_max=None,
         denom_state=None,
         db=None,
@@ -158,7 +158,7 @@ def block_backward_dv_kernel(
     mass,  # [B, past + T, Hkv]
     do,
     do_strides,  # [B, T, H, DV]
-    denominator,
+    reciprocal,
     row_max,  # [B, T, H]
     dv,  # [B, past + T, Hkv, DV]
     db,  # [B, past + T, Hkv, R]
@@ -303,7 +303,7 @@ def block_backward_dv_kernel(
                     DEGREE,
                     GATED,
                 )
-                w /= tl.load(denominator + query, mask=t < last, other=1.0)[None, :]
+                w *= tl.load(reciprocal + query, mask=t < last, other=0.0)[None, :]
                 dv_rows = tl.dot(w.to(TYPE), do_rows.to(TYPE), dv_rows, input_precision="ieee")  # [BN, BM] @ [BM, DV]
             q += q_strides[2]
             do += do_strides[2]

@@ -38,7 +38,7 @@ def block_state(
     heads: int,
     past: int = 0,
     delta: Tensor | None = None,
-    denominator: Tensor | None = None,
+    reciprocal: Tensor | None = None,
     mass: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Return value_state [N, heads, F, Dv] in `type` and denom_state [N, heads, M] fp32, in the order of `layout`.
@@ -46,7 +46,7 @@ def block_state(
     Args:
         x: [B, T, H, R], y: [B, T, H, Dv], of the tokens after the first `past`. Groups of H / heads heads are summed.
         log_factor: [B, past + T, heads] fp32, the log of a factor of each token's y and z; None: 1.
-        delta, denominator: [B, T, H] fp32, for queries: z is delta, and y and z are divided by the denominator.
+        delta, reciprocal: [B, T, H] fp32, for queries: z is delta, and y and z are multiplied by reciprocal, 1 / l.
         mass: [B, T, heads] fp32, z of keys; None: 1.
     """
     tokens, width = x.shape[1], y.shape[3]
@@ -57,7 +57,7 @@ def block_state(
         x_strides=x.stride()[:3],
         y=y,
         y_strides=y.stride()[:3],
-        denominator=denominator,
+        reciprocal=reciprocal,
         log_factor=log_factor,
         value_state=value_state,
         blocks=blocks.table,
@@ -69,7 +69,7 @@ def block_state(
         DV=width,
         DV_PAD=max(16, triton.next_power_of_2(width)),
         GATED=log_factor is not None,
-        QUERIES=denominator is not None,
+        QUERIES=reciprocal is not None,
     )
     if layout.pairs:
         tiles = launch_configs.tiles("block_state", width, y.dtype)
@@ -101,7 +101,7 @@ def block_state_kernel(
     x_strides,  # [B, T, H, R]
     y,
     y_strides,  # [B, T, H, DV]
-    denominator,  # [B, T, H]
+    reciprocal,  # [B, T, H]
     log_factor,  # [B, past + T, heads]
     value_state,  # [N, heads, F, DV]
     blocks,  # [N, 5]
@@ -142,7 +142,7 @@ def block_state_kernel(
             y_rows = load_rows(y, rows - past, y_strides[1], inside, DV, DV_PAD)  # [BT, DV]
             if QUERIES:
                 at = (batch * tokens + rows - past) * (heads * group) + head * group + h
-                y_rows = y_rows.to(tl.float32) / tl.load(denominator + at, mask=inside, other=1.0)[:, None]
+                y_rows = y_rows.to(tl.float32) * tl.load(reciprocal + at, mask=inside, other=0.0)[:, None]
             if GATED:
                 at = (batch * (tokens + past) + rows) * heads + head
                 factor = tl.exp(tl.load(log_factor + at, mask=inside, other=0.0))
@@ -162,7 +162,7 @@ def block_state_rest_kernel(
     y,
     y_strides,  # [B, T, H, DV]
     delta,
-    denominator,  # [B, T, H]
+    reciprocal,  # [B, T, H]
     log_factor,  # [B, past + T, heads]
     mass,  # [B, past + T, heads]
     value_state,  # [N, heads, F, DV]: its last rows, Σ x yᵀ and Σ y
@@ -214,7 +214,7 @@ def block_state_rest_kernel(
                 z_rows = factor * tl.load(mass + at, mask=inside, other=0.0)
             if QUERIES:
                 at = (batch * tokens + rows - past) * (heads * group) + head * group + h
-                factor /= tl.load(denominator + at, mask=inside, other=1.0)
+                factor *= tl.load(reciprocal + at, mask=inside, other=0.0)
                 z_rows = factor * tl.load(delta + at, mask=inside, other=0.0)
             x_z = x_rows.to(tl.float32) * z_rows[:, None]
             if SQUARED:

@@ -116,7 +116,7 @@ def backward(do, o, lse, *arguments):
     dq, dk, dv = [], [], []
     with on_device_of(do):
         do = with_contiguous_rows(do)
-        delta = backward_delta(do, o)
+        delta, _ = backward_delta(do, o)
         for part, mass in zip(call.parts(), call.log_mass, strict=True):
             part_lse = lse if mass == 0 else lse - mass
             dq.append(interval_backward_dq(part, do, part_lse, delta))
