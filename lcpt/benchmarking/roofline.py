@@ -140,9 +140,12 @@ def backward_query(size: Size) -> Step:
     s, tiles = size, launch_configs.tiles("block_backward_dq", size.head_dim, size.dtype)
     M, N = tiles["BM"], tiles["BN"]
     programs, columns = keys_of_queries(s, M, N)
+    of_state = from_state(s, M)
+    if s.dim <= PAIR:  # every coordinate's rows with all of a
+        of_state = s.layout.size * product(M, s.rank, s.dim) + product(M, s.rank, s.rank)
     return Step(
         "block_backward_dq",
-        programs * from_state(s, M) + columns * 3 * product(M, N, s.dim),
+        programs * of_state + columns * 3 * product(M, N, s.dim),
         s.rows(*["wide"] * 5, "sketch", "sketch", "sum", "sum") + s.value_state + s.denom_state,
     )
 

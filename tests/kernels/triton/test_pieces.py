@@ -70,6 +70,25 @@ def test_the_state_is_that_of_pytorch(local_blocks, t):
     assert all(torch.equal(found.tail[name], x) for name, x in expected.tail.items())
 
 
+def test_a_state_need_not_be_symmetric():
+    """x_p x_q and x_q x_p of one group are two features, which a state that a user made may hold different sums of."""
+    options = {"block_size": C, "scale": 1 / 16, **OFFSET}
+    given = arguments(2 * C + 5, gated=True, r=20)
+    _, state = squared_attention(**given, **options, output_final_state=True, backend="torch")
+    numerators = torch.arange(state.S.shape[3], device=DEVICE) < state.S.shape[3] - 1  # noise in a denominator may make it 0
+    leaves = given | {"S": state.S + numerators * torch.randn_like(state.S)}
+
+    def after(backend):
+        return lambda leaves: squared_attention(
+            **{name: x for name, x in leaves.items() if name != "S"},
+            **options,
+            initial_state=state._replace(S=leaves["S"]),
+            backend=backend,
+        )[0]
+
+    compare(with_gradients(leaves, after("triton")), with_gradients(leaves, after("torch")))
+
+
 def test_ranks_make_the_whole():
     starts, tokens = [0, 2 * C + 1], 5 * C - 1
     options = {"block_size": C, "local_blocks": 2, "scale": 1 / 16, **OFFSET}

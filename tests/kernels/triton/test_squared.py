@@ -55,6 +55,7 @@ def test_coefficients_and_gates(agree, with_qk, local_blocks, coefficients):
         {"h": 4, "hkv": 2, "gated": True},
         {"h": 3, "hkv": 1},
         {"d": 32, "dv": 48},
+        {"r": 24, "dv": 72, "gated": True},  # wider than what `symmetric_gradient` is for
         {"b": 2},
         {"r": 32},
         {"r": 20},

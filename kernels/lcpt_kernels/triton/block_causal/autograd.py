@@ -41,6 +41,7 @@ from lcpt_kernels.triton.block_causal.state_layout import (
     from_common_backward,
     to_common,
     to_common_backward,
+    with_symmetric_pairs,
 )
 from lcpt_kernels.triton.common.delta import backward_delta
 from lcpt_kernels.triton.common.tensors import (
@@ -216,7 +217,10 @@ def _backward(
 
     value_state: Tensor | None
     denom_state: Tensor | None
-    value_state, denom_state, *_ = states_at_block_starts(p, *call.initial_states())
+    value_before, denom_before = call.initial_states()
+    if value_before is not None:  # `block_backward_dq` multiplies by one of x_p x_q and x_q x_p
+        value_before = with_symmetric_pairs(value_before, layout)
+    value_state, denom_state, *_ = states_at_block_starts(p, value_before, denom_before)
     dq, da, dgate_local, dgate_state = block_backward_dq(p, value_state, denom_state, do, delta, reciprocal, row_max)
     if p.log_decay is None:
         value_state = denom_state = None  # the gradients of states take their memory

@@ -22,6 +22,7 @@ from lcpt_kernels.triton.block_causal.local_weights import (
     weights_and_slopes,
 )
 from lcpt_kernels.triton.block_causal.problem import Problem
+from lcpt_kernels.triton.block_causal.symmetric_gradient import symmetric_gradient
 from lcpt_kernels.triton.common import launch_configs
 from lcpt_kernels.triton.common.tile_io import (
     GROUP,
@@ -56,7 +57,8 @@ def block_backward_dq(
     dgate_local, dgate_state = (
         (None, None) if p.gate_cumsum is None else (torch.empty_like(reciprocal), torch.empty_like(reciprocal))
     )
-    tiles = launch_configs.tiles("block_backward_dq", p.width, p.type)
+    name = "block_backward_dq" if p.gate_cumsum is None else "block_backward_dq_gated"
+    tiles = launch_configs.tiles(name, p.width, p.type)
     pieces = triton.cdiv(p.blocks.size, tiles["BM"])
     block_backward_dq_kernel[(p.blocks.count * pieces, p.q.shape[2])](
         **p.arguments(block_backward_dq_kernel),
@@ -164,13 +166,18 @@ def block_backward_dq_kernel(
     dgate_state_rows = tl.zeros((BM,), tl.float32)
     if PAIRS > 0:
         a_rows = load_rows(a, t - past, a_strides[1], inside, R, R_PAD).to(tl.float32)  # [BM, R]
-        gradient = tl.zeros((BM, R_PAD // GROUP, GROUP), tl.float32)
-        for pair in range(0, PAIRS):
-            a_i, a_j, i, j = load_pair(a, t - past, a_strides[1], inside, pair_table, pair, PAIRS)
-            S = load_rows(state, feature + pair * PAIR, DV, feature < PAIR, DV, DV_PAD)
-            d_features = tl.dot(do_rows.to(TYPE), tl.trans(S), input_precision="ieee")  # [BM, DV] @ [DV, 64]
-            gradient = contract(d_features, a_i, a_j, i, j, gradient)
-        da_rows += tl.reshape(gradient, (BM, R_PAD))
+        if DV_PAD <= PAIR:
+            da_rows += symmetric_gradient(
+                do_rows.to(TYPE), state, a, t - past, a_strides[1], inside, R, R_PAD, DV, DV_PAD
+            )
+        else:
+            gradient = tl.zeros((BM, R_PAD // GROUP, GROUP), tl.float32)
+            for pair in range(0, PAIRS):
+                a_i, a_j, i, j = load_pair(a, t - past, a_strides[1], inside, pair_table, pair, PAIRS)
+                S = load_rows(state, feature + pair * PAIR, DV, feature < PAIR, DV, DV_PAD)
+                d_features = tl.dot(do_rows.to(TYPE), tl.trans(S), input_precision="ieee")  # [BM, DV] @ [DV, 64]
+                gradient = contract(d_features, a_i, a_j, i, j, gradient)
+            da_rows += tl.reshape(gradient, (BM, R_PAD))
         gram = load_square(denom_state, R, R_PAD).to(TYPE)
         da_rows += 2.0 * delta_rows[:, None] * tl.dot(a_rows.to(TYPE), gram, input_precision="ieee")
         dgate_state_rows += 0.5 * tl.sum(a_rows * da_rows, axis=1)

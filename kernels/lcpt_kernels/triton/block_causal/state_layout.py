@@ -121,6 +121,18 @@ def from_common_backward(d_value_state: Tensor, d_denom_state: Tensor, layout: L
     return to_common(d_value_state, torch.cat((both.flatten(-2), rest), dim=-1), layout, size)
 
 
+def with_symmetric_pairs(value_state: Tensor, layout: Layout) -> Tensor:
+    """Return value_state [B, H, F, Dv] with the mean of x_p x_q and x_q x_p for both of them: what φ(a) weighs, and
+    sums of features, are the same. A state that a user gives need not be symmetric within a group."""
+    if not layout.pairs:
+        return value_state
+    i, j = torch.triu_indices(layout.size // GROUP, layout.size // GROUP, device=value_state.device)
+    rows = torch.arange(layout.features, device=value_state.device)
+    pairs = rows[: PAIR * layout.pairs].view(-1, GROUP, GROUP)
+    pairs.copy_(torch.where((i == j)[:, None, None], pairs.mT, pairs).clone())
+    return (value_state + value_state[:, :, rows]) / 2
+
+
 def to_common(value_state: Tensor, denom_state: Tensor, layout: Layout, size: int) -> Tensor:
     """Return S [B, H, ·, Dv + 1] in the order of QuadraticFeatures(size): the inverse of from_common."""
     rows, places = _places(layout, size, value_state.device)
