@@ -75,7 +75,8 @@ def test_a_state_need_not_be_symmetric():
     options = {"block_size": C, "scale": 1 / 16, **OFFSET}
     given = arguments(2 * C + 5, gated=True, r=20)
     _, state = squared_attention(**given, **options, output_final_state=True, backend="torch")
-    numerators = torch.arange(state.S.shape[3], device=DEVICE) < state.S.shape[3] - 1  # noise in a denominator may make it 0
+    width = state.S.shape[3]
+    numerators = torch.arange(width, device=DEVICE) < width - 1  # noise in a denominator may make it 0
     leaves = given | {"S": state.S + numerators * torch.randn_like(state.S)}
 
     def after(backend):
