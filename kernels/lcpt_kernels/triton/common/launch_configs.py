@@ -159,7 +159,7 @@ DIFFERENT: dict[str, dict[str, Columns]] = {
     "gfx942": {
         "block_forward": {128: (128, 32, 8, 2)},
         "block_forward_gated": {128: (128, 32, 8, 2)},
-        "block_backward_dq": {128: (64, 32, 4, 1)},
+        "block_backward_dq": {64: (64, 32, 4, 1), 128: (64, 32, 4, 1)},
         "block_backward_dq_gated": {128: (64, 32, 4, 1)},
         "block_backward_dv": {64: (32, 64, 4, 1), 128: (32, 64, 8, 1)},
         "block_backward_dv_summaries": {64: (32, 64, 4, 1), 128: (32, 64, 8, 1)},
