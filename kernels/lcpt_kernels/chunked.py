@@ -88,13 +88,9 @@ class _BlockCausal(torch.autograd.Function):
                 state_terms = decay.scale_by_cumsum(
                     block, features.query(columns_of(a, rows)).mT @ state
                 )  # state [.., F, Dv + 1]
-            if m_i is None:
-                acc = acc if state_terms is None else acc.add_(state_terms)
-                l_i = acc[..., -1:] + plan.offset
-            else:
-                acc, m_new = _add_state(acc, m_i, state_terms, plan.offset)
-                l_i, row_max[:, :, rows] = acc[..., -1:].clone(), m_new
-            l_i.masked_fill_(l_i == 0, torch.inf)  # 0/0 is 0, and so are its gradients
+            acc, l_i, m_new = add_state(acc, m_i, state_terms, plan.offset)
+            if m_new is not None:
+                row_max[:, :, rows] = m_new
             o[:, :, rows] = acc[..., :-1] / l_i
             denominator[:, :, rows] = l_i
         ctx.save_for_backward(
@@ -193,9 +189,21 @@ def _shift_slice(rows: slice, past: int) -> slice:
     return slice(rows.start - past, rows.stop - past)
 
 
-def _add_state(acc: Tensor, m_i: Tensor, state_terms: Tensor | None, offset: float) -> tuple[Tensor, Tensor]:
-    """Add state and offset to acc [.., rows, Dv + 1], the local sums over e^{m_i}. Return acc over e^{m_new}, and m_new
-    [.., rows, 1]."""
+def add_state(
+    acc: Tensor, m_i: Tensor | None, state_terms: Tensor | None, offset: float
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Add state and offset to acc [.., rows, Dv + 1], the local sums over e^{m_i}, None: 0. Return acc over e^{m_new},
+    the denominator of its rows, ∞ where it is 0, and m_new, [.., rows, 1] each."""
+    if m_i is None:
+        acc, m_new = acc if state_terms is None else acc.add_(state_terms), None
+        l_i = acc[..., -1:] + offset
+    else:
+        acc, m_new = _add_state_to_softmax(acc, m_i, state_terms, offset)
+        l_i = acc[..., -1:].clone()
+    return acc, l_i.masked_fill_(l_i == 0, torch.inf), m_new  # 0/0 is 0, and so are its gradients
+
+
+def _add_state_to_softmax(acc: Tensor, m_i: Tensor, state_terms: Tensor | None, offset: float) -> tuple[Tensor, Tensor]:
     if state_terms is None:
         state_terms = torch.zeros_like(acc)
     state_terms[..., -1:] += offset

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from lcpt_kernels import chunked_state
 from lcpt_kernels.chunked import block_causal_attention
+from lcpt_kernels.decode import decode as decode  # of `Compute`
 from lcpt_kernels.documents import each_document
 from lcpt_kernels.plan import Plan
 from lcpt_kernels.reference import per_query_head

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from lcpt_kernels.arguments import require
 from lcpt_kernels.plan import Plan
+from lcpt_kernels.room import Room
 
 OF_SUMMARIES = ("b", "far_v", "mass")  # keys whose rows are summaries of blocks, where there are any
 
@@ -19,6 +20,7 @@ class State(NamedTuple):
 
     S: Tensor  # Σ φ(b_s) [v_s, 1]ᵀ of the blocks that are no longer local, [B, Hkv, F, Dv + 1], fp32
     tail: dict[str, Tensor]  # keys, values and gates of the local blocks, [B, < ℓc, Hkv, ·] each, by name
+    room: Room | None = None  # where the next token may be appended to the tail
 
 
 class Compute(Protocol):
@@ -38,6 +40,9 @@ class Compute(Protocol):
         cu_seqlens: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         """Return o and, with `final`, S after the keys. cu_seqlens: packed documents, without `initial` or `final`."""
+
+    def decode(self, plan: Plan, q: Tensor, a: Tensor, keys: dict[str, Tensor], S: Tensor) -> Tensor:
+        """Return o of one token, the last of `keys`, which are all those of its local blocks; S is before them."""
 
     def state_pass(self, plan: Plan, keys: dict[str, Tensor], past: int) -> tuple[Sequence[Tensor], Tensor]:
         """Return what blocks add to the state, for `output_pass`, and S after the keys, of which the first `past` have
@@ -86,6 +91,12 @@ def tail_rows(
         name: (whole - in_state) * (summaries or 0) if name in of_blocks else tokens - in_state * block_size
         for name in names
     }
+
+
+def tail_capacity(plan: Plan, names: Iterable[str]) -> dict[str, int]:
+    """Return the rows by name that no tail exceeds."""
+    reach, of_blocks = plan.block_size * plan.local_blocks, of_summaries(plan)
+    return {name: plan.local_blocks * (plan.summaries or 0) if name in of_blocks else reach for name in names}
 
 
 def after_tail(tail: Mapping[str, Tensor], keys: Mapping[str, Tensor]) -> dict[str, Tensor]:

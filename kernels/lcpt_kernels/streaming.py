@@ -9,9 +9,11 @@ from torch import Tensor
 
 from lcpt_kernels import in_pytorch
 from lcpt_kernels.between_ranks import Exchange, attend_between_ranks
+from lcpt_kernels.decode import is_decoding
 from lcpt_kernels.documents import Row, outside_graphs
 from lcpt_kernels.plan import Plan
-from lcpt_kernels.state import Compute, State, after_tail, check_state, tail_after
+from lcpt_kernels.room import append
+from lcpt_kernels.state import Compute, State, after_tail, check_state, tail_after, tail_capacity
 
 
 def attend(
@@ -58,6 +60,10 @@ def _continued(
 ) -> tuple[Tensor, State | None]:
     if before is not None:
         check_state(before, plan, keys)
+        if is_decoding(plan, q, a, keys, before):
+            room, keys = append(before.room, before.tail, keys, tail_capacity(plan, keys))
+            o = compute.decode(plan, q, a, keys, before.S)
+            return o, State(before.S, keys, room) if final else None
         keys = after_tail(before.tail, keys)
     o, S = compute.attention(plan, q, a, keys, None if before is None else before.S, final)
     return o, None if S is None else State(S, tail_after(plan, keys, first=0))

@@ -11,6 +11,7 @@ from lcpt_kernels.derivatives import refuse_transforms
 from lcpt_kernels.local_weights import Exponential, Linear, Power
 from lcpt_kernels.plan import Plan
 from lcpt_kernels.triton.block_causal.autograd import NAME, Call, flatten
+from lcpt_kernels.triton.block_causal.decode import decode_token
 from lcpt_kernels.triton.block_causal.local_weights import LocalWeight
 from lcpt_kernels.triton.block_causal.state_autograd import call_of  # noqa: F401  defines the operator
 
@@ -40,6 +41,30 @@ def attention(
         *flatten(_call(plan, q, a, keys, initial, final, cu_seqlens))
     )
     return o, end if final else None
+
+
+def decode(plan: Plan, q: Tensor, a: Tensor, keys: dict[str, Tensor], S: Tensor) -> Tensor:
+    """Return o [B, 1, H, Dv] of one token, the last of `keys`, which are all those of its local blocks; S [B, Hkv, F,
+    Dv + 1] is before them."""
+    refuse_transforms(NAME, "reference")
+    k, v, features = keys.get("k"), keys["v"], plan.features
+    assert features is not None
+    local_weight, degree, shift = local_weight_of(plan, k)
+    return decode_token(
+        a if k is None else q,
+        keys["b"] if k is None else k,
+        v,
+        a,
+        keys.get("log_gate"),
+        S,
+        features,
+        local_weight=local_weight,
+        degree=degree,
+        scale=plan.scale,
+        shift=shift,
+        offset=plan.offset,
+        first=(v.shape[1] - 1) // plan.block_size * plan.block_size,
+    )
 
 
 def state_pass(plan: Plan, keys: dict[str, Tensor], past: int) -> tuple[Sequence[Tensor], Tensor]:

@@ -13,6 +13,8 @@ Constants of the tiles:
     DT          coordinates of x
     STEPS       steps of a program
     PROGRAMS    programs in all
+    STATE_PARTS, LOCAL_PARTS    programs of a query of one token
+    BF          rows of a state
     NETWORKS    networks of a sketch that a program holds
 
 A column of TABLE is for tensors up to its width. FP32 has the entries for fp32, DIFFERENT those of targets other than
@@ -48,6 +50,8 @@ NAMES = {
     "block_backward_dv": ("BM", "BN"),
     "block_backward_dv_summaries": ("BM", "BN"),
     "block_backward_dk": ("BM", "BN"),
+    "decode_parts": ("STATE_PARTS", "LOCAL_PARTS", "BF", "BN"),
+    "decode_output": (),
     "interval_forward": ("BM", "BN"),
     "interval_backward_dq": ("BM", "BN"),
     "interval_backward_dkv": ("BM", "BN"),
@@ -80,6 +84,9 @@ TABLE: dict[str, Columns] = {  # tiles, then warps, stages and, where registers 
     "block_backward_dv": {64: (32, 128, 8, 1, 128), 128: (32, 128, 8, 1), 256: (32, 64, 8, 1)},
     "block_backward_dv_summaries": {64: (32, 64, 8, 1), 128: (32, 128, 8, 1), 256: (32, 64, 8, 1)},
     "block_backward_dk": {64: (32, 128, 8, 1), 128: (32, 128, 8, 1), 256: (16, 128, 8, 1)},
+    # Each program reads some 20 KB for the product kind, r = 32; with 12 heads they are a program a multiprocessor.
+    "decode_parts": {64: (8, 4, 32, 64, 4, 1), 128: (8, 8, 32, 32, 4, 1), 256: (8, 8, 16, 16, 4, 1)},
+    "decode_output": {2**62: (1, 1)},
     # One stage more, because the positions of rows are loaded before the rows.
     "interval_forward": {64: (64, 64, 4, 3, 168), 128: (64, 64, 4, 3), 256: (64, 32, 8, 3)},
     "interval_backward_dq": {64: (64, 64, 4, 3), 128: (64, 64, 4, 3), 256: (64, 32, 8, 3)},

@@ -54,6 +54,11 @@ SETTINGS: tuple[dict[str, Any], ...] = (  # the most telling first; features: th
     {"of": "squared", "head_dim": 64, "features": 32, "gated": True, "local_blocks": 2, "two_passes": True},
     {"of": "feature", "head_dim": 64, "features": 256, "two_passes": True},
     {"of": "fastmax", "head_dim": 64, "features": 64, "two_passes": True},
+    {"of": "squared", "head_dim": 64, "features": 32, "decoding": True},
+    {"of": "squared", "head_dim": 128, "features": 64, "gated": True, "decoding": True},
+    {"of": "fastmax", "head_dim": 64, "features": 64, "decoding": True},
+    {"of": "feature", "head_dim": 64, "features": 256, "decoding": True},
+    {"of": "flurka", "head_dim": 64, "features": 64, "decoding": True},
     {"of": "heads", "head_dim": 128, "keep_plain": True},
     {"of": "heads", "head_dim": 128, "keep_plain": True, "key_shift": True, "streamed": True},
     {"of": "summaries", "head_dim": 128, "gated": True},
@@ -89,11 +94,16 @@ def block_causal_output(
     local_blocks: int = 1,
     gated: bool = False,
     two_passes: bool = False,
+    decoding: bool = False,
 ) -> Tensor:
-    """two_passes: as with an exchange."""
+    """two_passes: as with an exchange. decoding: one token, whose output has no graph."""
     plan, q, a, keys = PLANS[attention](tensor, head_dim, features, local_blocks)
     if gated:
         keys["log_gate"] = tensor()
+    if decoding:
+        assert plan.features is not None
+        S = torch.zeros(1, 2, plan.features.dimension, head_dim + 1)
+        return compute.decode(plan, q[:, -1:].detach(), a[:, -1:].detach(), keys, S).detach()
     if two_passes:
         added, S = compute.state_pass(plan, keys, past=0)
         return compute.output_pass(plan, q, a, keys, S, added)
