@@ -15,19 +15,24 @@ from torch import Tensor
 from lcpt_kernels.accumulation import accumulated, columns_of, rows_of, with_ones
 from lcpt_kernels.chunked import add_state, heads_first
 from lcpt_kernels.decay import Decay
+from lcpt_kernels.derivatives import refuse_transforms
 from lcpt_kernels.plan import Block, Plan
 from lcpt_kernels.state import State
 
 
 def is_decoding(plan: Plan, q: Tensor, a: Tensor, keys: Mapping[str, Tensor], before: State) -> bool:
     """Return whether the call continues `before` by one token after which no block leaves for the state, and nothing
-    needs a gradient. The token at which one leaves, of c, is read as any other piece."""
+    needs a gradient. The token at which one leaves, of c, is read as any other piece. Raise ValueError inside a
+    transform of torch.func."""
     if q.shape[1] != 1 or before.tail["v"].shape[1] + 1 >= plan.block_size * plan.local_blocks:
         return False
     if torch.compiler.is_compiling() or any(x.dtype != before.tail[name].dtype for name, x in keys.items()):
         return False
     tensors = (q, a, before.S, *keys.values(), *before.tail.values())
-    return not (torch.is_grad_enabled() and any(x.requires_grad for x in tensors))
+    if torch.is_grad_enabled() and any(x.requires_grad for x in tensors):
+        return False
+    refuse_transforms("block-causal attention", "reference")
+    return True
 
 
 def decode(plan: Plan, q: Tensor, a: Tensor, keys: Mapping[str, Tensor], S: Tensor) -> Tensor:

@@ -25,6 +25,8 @@ class Room:
         """
         room = self.tensors["v"]
         same = v.data_ptr() == room.data_ptr() and v.shape[0] == room.shape[0]
+        if room.is_inference() and not torch.is_inference_mode_enabled():
+            return False  # PyTorch lets nobody write there
         return same and self.tokens == v.shape[1] and v.shape[1] + more <= room.shape[1]
 
 

@@ -83,6 +83,25 @@ def test_copies_of_a_state_grow_on_their_own():
     assert not torch.equal(o[0], o[1])
 
 
+def test_a_state_of_inference_mode_goes_on_outside():
+    options, arguments = {"block_size": C, "backend": "torch"}, squared(4)
+    with torch.inference_mode():
+        _, (*_, state) = continued(squared_attention, arguments, 0, 3, **options)
+    o, _ = continued(squared_attention, arguments, 3, 4, state, **options)
+    torch.testing.assert_close(o, squared_attention(**arguments, **options)[0][:, 3:], rtol=1e-10, atol=1e-10)
+
+
+def test_a_transform_is_refused():
+    options, arguments = {"block_size": C, "backend": "torch"}, squared(3)
+    _, (*_, state) = continued(squared_attention, arguments, 0, 2, **options)
+
+    def output(v):
+        return squared_attention(**cut(arguments, 2, 3) | {"v": v}, initial_state=state, **options)[0]
+
+    with pytest.raises(ValueError, match=r"torch\.func"):
+        torch.func.vmap(output)(cut(arguments, 2, 3)["v"][None])
+
+
 def test_a_token_may_need_gradients():
     """Then its state and keys are read as those of any other piece."""
     options = {"block_size": C, "backend": "torch"}

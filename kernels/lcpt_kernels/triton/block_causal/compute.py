@@ -46,7 +46,6 @@ def attention(
 def decode(plan: Plan, q: Tensor, a: Tensor, keys: dict[str, Tensor], S: Tensor) -> Tensor:
     """Return o [B, 1, H, Dv] of one token, the last of `keys`, which are all those of its local blocks; S [B, Hkv, F,
     Dv + 1] is before them."""
-    refuse_transforms(NAME, "reference")
     k, v, features = keys.get("k"), keys["v"], plan.features
     assert features is not None
     local_weight, degree, shift = local_weight_of(plan, k)
