@@ -232,18 +232,18 @@ def from_state(
 ):
     """Return the sum of every PARTS-th row of S [F, DV + 1] times its feature of a: [DV], and the last column's.
 
-    Loops are unrolled and sums over rows made once, at the end, so that the loads of all steps are under way together.
+    Four steps are unrolled, and sums over rows made once, at the end, so that their loads are under way together.
     """
     tile = tl.arange(0, BF)
     acc = tl.zeros((BF, DV_PAD), tl.float32)
     l_i = tl.zeros((BF,), tl.float32)
     if SQUARED:
-        for step in tl.static_range((R + PARTS - 1) // PARTS):
+        for step in tl.range(0, (R + PARTS - 1) // PARTS, loop_unroll_factor=4):
             i = step * PARTS + part
             start = i // GROUP * GROUP  # of i's group; before it are start / 8 groups, of R, R − 8, … columns
             row = start * R - start * (start - GROUP) // 2 + (i - start) * (R - start) - start
             a_i = tl.load(a + i, mask=i < R, other=0.0).to(tl.float32)
-            for f in tl.static_range(0, R, BF):
+            for f in tl.range(0, R, BF):
                 j = f + tile
                 inside = (i < R) & (j >= start) & (j < R)
                 a_j = tl.load(a + j, mask=inside, other=0.0).to(tl.float32)
