@@ -1,4 +1,3 @@
-import itertools
 from dataclasses import replace
 
 import pytest
@@ -7,6 +6,7 @@ import torch
 from lcpt.attention import ATTENTION, AttentionConfig
 from lcpt.attention.polysketch import PolysketchConfig
 from lcpt.attention.summaries import SummariesConfig
+from lcpt.benchmarking.allocated_bytes import most_allocated_bytes
 from lcpt.config import Config
 from lcpt.data import DataConfig
 from lcpt.model import GPT, ModelConfig
@@ -179,15 +179,11 @@ def test_the_loss_holds_a_chunk_of_logits_and_the_gradients_of_its_inputs():
 
 
 def most_allocated(config, batch, tokens):
-    """The most bytes that are allocated at one time in a forward and backward pass, by PyTorch's own account."""
+    """The most bytes that are allocated at one time in a forward and backward pass."""
     model, x = GPT(config), torch.randint(config.vocab_size, (batch, tokens))
     model(x, labels=x)[0].backward()  # what is built at the first call
     model.zero_grad()
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profiler:
-        model(x, labels=x)[0].backward()
-    events = profiler.profiler.kineto_results.events()
-    changes = sorted((event.start_ns(), event.nbytes()) for event in events if event.name() == "[memory]")
-    return max(itertools.accumulate(n_bytes for _, n_bytes in changes))
+    return most_allocated_bytes(lambda: model(x, labels=x)[0].backward())
 
 
 @pytest.mark.parametrize("checkpointing", [False, "selective", True])

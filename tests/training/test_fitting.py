@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from lcpt.attention import AttentionConfig
+from lcpt.benchmarking.allocated_bytes import changes_of_allocated_bytes
 from lcpt.config import Config
 from lcpt.data import DataConfig
 from lcpt.model import GPT, ModelConfig
@@ -46,10 +47,10 @@ def most_allocated(config):
     groups.join()
     x = torch.randint(VOCABULARY, (BATCH, CONTEXT))
     GPT(config.model)(x, labels=x)[0].backward()  # what is built at the first call
-    gc.collect()
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profiler:
+    begun = []
+
+    def steps():
         engine = build_engine(GPT(config.model), config.training, config.parallel, 2)
-        begun = []
         for _ in range(4):
             for number in range(2):
                 gc.collect()
@@ -60,11 +61,11 @@ def most_allocated(config):
                 if number == 0:
                     engine.step()
             update(engine, 1e-3, 1.0)
-    events = profiler.profiler.kineto_results.events()
-    changes = sorted((event.start_ns(), event.nbytes()) for event in events if event.name() == "[memory]")
+
+    changes = changes_of_allocated_bytes(steps)
     allocated = list(itertools.accumulate(n_bytes for _, n_bytes in changes))
-    steps = [bisect.bisect(changes, (when, 0)) for when in begun] + [len(changes)]
-    return min(max(allocated[first:end]) for first, end in itertools.pairwise(steps[1:]))
+    starts = [bisect.bisect(changes, (when, 0)) for when in begun] + [len(changes)]
+    return min(max(allocated[first:end]) for first, end in itertools.pairwise(starts[1:]))
 
 
 @pytest.mark.parametrize(

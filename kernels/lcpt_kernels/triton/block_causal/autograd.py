@@ -5,7 +5,7 @@
               with an exchange, `state_autograd.py` has computed the additions, and its backward pass has db and dv
     backward  backward_delta → block_state → scan → block_backward_dq
               δ = −do·o and 1 / l; the states again, since kept they would be a layer's largest tensors; dq, da
-              → block_state → scan_backward → block_backward_dv, block_backward_dk
+              → block_state → scan_backward → block_backward_dv → block_backward_dk
               the same kernel on queries gives each block's part of the state's gradient; dv, db; dk
               where q is a and k is b, the sum of both gradients; query_feature_gradient for given features
 
@@ -221,9 +221,19 @@ def _backward(
     if value_before is not None:  # `block_backward_dq` multiplies by one of x_p x_q and x_q x_p
         value_before = with_symmetric_pairs(value_before, layout)
     value_state, denom_state, *_ = states_at_block_starts(p, value_before, denom_before)
-    dq, da, dgate_local, dgate_state = block_backward_dq(p, value_state, denom_state, do, delta, reciprocal, row_max)
+    d_q: Tensor | None
+    d_q, da, dgate_local, dgate_state = block_backward_dq(p, value_state, denom_state, do, delta, reciprocal, row_max)
+    # Memory is scarcest from here on: what is read no more goes, and what is fp32 only to be summed shrinks at once.
     if p.log_decay is None:
-        value_state = denom_state = None  # the gradients of states take their memory
+        value_state = denom_state = None
+    if call.q is None:  # q is a: one gradient
+        given_features = layout.coefficients == (0, 1, 0)
+        da = (
+            query_feature_gradient(p.a, d_q, da, delta, denominator, call.offset)
+            if given_features
+            else da.add_(d_q).to(call.a.dtype)
+        )
+        d_q = None
 
     d_value_state, d_denom_state = block_state(
         p.a,
@@ -260,7 +270,6 @@ def _backward(
         met=denom_state,
     )
 
-    dk, dgate_keys = block_backward_dk(p, do, delta, reciprocal, row_max)
     d_v: Tensor | None
     db = d_state_v = d_mass = dgate_through = d_value_added = d_denom_added = None
     if call.two_passes:
@@ -270,15 +279,12 @@ def _backward(
         through_state = block_backward_dv(p, d_value_state, d_denom_state, do, reciprocal, row_max)
         d_v, db, d_state_v = through_state.v, through_state.b, through_state.state_v
         d_mass, dgate_through = through_state.mass, through_state.dgate_state
-    d_q, d_k = (None, None) if call.q is None else (dq, dk)
-    if call.q is None:  # q is a, and k is b: one gradient
-        given_features = layout.coefficients == (0, 1, 0)
-        da = (
-            query_feature_gradient(p.a, dq, da, delta, denominator, call.offset)
-            if given_features
-            else (dq + da).to(call.a.dtype)
-        )
-        db = (dk if db is None else dk + db).to(call.b.dtype)
+        del through_state, d_value_state, d_denom_state
+    d_k: Tensor | None
+    d_k, dgate_keys = block_backward_dk(p, do, delta, reciprocal, row_max)
+    if call.k is None:  # k is b
+        db = (d_k if db is None else db.add_(d_k)).to(call.b.dtype)
+        d_k = None
 
     d_log_gate = d_initial = None
     if call.log_gate is not None:
