@@ -17,10 +17,11 @@ def test_a_model_says_that_it_is_one(roofline, tmp_path):
     assert len(rows) == 7 * 2 and rows[2048, "forward"]["batch"] == 32 and rows[131072, "forward"]["batch"] == 1
     for row in rows.values():
         assert row["device"] == "model" and "model" in row["method"] and "milliseconds" not in row
-        taken = row["model_milliseconds"]
+        taken, flash = row["model_milliseconds"], row["flash_milliseconds"]
         assert 0 < taken["roof"] < taken["likely"]
-        assert row["model_speedup"]["likely"] == pytest.approx(taken["sdpa_flash"] / taken["likely"])
-    flash = [rows[65536, mode]["model_milliseconds"]["sdpa_flash"] for mode in ("forward", "forward_backward")]
+        for name in ("350/300", "430/400", "550/450"):
+            assert row["model_speedup"]["likely"][name] == pytest.approx(flash[name] / taken["likely"])
+    flash = [rows[65536, mode]["flash_milliseconds"]["350/300"] for mode in ("forward", "forward_backward")]
     forward = 12 * 2 * 64 * 65536**2 / 350e12
     assert flash == pytest.approx([1e3 * forward, 1e3 * (forward + 12 * 5 * 64 * 65536**2 / 300e12)])
 
