@@ -140,6 +140,7 @@ FP32: dict[str, Columns] = {
 }
 DIFFERENT: dict[str, dict[str, Columns]] = {
     "sm_80": {
+        "block_state": {64: (64, 4, 3)},
         "block_forward": {128: (64, 32, 8, 2)},
         "block_forward_gated": {128: (64, 32, 8, 2)},
         "block_backward_dv": {128: (32, 64, 8, 2)},
@@ -159,6 +160,7 @@ DIFFERENT: dict[str, dict[str, Columns]] = {
         "feature_map_backward": {64: (32, 32, 64, 4, 2), 128: (32, 32, 32, 8, 2)},
     },
     "gfx942": {
+        "block_state": {64: (64, 4, 3)},
         "block_forward": {128: (128, 32, 8, 2)},
         "block_forward_gated": {128: (128, 32, 8, 2)},
         "block_backward_dq": {64: (64, 32, 4, 1), 128: (64, 32, 4, 1)},
