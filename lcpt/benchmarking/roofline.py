@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import torch
 from lcpt_kernels.triton.block_causal.state_layout import PAIR, Layout
+from lcpt_kernels.triton.block_causal.state_walk import COLUMNS
 from lcpt_kernels.triton.common import launch_configs
 
 FP32_BYTES = 4
@@ -96,27 +97,17 @@ def backward(size: Size) -> list[Step]:
 
 
 def states(size: Size, queries: bool = False) -> list[Step]:
-    """Count what every block adds to the state, and the scan: of keys, or of queries for the gradient of the state."""
+    """Count the walk through the blocks: of keys, or of queries for the gradient of the state. The last block's keys
+    reach no state. Sequences are not in pieces."""
     s = size
-    tiles = launch_configs.tiles("block_state", s.head_dim, s.dtype)
-    rest = launch_configs.tiles("block_state_rest", s.layout.tile, s.dtype)
-    pieces = -(-s.layout.pairs // tiles["PAIRS"])
-    rows = sum(steps(stop - first, tiles["BT"]) * tiles["BT"] for first, stop in s.blocks)
-    rest_rows = sum(steps(stop - first, rest["BT"]) * rest["BT"] for first, stop in s.blocks)
-    scan = "scan_backward" if queries else "scan"
+    tile = min(launch_configs.tiles("block_state", s.head_dim, s.dtype)["BT"], padded(s.block_size))
+    rows = (len(s.blocks) - (not queries)) * steps(s.block_size, tile) * tile
     return [
         Step(
             "block_state",
-            product(pieces * tiles["PAIRS"] * PAIR, rows, s.dim),
-            s.rows("sketch", "wide", *["sum"] * queries) + s.value_state,
-        ),
-        Step(
-            "block_state_rest",
-            product(s.rank, rest_rows, s.rank),
-            s.rows("sketch", *["sum"] * 2 * queries) + s.denom_state,
-        ),
-        Step(scan, 0, 2 * s.value_state),
-        Step(scan + ", norms", 0, 2 * s.denom_state),
+            s.layout.pairs * product(PAIR, rows, s.dim + COLUMNS.value),
+            s.rows("sketch", "wide", *["sum"] * 2 * queries) + s.value_state + s.denom_state,
+        )
     ]
 
 

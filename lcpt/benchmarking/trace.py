@@ -10,7 +10,7 @@ from pathlib import Path
 PARTS = (  # a kernel belongs to the first part of which it has a word in its name
     ("communication", ("nccl",)),
     ("loss", ("cross_entropy",)),
-    ("attention", ("block_", "interval", "delta", "scan", "flash", "fmha", "sdpa")),
+    ("attention", ("block_", "interval", "delta", "flash", "fmha", "sdpa")),
     (
         "norms, rotary, features, activations",
         ("norm", "rotary", "sketch", "feature_map", "gelu", "silu", "glu", "pooling"),

@@ -11,8 +11,7 @@ import torch
 from lcpt_kernels import squared_attention
 from triton.runtime.interpreter import InterpretedFunction, InterpreterBuilder
 
-TABLES = {"blocks", "pair_table", "weights", "documents"}  # shared by all heads, and small
-UNUSED = {"block_state_rest_kernel": {"y", "value_state"}}  # for coefficients (0, 0, 1)
+TABLES = {"blocks", "pair_table", "documents"}  # shared by all heads, and small
 running, flops, n_bytes = [], defaultdict(float), defaultdict(float)
 dot, run = InterpreterBuilder.create_dot, InterpretedFunction.run
 
@@ -24,15 +23,11 @@ def counted_dot(self, a, b, *rest):
 
 def counted_run(self, *args, **kwargs):
     given = dict(zip(self.arg_names, args, strict=False)) | kwargs
-    left_out = TABLES | UNUSED.get(self.fn.__name__, set())
-    tensors = {name: x for name, x in given.items() if isinstance(x, torch.Tensor) and name not in left_out}
-    is_scan = "scan" in self.fn.__name__
-    name = self.fn.__name__.removesuffix("_kernel") + (", norms" if is_scan and given["x"].ndim == 3 else "")
+    tensors = {name: x for name, x in given.items() if isinstance(x, torch.Tensor) and name not in TABLES}
+    name = self.fn.__name__.removesuffix("_kernel")
     running.append(name)
     flops[name] += 0
-    if given.get("out") is given.get("x"):  # in place
-        tensors.pop("out", None)
-    n_bytes[name] += sum(x.numel() * x.element_size() for x in tensors.values()) * (1 + is_scan)
+    n_bytes[name] += sum(x.numel() * x.element_size() for x in tensors.values())
     return run(self, *args, **kwargs)
 
 

@@ -59,8 +59,8 @@ def test_long_contexts_agree_with_what_polysketch_states():
     local = stated / 2 - 2 * attention.map_flops() - state
     kernels = {step.kernel: step.flops / context for step in forward(Size(tokens=context))}
     normaliser = 2 * attention.size**2
-    assert kernels["block_state"] == state / 2
-    assert kernels["block_state_rest"] == normaliser
+    sums = 2 * 16 * attention.features()  # for the denominator
+    assert kernels["block_state"] == (state / 2 + sums) * 399 / 400  # all but the last block
     exact = kernels["block_forward"] - state / 2 - normaliser
     assert local == 2 * 2 * attention.head_dim * c
     assert exact == local * (c + 128) / 2 / c  # 128 rows a tile: a half of the block, and of a tile
@@ -68,7 +68,7 @@ def test_long_contexts_agree_with_what_polysketch_states():
 
 def test_cost_is_linear_and_softmax_counted_as_usual():
     once, twice = (squared_cost(12, Size(tokens=n), "forward_backward") for n in (2**14, 2**15))
-    assert twice == (2 * once[0], 2 * once[1])
+    assert twice == pytest.approx((2 * once[0], 2 * once[1]), rel=2e-3)  # the last block's keys reach no state
     assert softmax_cost(12, 64, 2**14, "forward")[0] == 12 * 4 * 64 * 2**28 / 2
     assert softmax_cost(12, 64, 2**14, "forward_backward")[0] == 3.5 * softmax_cost(12, 64, 2**14, "forward")[0]
 

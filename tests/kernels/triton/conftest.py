@@ -9,12 +9,10 @@ import torch
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DEVICE = "cpu" if INTERPRETED else "cuda"
 KERNELS = {
-    "block_state_rest_kernel",
-    "scan_kernel",
+    "block_state_kernel",
     "block_forward_kernel",
     "backward_delta_kernel",
     "block_backward_dq_kernel",
-    "scan_backward_kernel",
     "block_backward_dv_kernel",
     "block_backward_dk_kernel",
 }
@@ -42,14 +40,6 @@ def nothing_is_zero_by_chance(poisoned):
     """Memory that nobody wrote holds NaN."""
 
 
-@pytest.fixture(autouse=INTERPRETED)
-def large_tiles_of_scans(monkeypatch):
-    """For speed: an interpreter's time goes by operations, not by numbers."""
-    from lcpt_kernels.triton.common import launch_configs
-
-    monkeypatch.setitem(launch_configs.TABLE, "scan", {64: (8192, 4, 1)})
-
-
 @pytest.fixture
 def small_tiles(monkeypatch):
     """Several tiles a block, and steps a tile, in sequences that an interpreter gets through."""
@@ -70,7 +60,8 @@ def small_tiles(monkeypatch):
         "interval_backward_dkv",
     ):
         monkeypatch.setitem(launch_configs.TABLE, kernel, {64: (32, 16, 4, 1)})
-    monkeypatch.setitem(launch_configs.TABLE, "block_state", {64: (2, 16, 4, 1)})
+    for kernel in ("block_state", "block_state_gated"):
+        monkeypatch.setitem(launch_configs.TABLE, kernel, {64: (16, 4, 1)})
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ import itertools
 import pytest
 import torch
 from lcpt_kernels import feature_attention, flurka_attention, squared_attention
+from lcpt_kernels.triton.block_causal import state
 
 from tests.kernels import test_documents as documents
 from tests.kernels import test_streaming as small
@@ -182,9 +183,8 @@ def test_documents_go_on_over_pieces_and_ranks(attention, made, run, shape, loca
 
 
 @pytest.mark.parametrize("gated", [True, False])
-def test_an_exchange_starts_no_kernel_twice(started, gated):
-    """Forwards and backwards what blocks add to the state is computed as often as without an exchange; a gate costs it
-    once more."""
+def test_an_exchange_walks_once_more(started, gated):
+    """For what of the state leaves the rank, since nothing is kept; with a gate its backward pass does too."""
     given = {name: x.requires_grad_() for name, x in arguments(3 * C, gated=gated).items()}
     counts = []
     for exchange in (None, Ranks([0])):
@@ -192,4 +192,42 @@ def test_an_exchange_starts_no_kernel_twice(started, gated):
         squared_attention(**given, exchange=exchange, block_size=C, backend="triton")[0].sum().backward()
         counts.append({name: started.count(name) for name in ("block_state_kernel", "block_forward_kernel")})
     assert counts[1]["block_forward_kernel"] == counts[0]["block_forward_kernel"] == 1
-    assert counts[1]["block_state_kernel"] == counts[0]["block_state_kernel"] + gated
+    assert counts[1]["block_state_kernel"] == counts[0]["block_state_kernel"] + 1 + gated
+
+
+@pytest.mark.parametrize(
+    "local_blocks, shape, ends",
+    [
+        (1, {"gated": True, "h": 2, "hkv": 1}, None),
+        (2, {"gated": True}, None),
+        (2, {"with_qk": False}, [0, 3, 6 * C + 5, 8 * C + 5]),
+    ],
+    ids=str,
+)
+def test_a_walk_in_pieces_is_that_of_the_whole(started, monkeypatch, local_blocks, shape, ends):
+    """Output and every gradient after an initial state, and the state in the end; of packed documents without states,
+    of which some have fewer blocks than there are pieces."""
+    monkeypatch.setattr(state, "BLOCKS", 1)
+    options = {"block_size": C, "local_blocks": local_blocks, "scale": 1 / 16, **OFFSET}
+    if not shape.get("with_qk", True):
+        options["coefficients"] = (1, 1, 0.5)
+    given = arguments(8 * C + 5, **shape)
+    packed = {} if ends is None else {"cu_seqlens": torch.tensor(ends, device=DEVICE)}
+
+    def after_a_state(backend):
+        def run(leaves):
+            if packed:
+                return squared_attention(**leaves, **packed, **options, backend=backend)[0]
+            first, rest = cut(leaves, 0, C + 3), cut(leaves, C + 3, 8 * C + 5)
+            carried = dict(output_final_state=True, **options, backend=backend)
+            o, between = squared_attention(**first, **carried)
+            rest, end = squared_attention(**rest, **carried, initial_state=between)
+            return torch.cat((o.flatten(), rest.flatten(), end.S.flatten()))
+
+        return run
+
+    found = with_gradients(given, after_a_state("triton"))
+    assert started.count("block_state_kernel") > 3 * (
+        1 + (not shape.get("with_qk", True))
+    )  # once for parts, once after them
+    compare(found, with_gradients(given, after_a_state("torch")))

@@ -1,12 +1,12 @@
 """Squared, feature and FLuRKA attention in Triton: the steps of `chunked.py`, each a kernel on all blocks at once.
 
-    forward   block_state → scan → block_forward
-              each block's addition to the state; the state at each block's start; local keys and state in one output
-              with an exchange, `state_autograd.py` has computed the additions, and its backward pass has db and dv
-    backward  backward_delta → block_state → scan → block_backward_dq
+    forward   block_state → block_forward
+              the state at each block's start; local keys and state in one output
+              with an exchange, the backward pass of `state_autograd.py` has db and dv
+    backward  backward_delta → block_state → block_backward_dq
               δ = −do·o and 1 / l; the states again, since kept they would be a layer's largest tensors; dq, da
-              → block_state → scan_backward → block_backward_dv → block_backward_dk
-              the same kernel on queries gives each block's part of the state's gradient; dv, db; dk
+              → block_state → block_backward_dv → block_backward_dk
+              the same kernel on queries gives the gradient of what each block adds to the state; dv, db; dk
               where q is a and k is b, the sum of both gradients; query_feature_gradient for given features
 
 Both are operators of PyTorch, which torch.compile does not look into. Notation: `block_causal/__init__.py`.
@@ -32,8 +32,7 @@ from lcpt_kernels.triton.block_causal.forward import block_forward
 from lcpt_kernels.triton.block_causal.gate import gate_gradient
 from lcpt_kernels.triton.block_causal.local_weights import ROW_MAX_FLOOR, LocalWeight
 from lcpt_kernels.triton.block_causal.problem import Problem, build_problem
-from lcpt_kernels.triton.block_causal.scan import scan, scan_backward
-from lcpt_kernels.triton.block_causal.state import block_state
+from lcpt_kernels.triton.block_causal.state import state_gradients, states_at_block_starts
 from lcpt_kernels.triton.block_causal.state_layout import (
     GROUP,
     Layout,
@@ -69,7 +68,9 @@ class Call:
     log_gate: Tensor | None
     initial: Tensor | None
     value_added: Tensor | None  # [N, Hkv, F, Dv] and
-    denom_added: Tensor | None  # [N, Hkv, M], what blocks add to the state, where `state_pass` computed it
+    denom_added: (
+        Tensor | None
+    )  # [N, Hkv, M] stand for what blocks add to the state, where `state_pass` has its gradient
     cu_seqlens: Tensor | None
     summaries: int  # summaries of a block; 0: tokens are added to the state
     local_weight: int  # a LocalWeight
@@ -81,7 +82,7 @@ class Call:
     block_size: int
     local_blocks: int
     final: bool  # whether to return the final state
-    two_passes: bool  # whether `state_pass` gives what blocks add to the state, and takes its gradient
+    two_passes: bool  # whether `state_pass` takes the gradient of what blocks add to the state
 
     @property
     def sketch(self) -> int:
@@ -170,10 +171,11 @@ def forward(*arguments):
     call = unflatten(arguments)
     with on_device_of(call.v):
         problem = call.problem()
-        added = None if call.value_added is None else (call.value_added, call.denom_added)
-        value_state, denom_state, *final_states = states_at_block_starts(problem, *call.initial_states(), added)
-        o, denominator, row_max = block_forward(problem, value_state, denom_state)
-        end = to_common(*final_states, call.layout, call.sketch) if final_states else None
+        met = states_at_block_starts(problem, call.initial_states())
+        o, denominator, row_max = block_forward(problem, met.value, met.denom)
+        end = None
+        if call.final:
+            end = to_common(met.value_end, met.denom_end, call.layout, call.sketch)
         return o, denominator, *(denominator.new_empty(0) if x is None else x for x in (row_max, end))
 
 
@@ -194,8 +196,8 @@ def _(*arguments):
     schema=f"(Tensor do, Tensor? d_end, Tensor o, Tensor denominator, Tensor? row_max, {ARGUMENTS}) -> Tensor[]",
 )
 def backward(do, d_end, o, denominator, row_max, *arguments):
-    """Return the gradients of all tensors but cu_seqlens in the order of Call, empty where there is none. What blocks
-    added is not given, but computed again: kept, it would be a layer's largest tensor."""
+    """Return the gradients of all tensors but cu_seqlens in the order of Call, empty where there is none. States are
+    computed again: kept, they would be a layer's largest tensor."""
     call = unflatten(arguments)
     with on_device_of(call.v):
         gradients = _backward(call, call.problem(), with_contiguous_rows(do), d_end, o, denominator, row_max)
@@ -215,17 +217,15 @@ def _backward(
     delta, reciprocal = backward_delta(do, o, denominator)
     assert reciprocal is not None
 
-    value_state: Tensor | None
-    denom_state: Tensor | None
     value_before, denom_before = call.initial_states()
     if value_before is not None:  # `block_backward_dq` multiplies by one of x_p x_q and x_q x_p
         value_before = with_symmetric_pairs(value_before, layout)
-    value_state, denom_state, *_ = states_at_block_starts(p, value_before, denom_before)
+    states = states_at_block_starts(p, (value_before, denom_before))
     d_q: Tensor | None
-    d_q, da, dgate_local, dgate_state = block_backward_dq(p, value_state, denom_state, do, delta, reciprocal, row_max)
+    d_q, da, dgate_local, dgate_state = block_backward_dq(p, states.value, states.denom, do, delta, reciprocal, row_max)
     # Memory is scarcest from here on: what is read no more goes, and what is fp32 only to be summed shrinks at once.
-    if p.log_decay is None:
-        value_state = denom_state = None
+    met = None if p.log_decay is None else states
+    del states
     if call.q is None:  # q is a: one gradient
         given_features = layout.coefficients == (0, 1, 0)
         da = (
@@ -235,51 +235,29 @@ def _backward(
         )
         d_q = None
 
-    d_value_state, d_denom_state = block_state(
-        p.a,
+    d_met = state_gradients(
+        p,
         do,
-        None if p.gate_cumsum is None else p.gate_cumsum.sum(-1),
-        blocks,
-        layout,
-        p.state_type,
-        heads=p.v.shape[2],
-        past=p.past,
-        delta=delta,
-        reciprocal=reciprocal if row_max is None else reciprocal * row_max.clamp(min=ROW_MAX_FLOOR.value).neg().exp(),
+        delta,
+        reciprocal if row_max is None else reciprocal * row_max.clamp(min=ROW_MAX_FLOOR.value).neg().exp(),
+        (None, None) if d_end is None else to_common_backward(d_end, layout, call.sketch),
+        met,
     )
-    d_value_end, d_denom_end = (None, None) if d_end is None else to_common_backward(d_end, layout, call.sketch)
-    value_weights, denom_weights = layout.weights(do.device)
-    d_value_before, through_values = scan_backward(
-        d_value_state,
-        value_weights,
-        p.log_decay,
-        blocks,
-        p.local_blocks,
-        d_end=d_value_end,
-        keep_before=p.has_initial_state,
-        met=value_state,
-    )
-    d_denom_before, through_denom = scan_backward(
-        d_denom_state,
-        denom_weights,
-        p.log_decay,
-        blocks,
-        p.local_blocks,
-        d_end=d_denom_end,
-        keep_before=p.has_initial_state,
-        met=denom_state,
-    )
+    d_value_added: Tensor | None
+    d_denom_added: Tensor | None
+    d_value_added, d_denom_added, through = d_met.value, d_met.denom, d_met.through
+    d_before = d_met.value_end, d_met.denom_end
+    del d_met
 
     d_v: Tensor | None
-    db = d_state_v = d_mass = dgate_through = d_value_added = d_denom_added = None
+    db = d_state_v = d_mass = dgate_through = None
     if call.two_passes:
         d_v = block_backward_dv_local(p, do, reciprocal, row_max)
-        d_value_added, d_denom_added = d_value_state, d_denom_state
     else:
-        through_state = block_backward_dv(p, d_value_state, d_denom_state, do, reciprocal, row_max)
+        through_state = block_backward_dv(p, d_value_added, d_denom_added, do, reciprocal, row_max)
         d_v, db, d_state_v = through_state.v, through_state.b, through_state.state_v
         d_mass, dgate_through = through_state.mass, through_state.dgate_state
-        del through_state, d_value_state, d_denom_state
+        d_value_added = d_denom_added = None
     d_k: Tensor | None
     d_k, dgate_keys = block_backward_dk(p, do, delta, reciprocal, row_max)
     if call.k is None:  # k is b
@@ -289,16 +267,14 @@ def _backward(
     d_log_gate = d_initial = None
     if call.log_gate is not None:
         assert dgate_local is not None and dgate_state is not None and dgate_keys is not None
-        assert through_values is not None and through_denom is not None
+        assert through is not None
         local, state_queries = (
             pad(x.unflatten(2, (p.v.shape[2], -1)).sum(3), (0, 0, p.past, 0)) for x in (dgate_local, dgate_state)
         )
-        through = through_values + through_denom
         d_log_gate = gate_gradient(local - dgate_keys, state_queries, dgate_through, through, blocks, p.past)
         d_log_gate = d_log_gate.to(call.log_gate.dtype)
     if call.initial is not None:
-        assert d_value_before is not None and d_denom_before is not None
-        d_initial = from_common_backward(d_value_before, d_denom_before, layout, call.sketch).to(call.initial.dtype)
+        d_initial = from_common_backward(*d_before, layout, call.sketch).to(call.initial.dtype)
     if call.mass is not None and d_mass is not None:
         d_mass = d_mass.to(call.mass.dtype)
     da, db = trimmed_rows(da, call.sketch), None if db is None else trimmed_rows(db, call.sketch)
@@ -326,14 +302,17 @@ def have_gradient(call: Call) -> dict[str, bool]:
 
 
 def empty_additions(call: Call) -> tuple[Tensor, Tensor]:
-    """Return tensors like those of `additions`, for calls without cu_seqlens."""
+    """Return what stands for the blocks' additions to the state, and has their gradient: value_added [N, Hkv, F, Dv]
+    and denom_added [N, Hkv, M], for calls without cu_seqlens; without memory."""
     batch, tokens, heads, width = call.v.shape
     blocks, layout = batch * (tokens // call.block_size + 1), call.layout
     low = layout.pairs and call.v.dtype != torch.float32
-    value_added = call.v.new_empty(
-        blocks, heads, layout.features, width, dtype=torch.bfloat16 if low else torch.float32
+    value_added = call.v.new_zeros((), dtype=torch.bfloat16 if low else torch.float32)
+    denom_added = call.v.new_zeros((), dtype=torch.float32)
+    return (
+        value_added.expand(blocks, heads, layout.features, width),
+        denom_added.expand(blocks, heads, layout.denom_elements),
     )
-    return value_added, call.v.new_empty(blocks, heads, layout.denom_elements, dtype=torch.float32)
 
 
 def save(ctx, inputs, output):
@@ -355,55 +334,3 @@ def differentiate(ctx, do, d_denominator, d_row_max, d_end):
 
 forward.register_autograd(differentiate, setup_context=save)
 backward.register_autograd(no_second_derivative(NAME, "reference"))
-
-
-def additions(problem: Problem) -> tuple[Tensor, Tensor]:
-    """Return what each block adds to the state: value_state [N, Hkv, F, Dv] and denom_state [N, Hkv, M]."""
-    p = problem
-    return block_state(
-        p.b, p.state_v, p.gate_rev_cumsum, p.state_blocks, p.layout, p.state_type, heads=p.v.shape[2], mass=p.mass
-    )
-
-
-def states_at_block_starts(
-    problem: Problem,
-    value_before: Tensor | None,
-    denom_before: Tensor | None,
-    added: tuple[Tensor, Tensor] | None = None,
-) -> tuple[Tensor, ...]:
-    """Return the states at each block's start, with the queries' weights: value_state [N, Hkv, F, Dv] and denom_state
-    [N, Hkv, M]. With keep_final_state, then those at the last block's start, fp32 [B, Hkv, F, Dv] and [B, Hkv, M].
-    added: what `additions` returned; None: computed here."""
-    p = problem
-    value_added, denom_added = additions(p) if added is None else added
-    in_place = added is None
-    value_state, denom_state = (x if in_place else torch.empty_like(x) for x in (value_added, denom_added))
-    value_end, denom_end = scan_states(
-        p, (value_added, denom_added), (value_before, denom_before), (value_state, denom_state)
-    )
-    if value_end is None or denom_end is None:
-        return value_state, denom_state
-    return value_state, denom_state, value_end, denom_end
-
-
-def scan_states(
-    problem: Problem,
-    added: tuple[Tensor, Tensor],
-    before: tuple[Tensor | None, Tensor | None],
-    out: tuple[Tensor | None, Tensor | None],
-) -> list[Tensor | None]:
-    """Scan the numerator's and the denominator's state, as `scan` does."""
-    p = problem
-    return [
-        scan(
-            x,
-            weights,
-            p.log_decay,
-            p.blocks,
-            p.local_blocks,
-            before=x_before,
-            keep_end=p.keep_final_state,
-            out=x_out,
-        )
-        for x, weights, x_before, x_out in zip(added, p.layout.weights(p.v.device), before, out, strict=True)
-    ]

@@ -67,8 +67,8 @@ def decode(plan: Plan, q: Tensor, a: Tensor, keys: dict[str, Tensor], S: Tensor)
 
 
 def state_pass(plan: Plan, keys: dict[str, Tensor], past: int) -> tuple[Sequence[Tensor], Tensor]:
-    """Return what blocks add to the state, and S [B, Hkv, F, Dv + 1] fp32 after the keys, of which the first `past`
-    have no queries."""
+    """Return what stands for the blocks' additions to the state, and S [B, Hkv, F, Dv + 1] fp32 after the keys, of
+    which the first `past` have no queries."""
     refuse_transforms(NAME, "reference")
     features = plan.features
     assert features is not None

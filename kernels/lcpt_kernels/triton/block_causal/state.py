@@ -1,246 +1,198 @@
-"""A block's addition to the state: Σ φ(x_t) [y_t, z_t]ᵀ over its tokens.
+"""The state that each block's queries meet, from keys; the gradient of what each block adds to it, from queries.
 
-With keys it is added to S: x = b, y = v, z = 1. With queries it is added to the gradient of S: x = a and [y, z] = n̄ =
-[do, δ] / l. The numerator's part φ(x) yᵀ is one tile of 64 rows for each pair of groups of coordinates. The
-denominator's part is in x's Gram matrix, since (a·b)² = aᵀ (b bᵀ) a. Notation: `block_causal/__init__.py`.
+    keys      S_{n+1} = Λ_n S_n + x_n                          x_n = Σ_{s in n} e^{u_s} φ(b_s) [v_s, 1]ᵀ
+              of two local blocks Λ_n (S_n + x_{n−1})
+    queries   D_n = Λ_n D_{n+1} + y_n,  from the last block    y_n = Σ_{t in n} e^{g_t} φ(a_t) [do_t, δ_t]ᵀ / l_t
+              dx_n = D_{n+1},  of two local blocks Λ_{n+1} D_{n+2}
+
+One kernel walks through the blocks, forwards or backwards (`state_walk.py`). A program holds the rows of 64 features
+[64, Dv] and their sums in registers, in fp32, and writes once what a block meets. Programs of one head read the same
+tokens at about the same time, so these come from memory once. Where programs are too few for a GPU, sequences are cut
+into pieces: a first launch computes what each piece adds, in a second a piece begins with what those before it added.
+Notation: `block_causal/__init__.py`.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import NamedTuple
+
 import torch
 import triton
-import triton.language as tl
 from torch import Tensor
 
-from lcpt_kernels.triton.block_causal.block_table import Blocks
-from lcpt_kernels.triton.block_causal.state_layout import Layout
+from lcpt_kernels.symmetric_features import PAIR
+from lcpt_kernels.triton.block_causal.problem import Problem
+from lcpt_kernels.triton.block_causal.state_walk import block_state_kernel
 from lcpt_kernels.triton.common import launch_configs
-from lcpt_kernels.triton.common.tile_io import (
-    GROUP,
-    PAIR,
-    head_rows,
-    load_block,
-    load_columns,
-    load_rows,
-    multiply,
-    store_rows,
-)
+from lcpt_kernels.triton.common.tensors import padded
+
+PROGRAMS = 264  # two for each of an H200's multiprocessors
+BLOCKS = 16  # of a piece at least
+Pair = tuple[Tensor | None, Tensor | None]  # a state's numerator and denominator
 
 
-def block_state(
-    x: Tensor,
-    y: Tensor,
-    log_factor: Tensor | None,
-    blocks: Blocks,
-    layout: Layout,
-    type: torch.dtype,
-    *,
-    heads: int,
-    past: int = 0,
-    delta: Tensor | None = None,
-    reciprocal: Tensor | None = None,
-    mass: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
-    """Return value_state [N, heads, F, Dv] in `type` and denom_state [N, heads, M] fp32, in the order of `layout`.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class States:
+    """What a walk of keys met at each block, with the queries' weights, and where it ended, without; of queries, the
+    gradients of what each block's keys add, and of the state before the first block."""
+
+    value: Tensor  # [N, Hkv, F, Dv], not kept [0, Hkv, F, Dv]
+    denom: Tensor  # [N, Hkv, M] fp32
+    value_end: Tensor  # [docs, Hkv, F, Dv] fp32, not asked for [0, Hkv, F, Dv]
+    denom_end: Tensor  # [docs, Hkv, M] fp32
+    through: Tensor | None  # [N, Hkv] fp32, as in `gate.py`, of queries with a gate
+
+
+class Rows(NamedTuple):
+    """What a walk sums: Σ factor φ(x) [y, z]ᵀ, of x [B, T, H, R] and y [B, T, H, Dv]."""
+
+    x: Tensor
+    y: Tensor
+    factor: Tensor | None  # [B, T, H] fp32; None: 1
+    z: Tensor | None  # [B, T, H] fp32; None: 1
+
+
+def states_at_block_starts(problem: Problem, before: Pair = (None, None), keep: bool = True) -> States:
+    """Return the states at each block's start, with the queries' weights, and with problem.keep_final_state those at
+    the last block's. before: [docs, Hkv, ·] fp32, those at the first block's, None: 0. Without keep, the end alone."""
+    p = problem
+    factor = None if p.gate_rev_cumsum is None else p.gate_rev_cumsum.exp()
+    return walk(p, Rows(p.b, p.state_v, factor, p.mass), before, keep=keep, end=p.keep_final_state)
+
+
+def state_gradients(
+    problem: Problem, do: Tensor, delta: Tensor, reciprocal: Tensor, d_end: Pair, met: States | None
+) -> States:
+    """Return the gradients of what each block adds to the state and, with problem.has_initial_state, of that before.
 
     Args:
-        x: [B, T, H, R], y: [B, T, H, Dv], of the tokens after the first `past`. Groups of H / heads heads are summed.
-        log_factor: [B, past + T, heads] fp32, the log of a factor of each token's y and z; None: 1.
-        delta, reciprocal: [B, T, H] fp32, for queries: z is delta, and y and z are multiplied by reciprocal, 1 / l.
-        mass: [B, T, heads] fp32, z of keys; None: 1.
+        do: [B, T, H, Dv]. delta, reciprocal: [B, T, H] fp32, δ and 1 / l.
+        d_end: [docs, Hkv, ·] fp32, the gradient of the final state, None: 0.
+        met: with a gate, what `states_at_block_starts` returned.
     """
-    tokens, width = x.shape[1], y.shape[3]
-    value_state = torch.empty(blocks.count, heads, layout.features, width, dtype=type, device=x.device)
-    denom_state = torch.empty(blocks.count, heads, layout.denom_elements, dtype=torch.float32, device=x.device)
-    shared = dict(
-        x=x,
-        x_strides=x.stride()[:3],
-        y=y,
-        y_strides=y.stride()[:3],
-        reciprocal=reciprocal,
-        log_factor=log_factor,
-        value_state=value_state,
-        blocks=blocks.table,
-        tokens=tokens,
-        past=past,
-        group=x.shape[2] // heads,
-        R=layout.size,
-        F=layout.features,
-        DV=width,
-        DV_PAD=max(16, triton.next_power_of_2(width)),
-        GATED=log_factor is not None,
-        QUERIES=reciprocal is not None,
-    )
-    if layout.pairs:
-        tiles = launch_configs.tiles("block_state", width, y.dtype)
-        pieces = triton.cdiv(layout.pairs, tiles["PAIRS"])
-        block_state_kernel[(blocks.count * pieces, heads)](
-            **shared, pair_table=layout.table(x.device), pieces=pieces, NUMBER=layout.pairs, **tiles
+    p = problem
+    factor = reciprocal
+    if p.gate_cumsum is not None:
+        gates = p.gate_cumsum[:, p.past :].sum(-1).exp()
+        factor = (reciprocal.unflatten(2, (gates.shape[2], -1)) * gates[..., None]).flatten(2)
+    return walk(p, Rows(p.a, do, factor, delta), d_end, queries=True, keep=True, end=p.has_initial_state, met=met)
+
+
+def walk(
+    problem: Problem,
+    rows: Rows,
+    start: Pair,
+    *,
+    queries: bool = False,
+    keep: bool,
+    end: bool,
+    met: States | None = None,
+) -> States:
+    """Start the kernel: once for the pairs of groups, once for x itself and 1, of what the layout has."""
+    p, layout, x, y = problem, problem.layout, rows.x, rows.y
+    heads, width = p.v.shape[2], y.shape[3]
+    blocks = p.blocks if queries else p.state_blocks
+    block_rows = blocks.size if queries or not p.summaries else p.summaries
+
+    def empty(number: int, type: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
+        return (
+            x.new_empty(number, heads, layout.features, width, dtype=type),
+            x.new_empty(number, heads, layout.denom_elements, dtype=torch.float32),
         )
-    pieces = triton.cdiv(layout.size, layout.tile)
-    block_state_rest_kernel[(blocks.count * pieces, heads)](
-        **shared,
-        delta=delta,
-        mass=mass,
-        denom_state=denom_state,
-        pieces=pieces,
-        FT=layout.tile,
-        M=layout.denom_elements,
-        SQUARED=layout.pairs > 0,
-        LINEAR=layout.linear,
-        CONSTANT=layout.constant,
-        MASS=mass is not None,
-        **launch_configs.tiles("block_state_rest", layout.tile, y.dtype),
-    )
-    return value_state, denom_state
 
-
-@triton.jit(do_not_specialize=["tokens", "past", "group", "pieces"])
-def block_state_kernel(
-    x,
-    x_strides,  # [B, T, H, R]
-    y,
-    y_strides,  # [B, T, H, DV]
-    reciprocal,  # [B, T, H]
-    log_factor,  # [B, past + T, heads]
-    value_state,  # [N, heads, F, DV]
-    blocks,  # [N, 5]
-    pair_table,  # [2, NUMBER]
-    tokens,
-    past,
-    group,
-    pieces,
-    R: tl.constexpr,
-    F: tl.constexpr,
-    DV: tl.constexpr,
-    DV_PAD: tl.constexpr,
-    GATED: tl.constexpr,
-    QUERIES: tl.constexpr,
-    NUMBER: tl.constexpr,
-    PAIRS: tl.constexpr,
-    BT: tl.constexpr,
-):
-    block, head = tl.program_id(0) // pieces, tl.program_id(1)
-    heads = tl.num_programs(1)
-    TYPE: tl.constexpr = tl.float32 if y.dtype.element_ty == tl.float32 else tl.bfloat16
-    batch, first, stop, begin, end = load_block(blocks, block)
-    pair = tl.program_id(0) % pieces * PAIRS + tl.arange(0, PAIRS)
-    coordinate = tl.arange(0, GROUP)[None, :]
-    i = tl.load(pair_table + pair, mask=pair < NUMBER, other=0)[:, None] * GROUP + coordinate  # [PAIRS, 8]
-    j = tl.load(pair_table + NUMBER + pair, mask=pair < NUMBER, other=0)[:, None] * GROUP + coordinate
-    acc = tl.zeros((PAIRS * PAIR, DV_PAD), tl.float32)
-    x, y = head_rows(x, x_strides, batch, head * group), head_rows(y, y_strides, batch, head * group)
-    for h in range(0, group):
-        for t in range(first, stop, BT):
-            rows = t + tl.arange(0, BT)
-            inside = (rows < stop) & (rows >= past)
-            # Features as rows: the product needs no transposed operand.
-            at = x + (rows - past).to(tl.int64)[None, None, :] * x_strides[1]
-            x_i = tl.load(at + i[:, :, None], mask=inside[None, None, :], other=0.0)  # [PAIRS, 8, BT]
-            x_j = tl.load(at + j[:, :, None], mask=inside[None, None, :], other=0.0)
-            phi = tl.reshape(multiply(x_i[:, :, None, :], x_j[:, None, :, :], TYPE), (PAIRS * PAIR, BT))
-            y_rows = load_rows(y, rows - past, y_strides[1], inside, DV, DV_PAD)  # [BT, DV]
-            if QUERIES:
-                at = (batch * tokens + rows - past) * (heads * group) + head * group + h
-                y_rows = y_rows.to(tl.float32) * tl.load(reciprocal + at, mask=inside, other=0.0)[:, None]
-            if GATED:
-                at = (batch * (tokens + past) + rows) * heads + head
-                factor = tl.exp(tl.load(log_factor + at, mask=inside, other=0.0))
-                y_rows = y_rows.to(tl.float32) * factor[:, None]
-            acc = tl.dot(phi, y_rows.to(TYPE), acc, input_precision="ieee")  # [64 PAIRS, BT] @ [BT, DV]
-        x += x_strides[2]
-        y += y_strides[2]
-    features = tl.program_id(0) % pieces * (PAIRS * PAIR) + tl.arange(0, PAIRS * PAIR)
-    out = value_state + (block.to(tl.int64) * heads + head) * (F * DV)
-    store_rows(out, features, DV, features < NUMBER * PAIR, acc, DV, DV_PAD)
-
-
-@triton.jit(do_not_specialize=["tokens", "past", "group", "pieces"])
-def block_state_rest_kernel(
-    x,
-    x_strides,  # [B, T, H, R]
-    y,
-    y_strides,  # [B, T, H, DV]
-    delta,
-    reciprocal,  # [B, T, H]
-    log_factor,  # [B, past + T, heads]
-    mass,  # [B, past + T, heads]
-    value_state,  # [N, heads, F, DV]: its last rows, Σ x yᵀ and Σ y
-    denom_state,  # [N, heads, M]: Σ x xᵀ z, Σ x z, Σ z
-    blocks,  # [N, 5]
-    tokens,
-    past,
-    group,
-    pieces,
-    R: tl.constexpr,
-    FT: tl.constexpr,
-    F: tl.constexpr,
-    M: tl.constexpr,
-    DV: tl.constexpr,
-    DV_PAD: tl.constexpr,
-    SQUARED: tl.constexpr,
-    LINEAR: tl.constexpr,
-    CONSTANT: tl.constexpr,
-    MASS: tl.constexpr,
-    GATED: tl.constexpr,
-    QUERIES: tl.constexpr,
-    BT: tl.constexpr,
-):
-    block, head = tl.program_id(0) // pieces, tl.program_id(1)
-    start = tl.program_id(0) % pieces * FT  # of x's coordinates; where there are pairs, FT holds all of them
-    heads = tl.num_programs(1)
-    TYPE: tl.constexpr = tl.float32 if y.dtype.element_ty == tl.float32 else tl.bfloat16
-    batch, first, stop, begin, end = load_block(blocks, block)
-    gram = tl.zeros((FT, FT), tl.float32)
-    x_sum = tl.zeros((FT,), tl.float32)
-    z_sum = tl.zeros((BT,), tl.float32)
-    if LINEAR:
-        x_y = tl.zeros((FT, DV_PAD), tl.float32)
-    if CONSTANT:
-        y_sum = tl.zeros((DV_PAD,), tl.float32)
-    x, y = head_rows(x, x_strides, batch, head * group), head_rows(y, y_strides, batch, head * group)
-    for h in range(0, group):
-        for t in range(first, stop, BT):
-            rows = t + tl.arange(0, BT)
-            inside = (rows < stop) & (rows >= past)
-            x_rows = load_columns(x, rows - past, x_strides[1], inside, start, R, FT)  # [BT, FT]
-            factor = tl.where(inside, 1.0, 0.0)
-            if GATED:
-                at = (batch * (tokens + past) + rows) * heads + head
-                factor *= tl.exp(tl.load(log_factor + at, mask=inside, other=0.0))
-            z_rows = factor
-            if MASS:
-                at = (batch * (tokens + past) + rows) * heads + head
-                z_rows = factor * tl.load(mass + at, mask=inside, other=0.0)
-            if QUERIES:
-                at = (batch * tokens + rows - past) * (heads * group) + head * group + h
-                factor *= tl.load(reciprocal + at, mask=inside, other=0.0)
-                z_rows = factor * tl.load(delta + at, mask=inside, other=0.0)
-            x_z = x_rows.to(tl.float32) * z_rows[:, None]
-            if SQUARED:
-                gram = tl.dot(tl.trans(x_rows.to(TYPE)), x_z.to(TYPE), gram, input_precision="ieee")
-            x_sum += tl.sum(x_z, axis=0)
-            z_sum += z_rows
-            if LINEAR or CONSTANT:
-                y_rows = load_rows(y, rows - past, y_strides[1], inside, DV, DV_PAD).to(tl.float32)
-                y_rows *= factor[:, None]  # [BT, DV]
-                if LINEAR:
-                    x_y = tl.dot(tl.trans(x_rows.to(TYPE)), y_rows.to(TYPE), x_y, input_precision="ieee")
-                if CONSTANT:
-                    y_sum += tl.sum(y_rows, axis=0)
-        x += x_strides[2]
-        y += y_strides[2]
-    slot = block.to(tl.int64) * heads + head
-    coordinates, columns = start + tl.arange(0, FT), tl.arange(0, DV_PAD)
-    if SQUARED:
-        store_rows(denom_state + slot * M, coordinates, R, coordinates < R, gram, R, FT)
-    tl.store(denom_state + slot * M + (M - 1 - R) + coordinates, x_sum, mask=coordinates < R)
-    tl.store(denom_state + slot * M + (M - 1), tl.sum(z_sum, axis=0), mask=start == 0)
-    out = value_state + slot * (F * DV)
-    if CONSTANT:
-        tl.store(
-            out + (F - 1) * DV + columns, y_sum.to(value_state.dtype.element_ty), mask=(columns < DV) & (start == 0)
+    value, denom = empty(blocks.count if keep else 0, p.state_type)
+    value_end, denom_end = empty(len(blocks.documents) if end else 0)
+    gated = p.log_decay is not None
+    tiles = launch_configs.tiles("block_state_gated" if gated else "block_state", width, y.dtype)
+    tiles["BT"] = min(tiles["BT"], padded(block_rows))
+    c0, c1, c2 = layout.coefficients
+    through = []
+    rest = layout.size * layout.linear + layout.constant
+    for squares, number in ((True, layout.pairs), (False, triton.cdiv(rest, PAIR))):
+        if number == 0:
+            continue
+        programs = len(blocks.documents) * number * heads
+        pieces = number_of_pieces(programs, blocks.count // max(1, len(blocks.documents)))
+        if queries and gated:
+            through.append(x.new_zeros(blocks.count, heads, number, dtype=torch.float32))
+        arguments: dict = dict(
+            x=x,
+            x_strides=x.stride()[:3],
+            y=y,
+            y_strides=y.stride()[:3],
+            factor=rows.factor,
+            z=rows.z,
+            log_decay=p.log_decay,
+            value_start=None,
+            denom_start=None,
+            value_met=None,
+            denom_met=None,
+            value_state=value,
+            denom_state=denom,
+            value_end=None,
+            denom_end=None,
+            value_part=None,
+            denom_part=None,
+            part_decay=None,
+            through=None,
+            blocks=blocks.table,
+            documents=blocks.documents,
+            pair_table=layout.table(x.device),
+            tokens=x.shape[1],
+            past=p.past if queries else 0,
+            group=x.shape[2] // heads,
+            block_rows=block_rows,
+            tiles=number,
+            kept=0,
+            c0=float(c0),
+            c1=float(c1),
+            c2=float(c2),
+            R=layout.size,
+            F=layout.features,
+            M=layout.denom_elements,
+            DV=width,
+            DV_PAD=padded(width),
+            PAIRS=layout.pairs,
+            LINEAR=layout.linear,
+            CONSTANT=layout.constant,
+            SQUARES=squares,
+            LOCAL_BLOCKS=p.local_blocks,
+            Z=rows.z is not None,
+            FACTOR=rows.factor is not None,
+            GATED=gated,
+            QUERIES=queries,
+            START=False,
+            END=False,
+            PARTS=False,
+            AFTER_PARTS=False,
+            STEPS=triton.cdiv(block_rows, tiles["BT"]),
+            STAGES=tiles["num_stages"],
+            **tiles,
         )
-    if LINEAR:
-        out += (F - CONSTANT - R) * DV
-        store_rows(out, coordinates, DV, coordinates < R, x_y, DV, DV_PAD)
+        grid = (len(blocks.documents) * number, heads, pieces)
+        if pieces > 1:
+            value_part, denom_part = empty(len(blocks.documents) * pieces)
+            part_decay = x.new_empty(len(blocks.documents), pieces, heads, dtype=torch.float32)
+            parts = dict(value_part=value_part, denom_part=denom_part, part_decay=part_decay)
+            block_state_kernel[grid](**arguments | parts | dict(PARTS=True))
+            arguments |= parts | dict(AFTER_PARTS=True)
+        arguments |= dict(value_start=start[0], denom_start=start[1], START=start[0] is not None)
+        arguments |= dict(value_end=value_end, denom_end=denom_end, END=end, kept=int(keep))
+        if met is not None:
+            arguments |= dict(value_met=met.value, denom_met=met.denom, through=through[-1])
+        block_state_kernel[grid](**arguments)
+    return States(
+        value=value,
+        denom=denom,
+        value_end=value_end,
+        denom_end=denom_end,
+        through=torch.cat(through, 2).sum(2) if through else None,
+    )
+
+
+def number_of_pieces(programs: int, blocks: int) -> int:
+    """Return how many pieces the `blocks` of a sequence are cut into: 1 where `programs` fill an H200 half. All but the
+    last piece are walked through twice, and the first time all start with 0, so two pieces would gain nothing."""
+    pieces = min(PROGRAMS // max(1, programs), blocks // BLOCKS)
+    return pieces if pieces > 2 else 1

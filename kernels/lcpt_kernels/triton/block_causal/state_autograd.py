@@ -1,8 +1,10 @@
 """The state of a sequence without its output, in Triton: the first of two passes with an exchange of states between.
 
-    forward   block_state → scan, of which only the end is kept: the output pass scans again, from the state before
-    backward  scan_backward of the end's gradient, added to that of what blocks added → block_backward_dv
-              with a gate block_state → scan again, for what of the state goes through every block
+    forward   state, of which only the end is kept: the output pass walks again, from the state before
+    backward  Λ … Λ dS_N, added to the gradient of what blocks added, which the output pass has → block_backward_dv
+              with a gate the states again, for what of dS_N goes through every block
+
+The gradient of what blocks add needs something that it is the gradient of: two tensors of one element's memory.
 
 Notation: `block_causal/__init__.py`.
 """
@@ -11,20 +13,19 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from lcpt_kernels.derivatives import no_second_derivative
 from lcpt_kernels.triton.block_causal.autograd import (
     NAME,
     Call,
-    additions,
     empty_additions,
-    scan_states,
-    states_at_block_starts,
 )
 from lcpt_kernels.triton.block_causal.backward_dv import block_backward_dv_state
 from lcpt_kernels.triton.block_causal.gate import state_gate_gradient
 from lcpt_kernels.triton.block_causal.local_weights import LocalWeight
-from lcpt_kernels.triton.block_causal.scan import scan_backward
+from lcpt_kernels.triton.block_causal.problem import Problem
+from lcpt_kernels.triton.block_causal.state import States, states_at_block_starts
 from lcpt_kernels.triton.block_causal.state_layout import to_common, to_common_backward
 from lcpt_kernels.triton.common.tensors import on_device_of, trimmed_rows
 
@@ -70,14 +71,11 @@ def call_of(v, b, state_v, mass, log_gate, past, summaries, coefficients, block_
     schema=f"({ARGUMENTS}) -> (Tensor value_added, Tensor denom_added, Tensor end)",
 )
 def forward(*arguments):
-    """Return what blocks add to the state, as `additions` does, and S [B, Hkv, F, Dv + 1] fp32 after the keys."""
+    """Return what stands for the blocks' additions to the state, and S [B, Hkv, F, Dv + 1] fp32 after the keys."""
     call = call_of(*arguments)
     with on_device_of(call.v):
-        problem = call.problem()
-        added = additions(problem)
-        value_end, denom_end = scan_states(problem, added, (None, None), (None, None))
-        assert value_end is not None and denom_end is not None
-        return *added, to_common(value_end, denom_end, call.layout, call.sketch)
+        end = states_at_block_starts(call.problem(), keep=False)
+        return *empty_additions(call), to_common(end.value_end, end.denom_end, call.layout, call.sketch)
 
 
 @forward.register_fake
@@ -101,31 +99,54 @@ def backward(d_value_added, d_denom_added, d_end, *arguments):
 
 def _backward(call: Call, d_added: tuple[Tensor, Tensor], d_end: Tensor) -> tuple[Tensor | None, ...]:
     p = call.problem()
-    met = (None, None) if p.log_decay is None else states_at_block_starts(p, None, None)[:2]
-    d_total, through = [], torch.zeros(p.blocks.count, p.v.shape[2], device=p.v.device)
-    for d_x, d_x_end, weights, x_met in zip(
-        d_added,
-        to_common_backward(d_end, p.layout, call.sketch),
-        p.layout.weights(p.v.device),
-        met,
-        strict=True,
-    ):
-        total = torch.zeros_like(d_x, memory_format=torch.contiguous_format)
-        _, x_through = scan_backward(
-            total, weights, p.log_decay, p.blocks, p.local_blocks, d_end=d_x_end, keep_before=False, met=x_met
-        )
-        d_total.append(total.add_(d_x))
-        if x_through is not None:
-            through += x_through
+    d_ends = to_common_backward(d_end, p.layout, call.sketch)
+    after = decay_to_the_end(p, batch=call.v.shape[0])  # [B, n, Hkv]
+    # dx_n = Λ_{n+1} … dS_N; the last blocks' keys reach no state.
+    factor = pad(after[:, 1:], (0, 0, 0, 1))
+    factor[:, max(0, factor.shape[1] - p.local_blocks) :] = 0
+    d_total = [plus_scaled(d_x, factor, d_x_end) for d_x, d_x_end in zip(d_added, d_ends, strict=True)]
     gradients = block_backward_dv_state(p, *d_total)
     d_mass = d_log_gate = None
     if call.mass is not None and gradients.mass is not None:
         d_mass = gradients.mass.to(call.mass.dtype)
     if call.log_gate is not None:
+        through = through_blocks(p, states_at_block_starts(p), after, d_ends)
         d_log_gate = state_gate_gradient(gradients.dgate_state, through, p.blocks, p.past, call.v.shape[1]).to(
             call.log_gate.dtype
         )
     return gradients.v, trimmed_rows(gradients.b, call.sketch), gradients.state_v, d_mass, d_log_gate
+
+
+def decay_to_the_end(problem: Problem, batch: int) -> Tensor:
+    """Return what of the state at each block's start is left at the last block's, [B, n, Hkv] fp32."""
+    p = problem
+    if p.log_decay is None:
+        return torch.ones(batch, p.blocks.count // batch, p.v.shape[2], device=p.v.device)
+    log_decay = p.log_decay.double().unflatten(0, (batch, -1))
+    log_decay[:, -1] = 0
+    return log_decay.flip(1).cumsum(1).flip(1).exp().float()
+
+
+def plus_scaled(x: Tensor, factor: Tensor, x_end: Tensor) -> Tensor:
+    """Return x [N, Hkv, ·] + factor [B, n, Hkv] · x_end [B, Hkv, ·]."""
+    blocks = x.unflatten(0, factor.shape[:2])
+    factor = factor.view(*factor.shape, *[1] * (x.ndim - 2))
+    return torch.addcmul(blocks, factor.to(x.dtype), x_end[:, None].to(x.dtype)).flatten(0, 1)
+
+
+def through_blocks(problem: Problem, met: States, after: Tensor, d_ends: tuple[Tensor, Tensor]) -> Tensor:
+    """Return of each block the product of what of the state goes through it and its gradient, [N, Hkv] fp32: S_n, or of
+    two local blocks S_{n+1}; of a sequence's last block, its own state."""
+    p, sums = problem, torch.zeros_like(after)
+    for x, d_x_end, weight in zip((met.value, met.denom), d_ends, p.layout.weights(p.v.device), strict=True):
+        weight = weight.view(-1, *[1] * (x.ndim - 3))
+        states = torch.where(weight == 0, 0.0, x.float())  # what no query reads is not set
+        d_states = d_x_end / torch.where(weight == 0, 1.0, weight)
+        sums += torch.einsum("bnhf,bhf->bnh", states.unflatten(0, after.shape[:2]).flatten(3), d_states.flatten(2))
+    sums *= after
+    if p.local_blocks == 2:
+        sums = torch.cat((sums[:, 1:], sums[:, -1:]), dim=1)
+    return sums.flatten(0, 1)
 
 
 @backward.register_fake

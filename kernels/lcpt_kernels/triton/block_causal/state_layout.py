@@ -1,8 +1,8 @@
 """The order of a state's features in memory, and its conversion to that of `symmetric_features.py`.
 
 x⊗x is cut into pairs (I, J) of groups of 8 coordinates, I ≤ J, of 64 features each. x itself and 1 follow, where their
-coefficients are not 0. A state sums features without weights; the scan multiplies it by the weights of the queries'
-side: c₂, or 2 c₂ where I < J, c₁ and c₀.
+coefficients are not 0. A state sums features without weights; where it is written (`state_walk.py`) it is
+multiplied by the weights of the queries' side: c₂, or 2 c₂ where I < J, c₁ and c₀.
 """
 
 from __future__ import annotations

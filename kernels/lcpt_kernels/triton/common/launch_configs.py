@@ -6,8 +6,6 @@ Constants of the tiles:
     BT          tokens
     BH          heads
     BR          summaries of a block
-    PAIRS       tiles of 64 features
-    B           elements of a state
     BV          logits of a row
     BC          columns of a row
     DT          coordinates of x
@@ -23,12 +21,12 @@ sm_90. Nothing depends on the number of tokens.
 The sizes were chosen by compiling (`report/`), with Triton 3.6.0 (that of PyTorch 2.11) first, and 3.7.1: no spills, no
 serialised wgmma, no hazards, two blocks per multiprocessor where they fit. They have not been timed on a GPU. A loop
 that computes the left operand of a wgmma has one stage: in a pipelined loop, ptxas before 13.3 may overwrite that
-operand too early (`report/sass.py`). Two blocks of 8 warps fit if each thread has at most 128 registers; 3.6.0 needs
-the cap.
+operand too early (`report/sass.py`). That of block_state has three, since it waits for its products in each step. Two
+blocks of 8 warps fit if each thread has at most 128 registers; 3.6.0 needs the cap.
 
 On sm_100 nothing is pipelined. Triton 3.6.0 and 3.7.1 pipeline products wrongly there if two of them share an
 accumulator (issue 10821; pooling, sketch and feature-map backward are similar), or if one reads an accumulator that is
-scaled in each step (pull request 10993; no kernel here does). Both need two stages or more.
+scaled in each step (pull request 10993; block_state with a gate). Both need two stages or more.
 """
 
 from __future__ import annotations
@@ -40,9 +38,8 @@ import torch
 from lcpt_kernels.log import log_once
 
 NAMES = {
-    "scan": ("B",),
-    "block_state": ("PAIRS", "BT"),
-    "block_state_rest": ("BT",),
+    "block_state": ("BT",),
+    "block_state_gated": ("BT",),
     "block_forward": ("BM", "BN"),
     "block_forward_gated": ("BM", "BN"),
     "block_backward_dq": ("BM", "BN"),
@@ -74,9 +71,9 @@ NAMES = {
 Columns = dict[int, tuple[int, ...]]  # the width of tensors up to which an entry holds -> sizes, in the order of NAMES
 
 TABLE: dict[str, Columns] = {  # tiles, then warps, stages and, where registers are capped on sm_90, maxnreg
-    "scan": {2**18: (128, 1, 1), 2**62: (512, 4, 1)},  # by the elements of all states of one block
-    "block_state": {64: (2, 64, 8, 1), 128: (2, 64, 8, 1), 256: (1, 32, 8, 1)},
-    "block_state_rest": {16: (64, 4, 1, 128), 64: (64, 4, 1)},  # by the coordinates that a program holds
+    # Three stages: a step's rows are loaded while the step before is computed.
+    "block_state": {64: (128, 4, 3), 128: (64, 4, 3), 256: (32, 8, 3)},
+    "block_state_gated": {64: (64, 4, 3), 128: (64, 8, 3), 256: (32, 8, 3)},
     "block_forward_gated": {64: (128, 32, 8, 2, 128), 128: (128, 64, 8, 2), 256: (64, 32, 8, 2)},
     "block_forward": {64: (128, 64, 8, 2, 128), 128: (128, 64, 8, 2), 256: (64, 32, 8, 2)},
     "block_backward_dq_gated": {64: (128, 32, 8, 2), 128: (128, 32, 8, 2), 256: (64, 32, 8, 2)},
@@ -120,8 +117,8 @@ TABLE: dict[str, Columns] = {  # tiles, then warps, stages and, where registers 
     },
 }
 FP32: dict[str, Columns] = {
-    "block_state": {256: (1, 32, 8, 1)},
-    "block_state_rest": {256: (32, 4, 1)},
+    "block_state": {256: (32, 8, 1)},
+    "block_state_gated": {256: (32, 8, 1)},
     "block_forward": {256: (32, 32, 4, 1)},
     "block_forward_gated": {256: (32, 32, 4, 1)},
     "block_backward_dq": {256: (32, 32, 8, 1)},
@@ -143,8 +140,7 @@ FP32: dict[str, Columns] = {
 }
 DIFFERENT: dict[str, dict[str, Columns]] = {
     "sm_80": {
-        "block_state": {128: (2, 32, 8, 2)},
-        "block_state_rest": {64: (64, 4, 2)},
+        "block_state": {64: (64, 4, 3)},
         "block_forward": {128: (64, 32, 8, 2)},
         "block_forward_gated": {128: (64, 32, 8, 2)},
         "block_backward_dv": {128: (32, 64, 8, 2)},
@@ -164,6 +160,7 @@ DIFFERENT: dict[str, dict[str, Columns]] = {
         "feature_map_backward": {64: (32, 32, 64, 4, 2), 128: (32, 32, 32, 8, 2)},
     },
     "gfx942": {
+        "block_state": {64: (64, 4, 3)},
         "block_forward": {128: (128, 32, 8, 2)},
         "block_forward_gated": {128: (128, 32, 8, 2)},
         "block_backward_dq": {64: (64, 32, 4, 1), 128: (64, 32, 4, 1)},

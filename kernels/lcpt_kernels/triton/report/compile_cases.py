@@ -25,6 +25,7 @@ from lcpt_kernels.triton.interval import sparse as in_intervals
 from lcpt_kernels.visibility import VisibleRange
 
 BLOCK, SUMMARIES, TOKENS = 256, 32, 512
+LONG = 48 * BLOCK  # walked through in pieces
 SETTINGS: tuple[dict[str, Any], ...] = (  # the most telling first; features: the width of a sketch, or m
     {"of": "squared", "head_dim": 64, "features": 32},
     {"of": "squared", "head_dim": 128, "features": 32},
@@ -49,6 +50,9 @@ SETTINGS: tuple[dict[str, Any], ...] = (  # the most telling first; features: th
     {"of": "flurka", "head_dim": 64, "features": 16},
     {"of": "flurka", "head_dim": 128, "features": 128},
     {"of": "flurka", "head_dim": 64, "features": 256, "gated": True},
+    {"of": "squared", "head_dim": 64, "features": 32, "tokens": LONG},
+    {"of": "squared", "head_dim": 64, "features": 32, "gated": True, "tokens": LONG},
+    {"of": "feature", "head_dim": 64, "features": 256, "tokens": LONG},
     {"of": "squared", "head_dim": 64, "features": 32, "two_passes": True},
     {"of": "squared", "head_dim": 128, "features": 32, "two_passes": True},
     {"of": "squared", "head_dim": 64, "features": 32, "gated": True, "local_blocks": 2, "two_passes": True},

@@ -42,7 +42,7 @@ TYPES = {
     torch.int64: "i64",
     torch.bool: "i1",
 }
-TILES = ("B", "BC", "BF", "BT", "BH", "BR", "DT", "BM", "BN", "BV", "STEPS", "NETWORKS", "PROGRAMS")
+TILES = ("BC", "BF", "BT", "BH", "BR", "DT", "BM", "BN", "BV", "STEPS", "NETWORKS", "PROGRAMS")
 SIZES = (*TILES, "num_warps", "num_stages", "maxnreg")
 
 
