@@ -53,6 +53,7 @@ def small_tiles(monkeypatch):
         "block_backward_dq",
         "block_backward_dq_gated",
         "block_backward_dv",
+        "block_backward_dv_gated",
         "block_backward_dv_summaries",
         "block_backward_dk",
         "interval_forward",

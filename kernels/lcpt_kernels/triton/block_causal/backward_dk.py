@@ -72,6 +72,7 @@ def block_backward_dk_kernel(
     c0,
     c1,
     c2,
+    H: tl.constexpr,
     D: tl.constexpr,
     D_PAD: tl.constexpr,
     DV: tl.constexpr,
@@ -85,7 +86,6 @@ def block_backward_dk_kernel(
 ):
     block, head = tl.program_id(0) // pieces, tl.program_id(1)
     key_heads = tl.num_programs(1)
-    heads = key_heads * group
     TYPE: tl.constexpr = tl.float32 if v.dtype.element_ty == tl.float32 else tl.bfloat16
     batch, first, stop, begin, end = load_block(blocks, block)
     lowest = first + tl.program_id(0) % pieces * BN
@@ -106,17 +106,19 @@ def block_backward_dk_kernel(
         for m in range(tl.maximum(lowest, past), last, BM):
             t = m + tl.arange(0, BM)
             q_rows = load_rows(q, t - past, q_strides[1], t < last, D, D_PAD)  # [BM, D]
-            query = (batch * tokens + t - past) * heads + head * group + h
+            first_query = (batch * tokens + m - past) * H + head * group + h
+            query = tl.arange(0, BM) * H
             do_rows = load_rows(do, t - past, do_strides[1], t < last, DV, DV_PAD)  # [BM, DV]
-            delta_rows = tl.load(delta + query, mask=t < last, other=0.0)  # [BM]
-            m_i = load_row_max(row_max, query, t < last, WEIGHT)
+            delta_rows = tl.load(delta + first_query + query, mask=t < last, other=0.0)  # [BM]
+            m_i = load_row_max(row_max, first_query + query, t < last, WEIGHT)
             g_t, t_rest = load_gate_cumsum(gate_cumsum, gates, t, key_heads, t < last, GATED)
             g_t += tl.where(t >= stop, g_block, 0.0)
             t_rest += tl.where(t >= stop, block_rest, 0.0)
             log_decay = (g_t[None, :] - g[:, None]) + (t_rest[None, :] - g_rest[:, None])
             w, slope = weights_and_slopes(  # [BN, BM]
                 scores(k_rows, q_rows, scale),
-                s[:, None] <= t[None, :],
+                (s - m)[:, None] <= tl.arange(0, BM)[None, :],  # s <= t, as comparisons with constants
+                m < lowest + BN,
                 log_decay,
                 m_i[None, :],
                 shift,
@@ -128,7 +130,7 @@ def block_backward_dk_kernel(
                 GATED,
             )
             dw = tl.dot(v_rows, tl.trans(do_rows), input_precision="ieee") + delta_rows[None, :]
-            dw *= tl.load(reciprocal + query, mask=t < last, other=0.0)[None, :]
+            dw *= tl.load(reciprocal + first_query + query, mask=t < last, other=0.0)[None, :]
             if GATED:
                 dgate_local_rows += tl.sum(w * dw, axis=1)
             ds = (slope * dw).to(TYPE)

@@ -223,7 +223,8 @@ def block_backward_dq_kernel(
         log_decay = (g[:, None] - g_s[None, :]) + (g_rest[:, None] - s_rest[None, :])
         w, slope = weights_and_slopes(
             scores(q_rows, k_rows, scale),
-            s[None, :] <= t[:, None],
+            tl.arange(0, BN)[None, :] <= (t - n)[:, None],  # s <= t, as comparisons with constants
+            n + BN > lowest,
             log_decay,
             m_i[:, None],
             shift,

@@ -125,6 +125,8 @@ def _through_state(
 
 def _launch(problem: Problem, rows: int, tiles_of: str = "block_backward_dv", **given) -> None:
     p = problem
+    if p.gate_cumsum is not None and tiles_of == "block_backward_dv":
+        tiles_of = "block_backward_dv_gated"
     tiles = launch_configs.tiles(tiles_of, p.width, p.type)
     pieces = triton.cdiv(rows, tiles["BN"])
     absent = dict(
@@ -176,6 +178,7 @@ def block_backward_dv_kernel(
     c0,
     c1,
     c2,
+    H: tl.constexpr,
     R: tl.constexpr,
     R_PAD: tl.constexpr,
     D: tl.constexpr,
@@ -200,7 +203,6 @@ def block_backward_dv_kernel(
 ):
     block, head = tl.program_id(0) // pieces, tl.program_id(1)
     key_heads = tl.num_programs(1)
-    heads = key_heads * group
     TYPE: tl.constexpr = tl.float32 if v.dtype.element_ty == tl.float32 else tl.bfloat16
     PRECISION: tl.constexpr = "ieee" if value_state.dtype.element_ty == TYPE else "tf32"
     batch, first, stop, begin, end = load_block(blocks, block)
@@ -283,16 +285,18 @@ def block_backward_dv_kernel(
             for m in range(tl.maximum(lowest, past), last, BM):
                 t = m + tl.arange(0, BM)
                 q_rows = load_rows(q, t - past, q_strides[1], t < last, D, D_PAD)  # [BM, D]
-                query = (batch * tokens + t - past) * heads + head * group + h
+                first_query = (batch * tokens + m - past) * H + head * group + h
+                query = tl.arange(0, BM) * H
                 do_rows = load_rows(do, t - past, do_strides[1], t < last, DV, DV_PAD)  # [BM, DV]
-                m_i = load_row_max(row_max, query, t < last, WEIGHT)
+                m_i = load_row_max(row_max, first_query + query, t < last, WEIGHT)
                 g_t, t_rest = load_gate_cumsum(gate_cumsum, gates, t, key_heads, t < last, GATED)
                 g_t += tl.where(t >= stop, g_block, 0.0)
                 t_rest += tl.where(t >= stop, block_rest, 0.0)
                 log_decay = (g_t[None, :] - g[:, None]) + (t_rest[None, :] - g_rest[:, None])
                 w, slope = weights_and_slopes(  # [BN, BM]
                     scores(k_rows, q_rows, scale),
-                    s[:, None] <= t[None, :],
+                    (s - m)[:, None] <= tl.arange(0, BM)[None, :],  # s <= t, as comparisons with constants
+                    m < lowest + BN,
                     log_decay,
                     m_i[None, :],
                     shift,
@@ -303,7 +307,7 @@ def block_backward_dv_kernel(
                     DEGREE,
                     GATED,
                 )
-                w *= tl.load(reciprocal + query, mask=t < last, other=0.0)[None, :]
+                w *= tl.load(reciprocal + first_query + query, mask=t < last, other=0.0)[None, :]
                 dv_rows = tl.dot(w.to(TYPE), do_rows.to(TYPE), dv_rows, input_precision="ieee")  # [BN, BM] @ [BM, DV]
             q += q_strides[2]
             do += do_strides[2]

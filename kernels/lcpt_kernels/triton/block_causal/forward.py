@@ -114,9 +114,10 @@ def block_forward_kernel(
     key_heads = heads // group
     TYPE: tl.constexpr = tl.float32 if v.dtype.element_ty == tl.float32 else tl.bfloat16
     batch, first, stop, begin, end = load_block(blocks, block)
-    t = first + tl.program_id(0) % pieces * BM + tl.arange(0, BM)
+    lowest = first + tl.program_id(0) % pieces * BM
+    t = lowest + tl.arange(0, BM)
     if not GATED:  # noqa: SIM102  whose registers are all in use: it would spill
-        if first + tl.program_id(0) % pieces * BM >= stop:  # beyond a short block, or beyond the last document
+        if lowest >= stop:  # beyond a short block, or beyond the last document
             return
     inside = (t < stop) & (t >= past)
     q, a = head_rows(q, q_strides, batch, head), head_rows(a, a_strides, batch, head)
@@ -168,7 +169,7 @@ def block_forward_kernel(
     # The local blocks, exactly.
     q_rows = load_rows(q, t - past, q_strides[1], inside, D, D_PAD)  # [BM, D]
     start = tl.maximum(begin, first - (LOCAL_BLOCKS - 1) * block_size)
-    last = tl.minimum(stop, first + (tl.program_id(0) % pieces + 1) * BM)
+    last = tl.minimum(stop, lowest + BM)
     g_before, before_rest = load_gate_cumsum(
         gate_cumsum, gates, first - 1, key_heads, start < first, GATED and LOCAL_BLOCKS == 2
     )
@@ -181,14 +182,18 @@ def block_forward_kernel(
         g_s -= tl.where(s < first, g_before, 0.0)
         s_rest -= tl.where(s < first, before_rest, 0.0)
         seen = s[None, :] <= t[:, None]
+        # last - BM is at most the first query, and takes no register of its own; a gate leaves none for the branch.
+        diagonal = True if GATED else n + BN > last - BM
         log_decay = (g[:, None] - g_s[None, :]) + (g_rest[:, None] - s_rest[None, :])
         if WEIGHT == EXPONENTIAL:
-            m_new = tl.maximum(m_i, tl.max(exponents(score, seen, log_decay, GATED), axis=1))
+            m_new = tl.maximum(m_i, tl.max(exponents(score, seen, diagonal, log_decay, GATED), axis=1))
             alpha = tl.exp(m_i - m_new)
             l_i *= alpha
             acc *= alpha[:, None]
             m_i = m_new
-        w, slope = weights_and_slopes(score, seen, log_decay, m_i[:, None], shift, c0, c1, c2, WEIGHT, DEGREE, GATED)
+        w, slope = weights_and_slopes(
+            score, seen, diagonal, log_decay, m_i[:, None], shift, c0, c1, c2, WEIGHT, DEGREE, GATED
+        )
         l_i += tl.sum(w, axis=1)
         acc = tl.dot(w.to(TYPE), v_rows.to(TYPE), acc, input_precision="ieee")  # [BM, BN] @ [BN, DV]
 

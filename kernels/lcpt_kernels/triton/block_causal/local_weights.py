@@ -36,15 +36,27 @@ def scores(x, y, scale):
 
 @triton.jit
 def weights_and_slopes(
-    s, seen, log_decay, m_i, shift, c0, c1, c2, WEIGHT: tl.constexpr, DEGREE: tl.constexpr, GATED: tl.constexpr
+    s,
+    seen,
+    diagonal,
+    log_decay,
+    m_i,
+    shift,
+    c0,
+    c1,
+    c2,
+    WEIGHT: tl.constexpr,
+    DEGREE: tl.constexpr,
+    GATED: tl.constexpr,
 ):
     """Return w(s) e^{log_decay − m_i} and its derivative by s, both 0 where the query does not see the key.
 
-    WEIGHT is a LocalWeight. m_i counts for EXPONENTIAL, shift and DEGREE for POWER, and c0, c1, c2 for QUADRATIC.
+    In a tile that is not `diagonal` every query sees every key, and nothing is masked. WEIGHT is a LocalWeight. m_i
+    counts for EXPONENTIAL, shift and DEGREE for POWER, and c0, c1, c2 for QUADRATIC.
     """
     # Where the query does not see the key, log_decay may be above 0.
     if WEIGHT == EXPONENTIAL:
-        weight = tl.exp(exponents(s, seen, log_decay, GATED) - m_i)
+        weight = tl.exp(exponents(s, seen, diagonal, log_decay, GATED) - m_i)
         return weight, weight
     if WEIGHT == QUADRATIC:
         weight = c0 + s * (c1 + c2 * s)
@@ -55,24 +67,30 @@ def weights_and_slopes(
     else:
         s += shift
         square = s * s
+        weight = square
         lower = s
         for _ in tl.static_range(DEGREE // 2 - 1):
+            weight *= square
             lower *= square
-        weight = lower * s
         slope = DEGREE * lower
     if GATED:
         decay = tl.exp(tl.minimum(log_decay, 0.0))
         weight *= decay
         slope *= decay
-    return tl.where(seen, weight, 0.0), tl.where(seen, slope, 0.0)
+    if diagonal:
+        weight = tl.where(seen, weight, 0.0)
+        slope = tl.where(seen, slope, 0.0)
+    return weight, slope
 
 
 @triton.jit
-def exponents(s, seen, log_decay, GATED: tl.constexpr):
+def exponents(s, seen, diagonal, log_decay, GATED: tl.constexpr):
     """Return s + log_decay where the query sees the key, else −∞."""
     if GATED:
         s += tl.minimum(log_decay, 0.0)
-    return tl.where(seen, s, float("-inf"))
+    if diagonal:
+        s = tl.where(seen, s, float("-inf"))
+    return s
 
 
 @triton.jit

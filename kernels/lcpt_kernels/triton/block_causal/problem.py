@@ -101,6 +101,7 @@ class Problem:
             c0=float(c0),
             c1=float(c1),
             c2=float(c2),
+            H=self.q.shape[2],
             R=R,
             R_PAD=padded(R),
             D=D,
