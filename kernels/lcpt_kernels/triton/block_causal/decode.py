@@ -310,11 +310,11 @@ def from_local_keys(
         if GATED:
             decay = tl.load(log_decay + decays + (s + 1).to(tl.int64) * decay_stride, mask=inside, other=0.0)
         if WEIGHT == EXPONENTIAL:
-            m_new = tl.maximum(m_i, tl.max(exponents(score, inside, decay, GATED), axis=0))
+            m_new = tl.maximum(m_i, tl.max(exponents(score, inside, True, decay, GATED), axis=0))
             acc *= tl.exp(m_i - m_new)
             l_i *= tl.exp(m_i - m_new)
             m_i = m_new
-        w, slope = weights_and_slopes(score, inside, decay, m_i, shift, c0, c1, c2, WEIGHT, DEGREE, GATED)
+        w, slope = weights_and_slopes(score, inside, True, decay, m_i, shift, c0, c1, c2, WEIGHT, DEGREE, GATED)
         l_i += tl.sum(w, axis=0)
         acc += tl.sum(w[:, None] * v_rows, axis=0)
     return acc, l_i, m_i
