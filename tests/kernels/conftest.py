@@ -1,56 +1,12 @@
-"""How a backend is held against the definition; and the process that runs the kernels in Triton's interpreter."""
-
-import os
-import subprocess
-import sys
-import tempfile
-from pathlib import Path
+"""How a backend is held against the definition."""
 
 import pytest
 import torch
 
-INTERPRETER = pytest.StashKey()
-ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}  # cores are shared
-
-
-def of_interpreter(item) -> bool:
-    return item.path.name == "test_triton.py"
-
 
 def pytest_collection_modifyitems(items):
-    items.sort(key=of_interpreter)  # to the end, the others as they were
-
-
-def pytest_collection_finish(session):
-    if session.config.option.collectonly or not any(map(of_interpreter, session.items)):
-        return
-    folder, output = Path(__file__).parent / "triton", tempfile.TemporaryFile("w+")  # noqa: SIM115  closed in pytest_sessionfinish
-    process = subprocess.Popen(
-        [sys.executable, "-m", "pytest", "-q", "--no-header", "-p", "no:cacheprovider", str(folder)],
-        cwd=folder.parents[2],
-        env=os.environ | ONE_THREAD | {"TRITON_INTERPRET": "1"},
-        stdout=output,
-        stderr=subprocess.STDOUT,
-        preexec_fn=lambda: os.nice(10),
-    )  # tests that wait for something go first
-    session.config.stash[INTERPRETER] = process, output
-
-
-def pytest_sessionfinish(session):
-    if INTERPRETER in session.config.stash:
-        process, output = session.config.stash[INTERPRETER]
-        process.kill()
-        process.wait()
-        output.close()
-
-
-@pytest.fixture
-def interpreter(request) -> tuple[int, str]:
-    """Exit code and output of the process, once it ends."""
-    process, output = request.config.stash[INTERPRETER]
-    code = process.wait()
-    output.seek(0)
-    return code, output.read()
+    """The interpreter's tests take longest, so they begin first (`--no-loadscope-reorder` keeps that order)."""
+    items.sort(key=lambda item: item.path.name != "test_triton.py")
 
 
 def relative_error(found: torch.Tensor, expected: torch.Tensor) -> float:
