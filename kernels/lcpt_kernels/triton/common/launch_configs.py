@@ -146,6 +146,7 @@ DIFFERENT: dict[str, dict[str, Columns]] = {
         "block_state": {64: (64, 4, 3)},
         "block_forward": {128: (64, 32, 8, 2)},
         "block_forward_gated": {128: (64, 32, 8, 2)},
+        "block_backward_dq": {128: (64, 32, 8, 1)},
         "block_backward_dv": {128: (32, 64, 8, 2)},
         "block_backward_dv_gated": {128: (32, 64, 8, 2)},
         "block_backward_dv_summaries": {128: (32, 64, 8, 2)},
@@ -160,11 +161,12 @@ DIFFERENT: dict[str, dict[str, Columns]] = {
     "sm_100": {
         "block_backward_dq": {128: (64, 32, 8, 1)},
         "block_backward_dq_gated": {128: (64, 32, 8, 1)},
+        "block_backward_dv": {64: (32, 64, 8, 1)},
         "learned_sketch_backward": {6144: (64, 2, 264, 4, 2)},
         "feature_map_backward": {64: (32, 32, 64, 4, 2), 128: (32, 32, 32, 8, 2)},
     },
     "gfx942": {
-        "block_state": {64: (64, 4, 3)},
+        "block_state": {64: (64, 4, 2)},
         "block_forward": {128: (128, 32, 8, 2)},
         "block_forward_gated": {128: (128, 32, 8, 2)},
         "block_backward_dq": {64: (64, 32, 4, 1), 128: (64, 32, 4, 1)},
