@@ -36,7 +36,9 @@ def rows(monkeypatch):
             return [row for row in rows if row["target"] == target][part::parts]
 
         monkeypatch.setattr(report, "rows", of_part)
-        monkeypatch.setattr("concurrent.futures.ProcessPoolExecutor", lambda n, mp_context: ThreadPoolExecutor(n))
+        monkeypatch.setattr(
+            "lcpt.commands.kernel_report.ProcessPoolExecutor", lambda n, mp_context: ThreadPoolExecutor(n)
+        )
 
     return tell
 
