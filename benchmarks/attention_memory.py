@@ -40,6 +40,17 @@ def main() -> int:
         print("error: --contexts and --heads are ≥ 1, --head-dim is even", file=sys.stderr)
         return 2
     rows: list[dict] = []
+
+    def write() -> None:
+        report = report_header(torch.device("cpu")) | {"rows": rows}
+        replace_text(Path(args.output), json.dumps(report, indent=1) + "\n")
+
+    try:
+        Path(args.output).parent.mkdir(parents=True, exist_ok=True)
+        write()
+    except OSError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
     print(f"one layer, {args.heads} heads of {args.head_dim}, one sequence, bf16, forward + backward")
     print(f"{'context':>8} {'kind':13}{'peak MB':>9}{'times softmax':>15}{'times FlashAttention-2':>24}")
     for context in args.contexts:
@@ -51,8 +62,7 @@ def main() -> int:
                 f"{row['times_flash_2']:24.2f}",
                 flush=True,
             )
-            report = report_header(torch.device("cpu")) | {"rows": rows}
-            replace_text(Path(args.output), json.dumps(report, indent=1) + "\n")
+            write()
     return 0
 
 

@@ -52,5 +52,6 @@ def test_rows_and_the_committed_figures(call_program, tmp_path):
 
 
 def test_bad_input_is_one_line(call_program, tmp_path):
-    code, _, err = call_program("benchmarks/attention_memory.py", "--heads", 0, "--output", tmp_path / "out.json")
-    assert code == 2 and err.startswith("error: ") and err.count("\n") == 1
+    for arguments in (["--heads", 0, "--output", tmp_path / "out.json"], ["--output", "/proc/none/out.json"]):
+        code, _, err = call_program("benchmarks/attention_memory.py", *arguments)
+        assert code == 2 and err.startswith("error: ") and err.count("\n") == 1

@@ -67,10 +67,9 @@ class Call:
     mass: Tensor | None
     log_gate: Tensor | None
     initial: Tensor | None
-    value_added: Tensor | None  # [N, Hkv, F, Dv] and
-    denom_added: (
-        Tensor | None
-    )  # [N, Hkv, M] stand for what blocks add to the state, where `state_pass` has its gradient
+    # [N, Hkv, F, Dv] and [N, Hkv, M] of `state_pass`: never read, they carry the gradient of what blocks add.
+    value_added: Tensor | None
+    denom_added: Tensor | None
     cu_seqlens: Tensor | None
     summaries: int  # summaries of a block; 0: tokens are added to the state
     local_weight: int  # a LocalWeight
