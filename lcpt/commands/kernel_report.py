@@ -112,7 +112,9 @@ def print_rows(rows: list[dict], sizes: tuple[str, ...]) -> None:
         hazards = row["wgmma_hazards"]
         wgmma = "serialised" if row["wgmma_serialized"] else f"{hazards} hazards" if hazards else "-"
         occupancy = "-" if row["occupancy"] is None else row["occupancy"]
-        ratios = " ".join(f"{loop['instructions'] / loop['tensor_clocks']:.1f}" for loop in row["loops"])
+        ratios = " ".join(
+            f"{loop['instructions'] / loop['tensor_clocks']:.1f}" for loop in row["loops"] if loop["tensor_clocks"]
+        )
         print(
             f"{row['kernel']:38}{row['registers']:>10}{row['spill_bytes']:>9}{row['shared_bytes']:>9,}"
             f"{row['tensor_core_ops']:>8}{wgmma:>12}{occupancy:>8}  {ratios:14}{tiles}"

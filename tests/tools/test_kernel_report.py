@@ -22,7 +22,11 @@ ROW = {
     "tensor_core_ops": 21,
     "wgmma_serialized": False,
     "wgmma_hazards": 0,
-    "loops": [{"instructions": 192, "tensor_clocks": 128}],
+    "loops": [
+        {"instructions": 192, "tensor_clocks": 128, "special_clocks": 0},
+        {"instructions": 40, "tensor_clocks": 0, "special_clocks": 8},
+    ],
+    "outside_loops": {"instructions": 800, "tensor_clocks": 320, "special_clocks": 16},
     "occupancy": 2,
 }
 

@@ -3,7 +3,7 @@
 import pytest
 
 pytest.importorskip("triton")
-from lcpt_kernels.triton.report.sass import Loop, loops, wgmma_hazards
+from lcpt_kernels.triton.report.sass import Code, loops, wgmma_hazards
 
 WGMMA = "HGMMA.64x64x16.F32.BF16 R24, R92, gdesc[UR8].tnspB, R24, gsb0"  # A in R92 … R95, the sum in R24 … R55
 OF_SHARED = "HGMMA.64x64x16.F32.BF16 R24, gdesc[UR8].tnspB, R24, gsb0"
@@ -52,11 +52,14 @@ def test_a_hazard_on_one_of_two_paths():
     assert wgmma_hazards(code(WGMMA, "BRA `(.L_x_1)", "MOV R92, RZ", ".L_x_1:", WAIT_ALL, "EXIT")) == 0
 
 
-def test_loops_weigh_instructions_against_tensor_cores():
-    """64 x 64 x 16 products take four tensor cores 32 clocks, 16 x 8 x 16 one of them 4; TF32 twice that."""
+def test_loops_are_counted_apart_from_what_is_outside():
+    """64 x 64 x 16 products take four tensor cores 32 clocks, 16 x 8 x 16 one of them 4; TF32 twice that. A square root
+    takes 8."""
     inner = (".L_x_2:", WGMMA, "HMMA.16816.F32.BF16 R4, R8, R10, R4", "FADD R1, R2, R3", "@P1 BRA `(.L_x_2)")
     outer = (".L_x_1:", "MOV R1, RZ", *inner, "@P0 BRA `(.L_x_1)", WGMMA)
     without = (".L_x_3:", "FADD R1, R2, R3", "@P0 BRA `(.L_x_3)", "EXIT", ".L_x_4:", "BRA `(.L_x_4)")
-    assert loops(code(*outer, *without)) == [Loop(4, 36)]
+    found = loops(code(*outer, "MUFU.RSQ R1, R2", *without, "NOP"))
+    assert found == ([Code(4, 36, 0), Code(2, 0, 0)], Code(6, 32, 8))
     tf32 = (".L_x_1:", "HGMMA.64x16x8.F32.TF32 R8, R4, gdesc[UR4], R8, gsb0", "@P0 BRA `(.L_x_1)")
-    assert loops(code(*tf32)) == [Loop(2, 8)]
+    assert loops(code(*tf32)) == ([Code(2, 8, 0)], Code(0, 0, 0))
+    assert loops("") == ([], Code(0, 0, 0))

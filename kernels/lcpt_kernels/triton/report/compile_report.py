@@ -22,7 +22,7 @@ from triton.runtime.jit import JITFunction
 
 from lcpt_kernels.triton.common import launch_configs
 from lcpt_kernels.triton.report.compile_cases import FEW, SETTINGS, output_of
-from lcpt_kernels.triton.report.sass import loops, required_match, wgmma_hazards
+from lcpt_kernels.triton.report.sass import Code, loops, required_match, wgmma_hazards
 
 TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32),
@@ -169,7 +169,8 @@ def constexpr_values(launch: Launch) -> dict:
 
 def nvidia(compiled, target: str, warps: int) -> dict:
     tensor_core_ops = len(re.findall(r"\b(?:wgmma\.mma_async|tcgen05\.mma|mma\.sync)\b", compiled.asm["ptx"]))
-    sass = disassembled(compiled) if tensor_core_ops and target == "sm_90" else ""  # the one target with wgmma
+    sass = disassembled(compiled) if target == "sm_90" else ""  # the one target with wgmma
+    steps, outside = loops(sass)
     with tempfile.TemporaryDirectory() as folder:
         ptx = Path(folder, "kernel.ptx")
         ptx.write_text(compiled.asm["ptx"])
@@ -185,7 +186,8 @@ def nvidia(compiled, target: str, warps: int) -> dict:
         "tensor_core_ops": tensor_core_ops,
         "wgmma_serialized": bool(re.search(r"C75\d\d.*serialized", log)),
         "wgmma_hazards": wgmma_hazards(sass),
-        "loops": [loop._asdict() for loop in loops(sass)],
+        "loops": [step._asdict() for step in steps],
+        "outside_loops": outside._asdict(),
         "occupancy": occupancy(registers, shared, warps, *SHARED[target]),
     }
 
@@ -208,6 +210,7 @@ def amd(compiled) -> dict:
         "wgmma_serialized": False,
         "wgmma_hazards": 0,
         "loops": [],
+        "outside_loops": Code(0, 0, 0)._asdict(),
         "occupancy": None,
     }
 

@@ -15,6 +15,7 @@ INSTRUCTION = re.compile(r"^\s*/\*[0-9a-f]+\*/\s+(?:(@!?U?P\w+)\s+)?([A-Z]\S*)\s
 TARGET = re.compile(r"(\.L_[\w.]+)")
 DESTINATION = re.compile(r"(?:U?P[T\d]+, )?R(\d+)")  # after a predicate that is written too, as of SHFL
 WITHOUT_DESTINATION = ("BRA", "BRX", "RET", "CALL", "BAR", "WARPSYNC", "WARPGROUP", "NANOSLEEP", "R2UR")
+SPECIAL_CLOCKS = 8  # for the 32 threads of a warp, four a clock
 A_REGISTERS = 4  # of one wgmma in each thread: 64 rows × 32 bytes over 128 threads
 ENDS = ("EXIT", "RET", "BRX")
 
@@ -25,11 +26,12 @@ class Instruction(NamedTuple):
     operands: str
 
 
-class Loop(NamedTuple):
-    """One innermost loop with tensor-core instructions, a step of it."""
+class Code(NamedTuple):
+    """What a warp needs of its quarter of a multiprocessor to run some instructions once, at full rates."""
 
-    instructions: int  # a warp issues
-    tensor_clocks: int  # that the tensor core of a quarter multiprocessor needs for them, at its full rate
+    instructions: int  # issued, one a clock
+    tensor_clocks: int  # of the tensor core
+    special_clocks: int  # of the unit that computes exp2, log2, reciprocals and square roots
 
 
 # A place in the code, the groups of wgmma in flight, oldest first, and the group not yet committed; of registers.
@@ -115,9 +117,8 @@ def registers_written(opcode: str) -> int:
     return 1
 
 
-def loops(sass: str) -> list[Loop]:
-    """The innermost loops with tensor-core instructions, in the order of the code. Where `instructions` is above
-    `tensor_clocks`, issuing bounds the loop and not the tensor cores."""
+def loops(sass: str) -> tuple[list[Code], Code]:
+    """Return a step of each innermost loop, in the order of the code, and all that is outside of them."""
     instructions, labels = parse(sass)
     ranges = []
     for end, (_, opcode, operands) in enumerate(instructions):
@@ -125,8 +126,18 @@ def loops(sass: str) -> list[Loop]:
         if start is not None and start < end:  # an end that jumps to itself is no loop
             ranges.append((start, end))
     innermost = [(a, b) for a, b in ranges if not any(a <= c and d <= b for c, d in ranges if (c, d) != (a, b))]
-    found = [Loop(b - a + 1, sum(tensor_clocks(x.opcode) for x in instructions[a : b + 1])) for a, b in innermost]
-    return [loop for loop in found if loop.tensor_clocks]
+    steps = [clocks(instructions[a : b + 1]) for a, b in innermost]
+    whole = clocks([x for x in instructions if x.opcode != "NOP"])  # behind the end
+    outside = Code(*(of_all - sum(of_loops) for of_all, *of_loops in zip(whole, *steps, strict=True)))
+    return steps, outside
+
+
+def clocks(instructions: list[Instruction]) -> Code:
+    return Code(
+        len(instructions),
+        sum(tensor_clocks(x.opcode) for x in instructions),
+        SPECIAL_CLOCKS * sum(x.opcode.startswith("MUFU") for x in instructions),
+    )
 
 
 def tensor_clocks(opcode: str) -> int:
