@@ -104,8 +104,6 @@ def walk(
     value, denom = empty(blocks.count if keep else 0, p.state_type)
     value_end, denom_end = empty(len(blocks.documents) if end else 0)
     gated = p.log_decay is not None
-    tiles = launch_configs.tiles("block_state_gated" if gated else "block_state", width, y.dtype)
-    tiles["BT"] = min(tiles["BT"], padded(block_rows))
     c0, c1, c2 = layout.coefficients
     through = []
     rest = layout.size * layout.linear + layout.constant
@@ -114,6 +112,11 @@ def walk(
             continue
         programs = len(blocks.documents) * number * heads
         pieces = number_of_pieces(programs, blocks.count // max(1, len(blocks.documents)))
+        name = "block_state_gated" if gated else "block_state"
+        if squares and not gated and not (queries and (end or pieces > 1)):  # else it would spill
+            name = "block_state_pairs"
+        tiles = launch_configs.tiles(name, width, y.dtype)
+        tiles["BT"] = min(tiles["BT"], padded(block_rows))
         if queries and gated:
             through.append(x.new_zeros(blocks.count, heads, number, dtype=torch.float32))
         arguments: dict = dict(
