@@ -1,12 +1,15 @@
-"""Model how long squared attention takes at least, and how long it likely takes, on a GPU that is not here.
+"""Model how long the attention kernels take at least, and how long they likely take, on a GPU that is not here.
 
-    python benchmarks/roofline.py --output benchmarks/results/roofline-model.json
+    python benchmarks/roofline.py --report benchmarks/results/kernel-report.json \\
+        --output benchmarks/results/roofline-model.json
 
-Nothing is measured. FLOPs and bytes are counted from the kernels' loops (lcpt/benchmarking/roofline.py, which tests
-compare with the kernels). `roof`: each kernel takes the larger of its FLOPs and its bytes at the peaks that programs of
-others reached on an H200 (790 TFLOP/s of bf16 products, 4.3 TB/s of a copy). `likely`: products at an assumed part of
-that peak, 0.5 forward and 0.4 backward, and 4 µs a launch. The rival is flash attention at one of three speeds, since
-none was measured either: 350 TFLOP/s forward and 300 backward, 430 and 400, 550 and 450.
+Nothing is measured. FLOPs and bytes are counted from the kernels (lcpt/benchmarking/kernel_work.py, which tests compare
+with them), instructions from their machine code (tools/kernel_report.py). `roof`: a kernel takes the larger of its
+FLOPs and its bytes at the peaks that programs of others reached on an H200: 790 TFLOP/s of bf16 products, 4.3 TB/s of a
+copy. `issue`: the larger of its bytes, and of the clocks in which its warps issue instructions. `likely`: something is
+issued in an assumed part of the clocks, 0.55, and a launch takes 4 µs. The rival is flash attention at one of three
+speeds, since none was measured either: 350 TFLOP/s forward and 300 backward, 430 and 400, 550 and 450. The model of
+sparse attention is without the sorting of tokens into lists.
 """
 
 from __future__ import annotations
@@ -14,104 +17,157 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from dataclasses import asdict
+from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
-from lcpt.benchmarking.roofline import Gpu, Size, backward, forward, seconds, softmax_cost, squared_cost
+from lcpt.benchmarking import interval_work, kernel_work
+from lcpt.benchmarking.interval_work import IntervalSize, intervals_of, random_marks
+from lcpt.benchmarking.kernel_work import FlurkaSize, Size, Work
+from lcpt.benchmarking.roofline import Gpu, issue, roof, row_of, softmax_cost
 from lcpt.utils.atomic_files import replace_text
+from lcpt.utils.errors import typed_first_line
 from lcpt.utils.provenance import report_header
 
-ROOF = Gpu(flops=790e12, bytes=4.3e12, launch=0.0)
-LIKELY = ROOF._replace(launch=4e-6)
-EFFICIENCY = {"forward": 0.5, "backward": 0.4}
+GPU = Gpu(flops=790e12, bytes=4.3e12, launch=4e-6, multiprocessors=132, clock=1.755e9)
+ISSUED = 0.55  # of the clocks
 FLASH = {  # FLOP/s of softmax attention
     "350/300": {"forward": 350e12, "backward": 300e12},
     "430/400": {"forward": 430e12, "backward": 400e12},
     "550/450": {"forward": 550e12, "backward": 450e12},
 }
-HEADS, TOKENS = 12, 65536
-CONTEXTS = tuple(2**n for n in range(11, 18))
+HEADS, HEAD_DIM, TOKENS = 12, 64, 65536
+SKETCH, FEATURES = 32, 64  # of squared attention, of FLuRKA
+CONTEXTS = (8192, 16384, 32768, 65536)
+
+
+class Method(NamedTuple):
+    works: Callable[[int], dict[str, list[Work]]]  # context -> of "forward" and "backward"
+    settings: dict  # of the kernel report
+
+
+def block_causal(size: type[Size], features: int) -> Callable[[int], dict[str, list[Work]]]:
+    def works(context: int) -> dict[str, list[Work]]:
+        s = size(tokens=context, head_dim=HEAD_DIM, features=features)
+        return {"forward": kernel_work.forward(s), "backward": kernel_work.backward(s)}
+
+    return works
+
+
+def sparse(**marks) -> Callable[[int], dict[str, list[Work]]]:
+    def works(context: int) -> dict[str, list[Work]]:
+        s = IntervalSize(intervals=intervals_of(context, random_marks(context, **marks)), head_dim=HEAD_DIM)
+        return {"forward": interval_work.forward(s), "backward": interval_work.backward(s)}
+
+    return works
+
+
+METHODS = {
+    "squared": Method(block_causal(Size, SKETCH), {"of": "squared", "head_dim": HEAD_DIM, "features": SKETCH}),
+    "flurka": Method(block_causal(FlurkaSize, FEATURES), {"of": "flurka", "head_dim": HEAD_DIM, "features": FEATURES}),
+    "sparse, 16 buckets": Method(sparse(buckets=16), {"of": "sparse", "head_dim": HEAD_DIM}),
+    "sparse, half kept": Method(sparse(kept=0.5), {"of": "sparse", "head_dim": HEAD_DIM}),
+}
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sketch", type=int, default=32, metavar="r", help="(32)")
-    parser.add_argument("--block-size", type=int, default=256, metavar="c", help="(256)")
-    parser.add_argument("--head-dim", type=int, default=64, metavar="D", help="(64)")
+    parser.add_argument("--report", required=True, metavar="REPORT.json", help="of tools/kernel_report.py, for sm_90")
     parser.add_argument("--output", required=True, metavar="OUT.json")
     args = parser.parse_args()
-    if min(args.sketch, args.block_size, args.head_dim) < 1:
-        print("error: --sketch, --block-size and --head-dim must be ≥ 1", file=sys.stderr)
+    try:
+        report = json.loads(Path(args.report).read_text())["rows"]
+        rows = [
+            row(name, context, mode, report)
+            for name in METHODS
+            for mode in ("forward", "forward_backward")
+            for context in CONTEXTS
+        ]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        print(
+            f"error: {args.report} is not a kernel report of these kernels: {typed_first_line(error)}", file=sys.stderr
+        )
         return 2
-    rows = [
-        row(context, mode, Size(tokens=context, head_dim=args.head_dim, sketch=args.sketch, block_size=args.block_size))
-        for mode in ("forward", "forward_backward")
-        for context in CONTEXTS
-    ]
-    report = report_header(torch.device("cpu")) | {
+    written = report_header(torch.device("cpu")) | {
         "device": "model of an H200",
-        "assumed": {
-            "peaks": ROOF._asdict(),
-            "launch_seconds": LIKELY.launch,
-            "efficiency": EFFICIENCY,
-            "flash_flops_per_second": FLASH,
-        },
+        "assumed": {"gpu": GPU._asdict(), "issued": ISSUED, "flash_flops_per_second": FLASH},
         "rows": rows,
     }
     try:
         Path(args.output).parent.mkdir(parents=True, exist_ok=True)
-        replace_text(Path(args.output), json.dumps(report, indent=1) + "\n")
+        replace_text(Path(args.output), json.dumps(written, indent=1) + "\n")
     except OSError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    print(
-        f"model, nothing measured: H = {HEADS}, D = {args.head_dim}, r = {args.sketch}, c = {args.block_size}, bf16, "
-        f"{TOKENS:,} tokens and at least one sequence"
-    )
-    print(
-        f"{'context':>8} {'mode':17}{'kFLOP':>7}{'bytes':>7}{'roof ms':>9}{'likely ms':>11}"
-        f"{''.join(f'{name:>9}' for name in FLASH)}  likely: times as fast as flash at so many TFLOP/s"
-    )
-    for r in rows:
-        print(
-            f"{r['context']:8,} {r['mode']:17}{r['flops_a_token_head'] / 1e3:7.0f}{r['bytes_a_token_head']:7.0f}"
-            f"{r['model_milliseconds']['roof']:9.3f}{r['model_milliseconds']['likely']:11.3f}"
-            f"{''.join(f'{speedup:9.1f}' for speedup in r['model_speedup']['likely'].values())}"
-        )
+    print_rows(rows)
     print(f"written to {args.output}")
     return 0
 
 
-def row(context: int, mode: str, size: Size) -> dict:
-    batch = max(1, TOKENS // context)
-    heads = batch * HEADS
-    parts = {"forward": forward(size)} | ({"backward": backward(size)} if mode == "forward_backward" else {})
-    softmax = {"forward": softmax_cost(heads, size.head_dim, context, "forward")[0]}
-    softmax["backward"] = softmax_cost(heads, size.head_dim, context, "forward_backward")[0] - softmax["forward"]
-    flash = {name: sum(softmax[part] / speed[part] for part in parts) for name, speed in FLASH.items()}
+def row(name: str, context: int, mode: str, report: list[dict]) -> dict:
+    works, settings = METHODS[name]
+    heads = HEADS * TOKENS // context
+    parts = works(context)
+    if mode == "forward":
+        del parts["backward"]
+    kernels = [kernel(work, heads, row_of(report, work.kernel, settings)) for part in parts.values() for work in part]
+    softmax = {"forward": softmax_cost(heads, HEAD_DIM, context, "forward")[0]}
+    softmax["backward"] = softmax_cost(heads, HEAD_DIM, context, "forward_backward")[0] - softmax["forward"]
+    flash = {rival: 1e3 * sum(softmax[part] / speed[part] for part in parts) for rival, speed in FLASH.items()}
     taken = {
-        "roof": sum(seconds(kernels, heads, ROOF, 1.0) for kernels in parts.values()),
-        "likely": sum(seconds(kernels, heads, LIKELY, EFFICIENCY[part]) for part, kernels in parts.items()),
+        "roof": 1e3 * sum(roof(part, heads, GPU) for part in parts.values()),
+        "issue": sum(max(k["issue_milliseconds"], k["bytes_milliseconds"]) for k in kernels),
+        "likely": sum(k["likely_milliseconds"] for k in kernels),
     }
-    flops, n_bytes = squared_cost(1, size, mode)
     return {
-        "method": "squared (model)",
-        "settings": {name: value for name, value in asdict(size).items() if name != "dtype"} | {"type": "bf16"},
+        "method": f"{name} (model)",
+        "settings": settings,
         "context": context,
-        "batch": batch,
+        "batch": TOKENS // context,
         "heads": HEADS,
-        "head_dim": size.head_dim,
+        "head_dim": HEAD_DIM,
         "dtype": "bf16",
         "device": "model",
         "mode": mode,
-        "flops_a_token_head": flops / context,
-        "bytes_a_token_head": n_bytes / context,
-        "model_milliseconds": {name: 1e3 * x for name, x in taken.items()},
-        "flash_milliseconds": {name: 1e3 * x for name, x in flash.items()},
-        "model_speedup": {name: {rival: x / ours for rival, x in flash.items()} for name, ours in taken.items()},
+        "kernels": kernels,
+        "model_milliseconds": taken,
+        "flash_milliseconds": flash,
+        "model_speedup": {rival: x / taken["likely"] for rival, x in flash.items()},
     }
+
+
+def kernel(work: Work, heads: int, compiled: dict) -> dict:
+    """Return what the model says of one launch."""
+    issued, moved = issue(work, compiled, heads, GPU), heads * work.bytes / GPU.bytes
+    return {
+        "kernel": work.kernel,
+        "programs": heads * work.programs,
+        "flops_a_token_head": work.flops * heads / (TOKENS * HEADS),
+        "bytes_a_token_head": work.bytes * heads / (TOKENS * HEADS),
+        "issue_milliseconds": 1e3 * issued,
+        "bytes_milliseconds": 1e3 * moved,
+        "likely_milliseconds": 1e3 * (max(issued / ISSUED, moved) + GPU.launch),
+    }
+
+
+def print_rows(rows: list[dict]) -> None:
+    print(f"model, nothing measured: {HEADS} heads of {HEAD_DIM}, blocks of 256, bf16, {TOKENS:,} tokens in all")
+    for r in rows:
+        if (r["context"], r["mode"]) == (CONTEXTS[-1], "forward_backward"):
+            print(f"\n{r['method']}, {r['context']:,} tokens of context\n{'':34}   issue   bytes  likely ms")
+            for k in r["kernels"]:
+                times = (k[f"{name}_milliseconds"] for name in ("issue", "bytes", "likely"))
+                print(f"{k['kernel']:34}{''.join(f'{x:8.3f}' for x in times)}")
+    heads = "".join(f"{rival:>9}" for rival in FLASH)
+    print(f"\n{'method':28}{'mode':17}{'context':>8}{'roof':>8}{'issue':>8}{'likely ms':>11}{heads}  times flash")
+    for r in rows:
+        taken = r["model_milliseconds"]
+        print(
+            f"{r['method']:28}{r['mode']:17}{r['context']:8,}{taken['roof']:8.3f}{taken['issue']:8.3f}"
+            f"{taken['likely']:11.3f}{''.join(f'{speedup:9.1f}' for speedup in r['model_speedup'].values())}"
+        )
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from lcpt.attention.polysketch import DEGREE, Polysketch
 from lcpt.attention.sketch import RandomSketch
 from lcpt.benchmarking.attention_baselines import BASELINES, Unavailable
 from lcpt.benchmarking.attention_layer import ROUNDED, Layer, Method
-from lcpt.benchmarking.roofline import Size, squared_cost
+from lcpt.benchmarking.kernel_work import Size, block_causal_cost
 
 
 def methods(names: list[str], config: AttentionConfig, layer: Layer) -> tuple[dict[str, Method], dict[str, str]]:
@@ -122,7 +122,7 @@ def _cost(module: Attention, config: AttentionConfig, layer: Layer) -> Callable[
         return None
 
     def cost(context: int, mode: str) -> tuple[float, float]:
-        flops, n_bytes = squared_cost(layer.heads, _size(config, layer, context), mode)
+        flops, n_bytes = block_causal_cost(layer.heads, _size(config, layer, context), mode)
         maps = (module.n_heads + module.n_kv_heads) * module.map_flops() * context
         return flops + maps * (3 if mode == "forward_backward" else 1), n_bytes
 
@@ -134,7 +134,7 @@ def _size(config: AttentionConfig, layer: Layer, context: int) -> Size:
     return Size(
         tokens=context,
         head_dim=layer.head_dim,
-        sketch=own.size,
+        features=own.size,
         block_size=config.block_size,
         local_blocks=own.local_blocks,
         dtype=layer.dtype,
@@ -164,7 +164,7 @@ def _squared(config: AttentionConfig, layer: Layer) -> Method:
         return squared_attention(a, b, v, q=q, k=k, **options, backend="reference")[0]
 
     def cost(context: int, mode: str) -> tuple[float, float]:
-        return squared_cost(layer.heads, _size(config, layer, context), mode)
+        return block_causal_cost(layer.heads, _size(config, layer, context), mode)
 
     return Method(
         settings={"size": config.polysketch.size, **options},

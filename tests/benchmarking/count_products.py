@@ -1,6 +1,8 @@
 """Run with TRITON_INTERPRET=1: what the kernels of one head really multiply and are given, per kernel, as JSON.
 
-count_products.py TOKENS HEAD_DIM SKETCH BLOCK_SIZE LOCAL_BLOCKS
+count_products.py squared TOKENS HEAD_DIM SKETCH BLOCK_SIZE LOCAL_BLOCKS
+                  flurka TOKENS HEAD_DIM FEATURES BLOCK_SIZE SUMMARIES
+                  sparse TOKENS HEAD_DIM BUCKETS
 """
 
 import json
@@ -8,8 +10,10 @@ import sys
 from collections import defaultdict
 
 import torch
-from lcpt_kernels import squared_attention
+from lcpt_kernels import flurka_attention, sparse_attention, squared_attention
 from triton.runtime.interpreter import InterpretedFunction, InterpreterBuilder
+
+from lcpt.benchmarking.interval_work import random_marks
 
 TABLES = {"blocks", "pair_table", "documents"}  # shared by all heads, and small
 running, flops, n_bytes = [], defaultdict(float), defaultdict(float)
@@ -31,11 +35,28 @@ def counted_run(self, *args, **kwargs):
     return run(self, *args, **kwargs)
 
 
+def rows(tokens, *widths):
+    return [torch.randn(1, tokens, 1, width, requires_grad=True) for width in widths]
+
+
+def squared(tokens, dim, sketch, block_size, local_blocks):
+    a, b, v, q, k = rows(tokens, sketch, sketch, dim, dim, dim)
+    options = dict(block_size=block_size, local_blocks=local_blocks, backend="triton")
+    return squared_attention(a, b, v, q=q, k=k, **options)[0]
+
+
+def flurka(tokens, dim, features, block_size, summaries):
+    given = rows(tokens, dim, dim, dim, features) + rows(tokens // block_size * summaries, features, dim)
+    return flurka_attention(*given, block_size=block_size, backend="triton")[0]
+
+
+def sparse(tokens, dim, buckets):
+    return sparse_attention(*rows(tokens, dim, dim, dim), **random_marks(tokens, buckets=buckets), backend="triton")
+
+
 InterpreterBuilder.create_dot, InterpretedFunction.run = counted_dot, counted_run
-tokens, dim, sketch, block_size, local_blocks = map(int, sys.argv[1:])
 torch.manual_seed(0)
-leaves = {name: torch.randn(1, tokens, 1, sketch if name in "ab" else dim, requires_grad=True) for name in "abvqk"}
-o, _ = squared_attention(**leaves, block_size=block_size, local_blocks=local_blocks, backend="triton")
+o = {"squared": squared, "flurka": flurka, "sparse": sparse}[sys.argv[1]](*map(int, sys.argv[2:]))
 forward = dict(flops), dict(n_bytes)
 o.sum().backward()
 both = flops, n_bytes

@@ -5,7 +5,8 @@ from lcpt.attention import AttentionConfig
 from lcpt.benchmarking import attention_benchmark, peaks
 from lcpt.benchmarking.attention_layer import Layer
 from lcpt.benchmarking.attention_methods import methods
-from lcpt.benchmarking.roofline import Size, softmax_cost, squared_cost
+from lcpt.benchmarking.kernel_work import Size, block_causal_cost
+from lcpt.benchmarking.roofline import softmax_cost
 
 LAYER = Layer(batch=3, heads=2, head_dim=16, dtype=torch.float32, device=torch.device("cpu"))
 CONFIG = AttentionConfig(block_size=16)
@@ -31,8 +32,8 @@ def test_percents_of_peak_follow_from_the_counts(monkeypatch, mode):
     rows, failed = attention_benchmark.measure(found, backends, LAYER, 64, mode, repeats=2, budget=9.0, peaks=measured)
     assert left_out == failed == {}
     shares = {row["method"]: row["percent_of_peak"] for row in rows}
-    size = Size(tokens=64, head_dim=16, sketch=32, block_size=16, local_blocks=1, dtype=torch.float32)
-    flops, n_bytes = squared_cost(2, size, mode)
+    size = Size(tokens=64, head_dim=16, features=32, block_size=16, local_blocks=1, dtype=torch.float32)
+    flops, n_bytes = block_causal_cost(2, size, mode)
     assert shares["squared"] == pytest.approx(
         {"flops": 100 * 3 * flops / 2e-3 / 1e12, "bytes": 100 * 3 * n_bytes / 2e-3 / 1e11}
     )
