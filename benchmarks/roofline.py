@@ -8,8 +8,9 @@ with them), instructions from their machine code (tools/kernel_report.py). `roof
 FLOPs and its bytes at the peaks that programs of others reached on an H200: 790 TFLOP/s of bf16 products, 4.3 TB/s of a
 copy. `issue`: the larger of its bytes, and of the clocks in which its warps issue instructions. `likely`: something is
 issued in an assumed part of the clocks, 0.55, and a launch takes 4 µs. The rival is flash attention at one of three
-speeds, since none was measured either: 350 TFLOP/s forward and 300 backward, 430 and 400, 550 and 450. The model of
-sparse attention is without the sorting of tokens into lists.
+speeds, since none was measured either: 350 TFLOP/s forward and 300 backward, 430 and 400, 550 and 450. "polysketch" has
+the norms, positions, key shift and sketches before the kernels of "squared". Sparse attention is without the sorting of
+tokens into lists.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from typing import NamedTuple
 
 import torch
 
-from lcpt.benchmarking import interval_work, kernel_work
+from lcpt.benchmarking import head_work, interval_work, kernel_work
 from lcpt.benchmarking.interval_work import IntervalSize, intervals_of, random_marks
 from lcpt.benchmarking.kernel_work import FlurkaSize, Size, Work
 from lcpt.benchmarking.roofline import Gpu, issue, roof, row_of, softmax_cost
@@ -56,6 +57,14 @@ def block_causal(size: type[Size], features: int) -> Callable[[int], dict[str, l
     return works
 
 
+def polysketch(context: int) -> dict[str, list[Work]]:
+    s = Size(tokens=context, head_dim=HEAD_DIM, features=SKETCH)
+    return {
+        "forward": head_work.forward(s, HEADS) + kernel_work.forward(s),
+        "backward": kernel_work.backward(s) + head_work.backward(s, HEADS),
+    }
+
+
 def sparse(**marks) -> Callable[[int], dict[str, list[Work]]]:
     def works(context: int) -> dict[str, list[Work]]:
         s = IntervalSize(intervals=intervals_of(context, random_marks(context, **marks)), head_dim=HEAD_DIM)
@@ -64,8 +73,10 @@ def sparse(**marks) -> Callable[[int], dict[str, list[Work]]]:
     return works
 
 
+SQUARED = {"of": "squared", "head_dim": HEAD_DIM, "features": SKETCH}
 METHODS = {
-    "squared": Method(block_causal(Size, SKETCH), {"of": "squared", "head_dim": HEAD_DIM, "features": SKETCH}),
+    "squared": Method(block_causal(Size, SKETCH), SQUARED),
+    "polysketch": Method(polysketch, SQUARED),  # with norms, positions, key shift and sketch
     "flurka": Method(block_causal(FlurkaSize, FEATURES), {"of": "flurka", "head_dim": HEAD_DIM, "features": FEATURES}),
     "sparse, 16 buckets": Method(sparse(buckets=16), {"of": "sparse", "head_dim": HEAD_DIM}),
     "sparse, half kept": Method(sparse(kept=0.5), {"of": "sparse", "head_dim": HEAD_DIM}),
@@ -112,7 +123,7 @@ def row(name: str, context: int, mode: str, report: list[dict]) -> dict:
     parts = works(context)
     if mode == "forward":
         del parts["backward"]
-    kernels = [kernel(work, heads, row_of(report, work.kernel, settings)) for part in parts.values() for work in part]
+    kernels = [kernel(work, heads, report, work.settings or settings) for part in parts.values() for work in part]
     softmax = {"forward": softmax_cost(heads, HEAD_DIM, context, "forward")[0]}
     softmax["backward"] = softmax_cost(heads, HEAD_DIM, context, "forward_backward")[0] - softmax["forward"]
     flash = {rival: 1e3 * sum(softmax[part] / speed[part] for part in parts) for rival, speed in FLASH.items()}
@@ -138,9 +149,10 @@ def row(name: str, context: int, mode: str, report: list[dict]) -> dict:
     }
 
 
-def kernel(work: Work, heads: int, compiled: dict) -> dict:
+def kernel(work: Work, heads: int, report: list[dict], settings: dict) -> dict:
     """Return what the model says of one launch."""
-    issued, moved = issue(work, compiled, heads, GPU), heads * work.bytes / GPU.bytes
+    issued = issue(work, row_of(report, work.kernel, settings), heads, GPU) if work.programs else 0.0
+    moved = heads * work.bytes / GPU.bytes
     return {
         "kernel": work.kernel,
         "programs": heads * work.programs,

@@ -23,9 +23,11 @@ class Work(NamedTuple):
 
     kernel: str  # as in the kernel report, without "_kernel"
     bytes: float
-    programs: float
+    programs: float  # 0: an operator of PyTorch
     flops: float = 0.0  # of all loops, and outside of them
-    loops: tuple[float, ...] = ()  # the FLOPs of each innermost loop
+    loops: tuple[float, ...] = ()  # the FLOPs of each innermost loop with products
+    steps: tuple[float, ...] = ()  # those of all programs, of each innermost loop without
+    settings: dict | None = None  # of the kernel report, where they are not those of the method
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

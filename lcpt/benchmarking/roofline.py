@@ -35,12 +35,14 @@ def issue(work: Work, row: dict, heads: int, gpu: Gpu) -> float:
         ValueError: the machine code has other loops than `work` counts.
     """
     loops = [loop for loop in row["loops"] if loop["tensor_clocks"]]
-    if len(loops) != len(work.loops):
-        raise ValueError(
-            f"{work.kernel}: {len(loops)} loops with products in its machine code, {len(work.loops)} known"
-        )
+    others = [loop for loop in row["loops"] if not loop["tensor_clocks"]]
+    for compiled, known in ((loops, work.loops), (others, work.steps)):
+        if len(compiled) != len(known):
+            raise ValueError(f"{work.kernel}: {len(compiled)} loops in its machine code, {len(known)} known")
     warps = row["settings"]["num_warps"]
     clocks = work.programs * max(row["outside_loops"].values())
+    for steps, loop in zip(work.steps, others, strict=True):
+        clocks += steps * max(loop.values())
     for flops, loop in zip(work.loops, loops, strict=True):
         # The compiler unrolls some loops: how often one runs follows from the products of a step.
         clocks += flops / (FLOPS_A_CLOCK * warps * loop["tensor_clocks"]) * max(loop.values())

@@ -12,9 +12,9 @@ import torch
 
 pytest.importorskip("triton")
 from lcpt.attention import AttentionConfig
-from lcpt.benchmarking import interval_work, kernel_work
+from lcpt.benchmarking import head_work, interval_work, kernel_work
 from lcpt.benchmarking.interval_work import IntervalSize, intervals_of, random_marks
-from lcpt.benchmarking.kernel_work import FlurkaSize, Size, block_causal_cost
+from lcpt.benchmarking.kernel_work import FlurkaSize, Size, Work, block_causal_cost
 
 
 def in_the_interpreter(*arguments) -> dict:
@@ -25,12 +25,9 @@ def in_the_interpreter(*arguments) -> dict:
     return json.loads(done.stdout)
 
 
-def check(found: dict, module, size, bytes_of_all=True) -> None:
+def check(found: dict, forward: list[Work], backward: list[Work], bytes_of_all=True) -> None:
     """found: by mode, the FLOPs and the bytes of each kernel."""
-    for mode, kernels in (
-        ("forward", module.forward(size)),
-        ("forward_backward", module.forward(size) + module.backward(size)),
-    ):
+    for mode, kernels in (("forward", forward), ("forward_backward", forward + backward)):
         flops, n_bytes = defaultdict(float), defaultdict(float)
         for work in kernels:
             name = work.kernel.split(",")[0]
@@ -60,18 +57,33 @@ def test_products_and_bytes_of_squared_attention(tokens, head_dim, sketch, block
         dtype=torch.float32,
     )
     found = in_the_interpreter("squared", tokens, head_dim, sketch, block_size, local_blocks)
-    check(found, kernel_work, size)
+    check(found, kernel_work.forward(size), kernel_work.backward(size))
 
 
 def test_products_and_bytes_of_flurka():
     size = FlurkaSize(tokens=83, head_dim=32, features=16, block_size=16, summaries=8, dtype=torch.float32)
-    check(in_the_interpreter("flurka", 83, 32, 16, 16, 8), kernel_work, size, bytes_of_all=False)
+    found = in_the_interpreter("flurka", 83, 32, 16, 16, 8)
+    check(found, kernel_work.forward(size), kernel_work.backward(size), bytes_of_all=False)
 
 
 def test_products_and_bytes_of_sparse_attention():
     intervals = intervals_of(83, random_marks(83, buckets=3))
     size = IntervalSize(intervals=intervals, head_dim=16, dtype=torch.float32)
-    check(in_the_interpreter("sparse", 83, 16, 3), interval_work, size)
+    check(in_the_interpreter("sparse", 83, 16, 3), interval_work.forward(size), interval_work.backward(size))
+
+
+def test_products_and_bytes_of_norms_and_sketches():
+    """The bias of the sketch and its gradient, one row each, are given too. The backward pass of a linear map needs no
+    x W: the compiler leaves out that third product."""
+    tokens, head_dim, sketch = 83, 16, 32
+    size = Size(tokens=tokens, head_dim=head_dim, features=sketch, dtype=torch.float32)
+    found = in_the_interpreter("heads", tokens, head_dim, sketch)
+    for mode in found.values():
+        for name in mode[1].keys() & {"feature_map_forward", "feature_map_backward"}:
+            mode[1][name] -= 2 * 4 * sketch * (2 if "backward" in name else 1)
+    found["forward_backward"][0]["feature_map_backward"] *= 2 / 3
+    backward = [work for work in head_work.backward(size, 1) if work.programs]  # the others are PyTorch's
+    check(found, head_work.forward(size, 1), backward)
 
 
 def test_long_contexts_agree_with_what_polysketch_states():

@@ -25,13 +25,15 @@ def test_a_kernel_takes_the_longer_of_products_and_bytes():
 
 
 def test_warps_take_the_clocks_of_what_is_scarcest():
-    """6 steps of the loop with 20 clocks of the tensor core, 15 of that with 5."""
-    work = Work("a", 0.0, 3, 0.0, (6 * 20 * 1024 * 8, 15 * 5 * 1024 * 8))
-    clocks = 3 * 100 + 6 * 30 + 15 * 40
+    """6 steps of the loop with 20 clocks of the tensor core, 15 of that with 5, 50 of that without."""
+    work = Work("a", 0.0, 3, 0.0, (6 * 20 * 1024 * 8, 15 * 5 * 1024 * 8), (50,))
+    clocks = 3 * 100 + 6 * 30 + 50 * 9 + 15 * 40
     assert issue(work, row(num_warps=8), 100, GPU) == pytest.approx(100 * clocks * 2 / 4 / 1000)
     assert issue(work, row(num_warps=8), 1, GPU) == pytest.approx(clocks * 2 / 3 / 1000)  # three programs at a time
-    with pytest.raises(ValueError, match="a: 2 loops with products in its machine code, 1 known"):
+    with pytest.raises(ValueError, match="a: 2 loops in its machine code, 1 known"):
         issue(work._replace(loops=(1.0,)), row(num_warps=4), 1, GPU)
+    with pytest.raises(ValueError, match="a: 1 loops in its machine code, 0 known"):
+        issue(work._replace(steps=()), row(num_warps=4), 1, GPU)
 
 
 def test_rows_are_found_by_their_settings():

@@ -18,7 +18,7 @@ def test_a_model_says_that_it_is_one(roofline, tmp_path):
     assert code == 0 and out.startswith("model, nothing measured")
     assert report["device"] == "model of an H200" and report["assumed"]["issued"] < 1
     rows = {(row["method"].split(" ")[0], row["context"], row["mode"]): row for row in report["rows"]}
-    assert len(report["rows"]) == 4 * 2 * 4 and rows["squared", 8192, "forward"]["batch"] == 8
+    assert len(report["rows"]) == 5 * 2 * 4 and rows["squared", 8192, "forward"]["batch"] == 8
     for row in report["rows"]:
         assert row["device"] == "model" and "model" in row["method"] and "milliseconds" not in row
         taken, flash = row["model_milliseconds"], row["flash_milliseconds"]
