@@ -27,6 +27,7 @@ class Work(NamedTuple):
     flops: float = 0.0  # of all loops, and outside of them
     loops: tuple[float, ...] = ()  # the FLOPs of each innermost loop with products
     steps: tuple[float, ...] = ()  # those of all programs, of each innermost loop without
+    blocks: int = 0  # that a program walks through, in pieces where programs are few
     settings: dict | None = None  # of the kernel report, where they are not those of the method
 
 
@@ -122,8 +123,7 @@ def backward(size: Size) -> list[Work]:
 
 
 def states(size: Size) -> Work:
-    """Count the walk of keys, or of summaries, through the blocks. The last block's reach no state. Sequences are not
-    in pieces."""
+    """Count the walk of keys, or of summaries, through the blocks, in one piece. The last block's reach no state."""
     rows, number = size.block_size, size.tokens
     if isinstance(size, FlurkaSize):
         rows, number = size.summaries, size.all_summaries
@@ -145,7 +145,7 @@ def walk(size: Size, kernel: str, blocks: int, block_rows: int, columns: int, n_
     tile = min(launch_configs.tiles(of_pairs, s.head_dim, s.dtype)["BT"], padded(block_rows))
     programs = s.layout.pairs or steps(s.layout.size, PAIR)
     flops = programs * blocks * steps(block_rows, tile) * product(PAIR, tile, s.dim + columns)
-    return Work(kernel, n_bytes + s.states, programs, flops, (flops,))
+    return Work(kernel, n_bytes + s.states, programs, flops, (flops,), blocks=blocks)
 
 
 def of_softmax(size: Size) -> list[str]:

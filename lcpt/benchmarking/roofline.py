@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import NamedTuple
 
+from lcpt_kernels.triton.block_causal.state import number_of_pieces
+
 from lcpt.benchmarking.kernel_work import Work
 
 QUARTERS = 4  # of a multiprocessor; each issues an instruction a clock
@@ -46,8 +48,10 @@ def issue(work: Work, row: dict, heads: int, gpu: Gpu) -> float:
     for flops, loop in zip(work.loops, loops, strict=True):
         # The compiler unrolls some loops: how often one runs follows from the products of a step.
         clocks += flops / (FLOPS_A_CLOCK * warps * loop["tensor_clocks"]) * max(loop.values())
-    at_once = min(gpu.multiprocessors, heads * work.programs)
-    return heads * clocks * warps / QUARTERS / at_once / gpu.clock
+    pieces = number_of_pieces(round(heads * work.programs), work.blocks)
+    at_once = min(gpu.multiprocessors, heads * work.programs * pieces)
+    walked = 2 - 1 / pieces  # all pieces but the last are walked through twice
+    return heads * clocks * walked * warps / QUARTERS / at_once / gpu.clock
 
 
 def row_of(report: Iterable[dict], kernel: str, settings: dict) -> dict:

@@ -30,6 +30,8 @@ def test_warps_take_the_clocks_of_what_is_scarcest():
     clocks = 3 * 100 + 6 * 30 + 50 * 9 + 15 * 40
     assert issue(work, row(num_warps=8), 100, GPU) == pytest.approx(100 * clocks * 2 / 4 / 1000)
     assert issue(work, row(num_warps=8), 1, GPU) == pytest.approx(clocks * 2 / 3 / 1000)  # three programs at a time
+    in_pieces = work._replace(blocks=48, steps=(50,))  # three, of which two are walked through twice
+    assert issue(in_pieces, row(num_warps=8), 1, GPU) == pytest.approx(clocks * 5 / 3 * 2 / 4 / 1000)
     with pytest.raises(ValueError, match="a: 2 loops in its machine code, 1 known"):
         issue(work._replace(loops=(1.0,)), row(num_warps=4), 1, GPU)
     with pytest.raises(ValueError, match="a: 1 loops in its machine code, 0 known"):
