@@ -123,8 +123,7 @@ def steps(begin, end, SIZE: tl.constexpr):
 def within(places, begin, end, BEGIN: tl.constexpr):
     """Return begin ≤ places < end; without BEGIN, places < end."""
     if BEGIN:
-        # One comparison instead of two: below begin the unsigned difference is larger than any length.
-        return (places - begin).to(tl.uint32, bitcast=True) < (end - begin).to(tl.uint32, bitcast=True)
+        return (begin <= places) & (places < end)
     else:
         return places < end
 
