@@ -15,6 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from lcpt_kernels.triton.common.tensors import padded
+from lcpt_kernels.triton.interval.search import seeing_queries
 
 LOG2E = tl.constexpr(math.log2(math.e))  # the hardware computes exp2
 
@@ -35,10 +36,7 @@ class SortedIntervals:
 
     def transposed(self) -> SortedIntervals:
         """Return the intervals of queries that see each key: keys and queries change places."""
-        j = torch.arange(self.keys.shape[1], dtype=torch.int32, device=self.keys.device).repeat(len(self.first), 1)
-        lower, upper = (
-            torch.searchsorted(x.contiguous(), j, right=True, out_int32=True) for x in (self.last, self.first)
-        )
+        lower, upper = seeing_queries(self.first, self.last, self.keys.shape[1])
         return SortedIntervals(self.keys, self.queries, lower, upper)
 
 
