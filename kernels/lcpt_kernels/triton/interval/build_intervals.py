@@ -30,11 +30,15 @@ def sort_rows(rows: int, bucket: Tensor | None, keep: Tensor | None, device: tor
     Sorts are stable, so positions need no bits of the sort keys: a radix sort goes over 8 bits of marks that are kept
     and over 32 of an int32 bucket, in which any integers are.
     """
-    if bucket is None and keep is None:
-        return torch.arange(rows, dtype=torch.int32, device=device)[None]
-    order = None if bucket is None else bucket.sort(dim=1, stable=True).indices
+    if bucket is None:
+        if keep is None:
+            return torch.arange(rows, dtype=torch.int32, device=device)[None]
+        return dropped_last(keep).int()
+    order = bucket.sort(dim=1, stable=True).indices
     if keep is not None:
-        dropped = keep.logical_not() if order is None else keep.logical_not().gather(1, order)
-        kept_first = dropped.view(torch.uint8).sort(dim=1, stable=True).indices
-        order = kept_first if order is None else order.gather(1, kept_first)
+        order = order.gather(1, dropped_last(keep.gather(1, order)))
     return order.int()
+
+
+def dropped_last(keep: Tensor) -> Tensor:
+    return keep.logical_not().view(torch.uint8).sort(dim=1, stable=True).indices
