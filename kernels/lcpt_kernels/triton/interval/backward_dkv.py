@@ -18,6 +18,7 @@ from lcpt_kernels.triton.interval.intervals import (
     LOG2E,
     Part,
     gather_rows,
+    load_again,
     load_ends,
     load_step,
     steps,
@@ -186,11 +187,8 @@ def interval_backward_dkv_kernel(
         END=True,
     )
     if D_PAD > 64:
-        # Read again: kept in registers through the loops, 3.6.0 spills. The policy is so that no load is merged.
-        s = tl.load(own + n * own_stride + j, mask=inside, other=0, eviction_policy="evict_first")
-        begin = tl.load(first + n * ends_stride + j, mask=inside, other=0, eviction_policy="evict_first")
-        end = tl.load(last + n * ends_stride + j, mask=inside, other=0, eviction_policy="evict_first")
-        seen = begin < end
+        s = load_again(own + n * own_stride, j, inside)
+        seen = load_again(first + n * ends_stride, j, inside) < load_again(last + n * ends_stride, j, inside)
     row = (batch * span + s) * heads + head
     store_rows(dk, row, D, inside, tl.where(seen[:, None], scale * dk_rows, 0.0), D, D_PAD)
     store_rows(dv, row, DV, inside, tl.where(seen[:, None], dv_rows, 0.0), DV, DV_PAD)

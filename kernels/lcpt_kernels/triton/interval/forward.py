@@ -19,7 +19,16 @@ from torch import Tensor
 
 from lcpt_kernels.triton.common import launch_configs
 from lcpt_kernels.triton.common.tile_io import head_rows, load_rows, store_rows
-from lcpt_kernels.triton.interval.intervals import LOG2E, Part, gather_rows, load_ends, load_step, steps, within
+from lcpt_kernels.triton.interval.intervals import (
+    LOG2E,
+    Part,
+    gather_rows,
+    load_again,
+    load_ends,
+    load_step,
+    steps,
+    within,
+)
 
 
 def interval_forward(part: Part, type: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -157,6 +166,7 @@ def interval_forward_kernel(
         END=True,
     )
 
+    t = load_again(own + n * own_stride, i, inside)
     has_keys = begin < end
     row = (batch * tokens + t) * heads + head
     l_i = tl.where(has_keys, l_i, 1.0)

@@ -101,6 +101,13 @@ def load_ends(first, last, rows, inside):
 
 
 @triton.jit
+def load_again(x, rows, inside):
+    """Load what was loaded before: kept in registers through the loops, it would spill. The policy differs from that of
+    the first load, so that they are not merged."""
+    return tl.load(x + rows, mask=inside, other=0, eviction_policy="evict_first")
+
+
+@triton.jit
 def steps(begin, end, SIZE: tl.constexpr):
     """Divide the union of the rows' intervals into steps of SIZE.
 
@@ -121,7 +128,8 @@ def steps(begin, end, SIZE: tl.constexpr):
 def within(places, begin, end, BEGIN: tl.constexpr):
     """Return begin ≤ places < end; without BEGIN, places < end."""
     if BEGIN:
-        return (begin <= places) & (places < end)
+        # One comparison: below begin the unsigned difference is larger than any length. Two would spill at BM = 128.
+        return (places - begin).to(tl.uint32, bitcast=True) < (end - begin).to(tl.uint32, bitcast=True)
     else:
         return places < end
 
