@@ -2,7 +2,7 @@
 operators of PyTorch, which torch.compile does not look into.
 
     forward   interval_forward for each list; for several: o = Σ_n e^{lse_n − lse} o_n with lse of all
-    backward  interval_statistics → interval_backward_dq, interval_backward_dkv for each list, with the lse of all
+    backward  query_statistics → interval_backward_dq, interval_backward_dkv for each list, with the lse of all
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from lcpt_kernels.triton.interval.backward_dkv import interval_backward_dkv
 from lcpt_kernels.triton.interval.backward_dq import interval_backward_dq
 from lcpt_kernels.triton.interval.forward import interval_forward
 from lcpt_kernels.triton.interval.intervals import Part, SortedIntervals
-from lcpt_kernels.triton.interval.statistics import interval_statistics
+from lcpt_kernels.triton.interval.statistics import query_statistics
 
 NAME = "sparse and low-rank attention"  # in errors
 
@@ -117,7 +117,7 @@ def backward(do, o, lse, *arguments):
     with on_device_of(do):
         do = with_contiguous_rows(do)
         for part, mass in zip(call.parts(), call.log_mass, strict=True):
-            statistics = interval_statistics(part, do, o, lse, mass)
+            statistics = query_statistics(part, do, o, lse, mass)
             dq.append(interval_backward_dq(part, do, statistics))
             from_keys = replace(part, intervals=part.intervals.transposed())
             for dx, side in zip(interval_backward_dkv(from_keys, do, statistics), (dk, dv), strict=True):

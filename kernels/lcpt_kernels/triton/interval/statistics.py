@@ -12,15 +12,15 @@ from lcpt_kernels.triton.common.tile_io import head_rows, load_rows
 from lcpt_kernels.triton.interval.intervals import LOG2E, Part, packed
 
 
-def interval_statistics(part: Part, do: Tensor, o: Tensor, lse: Tensor, log_mass: float) -> Tensor:
+def query_statistics(part: Part, do: Tensor, o: Tensor, lse: Tensor, log_mass: float) -> Tensor:
     """Return (lse − log_mass) / ln 2 and δ, [B·H, T] fp32, in the order of the part's queries. do [B, T, H, Dv] has a
     last stride of 1, o [B, T, H, Dv] and lse [B, T, H] fp32 are contiguous."""
     batch, tokens, heads, width = o.shape
     statistics = torch.empty(batch * heads, tokens, dtype=torch.int64, device=o.device)
     BM = 64
     pieces = triton.cdiv(tokens, BM)
-    interval_statistics_kernel[(pieces * batch * heads,)](
-        **part.arguments(interval_statistics_kernel),
+    query_statistics_kernel[(pieces * batch * heads,)](
+        **part.arguments(query_statistics_kernel),
         do=do,
         do_strides=do.stride()[:3],
         o=o,
@@ -35,7 +35,7 @@ def interval_statistics(part: Part, do: Tensor, o: Tensor, lse: Tensor, log_mass
 
 
 @triton.jit(do_not_specialize=["own_stride", "tokens", "heads", "pieces"])
-def interval_statistics_kernel(
+def query_statistics_kernel(
     own,
     own_stride,  # [N, T]: the list of queries
     do,
