@@ -28,8 +28,8 @@ from lcpt_kernels.triton.interval.intervals import (
 
 
 def interval_backward_dkv(part: Part, do: Tensor, statistics: Tensor) -> tuple[Tensor, Tensor]:
-    """Return dk [B, S, Hkv, D] and dv [B, S, Hkv, Dv], 0 for a key that no query sees. do is [B, T, H, Dv], lse and
-    delta are [B, T, H] fp32. The intervals of the part are transposed."""
+    """Return dk [B, S, Hkv, D] and dv [B, S, Hkv, Dv], 0 for a key that no query sees. do is [B, T, H, Dv],
+    statistics are those of query_statistics. The intervals of the part are transposed."""
     batch, span, key_heads, width = part.v.shape
     heads, size = part.q.shape[2:]
     ungrouped = heads == key_heads

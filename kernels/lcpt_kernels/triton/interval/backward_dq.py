@@ -27,7 +27,8 @@ from lcpt_kernels.triton.interval.intervals import (
 
 
 def interval_backward_dq(part: Part, do: Tensor, statistics: Tensor) -> Tensor:
-    """Return dq [B, T, H, D], 0 for a query that sees no key. do is [B, T, H, Dv], lse and delta are [B, T, H] fp32."""
+    """Return dq [B, T, H, D], 0 for a query that sees no key. do is [B, T, H, Dv], statistics are those of
+    query_statistics."""
     batch, tokens, heads, width = part.q.shape
     dq = torch.empty(part.q.shape, dtype=part.q.dtype, device=part.q.device)
     tiles = launch_configs.tiles("interval_backward_dq", max(width, part.v.shape[3]), part.type)
