@@ -13,8 +13,8 @@ from lcpt_kernels.triton.interval.intervals import LOG2E, Part, packed
 
 
 def query_statistics(part: Part, do: Tensor, o: Tensor, lse: Tensor, log_mass: float) -> Tensor:
-    """Return (lse − log_mass) / ln 2 and δ in fp32, packed as int64 [B·H, T], in the order of the part's queries. do [B, T, H, Dv] has a
-    last stride of 1, o [B, T, H, Dv] and lse [B, T, H] fp32 are contiguous."""
+    """Return (lse − log_mass) / ln 2 and δ in fp32, packed as int64 [B·H, T], in the order of the part's queries.
+    do [B, T, H, Dv] has a last stride of 1, o [B, T, H, Dv] and lse [B, T, H] fp32 are contiguous."""
     batch, tokens, heads, width = o.shape
     statistics = torch.empty(batch * heads, tokens, dtype=torch.int64, device=o.device)
     BM = 64
