@@ -18,7 +18,7 @@ KERNELS = {
 }
 INTERVAL_KERNELS = {
     "interval_forward_kernel",
-    "backward_delta_kernel",
+    "query_statistics_kernel",
     "interval_backward_dq_kernel",
     "interval_backward_dkv_kernel",
 }

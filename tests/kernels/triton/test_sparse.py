@@ -117,6 +117,29 @@ def test_norms(agree, norm, dtype, tolerance):
     agree(given, tolerance, dtype=dtype, **hashed(given))
 
 
+@pytest.mark.parametrize("scale", [-0.4, 0.0])
+def test_any_scale(agree, scale):
+    """The forward pass keeps the maximum of q·k, which is not that of the scores where the scale is negative."""
+    given = inputs(40)
+    agree(given, **MARKS["both"](given), scale=scale)
+
+
+@pytest.mark.parametrize("window", [0, 3])
+def test_dropped_rows_are_not_read(small_tiles, window):
+    """A step that goes beyond the interval of every row reads a row of the interval instead."""
+    given = inputs(T, h=2)
+    marks = kept(given)
+    results = []
+    for filler in (0.0, float("nan")):
+        q, k, v = (x.float().to(DEVICE) for x in given.values())
+        q = q.masked_fill(~marks["q_keep"][..., None], filler).requires_grad_()
+        k, v = (x.masked_fill(~marks["k_keep"][..., None], filler if window == 0 else 0.0) for x in (k, v))
+        leaves = [q, k.requires_grad_(), v.requires_grad_()]
+        o = sparse_attention(*leaves, **marks, window=window, backend="triton")
+        results.append([o, *torch.autograd.grad(o.square().sum(), leaves)])
+    assert all(torch.equal(x, y) for x, y in zip(*results, strict=True))
+
+
 @pytest.mark.parametrize("lengths, window", [([40, 1, 0, 34, 3, 0, 0], 0), ([40, 1, 0, 34, 3, 0, 0], 4)], ids=str)
 def test_packed_documents(agree, lengths, window):
     """The definition takes them one at a time."""

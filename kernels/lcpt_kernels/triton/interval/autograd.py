@@ -2,7 +2,7 @@
 operators of PyTorch, which torch.compile does not look into.
 
     forward   interval_forward for each list; for several: o = Σ_n e^{lse_n − lse} o_n with lse of all
-    backward  backward_delta → interval_backward_dq, interval_backward_dkv for each list, with the lse of all
+    backward  query_statistics → interval_backward_dq, interval_backward_dkv for each list, with the lse of all
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from torch import Tensor
 
 from lcpt_kernels.derivatives import no_second_derivative, refuse_transforms
 from lcpt_kernels.merge_softmax import merge_outputs
-from lcpt_kernels.triton.common.delta import backward_delta
 from lcpt_kernels.triton.common.tensors import on_device_of, with_contiguous_rows
 from lcpt_kernels.triton.interval.backward_dkv import interval_backward_dkv
 from lcpt_kernels.triton.interval.backward_dq import interval_backward_dq
 from lcpt_kernels.triton.interval.forward import interval_forward
 from lcpt_kernels.triton.interval.intervals import Part, SortedIntervals
+from lcpt_kernels.triton.interval.statistics import query_statistics
 
 NAME = "sparse and low-rank attention"  # in errors
 
@@ -116,12 +116,11 @@ def backward(do, o, lse, *arguments):
     dq, dk, dv = [], [], []
     with on_device_of(do):
         do = with_contiguous_rows(do)
-        delta, _ = backward_delta(do, o)
         for part, mass in zip(call.parts(), call.log_mass, strict=True):
-            part_lse = lse if mass == 0 else lse - mass
-            dq.append(interval_backward_dq(part, do, part_lse, delta))
+            statistics = query_statistics(part, do, o, lse, mass)
+            dq.append(interval_backward_dq(part, do, statistics))
             from_keys = replace(part, intervals=part.intervals.transposed())
-            for dx, side in zip(interval_backward_dkv(from_keys, do, part_lse, delta), (dk, dv), strict=True):
+            for dx, side in zip(interval_backward_dkv(from_keys, do, statistics), (dk, dv), strict=True):
                 side.append(dx)
     return dq + dk + dv
 

@@ -14,12 +14,22 @@ from torch import Tensor
 
 from lcpt_kernels.triton.common import launch_configs
 from lcpt_kernels.triton.common.tile_io import head_rows, load_rows, store_rows
-from lcpt_kernels.triton.interval.intervals import LOG2E, Part, load_ends, place_of_step, steps
+from lcpt_kernels.triton.interval.intervals import (
+    LOG2E,
+    Part,
+    gather_rows,
+    load_again,
+    load_ends,
+    load_step,
+    steps,
+    unpacked,
+    within,
+)
 
 
-def interval_backward_dkv(part: Part, do: Tensor, lse: Tensor, delta: Tensor) -> tuple[Tensor, Tensor]:
-    """Return dk [B, S, Hkv, D] and dv [B, S, Hkv, Dv], 0 for a key that no query sees. do is [B, T, H, Dv], lse and
-    delta are [B, T, H] fp32. The intervals of the part are transposed."""
+def interval_backward_dkv(part: Part, do: Tensor, statistics: Tensor) -> tuple[Tensor, Tensor]:
+    """Return dk [B, S, Hkv, D] and dv [B, S, Hkv, Dv], 0 for a key that no query sees. do is [B, T, H, Dv],
+    statistics are those of query_statistics. The intervals of the part are transposed."""
     batch, span, key_heads, width = part.v.shape
     heads, size = part.q.shape[2:]
     ungrouped = heads == key_heads
@@ -33,8 +43,8 @@ def interval_backward_dkv(part: Part, do: Tensor, lse: Tensor, delta: Tensor) ->
         **part.arguments(interval_backward_dkv_kernel),
         do=do,
         do_strides=do.stride()[:3],
-        lse=lse,
-        delta=delta,
+        statistics=statistics,
+        DO_STRIDE=do.stride(1),
         dk=dk,
         dv=dv,
         pieces=pieces,
@@ -65,8 +75,7 @@ def interval_backward_dkv_kernel(
     ends_stride,  # [N, S]
     do,
     do_strides,  # [B, T, H, DV]
-    lse,
-    delta,  # [B, T, H]
+    statistics,  # [B·H, T], in the order of the list
     dk,  # [B, S, H, D]
     dv,  # [B, S, H, DV]
     tokens,
@@ -79,6 +88,8 @@ def interval_backward_dkv_kernel(
     D_PAD: tl.constexpr,
     DV: tl.constexpr,
     DV_PAD: tl.constexpr,
+    Q_STRIDE: tl.constexpr,
+    DO_STRIDE: tl.constexpr,
     BM: tl.constexpr,
     BN: tl.constexpr,
 ):
@@ -88,14 +99,13 @@ def interval_backward_dkv_kernel(
     inside = j < span
     s = tl.load(own + n * own_stride + j, mask=inside, other=0)
     begin, end = load_ends(first + n * ends_stride, last + n * ends_stride, j, inside)
-    start, stop, before, inner, edges = steps(begin, end, BM)
+    start, inner_start, inner_stop, stop = steps(begin, end, BM)
     seen = begin < end
     k_rows = load_rows(head_rows(k, k_strides, batch, head // group), s, k_strides[1], seen, D, D_PAD)
     v_rows = load_rows(head_rows(v, v_strides, batch, head // group), s, v_strides[1], seen, DV, DV_PAD)
     q = head_rows(q, q_strides, batch, head)
     do = head_rows(do, do_strides, batch, head)
-    lse += batch * tokens * heads + head
-    delta += batch * tokens * heads + head
+    statistics += n * tokens
     other += n * other_stride
 
     base2 = scale * LOG2E
@@ -109,25 +119,22 @@ def interval_backward_dkv_kernel(
         begin,
         end,
         q,
-        q_strides[1],
         do,
-        do_strides[1],
-        lse,
-        delta,
-        heads,
+        statistics,
         other,
         start,
+        inner_start,
         stop,
-        before,
-        inner,
-        inner,
         base2,
         D,
         D_PAD,
         DV,
         DV_PAD,
+        Q_STRIDE,
+        DO_STRIDE,
         BM,
-        EDGE=False,
+        BEGIN=True,
+        END=True,
     )
     dk_rows, dv_rows = over_queries(
         dk_rows,
@@ -137,26 +144,51 @@ def interval_backward_dkv_kernel(
         begin,
         end,
         q,
-        q_strides[1],
         do,
-        do_strides[1],
-        lse,
-        delta,
-        heads,
+        statistics,
         other,
-        start,
+        inner_start,
+        inner_stop,
         stop,
-        before,
-        inner,
-        edges,
         base2,
         D,
         D_PAD,
         DV,
         DV_PAD,
+        Q_STRIDE,
+        DO_STRIDE,
         BM,
-        EDGE=True,
+        BEGIN=False,
+        END=False,
     )
+    dk_rows, dv_rows = over_queries(
+        dk_rows,
+        dv_rows,
+        k_rows,
+        v_rows,
+        begin,
+        end,
+        q,
+        do,
+        statistics,
+        other,
+        inner_stop,
+        stop,
+        stop,
+        base2,
+        D,
+        D_PAD,
+        DV,
+        DV_PAD,
+        Q_STRIDE,
+        DO_STRIDE,
+        BM,
+        BEGIN=False,
+        END=True,
+    )
+    if D_PAD > 64:
+        s = load_again(own + n * own_stride, j, inside)
+        seen = load_again(first + n * ends_stride, j, inside) < load_again(last + n * ends_stride, j, inside)
     row = (batch * span + s) * heads + head
     store_rows(dk, row, D, inside, tl.where(seen[:, None], scale * dk_rows, 0.0), D, D_PAD)
     store_rows(dv, row, DV, inside, tl.where(seen[:, None], dv_rows, 0.0), DV, DV_PAD)
@@ -171,38 +203,33 @@ def over_queries(
     begin,
     end,
     q,
-    q_stride,
     do,
-    do_stride,
-    lse,
-    delta,
-    heads,
+    statistics,
     other,
-    start,
+    place,
+    place_stop,
     stop,
-    before,
-    inner,
-    count,
     base2,
     D: tl.constexpr,
     D_PAD: tl.constexpr,
     DV: tl.constexpr,
     DV_PAD: tl.constexpr,
+    Q_STRIDE: tl.constexpr,
+    DO_STRIDE: tl.constexpr,
     BM: tl.constexpr,
-    EDGE: tl.constexpr,
+    BEGIN: tl.constexpr,
+    END: tl.constexpr,
 ):
     TYPE: tl.constexpr = tl.float32 if v_rows.dtype == tl.float32 else tl.bfloat16
-    for step in range(0, count):
-        i = place_of_step(step, start, before, inner, BM, EDGE) + tl.arange(0, BM)
-        t = tl.load(other + i, mask=i < stop, other=0).to(tl.int64)
-        q_rows = load_rows(q, t, q_stride, i < stop, D, D_PAD)  # [BM, D]
-        do_rows = load_rows(do, t, do_stride, i < stop, DV, DV_PAD)  # [BM, DV]
-        lse2 = tl.load(lse + t * heads, mask=i < stop, other=0.0) * LOG2E  # [BM]
-        delta_rows = tl.load(delta + t * heads, mask=i < stop, other=0.0)
-        score = base2 * tl.dot(k_rows, tl.trans(q_rows), input_precision="ieee")
-        p = tl.exp2(score - lse2[None, :])  # [BN, BM]
-        if EDGE:
-            p = tl.where((begin[:, None] <= i[None, :]) & (i[None, :] < end[:, None]), p, 0.0)
+    for i in range(place, place_stop, BM):
+        t = load_step(other, i, stop, BM, END)
+        q_rows = gather_rows(q, t, Q_STRIDE, D, D_PAD)  # [BM, D]
+        do_rows = gather_rows(do, t, DO_STRIDE, DV, DV_PAD)  # [BM, DV]
+        lse2_rows, delta_rows = unpacked(load_step(statistics, i, stop, BM, END))
+        score = tl.dot(k_rows, tl.trans(q_rows), input_precision="ieee")
+        p = tl.exp2(base2 * score - lse2_rows[None, :])  # [BN, BM]
+        if END:
+            p = tl.where(within(tl.arange(0, BM)[None, :], begin[:, None] - i, end[:, None] - i, BEGIN), p, 0.0)
         dv_rows = tl.dot(p.to(TYPE), do_rows.to(TYPE), dv_rows, input_precision="ieee")  # [BN, BM] @ [BM, DV]
         ds = p * (tl.dot(v_rows, tl.trans(do_rows), input_precision="ieee") + delta_rows[None, :])
         dk_rows = tl.dot(ds.to(TYPE), q_rows.to(TYPE), dk_rows, input_precision="ieee")  # [BN, BM] @ [BM, D]

@@ -14,11 +14,21 @@ from torch import Tensor
 
 from lcpt_kernels.triton.common import launch_configs
 from lcpt_kernels.triton.common.tile_io import head_rows, load_rows, store_rows
-from lcpt_kernels.triton.interval.intervals import LOG2E, Part, load_ends, place_of_step, steps
+from lcpt_kernels.triton.interval.intervals import (
+    LOG2E,
+    Part,
+    gather_rows,
+    load_ends,
+    load_step,
+    steps,
+    unpacked,
+    within,
+)
 
 
-def interval_backward_dq(part: Part, do: Tensor, lse: Tensor, delta: Tensor) -> Tensor:
-    """Return dq [B, T, H, D], 0 for a query that sees no key. do is [B, T, H, Dv], lse and delta are [B, T, H] fp32."""
+def interval_backward_dq(part: Part, do: Tensor, statistics: Tensor) -> Tensor:
+    """Return dq [B, T, H, D], 0 for a query that sees no key. do is [B, T, H, Dv], statistics are those of
+    query_statistics."""
     batch, tokens, heads, width = part.q.shape
     dq = torch.empty(part.q.shape, dtype=part.q.dtype, device=part.q.device)
     tiles = launch_configs.tiles("interval_backward_dq", max(width, part.v.shape[3]), part.type)
@@ -27,8 +37,7 @@ def interval_backward_dq(part: Part, do: Tensor, lse: Tensor, delta: Tensor) -> 
         **part.arguments(interval_backward_dq_kernel),
         do=do,
         do_strides=do.stride()[:3],
-        lse=lse,
-        delta=delta,
+        statistics=statistics,
         dq=dq,
         pieces=pieces,
         **tiles,
@@ -53,8 +62,7 @@ def interval_backward_dq_kernel(
     ends_stride,  # [N, T]
     do,
     do_strides,  # [B, T, H, DV]
-    lse,
-    delta,  # [B, T, H]
+    statistics,  # [B·H, T], in the order of the list
     dq,  # [B, T, H, D]
     tokens,
     heads,
@@ -65,6 +73,8 @@ def interval_backward_dq_kernel(
     D_PAD: tl.constexpr,
     DV: tl.constexpr,
     DV_PAD: tl.constexpr,
+    K_STRIDE: tl.constexpr,
+    V_STRIDE: tl.constexpr,
     BM: tl.constexpr,
     BN: tl.constexpr,
 ):
@@ -74,13 +84,12 @@ def interval_backward_dq_kernel(
     inside = i < tokens
     t = tl.load(own + n * own_stride + i, mask=inside, other=0)
     begin, end = load_ends(first + n * ends_stride, last + n * ends_stride, i, inside)
-    start, stop, before, inner, edges = steps(begin, end, BN)
+    start, inner_start, inner_stop, stop = steps(begin, end, BN)
     has_keys = begin < end
     q_rows = load_rows(head_rows(q, q_strides, batch, head), t, q_strides[1], has_keys, D, D_PAD)
     do_rows = load_rows(head_rows(do, do_strides, batch, head), t, do_strides[1], has_keys, DV, DV_PAD)
     row = (batch * tokens + t) * heads + head
-    lse2 = tl.load(lse + row, mask=has_keys, other=0.0) * LOG2E
-    delta_rows = tl.load(delta + row, mask=has_keys, other=0.0)
+    lse2, delta = unpacked(tl.load(statistics + n * tokens + i, mask=has_keys, other=0))
     k = head_rows(k, k_strides, batch, head // group)
     v = head_rows(v, v_strides, batch, head // group)
     other += n * other_stride
@@ -92,52 +101,75 @@ def interval_backward_dq_kernel(
         q_rows,
         do_rows,
         lse2,
-        delta_rows,
+        delta,
         begin,
         end,
         k,
-        k_strides[1],
         v,
-        v_strides[1],
         other,
         start,
+        inner_start,
         stop,
-        before,
-        inner,
-        inner,
         base2,
         D,
         D_PAD,
         DV,
         DV_PAD,
+        K_STRIDE,
+        V_STRIDE,
         BN,
-        EDGE=False,
+        BEGIN=True,
+        END=True,
     )
     dq_rows = over_keys(
         dq_rows,
         q_rows,
         do_rows,
         lse2,
-        delta_rows,
+        delta,
         begin,
         end,
         k,
-        k_strides[1],
         v,
-        v_strides[1],
         other,
-        start,
+        inner_start,
+        inner_stop,
         stop,
-        before,
-        inner,
-        edges,
         base2,
         D,
         D_PAD,
         DV,
         DV_PAD,
+        K_STRIDE,
+        V_STRIDE,
         BN,
-        EDGE=True,
+        BEGIN=False,
+        END=False,
+    )
+    dq_rows = over_keys(
+        dq_rows,
+        q_rows,
+        do_rows,
+        lse2,
+        delta,
+        begin,
+        end,
+        k,
+        v,
+        other,
+        inner_stop,
+        stop,
+        stop,
+        base2,
+        D,
+        D_PAD,
+        DV,
+        DV_PAD,
+        K_STRIDE,
+        V_STRIDE,
+        BN,
+        BEGIN=False,
+        END=True,
     )
     store_rows(dq, row, D, inside, scale * dq_rows, D, D_PAD)
 
@@ -148,39 +180,36 @@ def over_keys(
     q_rows,
     do_rows,
     lse2,
-    delta_rows,
+    delta,
     begin,
     end,
     k,
-    k_stride,
     v,
-    v_stride,
     other,
-    start,
+    place,
+    place_stop,
     stop,
-    before,
-    inner,
-    count,
     base2,
     D: tl.constexpr,
     D_PAD: tl.constexpr,
     DV: tl.constexpr,
     DV_PAD: tl.constexpr,
+    K_STRIDE: tl.constexpr,
+    V_STRIDE: tl.constexpr,
     BN: tl.constexpr,
-    EDGE: tl.constexpr,
+    BEGIN: tl.constexpr,
+    END: tl.constexpr,
 ):
     TYPE: tl.constexpr = tl.float32 if v.dtype.element_ty == tl.float32 else tl.bfloat16
-    for step in range(0, count):
-        j = place_of_step(step, start, before, inner, BN, EDGE) + tl.arange(0, BN)
-        s = tl.load(other + j, mask=j < stop, other=0)
-        k_rows = load_rows(k, s, k_stride, j < stop, D, D_PAD)  # [BN, D]
-        v_rows = load_rows(v, s, v_stride, j < stop, DV, DV_PAD)  # [BN, DV]
-        score = base2 * tl.dot(q_rows, tl.trans(k_rows), input_precision="ieee")
-        p = tl.exp2(score - lse2[:, None])  # [BM, BN]
-        dp = tl.dot(do_rows, tl.trans(v_rows), input_precision="ieee") + delta_rows[:, None]
+    for j in range(place, place_stop, BN):
+        s = load_step(other, j, stop, BN, END)
+        k_rows = gather_rows(k, s, K_STRIDE, D, D_PAD)  # [BN, D]
+        v_rows = gather_rows(v, s, V_STRIDE, DV, DV_PAD)  # [BN, DV]
+        score = tl.dot(q_rows, tl.trans(k_rows), input_precision="ieee")
+        p = tl.exp2(base2 * score - lse2[:, None])  # [BM, BN]
+        dp = tl.dot(do_rows, tl.trans(v_rows), input_precision="ieee") + delta[:, None]
+        if END:
+            p = tl.where(within(tl.arange(0, BN)[None, :], begin[:, None] - j, end[:, None] - j, BEGIN), p, 0.0)
         ds = p * dp
-        if EDGE:
-            seen = (begin[:, None] <= j[None, :]) & (j[None, :] < end[:, None])
-            ds = tl.where(seen, ds, 0.0)
         dq_rows = tl.dot(ds.to(TYPE), k_rows.to(TYPE), dq_rows, input_precision="ieee")  # [BM, BN] @ [BN, D]
     return dq_rows

@@ -7,9 +7,8 @@ import torch
 from torch import Tensor
 
 from lcpt_kernels.triton.interval.intervals import SortedIntervals
+from lcpt_kernels.triton.interval.search import visible_keys
 from lcpt_kernels.visibility import VisibleRange
-
-DROPPED = 2**63 - 1  # the sort key of dropped rows: after all others
 
 
 def build_intervals(visible: VisibleRange, span: int) -> SortedIntervals:
@@ -19,45 +18,27 @@ def build_intervals(visible: VisibleRange, span: int) -> SortedIntervals:
         for x in (visible.q_keep, visible.k_keep, visible.q_bucket, visible.k_bucket)
     )
     window_start, window_end = visible.window_start, visible.window_end
-    if q_bucket is not None and k_bucket is not None:
-        q_bucket, k_bucket = rank_buckets(q_bucket, k_bucket)
-    key_positions = torch.arange(span, device=window_start.device)
-    query_positions = key_positions[span - len(window_start) :]
-    key_sort_keys, keys = sort_rows(key_positions, k_bucket, k_keep, span)
-    query_sort_keys, queries = sort_rows(query_positions, q_bucket, q_keep, span)
-    bucket_start = query_sort_keys - query_positions[queries]
-    begin, end = bucket_start + window_start[queries], bucket_start + window_end[queries]
-    if len(key_sort_keys) == 1:
-        key_sort_keys = key_sort_keys[0]
-    elif len(begin) < len(key_sort_keys):
-        begin, end = (x.repeat(len(key_sort_keys), 1) for x in (begin, end))
-    first = torch.searchsorted(key_sort_keys, begin, out_int32=True)
-    last = torch.searchsorted(key_sort_keys, end, right=True, out_int32=True)
-    if q_keep is not None:
-        last = torch.where(query_sort_keys == DROPPED, first, last)
-    return SortedIntervals(queries.int(), keys.int(), first, last)
+    queries = sort_rows(len(window_start), q_bucket, q_keep, window_start.device)
+    keys = sort_rows(span, k_bucket, k_keep, window_start.device)
+    first, last = visible_keys(queries, keys, q_keep, k_keep, q_bucket, k_bucket, window_start, window_end)
+    return SortedIntervals(queries, keys, first, last)
 
 
-def rank_buckets(q_bucket: Tensor, k_bucket: Tensor) -> tuple[Tensor, Tensor]:
-    """Return buckets [N, T] and [N, S] of any integers as int64 ≥ 0, less than 2³² or T + S, in the same order."""
-    if q_bucket.dtype != torch.int64 and k_bucket.dtype != torch.int64:
-        lowest = torch.iinfo(torch.int32).min
-        return q_bucket.long() - lowest, k_bucket.long() - lowest
-    values, order = torch.cat((q_bucket, k_bucket), dim=1).long().sort(dim=1)  # ranks, since buckets may span 64 bits
-    increments = torch.zeros_like(values)
-    increments[:, 1:] = values[:, 1:] != values[:, :-1]
-    ranks = torch.empty_like(values).scatter_(1, order, increments.cumsum(1))
-    q_ranks, k_ranks = ranks.split((q_bucket.shape[1], k_bucket.shape[1]), dim=1)
-    return q_ranks, k_ranks
+def sort_rows(rows: int, bucket: Tensor | None, keep: Tensor | None, device: torch.device) -> Tensor:
+    """Return the rows as int32 in the order kept before dropped, bucket, position; [1, T] without marks, else [N, T].
 
-
-def sort_rows(positions: Tensor, bucket: Tensor | None, keep: Tensor | None, span: int) -> tuple[Tensor, Tensor]:
-    """Return sorted keys of (bucket, position), DROPPED for dropped rows, and the rows in this order, [N, T] each; N =
-    1 without marks."""
-    if bucket is None and keep is None:
-        return positions[None], torch.arange(len(positions), device=positions.device)[None]
-    sort_keys = positions if bucket is None else bucket * span + positions
+    Sorts are stable, so positions need no bits of the sort keys: a radix sort goes over 8 bits of marks that are kept
+    and over 32 of an int32 bucket, in which any integers are.
+    """
+    if bucket is None:
+        if keep is None:
+            return torch.arange(rows, dtype=torch.int32, device=device)[None]
+        return dropped_last(keep).int()
+    order = bucket.sort(dim=1, stable=True).indices
     if keep is not None:
-        sort_keys = torch.where(keep, sort_keys, DROPPED)
-    ordered = sort_keys.sort(dim=1, stable=True)
-    return ordered.values, ordered.indices
+        order = order.gather(1, dropped_last(keep.gather(1, order)))
+    return order.int()
+
+
+def dropped_last(keep: Tensor) -> Tensor:
+    return keep.logical_not().view(torch.uint8).sort(dim=1, stable=True).indices

@@ -2,12 +2,15 @@
 
     o_i = Σ_j p_ij v_j        p_ij = e^{scale·q_i·k_j − lse_i},  first_i ≤ j < last_i
 
-A program holds BM queries of one head. It goes through the keys that all of them see without a mask, then through the
-two edges. Exponents are to the base 2 here, so m_i is too. Notation: `block_causal/__init__.py`.
+A program holds BM queries of one head. It goes through the keys in three loops: to where all queries have begun, those
+that all of them see, without a mask, and to where the last one ends. The maximum m_i is that of q·k: the scale, at
+least 0 in the kernel, is a factor of the exponent, which is to the base 2. Notation: `block_causal/__init__.py`.
 Source: FlashAttention-2 (arXiv 2307.08691) for the running maximum m_i, sum l_i and accumulator acc.
 """
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 import torch
 import triton
@@ -16,11 +19,22 @@ from torch import Tensor
 
 from lcpt_kernels.triton.common import launch_configs
 from lcpt_kernels.triton.common.tile_io import head_rows, load_rows, store_rows
-from lcpt_kernels.triton.interval.intervals import LOG2E, Part, load_ends, place_of_step, steps
+from lcpt_kernels.triton.interval.intervals import (
+    LOG2E,
+    Part,
+    gather_rows,
+    load_again,
+    load_ends,
+    load_step,
+    steps,
+    within,
+)
 
 
 def interval_forward(part: Part, type: torch.dtype) -> tuple[Tensor, Tensor]:
     """Return o [B, T, H, Dv] of `type` and lse [B, T, H] fp32; 0 and −∞ for a query that sees no key."""
+    if part.scale < 0:  # the maximum of q·k would be the minimum of the scores
+        part = replace(part, q=-part.q, scale=-part.scale)
     batch, tokens, heads, width = part.q.shape
     o = torch.empty(batch, tokens, heads, part.v.shape[3], dtype=type, device=part.q.device)
     lse = torch.empty(batch, tokens, heads, dtype=torch.float32, device=part.q.device)
@@ -58,6 +72,8 @@ def interval_forward_kernel(
     D_PAD: tl.constexpr,
     DV: tl.constexpr,
     DV_PAD: tl.constexpr,
+    K_STRIDE: tl.constexpr,
+    V_STRIDE: tl.constexpr,
     BM: tl.constexpr,
     BN: tl.constexpr,
 ):
@@ -67,7 +83,7 @@ def interval_forward_kernel(
     inside = i < tokens
     t = tl.load(own + n * own_stride + i, mask=inside, other=0)
     begin, end = load_ends(first + n * ends_stride, last + n * ends_stride, i, inside)
-    start, stop, before, inner, edges = steps(begin, end, BN)
+    start, inner_start, inner_stop, stop = steps(begin, end, BN)
     q_rows = load_rows(head_rows(q, q_strides, batch, head), t, q_strides[1], begin < end, D, D_PAD)
     k = head_rows(k, k_strides, batch, head // group)
     v = head_rows(v, v_strides, batch, head // group)
@@ -75,8 +91,8 @@ def interval_forward_kernel(
 
     acc = tl.zeros((BM, DV_PAD), tl.float32)
     l_i = tl.zeros((BM,), tl.float32)
-    m_i = tl.full((BM,), float("-inf"), tl.float32)
-    base2 = scale * LOG2E
+    m_i = tl.full((BM,), -1e30, tl.float32)  # finite: the difference of two infinities would be NaN
+    base2 = tl.maximum(scale * LOG2E, 1e-30)  # 0 times an infinity would be NaN
     acc, l_i, m_i = over_keys(
         acc,
         l_i,
@@ -85,22 +101,21 @@ def interval_forward_kernel(
         begin,
         end,
         k,
-        k_strides[1],
         v,
-        v_strides[1],
         other,
         start,
+        inner_start,
         stop,
-        before,
-        inner,
-        inner,
         base2,
         D,
         D_PAD,
         DV,
         DV_PAD,
+        K_STRIDE,
+        V_STRIDE,
         BN,
-        EDGE=False,
+        BEGIN=True,
+        END=True,
     )
     acc, l_i, m_i = over_keys(
         acc,
@@ -110,29 +125,53 @@ def interval_forward_kernel(
         begin,
         end,
         k,
-        k_strides[1],
         v,
-        v_strides[1],
         other,
-        start,
+        inner_start,
+        inner_stop,
         stop,
-        before,
-        inner,
-        edges,
         base2,
         D,
         D_PAD,
         DV,
         DV_PAD,
+        K_STRIDE,
+        V_STRIDE,
         BN,
-        EDGE=True,
+        BEGIN=False,
+        END=False,
+    )
+    acc, l_i, m_i = over_keys(
+        acc,
+        l_i,
+        m_i,
+        q_rows,
+        begin,
+        end,
+        k,
+        v,
+        other,
+        inner_stop,
+        stop,
+        stop,
+        base2,
+        D,
+        D_PAD,
+        DV,
+        DV_PAD,
+        K_STRIDE,
+        V_STRIDE,
+        BN,
+        BEGIN=False,
+        END=True,
     )
 
+    t = load_again(own + n * own_stride, i, inside)
     has_keys = begin < end
     row = (batch * tokens + t) * heads + head
     l_i = tl.where(has_keys, l_i, 1.0)
     store_rows(o, row, DV, inside, tl.where(has_keys[:, None], acc / l_i[:, None], 0.0), DV, DV_PAD)
-    tl.store(lse + row, tl.where(has_keys, (m_i + tl.log2(l_i)) / LOG2E, float("-inf")), mask=inside)
+    tl.store(lse + row, tl.where(has_keys, (base2 * m_i + tl.log2(l_i)) / LOG2E, float("-inf")), mask=inside)
 
 
 @triton.jit
@@ -144,40 +183,37 @@ def over_keys(
     begin,
     end,
     k,
-    k_stride,
     v,
-    v_stride,
     other,
-    start,
+    place,
+    place_stop,
     stop,
-    before,
-    inner,
-    count,
     base2,
     D: tl.constexpr,
     D_PAD: tl.constexpr,
     DV: tl.constexpr,
     DV_PAD: tl.constexpr,
+    K_STRIDE: tl.constexpr,
+    V_STRIDE: tl.constexpr,
     BN: tl.constexpr,
-    EDGE: tl.constexpr,
+    BEGIN: tl.constexpr,
+    END: tl.constexpr,
 ):
-    """Add the keys of `count` steps, with weights 2^(base2·q·k), to acc [BM, DV] and l_i [BM], both over 2^{m_i}."""
-    for step in range(0, count):
-        j = place_of_step(step, start, before, inner, BN, EDGE) + tl.arange(0, BN)
-        s = tl.load(other + j, mask=j < stop, other=0)
-        k_rows = load_rows(k, s, k_stride, j < stop, D, D_PAD)  # [BN, D]
-        v_rows = load_rows(v, s, v_stride, j < stop, DV, DV_PAD)  # [BN, DV]
-        score = base2 * tl.dot(q_rows, tl.trans(k_rows), input_precision="ieee")
-        if EDGE:
-            seen = (begin[:, None] <= j[None, :]) & (j[None, :] < end[:, None])
-            score = tl.where(seen, score, float("-inf"))
+    """Add the keys from `place` to `place_stop`, with weights 2^(base2·q·k), to acc [BM, DV] and l_i [BM], both over
+    2^(base2·m_i)."""
+    for j in range(place, place_stop, BN):
+        s = load_step(other, j, stop, BN, END)
+        k_rows = gather_rows(k, s, K_STRIDE, D, D_PAD)  # [BN, D]
+        v_rows = gather_rows(v, s, V_STRIDE, DV, DV_PAD)  # [BN, DV]
+        score = tl.dot(q_rows, tl.trans(k_rows), input_precision="ieee")
+        if END:
+            score = tl.where(
+                within(tl.arange(0, BN)[None, :], begin[:, None] - j, end[:, None] - j, BEGIN), score, float("-inf")
+            )
         m_new = tl.maximum(m_i, tl.max(score, axis=1))
-        if EDGE:
-            m_safe = tl.where(m_new == float("-inf"), 0.0, m_new)  # no key so far: ∞ − ∞ would be NaN
-        else:
-            m_safe = m_new
-        p = tl.exp2(score - m_safe[:, None])
-        alpha = tl.exp2(m_i - m_safe)
+        shift = base2 * m_new
+        p = tl.exp2(base2 * score - shift[:, None])
+        alpha = tl.exp2(base2 * m_i - shift)
         l_i = l_i * alpha + tl.sum(p, axis=1)
         acc = tl.dot(p.to(v_rows.dtype), v_rows, acc * alpha[:, None], input_precision="ieee")  # [BM, BN] @ [BN, DV]
         m_i = m_new

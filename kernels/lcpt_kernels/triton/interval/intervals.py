@@ -15,6 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from lcpt_kernels.triton.common.tensors import padded
+from lcpt_kernels.triton.interval.search import seeing_queries
 
 LOG2E = tl.constexpr(math.log2(math.e))  # the hardware computes exp2
 
@@ -35,10 +36,7 @@ class SortedIntervals:
 
     def transposed(self) -> SortedIntervals:
         """Return the intervals of queries that see each key: keys and queries change places."""
-        j = torch.arange(self.keys.shape[1], dtype=torch.int32, device=self.keys.device).repeat(len(self.first), 1)
-        lower, upper = (
-            torch.searchsorted(x.contiguous(), j, right=True, out_int32=True) for x in (self.last, self.first)
-        )
+        lower, upper = seeing_queries(self.first, self.last, self.keys.shape[1])
         return SortedIntervals(self.keys, self.queries, lower, upper)
 
 
@@ -84,6 +82,9 @@ class Part:
             D_PAD=padded(D),
             DV=DV,
             DV_PAD=padded(DV),
+            Q_STRIDE=self.q.stride(1),
+            K_STRIDE=self.k.stride(1),
+            V_STRIDE=self.v.stride(1),
         )
         return {name: x for name, x in known.items() if name in kernel.arg_names}
 
@@ -100,25 +101,69 @@ def load_ends(first, last, rows, inside):
 
 
 @triton.jit
+def load_again(x, rows, inside):
+    """Load what was loaded before: kept in registers through the loops, it would spill. The policy differs from that of
+    the first load, so that they are not merged."""
+    return tl.load(x + rows, mask=inside, other=0, eviction_policy="evict_first")
+
+
+@triton.jit
 def steps(begin, end, SIZE: tl.constexpr):
     """Divide the union of the rows' intervals into steps of SIZE.
 
-    Return its start and stop, the number of edge steps before the inner ones, the number of inner steps, which lie in
-    the interval of every row, and the number of all edge steps, which need a mask. Rows with an empty interval are left
-    out of this: inner steps compute weights for them too, and the kernels replace their results by 0.
+    Return its start, where the inner steps start and stop, and its stop. Before inner_start some rows have not begun,
+    after it all have; inner steps lie in the interval of every row; behind inner_stop some rows have ended. Rows with
+    an empty interval are left out of this: inner steps compute weights for them too, and the kernels replace their
+    results by 0.
     """
     nonempty = begin < end
     stop = tl.max(tl.where(nonempty, end, 0))
     start = tl.minimum(tl.min(tl.where(nonempty, begin, 2147483647)), stop)
-    before = tl.cdiv(tl.max(tl.where(nonempty, begin, start)) - start, SIZE)
-    inner = tl.maximum(tl.min(tl.where(nonempty, end, stop)) - start - before * SIZE, 0) // SIZE
-    return start, stop, before, inner, tl.cdiv(stop - start, SIZE) - inner
+    inner_start = start + tl.cdiv(tl.max(tl.where(nonempty, begin, start)) - start, SIZE) * SIZE
+    inner = tl.maximum(tl.min(tl.where(nonempty, end, stop)) - inner_start, 0) // SIZE
+    return start, inner_start, inner_start + inner * SIZE, stop
 
 
 @triton.jit
-def place_of_step(step, start, before, inner, SIZE: tl.constexpr, EDGE: tl.constexpr):
-    """Return the place where an inner step, or with EDGE an edge step, starts."""
-    if EDGE:
-        return start + (step + tl.where(step < before, 0, inner)) * SIZE
+def within(places, begin, end, BEGIN: tl.constexpr):
+    """Return begin ≤ places < end; without BEGIN, places < end."""
+    if BEGIN:
+        # One comparison: below begin the unsigned difference is larger than any length. Two would spill at BM = 128.
+        return (places - begin).to(tl.uint32, bitcast=True) < (end - begin).to(tl.uint32, bitcast=True)
     else:
-        return start + (step + before) * SIZE
+        return places < end
+
+
+@triton.jit
+def load_step(x, place, stop, SIZE: tl.constexpr, CLAMP: tl.constexpr):
+    """Load SIZE values of a list x from `place` on; with CLAMP the last one before `stop` again in place of those
+    behind it, whose weights are 0: rows need no mask then."""
+    if CLAMP:
+        return tl.load(x + tl.minimum(place + tl.arange(0, SIZE), stop - 1))
+    else:
+        return tl.load(x + place + tl.arange(0, SIZE))  # the pointer first: a thread's places are constants then
+
+
+@triton.jit
+def gather_rows(x, rows, STRIDE: tl.constexpr, WIDTH: tl.constexpr, PADDED: tl.constexpr):
+    """Load x[rows] as [n, PADDED], with 0 beyond WIDTH. All rows are valid. As STRIDE is a constant, the 64-bit address
+    of a row is one multiply-add."""
+    columns = tl.arange(0, PADDED)
+    at = (x + columns)[None, :] + (rows.to(tl.int64) * STRIDE)[:, None]
+    if PADDED != WIDTH:
+        return tl.load(at, mask=(columns < WIDTH)[None, :], other=0.0)
+    else:
+        return tl.load(at)
+
+
+@triton.jit
+def packed(x, y):
+    """Return two fp32 values in an int64: they are loaded at once."""
+    low, high = x.to(tl.uint32, bitcast=True), y.to(tl.uint32, bitcast=True)
+    return low.to(tl.int64) | (high.to(tl.int64) << 32)
+
+
+@triton.jit
+def unpacked(pair):
+    low, high = pair.to(tl.uint32), (pair >> 32).to(tl.uint32)
+    return low.to(tl.float32, bitcast=True), high.to(tl.float32, bitcast=True)

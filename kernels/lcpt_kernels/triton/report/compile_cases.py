@@ -66,6 +66,7 @@ SETTINGS: tuple[dict[str, Any], ...] = (  # the most telling first; features: th
     {"of": "heads", "head_dim": 128, "keep_plain": True},
     {"of": "heads", "head_dim": 128, "keep_plain": True, "key_shift": True, "streamed": True},
     {"of": "summaries", "head_dim": 128, "gated": True},
+    {"of": "sparse", "head_dim": 64, "kept": False, "hashed": True},
     *({"of": "sketch", "head_dim": width, "size": size} for width, size in ((64, 8), (128, 32), (64, 64))),
     {"of": "map", "head_dim": 128, "map": "affine", "size": 64},
     *({"of": "map", "head_dim": 64, "map": map} for map in FEATURE_MAPS if map not in ("affine", "elu1", "hedgehog")),
@@ -165,11 +166,12 @@ PLANS: dict[str, Callable[..., tuple[Plan, Tensor, Tensor, dict[str, Tensor]]]] 
 }
 
 
-def sparse(tensor, head_dim: int, tokens: int, kept: bool = True) -> Tensor:
+def sparse(tensor, head_dim: int, tokens: int, kept: bool = True, hashed: bool = False) -> Tensor:
     t = torch.arange(tokens)
     keep = torch.ones(1, tokens, 2, dtype=torch.bool) if kept else None
+    bucket = torch.ones(1, tokens, 2, dtype=torch.int32) if hashed else None
     visible = VisibleRange(
-        q_keep=keep, k_keep=keep, q_bucket=None, k_bucket=None, window_start=torch.zeros_like(t), window_end=t
+        q_keep=keep, k_keep=keep, q_bucket=bucket, k_bucket=bucket, window_start=torch.zeros_like(t), window_end=t
     )
     return in_intervals.sparse_attention(tensor(head_dim), tensor(head_dim), tensor(head_dim), [visible], 1.0)
 
