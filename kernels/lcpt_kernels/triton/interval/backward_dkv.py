@@ -93,13 +93,14 @@ def interval_backward_dkv_kernel(
     BM: tl.constexpr,
     BN: tl.constexpr,
 ):
+    TYPE: tl.constexpr = tl.float32 if v.dtype.element_ty == tl.float32 else tl.bfloat16
     n = (tl.program_id(0) // pieces).to(tl.int64)
     batch, head = n // heads, n % heads
     j = tl.program_id(0) % pieces * BN + tl.arange(0, BN)
     inside = j < span
     s = tl.load(own + n * own_stride + j, mask=inside, other=0)
     begin, end = load_ends(first + n * ends_stride, last + n * ends_stride, j, inside)
-    start, inner_start, inner_stop, stop = steps(begin, end, BM)
+    ends = steps(begin, end, BM)
     seen = begin < end
     k_rows = load_rows(head_rows(k, k_strides, batch, head // group), s, k_strides[1], seen, D, D_PAD)
     v_rows = load_rows(head_rows(v, v_strides, batch, head // group), s, v_strides[1], seen, DV, DV_PAD)
@@ -111,126 +112,23 @@ def interval_backward_dkv_kernel(
     base2 = scale * LOG2E
     dk_rows = tl.zeros((BN, D_PAD), tl.float32)
     dv_rows = tl.zeros((BN, DV_PAD), tl.float32)
-    dk_rows, dv_rows = over_queries(
-        dk_rows,
-        dv_rows,
-        k_rows,
-        v_rows,
-        begin,
-        end,
-        q,
-        do,
-        statistics,
-        other,
-        start,
-        inner_start,
-        stop,
-        base2,
-        D,
-        D_PAD,
-        DV,
-        DV_PAD,
-        Q_STRIDE,
-        DO_STRIDE,
-        BM,
-        BEGIN=True,
-        END=True,
-    )
-    dk_rows, dv_rows = over_queries(
-        dk_rows,
-        dv_rows,
-        k_rows,
-        v_rows,
-        begin,
-        end,
-        q,
-        do,
-        statistics,
-        other,
-        inner_start,
-        inner_stop,
-        stop,
-        base2,
-        D,
-        D_PAD,
-        DV,
-        DV_PAD,
-        Q_STRIDE,
-        DO_STRIDE,
-        BM,
-        BEGIN=False,
-        END=False,
-    )
-    dk_rows, dv_rows = over_queries(
-        dk_rows,
-        dv_rows,
-        k_rows,
-        v_rows,
-        begin,
-        end,
-        q,
-        do,
-        statistics,
-        other,
-        inner_stop,
-        stop,
-        stop,
-        base2,
-        D,
-        D_PAD,
-        DV,
-        DV_PAD,
-        Q_STRIDE,
-        DO_STRIDE,
-        BM,
-        BEGIN=False,
-        END=True,
-    )
+    for part in tl.static_range(3):  # until all rows have begun; where all see all; until the last row has ended
+        for i in range(ends[part], ends[part + 1], BM):
+            t = load_step(other, i, ends[3], BM, part != 1)
+            q_rows = gather_rows(q, t, Q_STRIDE, D, D_PAD)  # [BM, D]
+            do_rows = gather_rows(do, t, DO_STRIDE, DV, DV_PAD)  # [BM, DV]
+            lse2_rows, delta_rows = unpacked(load_step(statistics, i, ends[3], BM, part != 1))
+            score = tl.dot(k_rows, tl.trans(q_rows), input_precision="ieee")
+            p = tl.exp2(base2 * score - lse2_rows[None, :])  # [BN, BM]
+            if part != 1:
+                sees = within(tl.arange(0, BM)[None, :], begin[:, None] - i, end[:, None] - i, part == 0)
+                p = tl.where(sees, p, 0.0)
+            dv_rows = tl.dot(p.to(TYPE), do_rows.to(TYPE), dv_rows, input_precision="ieee")  # [BN, BM] @ [BM, DV]
+            ds = p * (tl.dot(v_rows, tl.trans(do_rows), input_precision="ieee") + delta_rows[None, :])
+            dk_rows = tl.dot(ds.to(TYPE), q_rows.to(TYPE), dk_rows, input_precision="ieee")  # [BN, BM] @ [BM, D]
     if D_PAD > 64:
         s = load_again(own + n * own_stride, j, inside)
         seen = load_again(first + n * ends_stride, j, inside) < load_again(last + n * ends_stride, j, inside)
     row = (batch * span + s) * heads + head
     store_rows(dk, row, D, inside, tl.where(seen[:, None], scale * dk_rows, 0.0), D, D_PAD)
     store_rows(dv, row, DV, inside, tl.where(seen[:, None], dv_rows, 0.0), DV, DV_PAD)
-
-
-@triton.jit
-def over_queries(
-    dk_rows,
-    dv_rows,
-    k_rows,
-    v_rows,
-    begin,
-    end,
-    q,
-    do,
-    statistics,
-    other,
-    place,
-    place_stop,
-    stop,
-    base2,
-    D: tl.constexpr,
-    D_PAD: tl.constexpr,
-    DV: tl.constexpr,
-    DV_PAD: tl.constexpr,
-    Q_STRIDE: tl.constexpr,
-    DO_STRIDE: tl.constexpr,
-    BM: tl.constexpr,
-    BEGIN: tl.constexpr,
-    END: tl.constexpr,
-):
-    TYPE: tl.constexpr = tl.float32 if v_rows.dtype == tl.float32 else tl.bfloat16
-    for i in range(place, place_stop, BM):
-        t = load_step(other, i, stop, BM, END)
-        q_rows = gather_rows(q, t, Q_STRIDE, D, D_PAD)  # [BM, D]
-        do_rows = gather_rows(do, t, DO_STRIDE, DV, DV_PAD)  # [BM, DV]
-        lse2_rows, delta_rows = unpacked(load_step(statistics, i, stop, BM, END))
-        score = tl.dot(k_rows, tl.trans(q_rows), input_precision="ieee")
-        p = tl.exp2(base2 * score - lse2_rows[None, :])  # [BN, BM]
-        if END:
-            p = tl.where(within(tl.arange(0, BM)[None, :], begin[:, None] - i, end[:, None] - i, BEGIN), p, 0.0)
-        dv_rows = tl.dot(p.to(TYPE), do_rows.to(TYPE), dv_rows, input_precision="ieee")  # [BN, BM] @ [BM, DV]
-        ds = p * (tl.dot(v_rows, tl.trans(do_rows), input_precision="ieee") + delta_rows[None, :])
-        dk_rows = tl.dot(ds.to(TYPE), q_rows.to(TYPE), dk_rows, input_precision="ieee")  # [BN, BM] @ [BM, D]
-    return dk_rows, dv_rows

@@ -78,13 +78,14 @@ def interval_backward_dq_kernel(
     BM: tl.constexpr,
     BN: tl.constexpr,
 ):
+    TYPE: tl.constexpr = tl.float32 if v.dtype.element_ty == tl.float32 else tl.bfloat16
     n = (tl.program_id(0) // pieces).to(tl.int64)
     batch, head = n // heads, n % heads
     i = tl.program_id(0) % pieces * BM + tl.arange(0, BM)
     inside = i < tokens
     t = tl.load(own + n * own_stride + i, mask=inside, other=0)
     begin, end = load_ends(first + n * ends_stride, last + n * ends_stride, i, inside)
-    start, inner_start, inner_stop, stop = steps(begin, end, BN)
+    ends = steps(begin, end, BN)
     has_keys = begin < end
     q_rows = load_rows(head_rows(q, q_strides, batch, head), t, q_strides[1], has_keys, D, D_PAD)
     do_rows = load_rows(head_rows(do, do_strides, batch, head), t, do_strides[1], has_keys, DV, DV_PAD)
@@ -96,120 +97,17 @@ def interval_backward_dq_kernel(
 
     base2 = scale * LOG2E
     dq_rows = tl.zeros((BM, D_PAD), tl.float32)
-    dq_rows = over_keys(
-        dq_rows,
-        q_rows,
-        do_rows,
-        lse2,
-        delta,
-        begin,
-        end,
-        k,
-        v,
-        other,
-        start,
-        inner_start,
-        stop,
-        base2,
-        D,
-        D_PAD,
-        DV,
-        DV_PAD,
-        K_STRIDE,
-        V_STRIDE,
-        BN,
-        BEGIN=True,
-        END=True,
-    )
-    dq_rows = over_keys(
-        dq_rows,
-        q_rows,
-        do_rows,
-        lse2,
-        delta,
-        begin,
-        end,
-        k,
-        v,
-        other,
-        inner_start,
-        inner_stop,
-        stop,
-        base2,
-        D,
-        D_PAD,
-        DV,
-        DV_PAD,
-        K_STRIDE,
-        V_STRIDE,
-        BN,
-        BEGIN=False,
-        END=False,
-    )
-    dq_rows = over_keys(
-        dq_rows,
-        q_rows,
-        do_rows,
-        lse2,
-        delta,
-        begin,
-        end,
-        k,
-        v,
-        other,
-        inner_stop,
-        stop,
-        stop,
-        base2,
-        D,
-        D_PAD,
-        DV,
-        DV_PAD,
-        K_STRIDE,
-        V_STRIDE,
-        BN,
-        BEGIN=False,
-        END=True,
-    )
+    for part in tl.static_range(3):  # until all rows have begun; where all see all; until the last row has ended
+        for j in range(ends[part], ends[part + 1], BN):
+            s = load_step(other, j, ends[3], BN, part != 1)
+            k_rows = gather_rows(k, s, K_STRIDE, D, D_PAD)  # [BN, D]
+            v_rows = gather_rows(v, s, V_STRIDE, DV, DV_PAD)  # [BN, DV]
+            score = tl.dot(q_rows, tl.trans(k_rows), input_precision="ieee")
+            p = tl.exp2(base2 * score - lse2[:, None])  # [BM, BN]
+            dp = tl.dot(do_rows, tl.trans(v_rows), input_precision="ieee") + delta[:, None]
+            if part != 1:
+                seen = within(tl.arange(0, BN)[None, :], begin[:, None] - j, end[:, None] - j, part == 0)
+                p = tl.where(seen, p, 0.0)
+            ds = p * dp
+            dq_rows = tl.dot(ds.to(TYPE), k_rows.to(TYPE), dq_rows, input_precision="ieee")  # [BM, BN] @ [BN, D]
     store_rows(dq, row, D, inside, scale * dq_rows, D, D_PAD)
-
-
-@triton.jit
-def over_keys(
-    dq_rows,
-    q_rows,
-    do_rows,
-    lse2,
-    delta,
-    begin,
-    end,
-    k,
-    v,
-    other,
-    place,
-    place_stop,
-    stop,
-    base2,
-    D: tl.constexpr,
-    D_PAD: tl.constexpr,
-    DV: tl.constexpr,
-    DV_PAD: tl.constexpr,
-    K_STRIDE: tl.constexpr,
-    V_STRIDE: tl.constexpr,
-    BN: tl.constexpr,
-    BEGIN: tl.constexpr,
-    END: tl.constexpr,
-):
-    TYPE: tl.constexpr = tl.float32 if v.dtype.element_ty == tl.float32 else tl.bfloat16
-    for j in range(place, place_stop, BN):
-        s = load_step(other, j, stop, BN, END)
-        k_rows = gather_rows(k, s, K_STRIDE, D, D_PAD)  # [BN, D]
-        v_rows = gather_rows(v, s, V_STRIDE, DV, DV_PAD)  # [BN, DV]
-        score = tl.dot(q_rows, tl.trans(k_rows), input_precision="ieee")
-        p = tl.exp2(base2 * score - lse2[:, None])  # [BM, BN]
-        dp = tl.dot(do_rows, tl.trans(v_rows), input_precision="ieee") + delta[:, None]
-        if END:
-            p = tl.where(within(tl.arange(0, BN)[None, :], begin[:, None] - j, end[:, None] - j, BEGIN), p, 0.0)
-        ds = p * dp
-        dq_rows = tl.dot(ds.to(TYPE), k_rows.to(TYPE), dq_rows, input_precision="ieee")  # [BM, BN] @ [BN, D]
-    return dq_rows

@@ -83,7 +83,7 @@ def interval_forward_kernel(
     inside = i < tokens
     t = tl.load(own + n * own_stride + i, mask=inside, other=0)
     begin, end = load_ends(first + n * ends_stride, last + n * ends_stride, i, inside)
-    start, inner_start, inner_stop, stop = steps(begin, end, BN)
+    ends = steps(begin, end, BN)
     q_rows = load_rows(head_rows(q, q_strides, batch, head), t, q_strides[1], begin < end, D, D_PAD)
     k = head_rows(k, k_strides, batch, head // group)
     v = head_rows(v, v_strides, batch, head // group)
@@ -93,78 +93,23 @@ def interval_forward_kernel(
     l_i = tl.zeros((BM,), tl.float32)
     m_i = tl.full((BM,), -1e30, tl.float32)  # finite: the difference of two infinities would be NaN
     base2 = tl.maximum(scale * LOG2E, 1e-30)  # 0 times an infinity would be NaN
-    acc, l_i, m_i = over_keys(
-        acc,
-        l_i,
-        m_i,
-        q_rows,
-        begin,
-        end,
-        k,
-        v,
-        other,
-        start,
-        inner_start,
-        stop,
-        base2,
-        D,
-        D_PAD,
-        DV,
-        DV_PAD,
-        K_STRIDE,
-        V_STRIDE,
-        BN,
-        BEGIN=True,
-        END=True,
-    )
-    acc, l_i, m_i = over_keys(
-        acc,
-        l_i,
-        m_i,
-        q_rows,
-        begin,
-        end,
-        k,
-        v,
-        other,
-        inner_start,
-        inner_stop,
-        stop,
-        base2,
-        D,
-        D_PAD,
-        DV,
-        DV_PAD,
-        K_STRIDE,
-        V_STRIDE,
-        BN,
-        BEGIN=False,
-        END=False,
-    )
-    acc, l_i, m_i = over_keys(
-        acc,
-        l_i,
-        m_i,
-        q_rows,
-        begin,
-        end,
-        k,
-        v,
-        other,
-        inner_stop,
-        stop,
-        stop,
-        base2,
-        D,
-        D_PAD,
-        DV,
-        DV_PAD,
-        K_STRIDE,
-        V_STRIDE,
-        BN,
-        BEGIN=False,
-        END=True,
-    )
+    for part in tl.static_range(3):  # until all rows have begun; where all see all; until the last row has ended
+        for j in range(ends[part], ends[part + 1], BN):
+            s = load_step(other, j, ends[3], BN, part != 1)
+            k_rows = gather_rows(k, s, K_STRIDE, D, D_PAD)  # [BN, D]
+            v_rows = gather_rows(v, s, V_STRIDE, DV, DV_PAD)  # [BN, DV]
+            score = tl.dot(q_rows, tl.trans(k_rows), input_precision="ieee")
+            if part != 1:
+                seen = within(tl.arange(0, BN)[None, :], begin[:, None] - j, end[:, None] - j, part == 0)
+                score = tl.where(seen, score, float("-inf"))
+            m_new = tl.maximum(m_i, tl.max(score, axis=1))
+            shift = base2 * m_new
+            p = tl.exp2(base2 * score - shift[:, None])
+            alpha = tl.exp2(base2 * m_i - shift)
+            l_i = l_i * alpha + tl.sum(p, axis=1)
+            acc *= alpha[:, None]
+            acc = tl.dot(p.to(v_rows.dtype), v_rows, acc, input_precision="ieee")  # [BM, BN] @ [BN, DV]
+            m_i = m_new
 
     t = load_again(own + n * own_stride, i, inside)
     has_keys = begin < end
@@ -172,49 +117,3 @@ def interval_forward_kernel(
     l_i = tl.where(has_keys, l_i, 1.0)
     store_rows(o, row, DV, inside, tl.where(has_keys[:, None], acc / l_i[:, None], 0.0), DV, DV_PAD)
     tl.store(lse + row, tl.where(has_keys, (base2 * m_i + tl.log2(l_i)) / LOG2E, float("-inf")), mask=inside)
-
-
-@triton.jit
-def over_keys(
-    acc,
-    l_i,
-    m_i,
-    q_rows,
-    begin,
-    end,
-    k,
-    v,
-    other,
-    place,
-    place_stop,
-    stop,
-    base2,
-    D: tl.constexpr,
-    D_PAD: tl.constexpr,
-    DV: tl.constexpr,
-    DV_PAD: tl.constexpr,
-    K_STRIDE: tl.constexpr,
-    V_STRIDE: tl.constexpr,
-    BN: tl.constexpr,
-    BEGIN: tl.constexpr,
-    END: tl.constexpr,
-):
-    """Add the keys from `place` to `place_stop`, with weights 2^(base2·q·k), to acc [BM, DV] and l_i [BM], both over
-    2^(base2·m_i)."""
-    for j in range(place, place_stop, BN):
-        s = load_step(other, j, stop, BN, END)
-        k_rows = gather_rows(k, s, K_STRIDE, D, D_PAD)  # [BN, D]
-        v_rows = gather_rows(v, s, V_STRIDE, DV, DV_PAD)  # [BN, DV]
-        score = tl.dot(q_rows, tl.trans(k_rows), input_precision="ieee")
-        if END:
-            score = tl.where(
-                within(tl.arange(0, BN)[None, :], begin[:, None] - j, end[:, None] - j, BEGIN), score, float("-inf")
-            )
-        m_new = tl.maximum(m_i, tl.max(score, axis=1))
-        shift = base2 * m_new
-        p = tl.exp2(base2 * score - shift[:, None])
-        alpha = tl.exp2(base2 * m_i - shift)
-        l_i = l_i * alpha + tl.sum(p, axis=1)
-        acc = tl.dot(p.to(v_rows.dtype), v_rows, acc * alpha[:, None], input_precision="ieee")  # [BM, BN] @ [BN, DV]
-        m_i = m_new
-    return acc, l_i, m_i
