@@ -2,7 +2,7 @@
 
 count_products.py squared TOKENS HEAD_DIM SKETCH BLOCK_SIZE LOCAL_BLOCKS
                   flurka TOKENS HEAD_DIM FEATURES BLOCK_SIZE SUMMARIES
-                  sparse TOKENS HEAD_DIM BUCKETS
+                  sparse TOKENS HEAD_DIM BUCKETS, 0: half of the tokens are kept
                   heads TOKENS HEAD_DIM SKETCH: what is before squared attention
 """
 
@@ -55,7 +55,8 @@ def flurka(tokens, dim, features, block_size, summaries):
 
 
 def sparse(tokens, dim, buckets):
-    return sparse_attention(*rows(tokens, dim, dim, dim), **random_marks(tokens, buckets=buckets), backend="triton")
+    marks = random_marks(tokens, buckets=buckets) if buckets else random_marks(tokens, kept=0.5)
+    return sparse_attention(*rows(tokens, dim, dim, dim), **marks, backend="triton")
 
 
 def heads(tokens, dim, sketch):
