@@ -238,7 +238,7 @@ def _backward(
         p,
         do,
         delta,
-        reciprocal if row_max is None else reciprocal * row_max.clamp(min=ROW_MAX_FLOOR.value).neg().exp(),
+        reciprocal if row_max is None else reciprocal * row_max.clamp(min=ROW_MAX_FLOOR.value).neg().exp2(),
         (None, None) if d_end is None else to_common_backward(d_end, layout, call.sketch),
         met,
     )

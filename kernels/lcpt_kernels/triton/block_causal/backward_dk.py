@@ -116,7 +116,7 @@ def block_backward_dk_kernel(
             t_rest += tl.where(t >= stop, block_rest, 0.0)
             log_decay = (g_t[None, :] - g[:, None]) + (t_rest[None, :] - g_rest[:, None])
             w, slope = weights_and_slopes(  # [BN, BM]
-                scores(k_rows, q_rows, scale),
+                scores(k_rows, q_rows, scale, WEIGHT),
                 (s - m)[:, None] <= tl.arange(0, BM)[None, :],  # s <= t, as comparisons with constants
                 m < lowest + BN,
                 log_decay,

@@ -2,7 +2,7 @@
 
 n̄ = [do, δ] / l is the gradient of [numerator, denominator], so that of a weight is dW_ts = n̄_t·[v_s, 1]:
     dq_t = scale Σ_{s local} e^{G_t − G_s} w'(s_ts) dW_ts k_s          da_t = e^{g_t} φ'(a_t)ᵀ (S n̄_t)
-1 / l multiplies the sums of a row at the end. Where w = exp, local weights, state and denominator are over e^{m_i}.
+1 / l multiplies the sums of a row at the end. Where w = exp, local weights, state and denominator are over 2^{m_i}.
 Notation: `block_causal/__init__.py`.
 """
 
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from lcpt_kernels.triton.block_causal.local_weights import (
     EXPONENTIAL,
+    LOG2E,
     ROW_MAX_FLOOR,
     load_gate_cumsum,
     load_row_max,
@@ -154,7 +155,9 @@ def block_backward_dq_kernel(
     gates = batch * (tokens + past) * key_heads + key_head  # the place of the key head's first token
     g, g_rest = load_gate_cumsum(gate_cumsum, gates, t, key_heads, inside, GATED)
     state_alpha = (
-        tl.exp(g + g_rest - tl.maximum(m_i, ROW_MAX_FLOOR)) if GATED or WEIGHT == EXPONENTIAL else factor * 0.0 + 1.0
+        tl.exp2((g + g_rest) * LOG2E - tl.maximum(m_i, ROW_MAX_FLOOR))
+        if GATED or WEIGHT == EXPONENTIAL
+        else factor * 0.0 + 1.0
     )
 
     # Through the state.
@@ -222,7 +225,7 @@ def block_backward_dq_kernel(
         s_rest -= tl.where(s < first, before_rest, 0.0)
         log_decay = (g[:, None] - g_s[None, :]) + (g_rest[:, None] - s_rest[None, :])
         w, slope = weights_and_slopes(
-            scores(q_rows, k_rows, scale),
+            scores(q_rows, k_rows, scale, WEIGHT),
             tl.arange(0, BN)[None, :] <= (t - n)[:, None],  # s <= t, as comparisons with constants
             n + BN > lowest,
             log_decay,
@@ -243,7 +246,7 @@ def block_backward_dq_kernel(
     store_rows(dq, row, D, inside, (scale * factor)[:, None] * dq_rows, D, D_PAD)
     if GATED:
         # The sums over all of a row's weights are known here: they give δ again, without the rounding of o.
-        offset_rows = offset * tl.exp(-tl.maximum(m_i, ROW_MAX_FLOOR))
+        offset_rows = offset * tl.exp2(-tl.maximum(m_i, ROW_MAX_FLOOR))
         correction = -factor * (dgate_local_rows + dgate_state_rows + delta_rows * offset_rows)
         delta_rows += correction
         dgate_local_rows += correction * l_local

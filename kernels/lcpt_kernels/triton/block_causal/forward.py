@@ -2,7 +2,7 @@
 
     [acc_t, l_t] = [0, offset] + e^{g_t} φ(a_t)ᵀ S + Σ_{s local} e^{G_t − G_s} w(scale·q_t·k_s) [v_s, 1]     o = acc / l
 
-A program holds BM rows of one block and one query head; g_t is gate_cumsum. Where w = exp, a row is over e^{m_i} as in
+A program holds BM rows of one block and one query head; g_t is gate_cumsum. Where w = exp, a row is over 2^{m_i} as in
 FlashAttention-2 (arXiv 2307.08691), and m_i starts at the logarithm of the state's largest term, but at 0 at most:
 nothing overflows, and not all of a row underflows. Notation: `block_causal/__init__.py`.
 """
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from lcpt_kernels.triton.block_causal.local_weights import (
     EXPONENTIAL,
+    LOG2E,
     ROW_MAX_FLOOR,
     LocalWeight,
     exponents,
@@ -40,7 +41,7 @@ from lcpt_kernels.triton.common.tile_io import (
 
 def block_forward(problem: Problem, value_state: Tensor, denom_state: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
     """Return o [B, T, H, Dv], the denominator [B, T, H] fp32 (∞ where it is 0), and where w = exp row_max [B, T, H]
-    fp32, else None. The denominator is over e^{row_max}. value_state and denom_state are those at each block's
+    fp32, else None. The denominator is over 2^{row_max}. value_state and denom_state are those at each block's
     start."""
     p = problem
     o = torch.empty(*p.q.shape[:3], p.v.shape[3], dtype=p.q.dtype, device=p.q.device)
@@ -154,14 +155,14 @@ def block_forward_kernel(
     gates = batch * (tokens + past) * key_heads + key_head  # the place of the key head's first token
     g, g_rest = load_gate_cumsum(gate_cumsum, gates, t, key_heads, inside, GATED)
     if GATED:
-        acc *= tl.exp(g + g_rest)[:, None]
-        l_i *= tl.exp(g + g_rest)
+        acc *= tl.exp2((g + g_rest) * LOG2E)[:, None]
+        l_i *= tl.exp2((g + g_rest) * LOG2E)
     l_i += offset
     m_i = tl.zeros((BM,), tl.float32)
     if WEIGHT == EXPONENTIAL:
         state_max = tl.maximum(tl.max(tl.abs(acc), axis=1), tl.abs(l_i))
-        m_state = tl.minimum(tl.maximum(tl.log(tl.where(state_max == 0.0, 1.0, state_max)), ROW_MAX_FLOOR), 0.0)
-        alpha = tl.exp(-m_state)
+        m_state = tl.minimum(tl.maximum(tl.log2(tl.where(state_max == 0.0, 1.0, state_max)), ROW_MAX_FLOOR), 0.0)
+        alpha = tl.exp2(-m_state)
         l_i *= alpha
         acc *= alpha[:, None]
         m_i = tl.where(state_max == 0.0, float("-inf"), m_state)
@@ -177,23 +178,32 @@ def block_forward_kernel(
         s = n + tl.arange(0, BN)
         k_rows = load_rows(k, s, k_strides[1], s < stop, D, D_PAD)  # [BN, D]
         v_rows = load_rows(v, s, v_strides[1], s < stop, DV, DV_PAD)  # [BN, DV]
-        score = scores(q_rows, k_rows, scale)  # [BM, BN]
         g_s, s_rest = load_gate_cumsum(gate_cumsum, gates, s, key_heads, s < stop, GATED)
         g_s -= tl.where(s < first, g_before, 0.0)
         s_rest -= tl.where(s < first, before_rest, 0.0)
-        seen = s[None, :] <= t[:, None]
+        seen = tl.arange(0, BN)[None, :] <= (t - n)[:, None]  # s <= t, as comparisons with constants
         # last - BM is at most the first query, and takes no register of its own; a gate leaves none for the branch.
         diagonal = True if GATED else n + BN > last - BM
         log_decay = (g[:, None] - g_s[None, :]) + (g_rest[:, None] - s_rest[None, :])
         if WEIGHT == EXPONENTIAL:
-            m_new = tl.maximum(m_i, tl.max(exponents(score, seen, diagonal, log_decay, GATED), axis=1))
-            alpha = tl.exp(m_i - m_new)
+            # The scale is above 0, so without a gate the largest of a row is found before a score is multiplied, which
+            # is then one instruction with the subtraction of m_i.
+            score, base = tl.dot(q_rows, tl.trans(k_rows), input_precision="ieee"), scale * LOG2E  # [BM, BN]
+            if GATED:
+                score, base = exponents(score * base, log_decay, GATED), 1.0
+            if diagonal:
+                score = tl.where(seen, score, float("-inf"))
+            m_new = tl.maximum(m_i, tl.max(score, axis=1) * base)
+            alpha = tl.exp2(m_i - m_new)
             l_i *= alpha
             acc *= alpha[:, None]
             m_i = m_new
-        w, slope = weights_and_slopes(
-            score, seen, diagonal, log_decay, m_i[:, None], shift, c0, c1, c2, WEIGHT, DEGREE, GATED
-        )
+            w = tl.exp2(score * base - m_i[:, None])
+        else:
+            score = scores(q_rows, k_rows, scale, WEIGHT)  # [BM, BN]
+            w, slope = weights_and_slopes(
+                score, seen, diagonal, log_decay, m_i[:, None], shift, c0, c1, c2, WEIGHT, DEGREE, GATED
+            )
         l_i += tl.sum(w, axis=1)
         acc = tl.dot(w.to(TYPE), v_rows.to(TYPE), acc, input_precision="ieee")  # [BM, BN] @ [BN, DV]
 

@@ -38,7 +38,7 @@ class Problem:
     summaries: int  # summaries of a block; 0: tokens are added to the state
     local_weight: LocalWeight
     degree: int  # for LocalWeight.POWER
-    scale: float
+    scale: float  # above 0 for LocalWeight.EXPONENTIAL
     shift: float  # for LocalWeight.POWER
     offset: float
     local_blocks: int
