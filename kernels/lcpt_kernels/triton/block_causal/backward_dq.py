@@ -19,6 +19,7 @@ from lcpt_kernels.triton.block_causal.local_weights import (
     ROW_MAX_FLOOR,
     load_gate_cumsum,
     load_row_max,
+    load_step_gate_cumsum,
     scores,
     weights_and_slopes,
 )
@@ -50,8 +51,8 @@ def block_backward_dq(
     row_max: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
     """Return dq [B, T, H, D] and da [B, T, H, R], fp32 where q is a, and under a gate Σ_s dW_ts W_ts of each query,
-    over local keys and through the state, [B, T, H] fp32 each, else None. do is [B, T, H, Dv]; delta, reciprocal and
-    row_max are [B, T, H] fp32, the first two from `backward_delta`, the last from `block_forward`. Under a gate delta
+    over local keys and through the state, [B, H, T] fp32 each, else None. do is [B, T, H, Dv]; delta, reciprocal and
+    row_max are [B, H, T] fp32, the first two from `backward_delta`, the last from `block_forward`. Under a gate delta
     is overwritten with a more exact one."""
     p = problem
     dq, da = (torch.empty(x.shape, dtype=p.gradient_type(x), device=x.device) for x in (p.q, p.a))
@@ -90,18 +91,18 @@ def block_backward_dq_kernel(
     v_strides,  # [B, past + T, Hkv, DV]
     a,
     a_strides,  # [B, T, H, R]
-    gate_cumsum,  # [B, past + T, Hkv, 2]: g
+    gate_cumsum,  # [B, Hkv, 2, past + T]: g
     value_state,  # [N, Hkv, F, DV]
     denom_state,  # [N, Hkv, M]
     do,
     do_strides,  # [B, T, H, DV]
     delta,
     reciprocal,
-    row_max,  # [B, T, H]
+    row_max,  # [B, H, T]
     dq,  # [B, T, H, D]
     da,  # [B, T, H, R]
     dgate_local,
-    dgate_state,  # [B, T, H]
+    dgate_state,  # [B, H, T]
     blocks,  # [N, 5]
     pair_table,  # [2, PAIRS]
     tokens,
@@ -147,13 +148,14 @@ def block_backward_dq_kernel(
     inside = (t < stop) & (t >= past)
     q, a = head_rows(q, q_strides, batch, head), head_rows(a, a_strides, batch, head)
     k, v = head_rows(k, k_strides, batch, key_head), head_rows(v, v_strides, batch, key_head)
-    row = (batch * tokens + t - past) * heads + head
+    row, place = (batch * tokens + t - past) * heads + head, (batch * heads + head) * tokens + t - past
     do_rows = load_rows(head_rows(do, do_strides, batch, head), t - past, do_strides[1], inside, DV, DV_PAD)  # [BM, DV]
-    delta_rows = tl.load(delta + row, mask=inside, other=0.0)  # [BM]
-    m_i = load_row_max(row_max, row, inside, WEIGHT)
-    factor = tl.load(reciprocal + row, mask=inside, other=0.0)
-    gates = batch * (tokens + past) * key_heads + key_head  # the place of the key head's first token
-    g, g_rest = load_gate_cumsum(gate_cumsum, gates, t, key_heads, inside, GATED)
+    delta_rows = tl.load(delta + place, mask=inside, other=0.0)  # [BM]
+    m_i = load_row_max(row_max, place, inside, WEIGHT)
+    factor = tl.load(reciprocal + place, mask=inside, other=0.0)
+    keys = tokens + past
+    gates = (batch * key_heads + key_head) * 2 * keys  # the place of the key head's gate sums
+    g, g_rest = load_gate_cumsum(gate_cumsum, gates, t, keys, inside, GATED)
     state_alpha = (
         tl.exp2((g + g_rest) * LOG2E - tl.maximum(m_i, ROW_MAX_FLOOR))
         if GATED or WEIGHT == EXPONENTIAL
@@ -214,13 +216,13 @@ def block_backward_dq_kernel(
     start = tl.maximum(begin, first - (LOCAL_BLOCKS - 1) * block_size)
     last = tl.minimum(stop, lowest + BM)
     g_before, before_rest = load_gate_cumsum(
-        gate_cumsum, gates, first - 1, key_heads, start < first, GATED and LOCAL_BLOCKS == 2
+        gate_cumsum, gates, first - 1, keys, start < first, GATED and LOCAL_BLOCKS == 2
     )
     for n in range(start, last, BN):
         s = n + tl.arange(0, BN)
         k_rows = load_rows(k, s, k_strides[1], s < stop, D, D_PAD)  # [BN, D]
         v_rows = load_rows(v, s, v_strides[1], s < stop, DV, DV_PAD)  # [BN, DV]
-        g_s, s_rest = load_gate_cumsum(gate_cumsum, gates, s, key_heads, s < stop, GATED)
+        g_s, s_rest = load_step_gate_cumsum(gate_cumsum, gates + n, keys, s < stop, GATED)
         g_s -= tl.where(s < first, g_before, 0.0)
         s_rest -= tl.where(s < first, before_rest, 0.0)
         log_decay = (g[:, None] - g_s[None, :]) + (g_rest[:, None] - s_rest[None, :])
@@ -251,6 +253,6 @@ def block_backward_dq_kernel(
         delta_rows += correction
         dgate_local_rows += correction * l_local
         dgate_state_rows = -delta_rows * offset_rows - dgate_local_rows
-        tl.store(delta + row, delta_rows, mask=inside)
-        tl.store(dgate_local + row, factor * dgate_local_rows, mask=inside)
-        tl.store(dgate_state + row, factor * dgate_state_rows, mask=inside)
+        tl.store(delta + place, delta_rows, mask=inside)
+        tl.store(dgate_local + place, factor * dgate_local_rows, mask=inside)
+        tl.store(dgate_state + place, factor * dgate_state_rows, mask=inside)

@@ -13,6 +13,7 @@ import triton
 import triton.language as tl
 
 from lcpt_kernels.constants import ROW_MAX_FLOOR as FLOOR
+from lcpt_kernels.triton.common.tile_io import load_once
 
 
 class LocalWeight(IntEnum):
@@ -100,21 +101,31 @@ def exponents(s, log_decay, GATED: tl.constexpr):
 
 
 @triton.jit
-def load_gate_cumsum(gate_cumsum, start, rows, stride, inside, GATED: tl.constexpr):
+def load_gate_cumsum(gate_cumsum, start, rows, keys, inside, GATED: tl.constexpr):
     """Load the gate sums of one or several rows, each as a whole number and the rest; 0 without a gate.
 
-    gate_cumsum is [T, heads, 2]; the values of the head begin at `start`.
+    The values of the head are [2, keys] and begin at `start`.
     """
     if GATED:
-        place = gate_cumsum + 2 * (start + rows.to(tl.int64) * stride)
-        return tl.load(place, mask=inside, other=0.0), tl.load(place + 1, mask=inside, other=0.0)
+        place = gate_cumsum + start + rows
+        return tl.load(place, mask=inside, other=0.0), tl.load(place + keys, mask=inside, other=0.0)
     else:
         return (rows * 0).to(tl.float32), (rows * 0).to(tl.float32)
 
 
 @triton.jit
+def load_step_gate_cumsum(gate_cumsum, start, keys, inside, GATED: tl.constexpr):
+    """Load the gate sums of the rows of a step, which follow each other from `start` on, like `load_gate_cumsum`."""
+    if GATED:
+        return load_once(gate_cumsum + start, inside), load_once(gate_cumsum + start + keys, inside)
+    else:
+        return tl.zeros(inside.shape, tl.float32), tl.zeros(inside.shape, tl.float32)
+
+
+@triton.jit
 def load_row_max(row_max, place, inside, WEIGHT: tl.constexpr):
-    """Load m_i [n] of queries, to the base 2; 0 unless WEIGHT is EXPONENTIAL. Below ROW_MAX_FLOOR a row has local keys alone."""
+    """Load m_i [n] of queries, to the base 2; 0 unless WEIGHT is EXPONENTIAL. Below ROW_MAX_FLOOR a row has local keys
+    alone."""
     if WEIGHT == EXPONENTIAL:
         return tl.load(row_max + place, mask=inside, other=0.0)
     else:
