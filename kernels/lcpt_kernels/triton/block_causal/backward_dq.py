@@ -148,8 +148,33 @@ def block_backward_dq_kernel(
     inside = (t < stop) & (t >= past)
     q, a = head_rows(q, q_strides, batch, head), head_rows(a, a_strides, batch, head)
     k, v = head_rows(k, k_strides, batch, key_head), head_rows(v, v_strides, batch, key_head)
-    row, place = (batch * tokens + t - past) * heads + head, (batch * heads + head) * tokens + t - past
     do_rows = load_rows(head_rows(do, do_strides, batch, head), t - past, do_strides[1], inside, DV, DV_PAD)  # [BM, DV]
+
+    # Through the state.
+    slot = block.to(tl.int64) * key_heads + key_head
+    denom_state += slot * M
+    state = value_state + slot * (F * DV)
+    feature, column, coordinate = tl.arange(0, PAIR), tl.arange(0, DV_PAD), tl.arange(0, FT)
+    da_rows = tl.zeros((BM, FT), tl.float32)
+    dgate_state_rows = tl.zeros((BM,), tl.float32)
+    if PAIRS > 0:
+        if DV_PAD <= PAIR:
+            a_first = a + (lowest - past).to(tl.int64) * a_strides[1]
+            da_rows += symmetric_gradient(do_rows.to(TYPE), state, a_first, a_strides[1], inside, R, R_PAD, DV, DV_PAD)
+        else:
+            gradient = tl.zeros((BM, R_PAD // GROUP, GROUP), tl.float32)
+            for pair in range(0, PAIRS):
+                a_i, a_j, i, j = load_pair(a, t - past, a_strides[1], inside, pair_table, pair, PAIRS)
+                S = load_rows(state, feature + pair * PAIR, DV, feature < PAIR, DV, DV_PAD)
+                d_features = tl.dot(do_rows.to(TYPE), tl.trans(S), input_precision="ieee")  # [BM, DV] @ [DV, 64]
+                gradient = contract(d_features, a_i, a_j, i, j, gradient)
+            da_rows += tl.reshape(gradient, (BM, R_PAD))
+    # Again, rather than that places are in registers during the loop.
+    batch, first, stop, begin, end = load_block(blocks, block)
+    lowest = first + tl.program_id(0) % pieces * BM
+    t = lowest + tl.arange(0, BM)
+    inside = (t < stop) & (t >= past)
+    row, place = (batch * tokens + t - past) * heads + head, (batch * heads + head) * tokens + t - past
     delta_rows = tl.load(delta + place, mask=inside, other=0.0)  # [BM]
     m_i = load_row_max(row_max, place, inside, WEIGHT)
     factor = tl.load(reciprocal + place, mask=inside, other=0.0)
@@ -161,28 +186,8 @@ def block_backward_dq_kernel(
         if GATED or WEIGHT == EXPONENTIAL
         else factor * 0.0 + 1.0
     )
-
-    # Through the state.
-    slot = block.to(tl.int64) * key_heads + key_head
-    denom_state += slot * M
-    state = value_state + slot * (F * DV)
-    feature, column, coordinate = tl.arange(0, PAIR), tl.arange(0, DV_PAD), tl.arange(0, FT)
-    da_rows = tl.zeros((BM, FT), tl.float32)
-    dgate_state_rows = tl.zeros((BM,), tl.float32)
     if PAIRS > 0:
         a_rows = load_rows(a, t - past, a_strides[1], inside, R, R_PAD).to(tl.float32)  # [BM, R]
-        if DV_PAD <= PAIR:
-            da_rows += symmetric_gradient(
-                do_rows.to(TYPE), state, a, t - past, a_strides[1], inside, R, R_PAD, DV, DV_PAD
-            )
-        else:
-            gradient = tl.zeros((BM, R_PAD // GROUP, GROUP), tl.float32)
-            for pair in range(0, PAIRS):
-                a_i, a_j, i, j = load_pair(a, t - past, a_strides[1], inside, pair_table, pair, PAIRS)
-                S = load_rows(state, feature + pair * PAIR, DV, feature < PAIR, DV, DV_PAD)
-                d_features = tl.dot(do_rows.to(TYPE), tl.trans(S), input_precision="ieee")  # [BM, DV] @ [DV, 64]
-                gradient = contract(d_features, a_i, a_j, i, j, gradient)
-            da_rows += tl.reshape(gradient, (BM, R_PAD))
         gram = load_square(denom_state, R, R_PAD).to(TYPE)
         da_rows += 2.0 * delta_rows[:, None] * tl.dot(a_rows.to(TYPE), gram, input_precision="ieee")
         dgate_state_rows += 0.5 * tl.sum(a_rows * da_rows, axis=1)
@@ -245,6 +250,10 @@ def block_backward_dq_kernel(
             dgate_local_rows += tl.sum(w * dw, axis=1)
             l_local += tl.sum(w, axis=1)
         dq_rows = tl.dot((slope * dw).to(TYPE), k_rows.to(TYPE), dq_rows, input_precision="ieee")  # [BM, BN] @ [BN, D]
+    batch, first, stop, begin, end = load_block(blocks, block)
+    t = first + tl.program_id(0) % pieces * BM + tl.arange(0, BM)
+    inside = (t < stop) & (t >= past)
+    row, place = (batch * tokens + t - past) * heads + head, (batch * heads + head) * tokens + t - past
     store_rows(dq, row, D, inside, (scale * factor)[:, None] * dq_rows, D, D_PAD)
     if GATED:
         # The sums over all of a row's weights are known here: they give δ again, without the rounding of o.

@@ -20,7 +20,6 @@ from torch import Tensor
 from lcpt_kernels.triton.block_causal.local_weights import (
     EXPONENTIAL,
     load_gate_cumsum,
-    load_step_gate_cumsum,
     scores,
     weights_and_slopes,
 )

@@ -140,6 +140,8 @@ def block_state_kernel(
     if not QUERIES:  # no others reach a state
         end = begin + (last - first - (LOCAL_BLOCKS - 1)) * block_rows
     low, token = tl.maximum(begin, past), tl.arange(0, BT)
+    tokens = tokens.to(tl.int64)
+    of_heads = (batch * heads + head) * group * tokens - past  # the place of token 0 of the first query head
     step, steps, left = 0, group * STEPS, 1.0
     for _ in tl.range(0, walked * steps, num_stages=STAGES):
         # A step's rows.
@@ -149,7 +151,7 @@ def block_state_kernel(
         x_t = x + h * x_strides[2] + (t - past).to(tl.int64) * x_strides[1]
         y_t = y + h * y_strides[2] + (t - past).to(tl.int64) * y_strides[1]
         y_rows = load_tile(y_t, y_strides[1], inside, 0, DV, DV_PAD, DV != DV_PAD)
-        of_head = (batch * (heads * group) + head * group + h) * tokens + t - past
+        of_head = of_heads + h * tokens + t
         z_rows = tl.where(inside, 1.0, 0.0) if CONSTANT else tl.full((BT,), 1.0, tl.float32)
         if Z:
             z_rows = tl.load(z + of_head + token, mask=inside, other=0.0)

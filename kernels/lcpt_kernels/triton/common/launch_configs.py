@@ -73,8 +73,8 @@ NAMES = {
 Columns = dict[int, tuple[int, ...]]  # the width of tensors up to which an entry holds -> sizes, in the order of NAMES
 
 TABLE: dict[str, Columns] = {  # tiles, then warps, stages and, where registers are capped on sm_90, maxnreg
-    # Three stages: a step's rows are loaded while the step before is computed.
-    "block_state": {64: (128, 4, 3), 128: (64, 4, 3), 256: (32, 8, 3)},
+    # Three stages: a step's rows are loaded while the step before is computed. At 128 wide they would spill.
+    "block_state": {64: (128, 4, 3), 128: (64, 4, 2), 256: (32, 8, 3)},
     "block_state_gated": {64: (64, 4, 3), 128: (64, 8, 3), 256: (32, 8, 3)},
     "block_forward_gated": {64: (128, 32, 8, 2, 128), 128: (128, 64, 8, 2), 256: (64, 32, 8, 2)},
     "block_forward": {64: (128, 64, 8, 2, 128), 128: (128, 64, 8, 2), 256: (64, 32, 8, 2)},
@@ -174,7 +174,7 @@ DIFFERENT: dict[str, dict[str, Columns]] = {
         "block_forward": {128: (128, 32, 8, 2)},
         "block_forward_gated": {128: (128, 32, 8, 2)},
         "block_backward_dq": {64: (64, 32, 4, 1), 128: (64, 32, 4, 1)},
-        "block_backward_dq_gated": {128: (64, 32, 4, 1)},
+        "block_backward_dq_gated": {64: (64, 32, 4, 1), 128: (64, 32, 4, 1)},
         "block_backward_dv": {64: (32, 64, 4, 1), 128: (32, 64, 8, 1)},
         "block_backward_dv_gated": {64: (32, 64, 4, 1), 128: (32, 64, 8, 1)},
         "block_backward_dv_summaries": {64: (32, 64, 4, 1), 128: (32, 64, 8, 1)},

@@ -64,7 +64,7 @@ def store_columns(x, rows, stride, inside, values, start, WIDTH: tl.constexpr, S
 def load_tile(x, stride, inside, start, WIDTH: tl.constexpr, SIZE: tl.constexpr, PART: tl.constexpr):
     """Load columns start … start + SIZE of the rows from x on, of which PART may be beyond WIDTH: 0. Offsets have 32
     bits, unlike those of `load_rows`, which halves a step's integer arithmetic."""
-    rows, columns = tl.arange(0, inside.shape[0]), start + tl.arange(0, SIZE)
+    rows, columns = tl.arange(0, inside.shape[0]), tl.arange(0, SIZE) + start
     mask = inside[:, None]
     if PART:
         mask = mask & (columns < WIDTH)[None, :]
