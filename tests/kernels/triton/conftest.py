@@ -56,6 +56,7 @@ def small_tiles(monkeypatch):
         "block_backward_dv_gated",
         "block_backward_dv_summaries",
         "block_backward_dk",
+        "block_backward_dk_gated",
         "interval_forward",
         "interval_backward_dq",
         "interval_backward_dkv",

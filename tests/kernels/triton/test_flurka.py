@@ -38,6 +38,8 @@ def test_gates_masses_and_gains(agree, local, local_blocks):
     [
         ({"b": 2, "h": 4, "hkv": 2, "r": 5, "d": 24, "dv": 40, "m": 72, "massive": True}, {"scale": 0.3}),
         ({"m": 5, "d": 7, "dv": 9, "r": 1, "massive": True}, {}),
+        ({"gated": True}, {"scale": -0.3}),
+        ({}, {"scale": -0.3}),
     ],
     ids=str,
 )

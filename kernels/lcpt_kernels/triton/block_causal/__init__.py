@@ -12,11 +12,12 @@ NOTATION, for the kernels here and in `interval/`:
     state       everything earlier: one product of φ(a_t) with the state of the blocks before
     value_state Σ φ(b_s) v_sᵀ, the numerator's state [N, Hkv, F, Dv]
     denom_state Σ φ(b_s), the denominator's state [N, Hkv, M]: a Gram matrix, a sum and a count (`state_layout.py`)
-    m_i         running maximum of a row's exponents, m_new its update, alpha = e^{m_i − m_new} the rescale: as in
-                FlashAttention-2; the operator saves it for each row as `row_max` [B, T, H]. 0 without an exponential
-    l_i         running denominator of a row, over e^{m_i}; saved as `denominator` [B, T, H], ∞ where it is 0
-    acc         running numerator of a row, [BM, Dv], over e^{m_i}; o = acc / l_i
-    reciprocal  1 / l_t [B, T, H], 0 where l_t is 0
+    m_i         running maximum of a row's exponents to the base 2, m_new its update, alpha = 2^{m_i − m_new} the
+                rescale: as in FlashAttention-2; the operator saves it for each row as `row_max` [B, H, T]. 0 without an
+                exponential
+    l_i         running denominator of a row, over 2^{m_i}; saved as `denominator` [B, H, T], ∞ where it is 0
+    acc         running numerator of a row, [BM, Dv], over 2^{m_i}; o = acc / l_i
+    reciprocal  1 / l_t [B, H, T], 0 where l_t is 0
     delta       δ_t = −do_t·o_t, so that [do_t, δ_t] / l_t is the gradient of [numerator, denominator]
     gate_cumsum, gate_rev_cumsum    sums of the log gate within a block: from its first token to t, and from s + 1 to
                 its last token

@@ -108,7 +108,7 @@ class Call:
             a=a,
             b=b,
             state_v=v if self.state_v is None else with_contiguous_rows(self.state_v),
-            mass=None if self.mass is None else self.mass.float().contiguous(),
+            mass=None if self.mass is None else self.mass.float().mT.contiguous(),
             log_gate=self.log_gate,
             blocks=self.blocks(),
             layout=self.layout,
@@ -183,7 +183,7 @@ def _(*arguments):
     call = unflatten(arguments)
     batch, tokens, heads, _ = call.a.shape
     o = call.a.new_empty(batch, tokens, heads, call.v.shape[3])
-    denominator = o.new_empty(batch, tokens, heads, dtype=torch.float32)
+    denominator = o.new_empty(batch, heads, tokens, dtype=torch.float32)
     row_max = denominator.shape if call.local_weight == LocalWeight.EXPONENTIAL else (0,)
     end = call.empty_end() if call.final else denominator.new_empty(0)
     return o, denominator, denominator.new_empty(row_max), end
@@ -238,7 +238,7 @@ def _backward(
         p,
         do,
         delta,
-        reciprocal if row_max is None else reciprocal * row_max.clamp(min=ROW_MAX_FLOOR.value).neg().exp(),
+        reciprocal if row_max is None else reciprocal * row_max.clamp(min=ROW_MAX_FLOOR.value).neg().exp2(),
         (None, None) if d_end is None else to_common_backward(d_end, layout, call.sketch),
         met,
     )
@@ -268,14 +268,14 @@ def _backward(
         assert dgate_local is not None and dgate_state is not None and dgate_keys is not None
         assert through is not None
         local, state_queries = (
-            pad(x.unflatten(2, (p.v.shape[2], -1)).sum(3), (0, 0, p.past, 0)) for x in (dgate_local, dgate_state)
+            pad(x.unflatten(1, (p.v.shape[2], -1)).sum(2), (p.past, 0)) for x in (dgate_local, dgate_state)
         )
         d_log_gate = gate_gradient(local - dgate_keys, state_queries, dgate_through, through, blocks, p.past)
         d_log_gate = d_log_gate.to(call.log_gate.dtype)
     if call.initial is not None:
         d_initial = from_common_backward(*d_before, layout, call.sketch).to(call.initial.dtype)
     if call.mass is not None and d_mass is not None:
-        d_mass = d_mass.to(call.mass.dtype)
+        d_mass = d_mass.mT.to(call.mass.dtype)
     da, db = trimmed_rows(da, call.sketch), None if db is None else trimmed_rows(db, call.sketch)
     return d_q, d_k, d_v, da, db, d_state_v, d_mass, d_log_gate, d_initial, d_value_added, d_denom_added
 

@@ -13,22 +13,30 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from lcpt_kernels.triton.block_causal.local_weights import load_gate_cumsum, load_row_max, scores, weights_and_slopes
+from lcpt_kernels.triton.block_causal.local_weights import (
+    EXPONENTIAL,
+    load_gate_cumsum,
+    load_step_gate_cumsum,
+    scores,
+    weights_and_slopes,
+)
 from lcpt_kernels.triton.block_causal.problem import Problem
 from lcpt_kernels.triton.common import launch_configs
-from lcpt_kernels.triton.common.tile_io import head_rows, load_block, load_rows, store_rows
+from lcpt_kernels.triton.common.tile_io import head_rows, load_block, load_once, load_rows, load_tile, store_tile
 
 
 def block_backward_dk(
     problem: Problem, do: Tensor, delta: Tensor, reciprocal: Tensor, row_max: Tensor | None
 ) -> tuple[Tensor, Tensor | None]:
     """Return dk [B, past + T, Hkv, D], fp32 where k is b too, and under a gate Σ_t dW_ts W_ts over the local queries of
-    each key, [B, past + T, Hkv] fp32, else None. do is [B, T, H, Dv]; delta, reciprocal and row_max are [B, T, H]
+    each key, [B, Hkv, past + T] fp32, else None. do is [B, T, H, Dv]; delta, reciprocal and row_max are [B, H, T]
     fp32, the first two from `backward_delta`, the last from `block_forward`."""
     p = problem
     dk = torch.empty(p.k.shape, dtype=p.gradient_type(p.k), device=p.k.device)
-    dgate_local = None if p.gate_cumsum is None else torch.empty(p.k.shape[:3], dtype=torch.float32, device=p.k.device)
-    tiles = launch_configs.tiles("block_backward_dk", max(p.q.shape[3], p.v.shape[3]), p.type)
+    batch, keys, heads, _ = p.k.shape
+    dgate_local = None if p.gate_cumsum is None else p.k.new_empty(batch, heads, keys, dtype=torch.float32)
+    name = "block_backward_dk" if p.gate_cumsum is None else "block_backward_dk_gated"
+    tiles = launch_configs.tiles(name, max(p.q.shape[3], p.v.shape[3]), p.type)
     pieces = triton.cdiv(p.blocks.size, tiles["BN"])
     block_backward_dk_kernel[(p.blocks.count * pieces, p.v.shape[2])](
         **p.arguments(block_backward_dk_kernel),
@@ -53,14 +61,14 @@ def block_backward_dk_kernel(
     k_strides,  # [B, past + T, Hkv, D]
     v,
     v_strides,  # [B, past + T, Hkv, DV]
-    gate_cumsum,  # [B, past + T, Hkv, 2]: g
+    gate_cumsum,  # [B, Hkv, 2, past + T]: g
     do,
     do_strides,  # [B, T, H, DV]
     delta,
     reciprocal,
-    row_max,  # [B, T, H]
+    row_max,  # [B, H, T]
     dk,  # [B, past + T, Hkv, D]
-    dgate_local,  # [B, past + T, Hkv]
+    dgate_local,  # [B, Hkv, past + T]
     blocks,  # [N, 5]
     tokens,
     past,
@@ -72,7 +80,6 @@ def block_backward_dk_kernel(
     c0,
     c1,
     c2,
-    H: tl.constexpr,
     D: tl.constexpr,
     D_PAD: tl.constexpr,
     DV: tl.constexpr,
@@ -96,27 +103,32 @@ def block_backward_dk_kernel(
     dk_rows = tl.zeros((BN, D_PAD), tl.float32)
     dgate_local_rows = tl.zeros((BN,), tl.float32)
     last = tl.minimum(end, first + LOCAL_BLOCKS * block_size)
-    gates = batch * (tokens + past) * key_heads + head  # the place of the key head's first token
-    g, g_rest = load_gate_cumsum(gate_cumsum, gates, s, key_heads, inside, GATED)
+    keys = tokens + past
+    gates = (batch * key_heads + head) * 2 * keys  # the place of the key head's gate sums
+    g, g_rest = load_gate_cumsum(gate_cumsum, gates, s, keys, inside, GATED)
     g_block, block_rest = load_gate_cumsum(
-        gate_cumsum, gates, stop - 1, key_heads, first < stop, GATED and LOCAL_BLOCKS == 2
+        gate_cumsum, gates, stop - 1, keys, first < stop, GATED and LOCAL_BLOCKS == 2
     )
     q, do = head_rows(q, q_strides, batch, head * group), head_rows(do, do_strides, batch, head * group)
     for h in range(0, group):
+        queries = (batch * (key_heads * group) + head * group + h) * tokens - past  # the place of the head's token 0
         for m in range(tl.maximum(lowest, past), last, BM):
             t = m + tl.arange(0, BM)
-            q_rows = load_rows(q, t - past, q_strides[1], t < last, D, D_PAD)  # [BM, D]
-            first_query = (batch * tokens + m - past) * H + head * group + h
-            query = tl.arange(0, BM) * H
-            do_rows = load_rows(do, t - past, do_strides[1], t < last, DV, DV_PAD)  # [BM, DV]
-            delta_rows = tl.load(delta + first_query + query, mask=t < last, other=0.0)  # [BM]
-            m_i = load_row_max(row_max, first_query + query, t < last, WEIGHT)
-            g_t, t_rest = load_gate_cumsum(gate_cumsum, gates, t, key_heads, t < last, GATED)
+            local = tl.arange(0, BM) < last - m
+            q_m = q + (m - past).to(tl.int64) * q_strides[1]
+            do_m = do + (m - past).to(tl.int64) * do_strides[1]
+            q_rows = load_tile(q_m, q_strides[1], local, 0, D, D_PAD, D != D_PAD)  # [BM, D]
+            do_rows = load_tile(do_m, do_strides[1], local, 0, DV, DV_PAD, DV != DV_PAD)  # [BM, DV]
+            delta_rows = load_once(delta + queries + m, local)  # [BM]
+            m_i = tl.zeros((BM,), tl.float32)
+            if WEIGHT == EXPONENTIAL:
+                m_i = load_once(row_max + queries + m, local)
+            g_t, t_rest = load_step_gate_cumsum(gate_cumsum, gates + m, keys, local, GATED)
             g_t += tl.where(t >= stop, g_block, 0.0)
             t_rest += tl.where(t >= stop, block_rest, 0.0)
             log_decay = (g_t[None, :] - g[:, None]) + (t_rest[None, :] - g_rest[:, None])
             w, slope = weights_and_slopes(  # [BN, BM]
-                scores(k_rows, q_rows, scale),
+                scores(k_rows, q_rows, scale, WEIGHT),
                 (s - m)[:, None] <= tl.arange(0, BM)[None, :],  # s <= t, as comparisons with constants
                 m < lowest + BN,
                 log_decay,
@@ -130,14 +142,15 @@ def block_backward_dk_kernel(
                 GATED,
             )
             dw = tl.dot(v_rows, tl.trans(do_rows), input_precision="ieee") + delta_rows[None, :]
-            dw *= tl.load(reciprocal + first_query + query, mask=t < last, other=0.0)[None, :]
+            dw *= load_once(reciprocal + queries + m, local)[None, :]
             if GATED:
                 dgate_local_rows += tl.sum(w * dw, axis=1)
             ds = (slope * dw).to(TYPE)
             dk_rows = tl.dot(ds, q_rows.to(TYPE), dk_rows, input_precision="ieee")  # [BN, BM] @ [BM, D]
         q += q_strides[2]
         do += do_strides[2]
-    row = (batch * (tokens + past) + s) * key_heads + head
-    store_rows(dk, row, D, inside, scale * dk_rows, D, D_PAD)
+    n = tl.arange(0, BN)  # of what is in use before the loops this needs little
+    dk += ((batch * keys + lowest) * key_heads + head) * D
+    store_tile(dk, n * key_heads, n < stop - lowest, scale * dk_rows, D, D_PAD)
     if GATED:
-        tl.store(dgate_local + row, dgate_local_rows, mask=inside)
+        tl.store(dgate_local + (batch * key_heads + head) * keys + s, dgate_local_rows, mask=inside)

@@ -2,7 +2,7 @@
 
 n̄ = [do, δ] / l is the gradient of [numerator, denominator], so that of a weight is dW_ts = n̄_t·[v_s, 1]:
     dq_t = scale Σ_{s local} e^{G_t − G_s} w'(s_ts) dW_ts k_s          da_t = e^{g_t} φ'(a_t)ᵀ (S n̄_t)
-1 / l multiplies the sums of a row at the end. Where w = exp, local weights, state and denominator are over e^{m_i}.
+1 / l multiplies the sums of a row at the end. Where w = exp, local weights, state and denominator are over 2^{m_i}.
 Notation: `block_causal/__init__.py`.
 """
 
@@ -15,9 +15,11 @@ from torch import Tensor
 
 from lcpt_kernels.triton.block_causal.local_weights import (
     EXPONENTIAL,
+    LOG2E,
     ROW_MAX_FLOOR,
     load_gate_cumsum,
     load_row_max,
+    load_step_gate_cumsum,
     scores,
     weights_and_slopes,
 )
@@ -49,8 +51,8 @@ def block_backward_dq(
     row_max: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
     """Return dq [B, T, H, D] and da [B, T, H, R], fp32 where q is a, and under a gate Σ_s dW_ts W_ts of each query,
-    over local keys and through the state, [B, T, H] fp32 each, else None. do is [B, T, H, Dv]; delta, reciprocal and
-    row_max are [B, T, H] fp32, the first two from `backward_delta`, the last from `block_forward`. Under a gate delta
+    over local keys and through the state, [B, H, T] fp32 each, else None. do is [B, T, H, Dv]; delta, reciprocal and
+    row_max are [B, H, T] fp32, the first two from `backward_delta`, the last from `block_forward`. Under a gate delta
     is overwritten with a more exact one."""
     p = problem
     dq, da = (torch.empty(x.shape, dtype=p.gradient_type(x), device=x.device) for x in (p.q, p.a))
@@ -89,18 +91,18 @@ def block_backward_dq_kernel(
     v_strides,  # [B, past + T, Hkv, DV]
     a,
     a_strides,  # [B, T, H, R]
-    gate_cumsum,  # [B, past + T, Hkv, 2]: g
+    gate_cumsum,  # [B, Hkv, 2, past + T]: g
     value_state,  # [N, Hkv, F, DV]
     denom_state,  # [N, Hkv, M]
     do,
     do_strides,  # [B, T, H, DV]
     delta,
     reciprocal,
-    row_max,  # [B, T, H]
+    row_max,  # [B, H, T]
     dq,  # [B, T, H, D]
     da,  # [B, T, H, R]
     dgate_local,
-    dgate_state,  # [B, T, H]
+    dgate_state,  # [B, H, T]
     blocks,  # [N, 5]
     pair_table,  # [2, PAIRS]
     tokens,
@@ -146,16 +148,7 @@ def block_backward_dq_kernel(
     inside = (t < stop) & (t >= past)
     q, a = head_rows(q, q_strides, batch, head), head_rows(a, a_strides, batch, head)
     k, v = head_rows(k, k_strides, batch, key_head), head_rows(v, v_strides, batch, key_head)
-    row = (batch * tokens + t - past) * heads + head
     do_rows = load_rows(head_rows(do, do_strides, batch, head), t - past, do_strides[1], inside, DV, DV_PAD)  # [BM, DV]
-    delta_rows = tl.load(delta + row, mask=inside, other=0.0)  # [BM]
-    m_i = load_row_max(row_max, row, inside, WEIGHT)
-    factor = tl.load(reciprocal + row, mask=inside, other=0.0)
-    gates = batch * (tokens + past) * key_heads + key_head  # the place of the key head's first token
-    g, g_rest = load_gate_cumsum(gate_cumsum, gates, t, key_heads, inside, GATED)
-    state_alpha = (
-        tl.exp(g + g_rest - tl.maximum(m_i, ROW_MAX_FLOOR)) if GATED or WEIGHT == EXPONENTIAL else factor * 0.0 + 1.0
-    )
 
     # Through the state.
     slot = block.to(tl.int64) * key_heads + key_head
@@ -165,11 +158,9 @@ def block_backward_dq_kernel(
     da_rows = tl.zeros((BM, FT), tl.float32)
     dgate_state_rows = tl.zeros((BM,), tl.float32)
     if PAIRS > 0:
-        a_rows = load_rows(a, t - past, a_strides[1], inside, R, R_PAD).to(tl.float32)  # [BM, R]
         if DV_PAD <= PAIR:
-            da_rows += symmetric_gradient(
-                do_rows.to(TYPE), state, a, t - past, a_strides[1], inside, R, R_PAD, DV, DV_PAD
-            )
+            a_first = a + (lowest - past).to(tl.int64) * a_strides[1]
+            da_rows += symmetric_gradient(do_rows.to(TYPE), state, a_first, a_strides[1], inside, R, R_PAD, DV, DV_PAD)
         else:
             gradient = tl.zeros((BM, R_PAD // GROUP, GROUP), tl.float32)
             for pair in range(0, PAIRS):
@@ -178,6 +169,25 @@ def block_backward_dq_kernel(
                 d_features = tl.dot(do_rows.to(TYPE), tl.trans(S), input_precision="ieee")  # [BM, DV] @ [DV, 64]
                 gradient = contract(d_features, a_i, a_j, i, j, gradient)
             da_rows += tl.reshape(gradient, (BM, R_PAD))
+    # Again, rather than that places are in registers during the loop.
+    batch, first, stop, begin, end = load_block(blocks, block)
+    lowest = first + tl.program_id(0) % pieces * BM
+    t = lowest + tl.arange(0, BM)
+    inside = (t < stop) & (t >= past)
+    row, place = (batch * tokens + t - past) * heads + head, (batch * heads + head) * tokens + t - past
+    delta_rows = tl.load(delta + place, mask=inside, other=0.0)  # [BM]
+    m_i = load_row_max(row_max, place, inside, WEIGHT)
+    factor = tl.load(reciprocal + place, mask=inside, other=0.0)
+    keys = tokens + past
+    gates = (batch * key_heads + key_head) * 2 * keys  # the place of the key head's gate sums
+    g, g_rest = load_gate_cumsum(gate_cumsum, gates, t, keys, inside, GATED)
+    state_alpha = (
+        tl.exp2((g + g_rest) * LOG2E - tl.maximum(m_i, ROW_MAX_FLOOR))
+        if GATED or WEIGHT == EXPONENTIAL
+        else factor * 0.0 + 1.0
+    )
+    if PAIRS > 0:
+        a_rows = load_rows(a, t - past, a_strides[1], inside, R, R_PAD).to(tl.float32)  # [BM, R]
         gram = load_square(denom_state, R, R_PAD).to(TYPE)
         da_rows += 2.0 * delta_rows[:, None] * tl.dot(a_rows.to(TYPE), gram, input_precision="ieee")
         dgate_state_rows += 0.5 * tl.sum(a_rows * da_rows, axis=1)
@@ -211,18 +221,18 @@ def block_backward_dq_kernel(
     start = tl.maximum(begin, first - (LOCAL_BLOCKS - 1) * block_size)
     last = tl.minimum(stop, lowest + BM)
     g_before, before_rest = load_gate_cumsum(
-        gate_cumsum, gates, first - 1, key_heads, start < first, GATED and LOCAL_BLOCKS == 2
+        gate_cumsum, gates, first - 1, keys, start < first, GATED and LOCAL_BLOCKS == 2
     )
     for n in range(start, last, BN):
         s = n + tl.arange(0, BN)
         k_rows = load_rows(k, s, k_strides[1], s < stop, D, D_PAD)  # [BN, D]
         v_rows = load_rows(v, s, v_strides[1], s < stop, DV, DV_PAD)  # [BN, DV]
-        g_s, s_rest = load_gate_cumsum(gate_cumsum, gates, s, key_heads, s < stop, GATED)
+        g_s, s_rest = load_step_gate_cumsum(gate_cumsum, gates + n, keys, s < stop, GATED)
         g_s -= tl.where(s < first, g_before, 0.0)
         s_rest -= tl.where(s < first, before_rest, 0.0)
         log_decay = (g[:, None] - g_s[None, :]) + (g_rest[:, None] - s_rest[None, :])
         w, slope = weights_and_slopes(
-            scores(q_rows, k_rows, scale),
+            scores(q_rows, k_rows, scale, WEIGHT),
             tl.arange(0, BN)[None, :] <= (t - n)[:, None],  # s <= t, as comparisons with constants
             n + BN > lowest,
             log_decay,
@@ -240,14 +250,18 @@ def block_backward_dq_kernel(
             dgate_local_rows += tl.sum(w * dw, axis=1)
             l_local += tl.sum(w, axis=1)
         dq_rows = tl.dot((slope * dw).to(TYPE), k_rows.to(TYPE), dq_rows, input_precision="ieee")  # [BM, BN] @ [BN, D]
+    batch, first, stop, begin, end = load_block(blocks, block)
+    t = first + tl.program_id(0) % pieces * BM + tl.arange(0, BM)
+    inside = (t < stop) & (t >= past)
+    row, place = (batch * tokens + t - past) * heads + head, (batch * heads + head) * tokens + t - past
     store_rows(dq, row, D, inside, (scale * factor)[:, None] * dq_rows, D, D_PAD)
     if GATED:
         # The sums over all of a row's weights are known here: they give δ again, without the rounding of o.
-        offset_rows = offset * tl.exp(-tl.maximum(m_i, ROW_MAX_FLOOR))
+        offset_rows = offset * tl.exp2(-tl.maximum(m_i, ROW_MAX_FLOOR))
         correction = -factor * (dgate_local_rows + dgate_state_rows + delta_rows * offset_rows)
         delta_rows += correction
         dgate_local_rows += correction * l_local
         dgate_state_rows = -delta_rows * offset_rows - dgate_local_rows
-        tl.store(delta + row, delta_rows, mask=inside)
-        tl.store(dgate_local + row, factor * dgate_local_rows, mask=inside)
-        tl.store(dgate_state + row, factor * dgate_state_rows, mask=inside)
+        tl.store(delta + place, delta_rows, mask=inside)
+        tl.store(dgate_local + place, factor * dgate_local_rows, mask=inside)
+        tl.store(dgate_state + place, factor * dgate_state_rows, mask=inside)

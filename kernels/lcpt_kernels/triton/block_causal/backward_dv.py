@@ -17,7 +17,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from lcpt_kernels.triton.block_causal.local_weights import load_gate_cumsum, load_row_max, scores, weights_and_slopes
+from lcpt_kernels.triton.block_causal.local_weights import (
+    EXPONENTIAL,
+    load_gate_cumsum,
+    scores,
+    weights_and_slopes,
+)
 from lcpt_kernels.triton.block_causal.problem import Problem
 from lcpt_kernels.triton.common import launch_configs
 from lcpt_kernels.triton.common.tile_io import (
@@ -27,12 +32,15 @@ from lcpt_kernels.triton.common.tile_io import (
     head_rows,
     load_block,
     load_columns,
+    load_once,
     load_pair,
     load_rows,
     load_square,
+    load_tile,
     products,
     store_columns,
     store_rows,
+    store_tile,
 )
 
 
@@ -43,8 +51,8 @@ class Gradients:
     v: Tensor | None  # [B, K, Hkv, Dv]; None with summaries where it is that through the state alone
     b: Tensor  # [B, K, Hkv, R], of summaries [B, S, Hkv, R]; through the state; fp32 where b is k too
     state_v: Tensor | None  # [B, S, Hkv, Dv]; None without summaries
-    mass: Tensor | None  # [B, S, Hkv] fp32; None without mass
-    dgate_state: Tensor | None  # [B, K, Hkv] fp32: Σ_t dW_ts W_ts of each key through the state; None without a gate
+    mass: Tensor | None  # [B, Hkv, S] fp32; None without mass
+    dgate_state: Tensor | None  # [B, Hkv, K] fp32: Σ_t dW_ts W_ts of each key through the state; None without a gate
 
 
 def block_backward_dv(
@@ -56,7 +64,7 @@ def block_backward_dv(
     row_max: Tensor | None,
 ) -> Gradients:
     """Return the gradients. d_value_state and d_denom_state [N, Hkv, ·] are those of each block's addition to the
-    state; do is [B, T, H, Dv]; reciprocal from `backward_delta` and row_max from `block_forward` are [B, T, H] fp32."""
+    state; do is [B, T, H, Dv]; reciprocal from `backward_delta` and row_max from `block_forward` are [B, H, T] fp32."""
     if problem.summaries:
         through_state = block_backward_dv_state(problem, d_value_state, d_denom_state)
         return replace(through_state, v=block_backward_dv_local(problem, do, reciprocal, row_max))
@@ -153,19 +161,19 @@ def block_backward_dv_kernel(
     v_strides,  # [B, past + T, Hkv, DV]
     b,
     b_strides,  # [B, past + T, Hkv, R]
-    gate_cumsum,  # [B, past + T, Hkv, 2]: g
-    gate_rev_cumsum,  # [B, past + T, Hkv]: u
+    gate_cumsum,  # [B, Hkv, 2, past + T]: g
+    gate_rev_cumsum,  # [B, Hkv, past + T]: u
     value_state,  # [N, Hkv, F, DV]: dS
     denom_state,  # [N, Hkv, M]: dS of the denominator
-    mass,  # [B, past + T, Hkv]
+    mass,  # [B, Hkv, past + T]
     do,
     do_strides,  # [B, T, H, DV]
     reciprocal,
-    row_max,  # [B, T, H]
+    row_max,  # [B, H, T]
     dv,  # [B, past + T, Hkv, DV]
     db,  # [B, past + T, Hkv, R]
     d_mass,
-    dgate_state,  # [B, past + T, Hkv]
+    dgate_state,  # [B, Hkv, past + T]
     blocks,  # [N, 5]
     pair_table,  # [2, PAIRS]
     tokens,
@@ -178,7 +186,6 @@ def block_backward_dv_kernel(
     c0,
     c1,
     c2,
-    H: tl.constexpr,
     R: tl.constexpr,
     R_PAD: tl.constexpr,
     D: tl.constexpr,
@@ -213,6 +220,7 @@ def block_backward_dv_kernel(
     s = lowest + tl.arange(0, BN)
     inside = s < stop
     row = (batch * (tokens + past) + s) * key_heads + head
+    place = (batch * key_heads + head) * (tokens + past) + s
     v_rows = load_rows(head_rows(v, v_strides, batch, head), s, v_strides[1], inside, DV, DV_PAD)  # [BN, DV]
     dv_rows = tl.zeros((BN, DV_PAD), tl.float32)
 
@@ -225,10 +233,10 @@ def block_backward_dv_kernel(
         feature, column, coordinate = tl.arange(0, PAIR), tl.arange(0, DV_PAD), tl.arange(0, FT)
         factor = tl.where(inside, 1.0, 0.0)
         if GATED:
-            factor = tl.exp(tl.load(gate_rev_cumsum + row, mask=inside, other=0.0))
+            factor = tl.exp(tl.load(gate_rev_cumsum + place, mask=inside, other=0.0))
         mass_rows = tl.where(inside, 1.0, 0.0)
         if MASS:
-            mass_rows = tl.load(mass + row, mask=inside, other=0.0)
+            mass_rows = tl.load(mass + place, mask=inside, other=0.0)
         db_rows = tl.zeros((BN, FT), tl.float32)
         dgate_state_rows = tl.zeros((BN,), tl.float32)
         d_mass_rows = tl.zeros((BN,), tl.float32)
@@ -267,34 +275,46 @@ def block_backward_dv_kernel(
             store_rows(db, row, R, inside, factor[:, None] * db_rows, R, R_PAD)
         if GATED:
             dv_rows *= factor[:, None]
-            tl.store(dgate_state + row, factor * dgate_state_rows, mask=inside)
+            tl.store(dgate_state + place, factor * dgate_state_rows, mask=inside)
         if MASS:
-            tl.store(d_mass + row, d_mass_rows, mask=inside)
+            tl.store(d_mass + place, d_mass_rows, mask=inside)
 
     # Through the queries of the local blocks.
     if LOCAL:
+        batch, first, stop, begin, end = load_block(blocks, block)
+        lowest = first + tl.program_id(0) % pieces * BN
+        s = lowest + tl.arange(0, BN)
+        inside = s < stop
         k_rows = load_rows(head_rows(k, k_strides, batch, head), s, k_strides[1], inside, D, D_PAD)  # [BN, D]
         last = tl.minimum(end, first + LOCAL_BLOCKS * block_size)
-        gates = batch * (tokens + past) * key_heads + head  # the place of the key head's first token
-        g, g_rest = load_gate_cumsum(gate_cumsum, gates, s, key_heads, inside, GATED)
+        keys = tokens + past
+        gates = (batch * key_heads + head) * 2 * keys  # the place of the key head's gate sums
+        g, g_rest = load_gate_cumsum(gate_cumsum, gates, s, keys, inside, GATED)
         g_block, block_rest = load_gate_cumsum(
-            gate_cumsum, gates, stop - 1, key_heads, first < stop, GATED and LOCAL_BLOCKS == 2
+            gate_cumsum, gates, stop - 1, keys, first < stop, GATED and LOCAL_BLOCKS == 2
         )
         q, do = head_rows(q, q_strides, batch, head * group), head_rows(do, do_strides, batch, head * group)
         for h in range(0, group):
+            queries = (
+                batch * (key_heads * group) + head * group + h
+            ) * tokens - past  # the place of the head's token 0
             for m in range(tl.maximum(lowest, past), last, BM):
-                t = m + tl.arange(0, BM)
-                q_rows = load_rows(q, t - past, q_strides[1], t < last, D, D_PAD)  # [BM, D]
-                first_query = (batch * tokens + m - past) * H + head * group + h
-                query = tl.arange(0, BM) * H
-                do_rows = load_rows(do, t - past, do_strides[1], t < last, DV, DV_PAD)  # [BM, DV]
-                m_i = load_row_max(row_max, first_query + query, t < last, WEIGHT)
-                g_t, t_rest = load_gate_cumsum(gate_cumsum, gates, t, key_heads, t < last, GATED)
-                g_t += tl.where(t >= stop, g_block, 0.0)
-                t_rest += tl.where(t >= stop, block_rest, 0.0)
+                local = tl.arange(0, BM) < last - m
+                q_m = q + (m - past).to(tl.int64) * q_strides[1]
+                do_m = do + (m - past).to(tl.int64) * do_strides[1]
+                q_rows = load_tile(q_m, q_strides[1], local, 0, D, D_PAD, D != D_PAD)  # [BM, D]
+                do_rows = load_tile(do_m, do_strides[1], local, 0, DV, DV_PAD, DV != DV_PAD)  # [BM, DV]
+                m_i = tl.zeros((BM,), tl.float32)
+                if WEIGHT == EXPONENTIAL:
+                    m_i = load_once(row_max + queries + m, local)
+                g_t, t_rest = load_gate_cumsum(gate_cumsum, gates + m, tl.arange(0, BM), keys, local, GATED)
+                if LOCAL_BLOCKS == 2:
+                    later = tl.arange(0, BM) >= stop - m
+                    g_t += tl.where(later, g_block, 0.0)
+                    t_rest += tl.where(later, block_rest, 0.0)
                 log_decay = (g_t[None, :] - g[:, None]) + (t_rest[None, :] - g_rest[:, None])
                 w, slope = weights_and_slopes(  # [BN, BM]
-                    scores(k_rows, q_rows, scale),
+                    scores(k_rows, q_rows, scale, WEIGHT),
                     (s - m)[:, None] <= tl.arange(0, BM)[None, :],  # s <= t, as comparisons with constants
                     m < lowest + BN,
                     log_decay,
@@ -307,8 +327,13 @@ def block_backward_dv_kernel(
                     DEGREE,
                     GATED,
                 )
-                w *= tl.load(reciprocal + first_query + query, mask=t < last, other=0.0)[None, :]
+                w *= load_once(reciprocal + queries + m, local)[None, :]
                 dv_rows = tl.dot(w.to(TYPE), do_rows.to(TYPE), dv_rows, input_precision="ieee")  # [BN, BM] @ [BM, DV]
             q += q_strides[2]
             do += do_strides[2]
-    store_rows(dv, row, DV, inside, dv_rows, DV, DV_PAD)
+    # Of what is in use before the loops this needs nothing.
+    batch, first, stop, begin, end = load_block(blocks, block)
+    lowest = first + tl.program_id(0) % pieces * BN
+    n = tl.arange(0, BN)
+    dv += ((batch * (tokens + past) + lowest) * key_heads + head) * DV
+    store_tile(dv, n * key_heads, n < stop - lowest, dv_rows, DV, DV_PAD)

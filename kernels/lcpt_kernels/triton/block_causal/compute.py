@@ -110,6 +110,9 @@ def _call(
     k, features = keys.get("k"), plan.features
     assert features is not None
     local_weight, degree, shift = local_weight_of(plan, k)
+    scale = plan.scale
+    if local_weight == LocalWeight.EXPONENTIAL:  # whose kernels want a scale above 0
+        q, scale = (-q if scale < 0 else q), max(abs(scale), 1e-30)
     value_added, denom_added = (None, None) if added is None else added
     return Call(
         q=None if k is None else q,
@@ -128,7 +131,7 @@ def _call(
         local_weight=local_weight.value,
         degree=degree,
         coefficients=[features.c0, features.c1, features.c2],
-        scale=plan.scale,
+        scale=scale,
         shift=shift,
         offset=plan.offset,
         block_size=plan.block_size,

@@ -21,6 +21,7 @@ from torch.nn.functional import pad
 from lcpt_kernels.symmetric_features import Explicit, QuadraticFeatures
 from lcpt_kernels.triton.block_causal.local_weights import (
     EXPONENTIAL,
+    LOG2E,
     ROW_MAX_FLOOR,
     LocalWeight,
     exponents,
@@ -294,25 +295,27 @@ def from_local_keys(
     PARTS: tl.constexpr,
     BN: tl.constexpr,
 ):
-    """Return the sum of w [v, 1] over every PARTS-th tile of keys, over e^m: [DV], the last column's, and m."""
+    """Return the sum of w [v, 1] over every PARTS-th tile of keys, over 2^m: [DV], the last column's, and m."""
     coordinate = tl.arange(0, D_PAD)
     q_row = tl.load(q + coordinate, mask=coordinate < D, other=0.0).to(tl.float32)
     acc = tl.zeros((DV_PAD,), tl.float32)
     l_i = 0.0
     m_i = float("-inf") if WEIGHT == EXPONENTIAL else 0.0
+    base = scale * LOG2E if WEIGHT == EXPONENTIAL else scale
     for n in range(part * BN, keys, PARTS * BN):
         s = n + tl.arange(0, BN)
         inside = s < keys
         k_rows = load_rows(k, s, k_stride, inside, D, D_PAD).to(tl.float32)  # [BN, D]
         v_rows = load_rows(v, s, v_stride, inside, DV, DV_PAD).to(tl.float32)  # [BN, DV]
-        score = scale * tl.sum(k_rows * q_row[None, :], axis=1)
+        score = tl.sum(k_rows * q_row[None, :], axis=1) * base
         decay = tl.zeros((BN,), tl.float32)
         if GATED:
             decay = tl.load(log_decay + decays + (s + 1).to(tl.int64) * decay_stride, mask=inside, other=0.0)
         if WEIGHT == EXPONENTIAL:
-            m_new = tl.maximum(m_i, tl.max(exponents(score, inside, True, decay, GATED), axis=0))
-            acc *= tl.exp(m_i - m_new)
-            l_i *= tl.exp(m_i - m_new)
+            exponent = tl.where(inside, exponents(score, decay, GATED), float("-inf"))
+            m_new = tl.maximum(m_i, tl.max(exponent, axis=0))
+            acc *= tl.exp2(m_i - m_new)
+            l_i *= tl.exp2(m_i - m_new)
             m_i = m_new
         w, slope = weights_and_slopes(score, inside, True, decay, m_i, shift, c0, c1, c2, WEIGHT, DEGREE, GATED)
         l_i += tl.sum(w, axis=0)
@@ -339,15 +342,15 @@ def decode_output_kernel(
     parts += STATE_PARTS * (DV + 2)
     local = load_rows(parts, of_keys, DV + 2, of_keys >= 0, DV, DV_PAD)  # [LOCAL_PARTS, DV]
     local_l = tl.load(parts + of_keys * (DV + 2) + DV)
-    if WEIGHT == EXPONENTIAL:  # all over e^m, m the largest exponent; that of the state as in `forward.py`
+    if WEIGHT == EXPONENTIAL:  # all over 2^m, m the largest exponent; that of the state as in `forward.py`
         local_m = tl.load(parts + of_keys * (DV + 2) + DV + 1)
         state_max = tl.maximum(tl.max(tl.abs(acc), axis=0), tl.abs(l_i))
-        m_state = tl.minimum(tl.maximum(tl.log(tl.where(state_max == 0.0, 1.0, state_max)), ROW_MAX_FLOOR), 0.0)
+        m_state = tl.minimum(tl.maximum(tl.log2(tl.where(state_max == 0.0, 1.0, state_max)), ROW_MAX_FLOOR), 0.0)
         m = tl.maximum(tl.max(local_m, axis=0), tl.where(state_max == 0.0, float("-inf"), m_state))
-        acc *= tl.exp(-tl.maximum(m, ROW_MAX_FLOOR))
-        l_i *= tl.exp(-tl.maximum(m, ROW_MAX_FLOOR))
-        local *= tl.exp(local_m - m)[:, None]
-        local_l *= tl.exp(local_m - m)
+        acc *= tl.exp2(-tl.maximum(m, ROW_MAX_FLOOR))
+        l_i *= tl.exp2(-tl.maximum(m, ROW_MAX_FLOOR))
+        local *= tl.exp2(local_m - m)[:, None]
+        local_l *= tl.exp2(local_m - m)
     acc += tl.sum(local, axis=0)
     l_i += tl.sum(local_l, axis=0)
     l_i = tl.where(l_i == 0.0, float("inf"), l_i)  # 0/0 is 0

@@ -2,7 +2,7 @@
 
     [acc_t, l_t] = [0, offset] + e^{g_t} φ(a_t)ᵀ S + Σ_{s local} e^{G_t − G_s} w(scale·q_t·k_s) [v_s, 1]     o = acc / l
 
-A program holds BM rows of one block and one query head; g_t is gate_cumsum. Where w = exp, a row is over e^{m_i} as in
+A program holds BM rows of one block and one query head; g_t is gate_cumsum. Where w = exp, a row is over 2^{m_i} as in
 FlashAttention-2 (arXiv 2307.08691), and m_i starts at the logarithm of the state's largest term, but at 0 at most:
 nothing overflows, and not all of a row underflows. Notation: `block_causal/__init__.py`.
 """
@@ -16,10 +16,12 @@ from torch import Tensor
 
 from lcpt_kernels.triton.block_causal.local_weights import (
     EXPONENTIAL,
+    LOG2E,
     ROW_MAX_FLOOR,
     LocalWeight,
     exponents,
     load_gate_cumsum,
+    load_step_gate_cumsum,
     scores,
     weights_and_slopes,
 )
@@ -39,12 +41,13 @@ from lcpt_kernels.triton.common.tile_io import (
 
 
 def block_forward(problem: Problem, value_state: Tensor, denom_state: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Return o [B, T, H, Dv], the denominator [B, T, H] fp32 (∞ where it is 0), and where w = exp row_max [B, T, H]
-    fp32, else None. The denominator is over e^{row_max}. value_state and denom_state are those at each block's
+    """Return o [B, T, H, Dv], the denominator [B, H, T] fp32 (∞ where it is 0), and where w = exp row_max [B, H, T]
+    fp32, else None. The denominator is over 2^{row_max}. value_state and denom_state are those at each block's
     start."""
     p = problem
     o = torch.empty(*p.q.shape[:3], p.v.shape[3], dtype=p.q.dtype, device=p.q.device)
-    denominator = torch.empty(p.q.shape[:3], dtype=torch.float32, device=p.q.device)
+    batch, tokens, heads, _ = p.q.shape
+    denominator = torch.empty(batch, heads, tokens, dtype=torch.float32, device=p.q.device)
     row_max = torch.empty_like(denominator) if p.local_weight == LocalWeight.EXPONENTIAL else None
     tiles = launch_configs.tiles("block_forward" if p.gate_cumsum is None else "block_forward_gated", p.width, p.type)
     pieces = triton.cdiv(p.blocks.size, tiles["BM"])
@@ -71,12 +74,12 @@ def block_forward_kernel(
     v_strides,  # [B, past + T, Hkv, DV]
     a,
     a_strides,  # [B, T, H, R]
-    gate_cumsum,  # [B, past + T, Hkv, 2]: g
+    gate_cumsum,  # [B, Hkv, 2, past + T]: g
     value_state,  # [N, Hkv, F, DV]
     denom_state,  # [N, Hkv, M]
     o,  # [B, T, H, DV]
     denominator,
-    row_max,  # [B, T, H]
+    row_max,  # [B, H, T]
     blocks,  # [N, 5]
     pair_table,  # [2, PAIRS]
     tokens,
@@ -151,17 +154,18 @@ def block_forward_kernel(
     if CONSTANT:
         acc += tl.load(state + (F - 1) * DV + column, mask=column < DV, other=0.0).to(tl.float32)[None, :]
         l_i += tl.load(denom_state + M - 1)
-    gates = batch * (tokens + past) * key_heads + key_head  # the place of the key head's first token
-    g, g_rest = load_gate_cumsum(gate_cumsum, gates, t, key_heads, inside, GATED)
+    keys = tokens + past
+    gates = (batch * key_heads + key_head) * 2 * keys  # the place of the key head's gate sums
+    g, g_rest = load_gate_cumsum(gate_cumsum, gates, t, keys, inside, GATED)
     if GATED:
-        acc *= tl.exp(g + g_rest)[:, None]
-        l_i *= tl.exp(g + g_rest)
+        acc *= tl.exp2((g + g_rest) * LOG2E)[:, None]
+        l_i *= tl.exp2((g + g_rest) * LOG2E)
     l_i += offset
     m_i = tl.zeros((BM,), tl.float32)
     if WEIGHT == EXPONENTIAL:
         state_max = tl.maximum(tl.max(tl.abs(acc), axis=1), tl.abs(l_i))
-        m_state = tl.minimum(tl.maximum(tl.log(tl.where(state_max == 0.0, 1.0, state_max)), ROW_MAX_FLOOR), 0.0)
-        alpha = tl.exp(-m_state)
+        m_state = tl.minimum(tl.maximum(tl.log2(tl.where(state_max == 0.0, 1.0, state_max)), ROW_MAX_FLOOR), 0.0)
+        alpha = tl.exp2(-m_state)
         l_i *= alpha
         acc *= alpha[:, None]
         m_i = tl.where(state_max == 0.0, float("-inf"), m_state)
@@ -171,35 +175,48 @@ def block_forward_kernel(
     start = tl.maximum(begin, first - (LOCAL_BLOCKS - 1) * block_size)
     last = tl.minimum(stop, lowest + BM)
     g_before, before_rest = load_gate_cumsum(
-        gate_cumsum, gates, first - 1, key_heads, start < first, GATED and LOCAL_BLOCKS == 2
+        gate_cumsum, gates, first - 1, keys, start < first, GATED and LOCAL_BLOCKS == 2
     )
     for n in range(start, last, BN):
         s = n + tl.arange(0, BN)
         k_rows = load_rows(k, s, k_strides[1], s < stop, D, D_PAD)  # [BN, D]
         v_rows = load_rows(v, s, v_strides[1], s < stop, DV, DV_PAD)  # [BN, DV]
-        score = scores(q_rows, k_rows, scale)  # [BM, BN]
-        g_s, s_rest = load_gate_cumsum(gate_cumsum, gates, s, key_heads, s < stop, GATED)
+        g_s, s_rest = load_step_gate_cumsum(gate_cumsum, gates + n, keys, s < stop, GATED)
         g_s -= tl.where(s < first, g_before, 0.0)
         s_rest -= tl.where(s < first, before_rest, 0.0)
-        seen = s[None, :] <= t[:, None]
+        seen = tl.arange(0, BN)[None, :] <= (t - n)[:, None]  # s <= t, as comparisons with constants
         # last - BM is at most the first query, and takes no register of its own; a gate leaves none for the branch.
         diagonal = True if GATED else n + BN > last - BM
         log_decay = (g[:, None] - g_s[None, :]) + (g_rest[:, None] - s_rest[None, :])
         if WEIGHT == EXPONENTIAL:
-            m_new = tl.maximum(m_i, tl.max(exponents(score, seen, diagonal, log_decay, GATED), axis=1))
-            alpha = tl.exp(m_i - m_new)
+            # The scale is above 0, so without a gate the largest of a row is found before a score is multiplied, which
+            # is then one instruction with the subtraction of m_i.
+            score, base = tl.dot(q_rows, tl.trans(k_rows), input_precision="ieee"), scale * LOG2E  # [BM, BN]
+            if GATED:
+                score, base = exponents(score * base, log_decay, GATED), 1.0
+            if diagonal:
+                score = tl.where(seen, score, float("-inf"))
+            m_new = tl.maximum(m_i, tl.max(score, axis=1) * base)
+            alpha = tl.exp2(m_i - m_new)
             l_i *= alpha
             acc *= alpha[:, None]
             m_i = m_new
-        w, slope = weights_and_slopes(
-            score, seen, diagonal, log_decay, m_i[:, None], shift, c0, c1, c2, WEIGHT, DEGREE, GATED
-        )
+            w = tl.exp2(score * base - m_i[:, None])
+        else:
+            score = scores(q_rows, k_rows, scale, WEIGHT)  # [BM, BN]
+            w, slope = weights_and_slopes(
+                score, seen, diagonal, log_decay, m_i[:, None], shift, c0, c1, c2, WEIGHT, DEGREE, GATED
+            )
         l_i += tl.sum(w, axis=1)
         acc = tl.dot(w.to(TYPE), v_rows.to(TYPE), acc, input_precision="ieee")  # [BM, BN] @ [BN, DV]
 
     l_i = tl.where(l_i == 0.0, float("inf"), l_i)  # 0/0 is 0, and so are its gradients
-    row = batch * tokens + t - past
-    store_rows(o, row * heads + head, DV, inside, acc / l_i[:, None], DV, DV_PAD)
-    tl.store(denominator + row * heads + head, l_i, mask=inside)
+    # Again, rather than that places are in registers during the loop.
+    batch, first, stop, begin, end = load_block(blocks, block)
+    t = first + tl.program_id(0) % pieces * BM + tl.arange(0, BM)
+    inside = (t < stop) & (t >= past)
+    row, place = (batch * tokens + t - past) * heads + head, (batch * heads + head) * tokens + t - past
+    store_rows(o, row, DV, inside, acc / l_i[:, None], DV, DV_PAD)
+    tl.store(denominator + place, l_i, mask=inside)
     if WEIGHT == EXPONENTIAL:
-        tl.store(row_max + row * heads + head, m_i, mask=inside)
+        tl.store(row_max + place, m_i, mask=inside)

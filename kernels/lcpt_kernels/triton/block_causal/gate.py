@@ -11,23 +11,23 @@ from lcpt_kernels.triton.block_causal.block_table import Blocks
 
 
 def gate_sums_in_blocks(log_gate: Tensor, blocks: Blocks) -> tuple[Tensor, Tensor]:
-    """Return gate_cumsum [B, T, H, 2] and gate_rev_cumsum [B, T, H], fp32, of log_gate [B, T, H].
+    """Return gate_cumsum [B, H, 2, T] and gate_rev_cumsum [B, H, T], fp32, of log_gate [B, T, H].
 
     gate_cumsum is the sum from the block's first token to t, as a whole number and the rest: so small differences of
     large sums are exact. gate_rev_cumsum is the sum from t + 1 to the block's last token.
     """
     first, after, _, _ = blocks.token_blocks(log_gate.shape[1])
-    G = exclusive_cumsum(log_gate)
-    cumsum = G[:, 1:] - G[:, first]
+    G = exclusive_cumsum(log_gate.mT)
+    cumsum = (G[:, 1:] - G[:, first]).mT
     whole = cumsum.round()
-    return torch.stack((whole, cumsum - whole), dim=-1).float(), (G[:, after] - G[:, 1:]).float()
+    return torch.stack((whole, cumsum - whole), dim=2).float(), (G[:, after] - G[:, 1:]).float().mT.contiguous()
 
 
 def block_log_decay(gate_cumsum: Tensor, blocks: Blocks, past: int) -> Tensor:
-    """Return the sums of the log gate over whole blocks, [N, H], of gate_cumsum [B, T, H, 2]. A block without queries
+    """Return the sums of the log gate over whole blocks, [N, H], of gate_cumsum [B, H, 2, T]. A block without queries
     has 0, because an initial state is that of the first block with queries."""
     batch, _, stop, _, _ = blocks.table.long().unbind(1)
-    return torch.where((stop > past)[:, None], gate_cumsum[batch, (stop - 1).clamp_(min=0)].sum(-1), 0.0)
+    return torch.where((stop > past)[:, None], gate_cumsum.sum(2).mT[batch, (stop - 1).clamp_(min=0)], 0.0)
 
 
 def gate_gradient(
@@ -36,10 +36,10 @@ def gate_gradient(
     """Return the gradient of the log gate, [B, T, H] fp32: that of token u is Σ dW_ts W_ts over all s < u ≤ t.
 
     Args:
-        local: [B, T, H], of local weights, the sum over keys of each query less the sum over queries of each key.
+        local: [B, H, T], of local weights, the sum over keys of each query less the sum over queries of each key.
             Summed from u on, only pairs with s < u ≤ t remain.
-        state_queries: [B, T, H], of weights through the state, the sum over keys of each query.
-        state_keys: [B, T, H], of the same weights, the sum over queries of each key; None: summaries, which fade from
+        state_queries: [B, H, T], of weights through the state, the sum over keys of each query.
+        state_keys: [B, H, T], of the same weights, the sum over queries of each key; None: summaries, which fade from
             the end of their block on.
         through: [N, H], of each block, the sum over weights of earlier keys and later queries; of a document's last
             block, that of the final state.
@@ -48,7 +48,7 @@ def gate_gradient(
     queries are the more exact, because with `local` they add up to almost 0. The sums of the keys are corrected to
     agree with them, each in proportion to its size.
     """
-    first, after, end, rows = blocks.token_blocks(local.shape[1])
+    first, after, end, rows = blocks.token_blocks(local.shape[2])
     local, state_queries = exclusive_cumsum(local), exclusive_cumsum(state_queries)
     crossing = local[:, end] - local[:, :-1] + state_queries[:, after] - state_queries[:, :-1]
     batch, start, stop, _, _ = blocks.table.long().unbind(1)
@@ -86,10 +86,10 @@ def _decayed(blocks: Blocks, past: int) -> Tensor:
 
 
 def exclusive_cumsum(x: Tensor) -> Tensor:
-    """Return the sum of x [B, T, H] before each t, float64 [B, T + 1, H].
+    """Return the sum of x [B, H, T] before each t, float64 [B, T + 1, H].
 
-    Heads come first, because a GPU sums a column with one thread. A second row of zeros is added, because over a single
+    Rows are summed, because a GPU sums a column with one thread. A second row of zeros is added, because over a single
     row PyTorch's order on a GPU is not fixed.
     """
-    rows = pad(x.double().transpose(1, 2).flatten(0, 1), (1, 0, 0, 1))
-    return rows.cumsum(1)[:-1].unflatten(0, (x.shape[0], x.shape[2])).transpose(1, 2).contiguous()
+    rows = pad(x.double().flatten(0, 1), (1, 0, 0, 1))
+    return rows.cumsum(1)[:-1].unflatten(0, x.shape[:2]).transpose(1, 2).contiguous()

@@ -28,9 +28,9 @@ class Problem:
     a: Tensor  # [B, T, H, R]
     b: Tensor  # [B, past + T, Hkv, R], of summaries [B, S, Hkv, R]
     state_v: Tensor  # [B, past + T, Hkv, Dv], of summaries [B, S, Hkv, Dv]
-    mass: Tensor | None  # [B, past + T, Hkv] fp32, of summaries [B, S, Hkv]; None: 1
-    gate_cumsum: Tensor | None  # [B, past + T, Hkv, 2] fp32, as in `gate.py`; None: no gate
-    gate_rev_cumsum: Tensor | None  # [B, past + T, Hkv] fp32; None: no gate, or summaries
+    mass: Tensor | None  # [B, Hkv, past + T] fp32, of summaries [B, Hkv, S]; None: 1
+    gate_cumsum: Tensor | None  # [B, Hkv, 2, past + T] fp32, as in `gate.py`; None: no gate
+    gate_rev_cumsum: Tensor | None  # [B, Hkv, past + T] fp32; None: no gate, or summaries
     log_decay: Tensor | None  # [N, Hkv] fp32: sums of the log gate over whole blocks
     blocks: Blocks
     state_blocks: Blocks  # blocks of the rows of b
@@ -38,7 +38,7 @@ class Problem:
     summaries: int  # summaries of a block; 0: tokens are added to the state
     local_weight: LocalWeight
     degree: int  # for LocalWeight.POWER
-    scale: float
+    scale: float  # above 0 for LocalWeight.EXPONENTIAL
     shift: float  # for LocalWeight.POWER
     offset: float
     local_blocks: int
@@ -101,7 +101,6 @@ class Problem:
             c0=float(c0),
             c1=float(c1),
             c2=float(c2),
-            H=self.q.shape[2],
             R=R,
             R_PAD=padded(R),
             D=D,

@@ -49,8 +49,8 @@ class Rows(NamedTuple):
 
     x: Tensor
     y: Tensor
-    factor: Tensor | None  # [B, T, H] fp32; None: 1
-    z: Tensor | None  # [B, T, H] fp32; None: 1
+    factor: Tensor | None  # [B, H, T] fp32; None: 1
+    z: Tensor | None  # [B, H, T] fp32; None: 1
 
 
 def states_at_block_starts(problem: Problem, before: Pair = (None, None), keep: bool = True) -> States:
@@ -67,15 +67,15 @@ def state_gradients(
     """Return the gradients of what each block adds to the state and, with problem.has_initial_state, of that before.
 
     Args:
-        do: [B, T, H, Dv]. delta, reciprocal: [B, T, H] fp32, δ and 1 / l.
+        do: [B, T, H, Dv]. delta, reciprocal: [B, H, T] fp32, δ and 1 / l.
         d_end: [docs, Hkv, ·] fp32, the gradient of the final state, None: 0.
         met: with a gate, what `states_at_block_starts` returned.
     """
     p = problem
     factor = reciprocal
     if p.gate_cumsum is not None:
-        gates = p.gate_cumsum[:, p.past :].sum(-1).exp()
-        factor = (reciprocal.unflatten(2, (gates.shape[2], -1)) * gates[..., None]).flatten(2)
+        gates = p.gate_cumsum[..., p.past :].sum(2).exp()  # [B, Hkv, T]
+        factor = (reciprocal.unflatten(1, (gates.shape[1], -1)) * gates[:, :, None]).flatten(1, 2)
     return walk(p, Rows(p.a, do, factor, delta), d_end, queries=True, keep=True, end=p.has_initial_state, met=met)
 
 

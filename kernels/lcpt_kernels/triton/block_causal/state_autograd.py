@@ -108,7 +108,7 @@ def _backward(call: Call, d_added: tuple[Tensor, Tensor], d_end: Tensor) -> tupl
     gradients = block_backward_dv_state(p, *d_total)
     d_mass = d_log_gate = None
     if call.mass is not None and gradients.mass is not None:
-        d_mass = gradients.mass.to(call.mass.dtype)
+        d_mass = gradients.mass.mT.to(call.mass.dtype)
     if call.log_gate is not None:
         through = through_blocks(p, states_at_block_starts(p), after, d_ends)
         d_log_gate = state_gate_gradient(gradients.dgate_state, through, p.blocks, p.past, call.v.shape[1]).to(

@@ -11,7 +11,16 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from lcpt_kernels.triton.common.tile_io import GROUP, PAIR, head_rows, load_block, load_rows, products
+from lcpt_kernels.triton.common.tile_io import (
+    GROUP,
+    PAIR,
+    head_rows,
+    load_block,
+    load_rows,
+    load_tile,
+    products,
+    store_tile,
+)
 
 COLUMNS = tl.constexpr(16)  # of the product that sums z: the fewest that every target takes
 
@@ -23,7 +32,7 @@ def block_state_kernel(
     y,
     y_strides,  # [B, T, H, DV]
     factor,
-    z,  # [B, T, H]
+    z,  # [B, H, T]
     log_decay,  # [N, heads]
     value_start,
     denom_start,  # [docs, heads, ·]
@@ -131,6 +140,8 @@ def block_state_kernel(
     if not QUERIES:  # no others reach a state
         end = begin + (last - first - (LOCAL_BLOCKS - 1)) * block_rows
     low, token = tl.maximum(begin, past), tl.arange(0, BT)
+    tokens = tokens.to(tl.int64)
+    of_heads = (batch * heads + head) * group * tokens - past  # the place of token 0 of the first query head
     step, steps, left = 0, group * STEPS, 1.0
     for _ in tl.range(0, walked * steps, num_stages=STAGES):
         # A step's rows.
@@ -140,12 +151,12 @@ def block_state_kernel(
         x_t = x + h * x_strides[2] + (t - past).to(tl.int64) * x_strides[1]
         y_t = y + h * y_strides[2] + (t - past).to(tl.int64) * y_strides[1]
         y_rows = load_tile(y_t, y_strides[1], inside, 0, DV, DV_PAD, DV != DV_PAD)
-        of_head = (batch * tokens + t - past) * (heads * group) + head * group + h
+        of_head = of_heads + h * tokens + t
         z_rows = tl.where(inside, 1.0, 0.0) if CONSTANT else tl.full((BT,), 1.0, tl.float32)
         if Z:
-            z_rows = tl.load(z + of_head + token * (heads * group), mask=inside, other=0.0)
+            z_rows = tl.load(z + of_head + token, mask=inside, other=0.0)
         if FACTOR:
-            factors = tl.load(factor + of_head + token * (heads * group), mask=inside, other=0.0)[:, None]
+            factors = tl.load(factor + of_head + token, mask=inside, other=0.0)[:, None]
             if x.dtype.element_ty == TYPE:  # 16 bits multiply two at a time
                 factors = factors.to(TYPE)
         if SQUARES:
@@ -226,24 +237,6 @@ def add(state, sums, phi, y, z, TYPE: tl.constexpr, EXACT: tl.constexpr):
 @triton.jit
 def columns_of(x):
     return tl.broadcast_to(x[:, None], (x.shape[0], COLUMNS))
-
-
-@triton.jit
-def load_tile(x, stride, inside, start, WIDTH: tl.constexpr, SIZE: tl.constexpr, PART: tl.constexpr):
-    """Load columns start … start + SIZE of the rows from x on, of which PART may be beyond WIDTH: 0. Offsets have 32
-    bits, unlike those of `load_rows`, which halves a step's integer arithmetic."""
-    rows, columns = tl.arange(0, inside.shape[0]), start + tl.arange(0, SIZE)
-    mask = inside[:, None]
-    if PART:
-        mask = mask & (columns < WIDTH)[None, :]
-    return tl.load(x + (rows[:, None] * stride + columns[None, :]), mask=mask, other=0.0)
-
-
-@triton.jit
-def store_tile(x, row, stored, values, WIDTH: tl.constexpr, PADDED: tl.constexpr):
-    columns = tl.arange(0, PADDED)
-    mask = stored[:, None] & (columns < WIDTH)[None, :]
-    tl.store(x + (row[:, None] * WIDTH + columns[None, :]), values.to(x.dtype.element_ty), mask=mask)
 
 
 @triton.jit

@@ -11,7 +11,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from lcpt_kernels.triton.common.tile_io import GROUP, PAIR, load_columns, load_rows
+from lcpt_kernels.triton.common.tile_io import GROUP, PAIR, load_columns, load_rows, load_tile
 
 
 @triton.jit
@@ -19,7 +19,6 @@ def symmetric_gradient(
     n,
     state,
     a,
-    rows,
     stride,
     inside,
     R: tl.constexpr,
@@ -27,22 +26,54 @@ def symmetric_gradient(
     DV: tl.constexpr,
     DV_PAD: tl.constexpr,
 ):
-    """Return Σ_q a_q (S_pq + S_qp) n [BM, R_PAD] of rows n [BM, DV] and a[rows], for the state's rows of pairs. S must
-    be symmetric within groups."""
+    """Return Σ_q a_q (S_pq + S_qp) n [BM, R_PAD] of rows n [BM, DV] and the rows from a on, [BM, R], for the state's
+    rows of pairs. S must be symmetric within groups."""
     GROUPS: tl.constexpr = R_PAD // GROUP
     STEP: tl.constexpr = min(PAIR // R_PAD, GROUP) if R_PAD < PAIR else 1  # coordinates p at a time
     gradient = tl.zeros((n.shape[0], STEP, GROUPS, GROUP), tl.float32)
-    for i in range(0, R // GROUP):
-        first, distance = rows_of_coordinates(i, STEP, R, R_PAD)
-        # The rows of a pair I < J stand for two features and have their weight 2 c₂; those of (I, I) have c₂.
-        times = tl.where(tl.arange(0, GROUPS) == i, 2.0, 1.0)
+    if GROUPS <= 4:
+        # Unrolled over i, which of a step's factors are doubled is part of the code, and places are computed once.
         for p in range(0, GROUP, STEP):
-            S = load_rows(state, first + p * distance, DV, first >= 0, DV, DV_PAD)
-            d = tl.dot(n, tl.trans(S), input_precision="ieee")  # [BM, DV] @ [DV, STEP · R]
-            a_p = load_columns(a, rows, stride, inside, i * GROUP + p, R, STEP).to(tl.float32)
-            factors = a_p[:, :, None, None] * times[None, None, :, None]
-            gradient += factors * tl.reshape(d, (n.shape[0], STEP, GROUPS, GROUP))
+            for i in tl.static_range(R // GROUP):
+                d = times_rows(n, state, i, p, STEP, R, R_PAD, DV, DV_PAD)
+                a_p = load_tile(a, stride, inside, i * GROUP + p, R, STEP, False)
+                gradient = add_product(gradient, a_p, d, i)
+    else:  # so many tiles would fill shared memory
+        row = tl.arange(0, n.shape[0])
+        for i in range(0, R // GROUP):
+            for p in range(0, GROUP, STEP):
+                d = times_rows(n, state, i, p, STEP, R, R_PAD, DV, DV_PAD)
+                a_p = load_columns(a, row, stride, inside, i * GROUP + p, R, STEP)
+                gradient = add_product(gradient, a_p, d, i)
     return tl.reshape(tl.sum(gradient, axis=1), (n.shape[0], R_PAD))
+
+
+@triton.jit
+def times_rows(
+    n,
+    state,
+    i,
+    p,
+    STEP: tl.constexpr,
+    R: tl.constexpr,
+    R_PAD: tl.constexpr,
+    DV: tl.constexpr,
+    DV_PAD: tl.constexpr,
+):
+    """Return the product of n and the state's rows of coordinates p … p + STEP of group i, [BM, STEP · R_PAD]."""
+    first, distance = rows_of_coordinates(i, STEP, R, R_PAD)
+    S = load_rows(state, first + p * distance, DV, first >= 0, DV, DV_PAD)
+    return tl.dot(n, tl.trans(S), input_precision="ieee")  # [BM, DV] @ [DV, STEP · R]
+
+
+@triton.jit
+def add_product(gradient, a_p, d, i):
+    """Add a_p [BM, STEP] of group i times d [BM, STEP · R_PAD] to gradient [BM, STEP, GROUPS, 8]."""
+    # The rows of a pair I < J stand for two features and have their weight 2 c₂; those of (I, I) have c₂.
+    times = tl.where(tl.arange(0, gradient.shape[2]) == i, 2.0, 1.0)
+    factors = a_p.to(tl.float32)[:, :, None, None] * times[None, None, :, None]
+    d = tl.reshape(d, (d.shape[0], gradient.shape[1], gradient.shape[2], GROUP))
+    return gradient + factors * d
 
 
 @triton.jit

@@ -8,25 +8,27 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from lcpt_kernels.triton.common.tile_io import load_rows
+from lcpt_kernels.triton.common.tile_io import head_rows, load_rows
 
 
 def backward_delta(do: Tensor, o: Tensor, denominator: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
-    """Return δ [B, T, H] fp32 of do [B, T, H, Dv], whose last stride is 1, and o [B, T, H, Dv], contiguous; and
-    1 / denominator [B, T, H] fp32, None without one."""
-    delta = torch.empty(o.shape[:3], dtype=torch.float32, device=o.device)
-    reciprocal = None if denominator is None else torch.empty_like(denominator)
-    width, rows, BM = o.shape[3], o.shape[1] * o.shape[2], 64
-    pieces = triton.cdiv(rows, BM)
-    backward_delta_kernel[(pieces * o.shape[0],)](
+    """Return δ and 1 / denominator, both [B, H, T] fp32 as denominator is; without one δ [B, T, H], and None. do is
+    [B, T, H, Dv], its last stride 1; o is [B, T, H, Dv], contiguous."""
+    batch, tokens, heads, width = o.shape
+    if denominator is None:
+        delta, reciprocal = o.new_empty(batch, tokens, heads, dtype=torch.float32), None
+    else:
+        delta, reciprocal = torch.empty_like(denominator), torch.empty_like(denominator)
+    BM = 64
+    pieces = triton.cdiv(tokens, BM)
+    backward_delta_kernel[(pieces * batch, heads)](
         do,
         do.stride()[:3],
         o,
         denominator,
         delta,
         reciprocal,
-        rows,
-        o.shape[2],
+        tokens,
         pieces,
         DV=width,
         DV_PAD=triton.next_power_of_2(width),
@@ -37,29 +39,32 @@ def backward_delta(do: Tensor, o: Tensor, denominator: Tensor | None = None) -> 
     return delta, reciprocal
 
 
-@triton.jit(do_not_specialize=["rows", "heads", "pieces"])
+@triton.jit(do_not_specialize=["tokens", "pieces"])
 def backward_delta_kernel(
     do,
     do_strides,  # [B, T, H, DV]
     o,  # [B, T, H, DV]
-    denominator,
-    delta,
-    reciprocal,  # [B, T, H]
-    rows,
-    heads,
+    denominator,  # [B, H, T]
+    delta,  # [B, H, T], without RECIPROCAL [B, T, H]
+    reciprocal,  # [B, H, T]
+    tokens,
     pieces,
     DV: tl.constexpr,
     DV_PAD: tl.constexpr,
     RECIPROCAL: tl.constexpr,
     BM: tl.constexpr,
 ):
-    batch = (tl.program_id(0) // pieces).to(tl.int64)
-    row = tl.program_id(0) % pieces * BM + tl.arange(0, BM)  # of T · H
-    inside = row < rows
-    place = (row // heads).to(tl.int64) * do_strides[1] + (row % heads).to(tl.int64) * do_strides[2]
-    do_rows = load_rows(do + batch * do_strides[0], place, 1, inside, DV, DV_PAD).to(tl.float32)  # [BM, DV]
-    o_rows = load_rows(o, batch * rows + row, DV, inside, DV, DV_PAD).to(tl.float32)
-    tl.store(delta + batch * rows + row, -tl.sum(do_rows * o_rows, axis=1), mask=inside)
+    batch, head, heads = (tl.program_id(0) // pieces).to(tl.int64), tl.program_id(1), tl.num_programs(1)
+    t = tl.program_id(0) % pieces * BM + tl.arange(0, BM)
+    inside = t < tokens
+    row = (batch * tokens + t) * heads + head
+    do_rows = load_rows(head_rows(do, do_strides, batch, head), t, do_strides[1], inside, DV, DV_PAD)  # [BM, DV]
+    o_rows = load_rows(o, row, DV, inside, DV, DV_PAD)
+    delta_rows = -tl.sum(do_rows.to(tl.float32) * o_rows.to(tl.float32), axis=1)
     if RECIPROCAL:
-        l_rows = tl.load(denominator + batch * rows + row, mask=inside, other=1.0)
-        tl.store(reciprocal + batch * rows + row, 1.0 / l_rows, mask=inside)
+        place = (batch * heads + head) * tokens + t
+        l_rows = tl.load(denominator + place, mask=inside, other=1.0)
+        tl.store(delta + place, delta_rows, mask=inside)
+        tl.store(reciprocal + place, 1.0 / l_rows, mask=inside)
+    else:
+        tl.store(delta + row, delta_rows, mask=inside)

@@ -61,6 +61,38 @@ def store_columns(x, rows, stride, inside, values, start, WIDTH: tl.constexpr, S
 
 
 @triton.jit
+def load_tile(x, stride, inside, start, WIDTH: tl.constexpr, SIZE: tl.constexpr, PART: tl.constexpr):
+    """Load columns start … start + SIZE of the rows from x on, of which PART may be beyond WIDTH: 0. Offsets have 32
+    bits, unlike those of `load_rows`, which halves a step's integer arithmetic."""
+    rows, columns = tl.arange(0, inside.shape[0]), tl.arange(0, SIZE) + start
+    mask = inside[:, None]
+    if PART:
+        mask = mask & (columns < WIDTH)[None, :]
+    return tl.load(x + (rows[:, None] * stride + columns[None, :]), mask=mask, other=0.0)
+
+
+@triton.jit
+def store_tile(x, row, stored, values, WIDTH: tl.constexpr, PADDED: tl.constexpr):
+    columns = tl.arange(0, PADDED)
+    mask = stored[:, None] & (columns < WIDTH)[None, :]
+    tl.store(x + (row[:, None] * WIDTH + columns[None, :]), values.to(x.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def load_once(x, inside):
+    """Load x[0 … n), n = 32, 64, …, as [n]: 0 where not inside.
+
+    In a loop of 8 warps every thread would load each of so few numbers that it needs, with an address and a mask for
+    each: Triton prefers this to an exchange between threads. Of a tile of 256 numbers it loads one a thread.
+    """
+    n: tl.constexpr = inside.shape[0]
+    copies: tl.constexpr = 256 // n if n < 256 else 1
+    copy = tl.arange(0, copies)
+    mask = inside[:, None] & (copy == 0)[None, :]
+    return tl.sum(tl.load(x + (tl.arange(0, n)[:, None] + 0 * copy[None, :]), mask=mask, other=0.0), axis=1)
+
+
+@triton.jit
 def load_group(x, rows, stride, inside, group):
     """Load the coordinates of one group of x[rows], [n, 8]."""
     columns = group * GROUP + tl.arange(0, GROUP)
