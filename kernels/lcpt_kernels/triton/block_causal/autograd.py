@@ -42,7 +42,7 @@ from lcpt_kernels.triton.block_causal.state_layout import (
     to_common_backward,
     with_symmetric_pairs,
 )
-from lcpt_kernels.triton.common.delta import backward_delta
+from lcpt_kernels.triton.block_causal.delta import backward_delta
 from lcpt_kernels.triton.common.tensors import (
     on_device_of,
     trimmed_rows,
@@ -214,7 +214,6 @@ def _backward(
 ) -> tuple[Tensor | None, ...]:
     p, blocks, layout = problem, problem.blocks, problem.layout
     delta, reciprocal = backward_delta(do, o, denominator)
-    assert reciprocal is not None
 
     value_before, denom_before = call.initial_states()
     if value_before is not None:  # `block_backward_dq` multiplies by one of x_p x_q and x_q x_p

@@ -11,14 +11,11 @@ from torch import Tensor
 from lcpt_kernels.triton.common.tile_io import head_rows, load_rows
 
 
-def backward_delta(do: Tensor, o: Tensor, denominator: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
-    """Return δ and 1 / denominator, both [B, H, T] fp32 as denominator is; without one δ [B, T, H], and None. do is
-    [B, T, H, Dv], its last stride 1; o is [B, T, H, Dv], contiguous."""
+def backward_delta(do: Tensor, o: Tensor, denominator: Tensor) -> tuple[Tensor, Tensor]:
+    """Return δ and 1 / denominator, both [B, H, T] fp32 as denominator is. do is [B, T, H, Dv], its last stride 1; o is
+    [B, T, H, Dv], contiguous."""
     batch, tokens, heads, width = o.shape
-    if denominator is None:
-        delta, reciprocal = o.new_empty(batch, tokens, heads, dtype=torch.float32), None
-    else:
-        delta, reciprocal = torch.empty_like(denominator), torch.empty_like(denominator)
+    delta, reciprocal = torch.empty_like(denominator), torch.empty_like(denominator)
     BM = 64
     pieces = triton.cdiv(tokens, BM)
     backward_delta_kernel[(pieces * batch, heads)](
@@ -32,7 +29,6 @@ def backward_delta(do: Tensor, o: Tensor, denominator: Tensor | None = None) -> 
         pieces,
         DV=width,
         DV_PAD=triton.next_power_of_2(width),
-        RECIPROCAL=denominator is not None,
         BM=BM,
         num_warps=4,
     )
@@ -45,13 +41,12 @@ def backward_delta_kernel(
     do_strides,  # [B, T, H, DV]
     o,  # [B, T, H, DV]
     denominator,  # [B, H, T]
-    delta,  # [B, H, T], without RECIPROCAL [B, T, H]
+    delta,
     reciprocal,  # [B, H, T]
     tokens,
     pieces,
     DV: tl.constexpr,
     DV_PAD: tl.constexpr,
-    RECIPROCAL: tl.constexpr,
     BM: tl.constexpr,
 ):
     batch, head, heads = (tl.program_id(0) // pieces).to(tl.int64), tl.program_id(1), tl.num_programs(1)
@@ -61,10 +56,7 @@ def backward_delta_kernel(
     do_rows = load_rows(head_rows(do, do_strides, batch, head), t, do_strides[1], inside, DV, DV_PAD)  # [BM, DV]
     o_rows = load_rows(o, row, DV, inside, DV, DV_PAD)
     delta_rows = -tl.sum(do_rows.to(tl.float32) * o_rows.to(tl.float32), axis=1)
-    if RECIPROCAL:
-        place = (batch * heads + head) * tokens + t
-        l_rows = tl.load(denominator + place, mask=inside, other=1.0)
-        tl.store(delta + place, delta_rows, mask=inside)
-        tl.store(reciprocal + place, 1.0 / l_rows, mask=inside)
-    else:
-        tl.store(delta + row, delta_rows, mask=inside)
+    place = (batch * heads + head) * tokens + t
+    l_rows = tl.load(denominator + place, mask=inside, other=1.0)
+    tl.store(delta + place, delta_rows, mask=inside)
+    tl.store(reciprocal + place, 1.0 / l_rows, mask=inside)
