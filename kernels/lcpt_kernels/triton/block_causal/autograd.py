@@ -27,6 +27,7 @@ from lcpt_kernels.triton.block_causal.backward_dk import block_backward_dk
 from lcpt_kernels.triton.block_causal.backward_dq import block_backward_dq
 from lcpt_kernels.triton.block_causal.backward_dv import block_backward_dv, block_backward_dv_local
 from lcpt_kernels.triton.block_causal.block_table import Blocks, dense, packed
+from lcpt_kernels.triton.block_causal.delta import backward_delta
 from lcpt_kernels.triton.block_causal.feature_gradient import query_feature_gradient
 from lcpt_kernels.triton.block_causal.forward import block_forward
 from lcpt_kernels.triton.block_causal.gate import gate_gradient
@@ -42,7 +43,6 @@ from lcpt_kernels.triton.block_causal.state_layout import (
     to_common_backward,
     with_symmetric_pairs,
 )
-from lcpt_kernels.triton.block_causal.delta import backward_delta
 from lcpt_kernels.triton.common.tensors import (
     on_device_of,
     trimmed_rows,
