@@ -149,7 +149,7 @@ def block_backward_dk_kernel(
             dk_rows = tl.dot(ds, q_rows.to(TYPE), dk_rows, input_precision="ieee")  # [BN, BM] @ [BM, D]
         q += q_strides[2]
         do += do_strides[2]
-    n = tl.arange(0, BN)  # of what is in use before the loops this needs little
+    n = tl.arange(0, BN)  # places as numbers from `lowest` on, which take few registers through the loops
     dk += ((batch * keys + lowest) * key_heads + head) * D
     store_tile(dk, n * key_heads, n < stop - lowest, scale * dk_rows, D, D_PAD)
     if GATED:

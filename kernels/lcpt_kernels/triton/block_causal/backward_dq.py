@@ -169,7 +169,7 @@ def block_backward_dq_kernel(
                 d_features = tl.dot(do_rows.to(TYPE), tl.trans(S), input_precision="ieee")  # [BM, DV] @ [DV, 64]
                 gradient = contract(d_features, a_i, a_j, i, j, gradient)
             da_rows += tl.reshape(gradient, (BM, R_PAD))
-    # Again, rather than that places are in registers during the loop.
+    # Loaded again, here and at the end: places that are kept would take registers through the loops.
     batch, first, stop, begin, end = load_block(blocks, block)
     lowest = first + tl.program_id(0) % pieces * BM
     t = lowest + tl.arange(0, BM)

@@ -295,9 +295,8 @@ def block_backward_dv_kernel(
         )
         q, do = head_rows(q, q_strides, batch, head * group), head_rows(do, do_strides, batch, head * group)
         for h in range(0, group):
-            queries = (
-                batch * (key_heads * group) + head * group + h
-            ) * tokens - past  # the place of the head's token 0
+            # The place of the head's token 0.
+            queries = (batch * (key_heads * group) + head * group + h) * tokens - past
             for m in range(tl.maximum(lowest, past), last, BM):
                 local = tl.arange(0, BM) < last - m
                 q_m = q + (m - past).to(tl.int64) * q_strides[1]
@@ -331,7 +330,7 @@ def block_backward_dv_kernel(
                 dv_rows = tl.dot(w.to(TYPE), do_rows.to(TYPE), dv_rows, input_precision="ieee")  # [BN, BM] @ [BM, DV]
             q += q_strides[2]
             do += do_strides[2]
-    # Of what is in use before the loops this needs nothing.
+    # Loaded again: places that are kept would take registers through the loops.
     batch, first, stop, begin, end = load_block(blocks, block)
     lowest = first + tl.program_id(0) % pieces * BN
     n = tl.arange(0, BN)

@@ -211,7 +211,7 @@ def block_forward_kernel(
         acc = tl.dot(w.to(TYPE), v_rows.to(TYPE), acc, input_precision="ieee")  # [BM, BN] @ [BN, DV]
 
     l_i = tl.where(l_i == 0.0, float("inf"), l_i)  # 0/0 is 0, and so are its gradients
-    # Again, rather than that places are in registers during the loop.
+    # Loaded again: places that are kept would take registers through the loop.
     batch, first, stop, begin, end = load_block(blocks, block)
     t = first + tl.program_id(0) % pieces * BM + tl.arange(0, BM)
     inside = (t < stop) & (t >= past)
