@@ -14,9 +14,9 @@ import triton.language as tl
 from torch import Tensor
 
 from lcpt_kernels.triton.block_causal.local_weights import (
-    EXPONENTIAL,
     load_gate_cumsum,
     load_step_gate_cumsum,
+    load_step_row_max,
     scores,
     weights_and_slopes,
 )
@@ -120,9 +120,7 @@ def block_backward_dk_kernel(
             q_rows = load_tile(q_m, q_strides[1], local, 0, D, D_PAD, D != D_PAD)  # [BM, D]
             do_rows = load_tile(do_m, do_strides[1], local, 0, DV, DV_PAD, DV != DV_PAD)  # [BM, DV]
             delta_rows = load_once(delta + queries + m, local)  # [BM]
-            m_i = tl.zeros((BM,), tl.float32)
-            if WEIGHT == EXPONENTIAL:
-                m_i = load_once(row_max + queries + m, local)
+            m_i = load_step_row_max(row_max, queries + m, local, WEIGHT)
             g_t, t_rest = load_step_gate_cumsum(gate_cumsum, gates + m, keys, local, GATED)
             g_t += tl.where(t >= stop, g_block, 0.0)
             t_rest += tl.where(t >= stop, block_rest, 0.0)

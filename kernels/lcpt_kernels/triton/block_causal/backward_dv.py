@@ -18,8 +18,8 @@ import triton.language as tl
 from torch import Tensor
 
 from lcpt_kernels.triton.block_causal.local_weights import (
-    EXPONENTIAL,
     load_gate_cumsum,
+    load_step_row_max,
     scores,
     weights_and_slopes,
 )
@@ -303,9 +303,8 @@ def block_backward_dv_kernel(
                 do_m = do + (m - past).to(tl.int64) * do_strides[1]
                 q_rows = load_tile(q_m, q_strides[1], local, 0, D, D_PAD, D != D_PAD)  # [BM, D]
                 do_rows = load_tile(do_m, do_strides[1], local, 0, DV, DV_PAD, DV != DV_PAD)  # [BM, DV]
-                m_i = tl.zeros((BM,), tl.float32)
-                if WEIGHT == EXPONENTIAL:
-                    m_i = load_once(row_max + queries + m, local)
+                m_i = load_step_row_max(row_max, queries + m, local, WEIGHT)
+                # With `load_step_gate_cumsum` this loop would spill.
                 g_t, t_rest = load_gate_cumsum(gate_cumsum, gates + m, tl.arange(0, BM), keys, local, GATED)
                 if LOCAL_BLOCKS == 2:
                     later = tl.arange(0, BM) >= stop - m

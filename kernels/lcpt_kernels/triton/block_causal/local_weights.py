@@ -130,3 +130,12 @@ def load_row_max(row_max, place, inside, WEIGHT: tl.constexpr):
         return tl.load(row_max + place, mask=inside, other=0.0)
     else:
         return (place * 0).to(tl.float32)
+
+
+@triton.jit
+def load_step_row_max(row_max, start, inside, WEIGHT: tl.constexpr):
+    """Load m_i of the queries of a step, which follow each other from `start` on, like `load_row_max`."""
+    if WEIGHT == EXPONENTIAL:
+        return load_once(row_max + start, inside)
+    else:
+        return tl.zeros(inside.shape, tl.float32)
